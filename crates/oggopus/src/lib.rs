@@ -1,0 +1,1 @@
+//! Opus sound in Ogg files (RFC 7845): writing as the sound arrives, reading, and measuring.

@@ -1,0 +1,1 @@
+//! A LiveKit-compatible room server for development, demonstrations and tests. Not for production.

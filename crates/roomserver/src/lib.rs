@@ -1,1 +1,153 @@
 //! A LiveKit-compatible room server for development, demonstrations and tests. Not for production.
+//!
+//! Official LiveKit clients join it as they join the real server: they signal over a WebSocket at `/rtc` or
+//! `/rtc/v1`, and exchange audio and data over WebRTC. One process holds everything in memory.
+//!
+//! Where things are:
+//! - [`server`]: the HTTP side, what all parts share, starting and stopping.
+//! - [`token`]: who may do what.
+//! - [`rooms`]: the handle through which API calls, agents and recorders see and change rooms.
+//! - `room`: one room's state. `speakers`: who speaks.
+//! - `signal`: a client's WebSocket. `peer`: the task that owns a participant's connections.
+
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use livekit_protocol as proto;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) mod ids;
+#[expect(dead_code, reason = "signalling, which uses it, comes next")]
+pub(crate) mod room;
+pub mod rooms;
+pub mod server;
+#[expect(dead_code, reason = "comes next")]
+pub(crate) mod signal;
+#[expect(dead_code, reason = "forwarding, which uses it, comes next")]
+pub(crate) mod speakers;
+pub mod token;
+
+pub use rooms::{RoomEvent, RoomOptions, Rooms};
+pub use server::Server;
+
+/// How a server is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where HTTP and WebSocket requests are accepted; port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// API keys with their secrets.
+    pub keys: Vec<(String, String)>,
+    /// The address of this machine that clients send media to.
+    pub node_ip: IpAddr,
+    /// Where recordings with relative paths are written; `None` is the current directory.
+    pub recordings_dir: Option<PathBuf>,
+    /// Accept media over UDP.
+    pub udp: bool,
+    /// Accept media over TCP (RFC 6544), for clients that cannot use UDP.
+    pub rtc_tcp: bool,
+}
+
+impl Default for Options {
+    /// Loopback only, any free port, the key and secret of `livekit-server --dev`.
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+            keys: vec![("devkey".into(), "secret".into())],
+            node_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            recordings_dir: None,
+            udp: true,
+            rtc_tcp: true,
+        }
+    }
+}
+
+/// Why a server could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the room server cannot listen on {address}: {source}")]
+    Listen {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("the room server needs at least one API key")]
+    NoKeys,
+    #[error("the room server needs UDP or TCP for media, and both are switched off")]
+    NoTransport,
+}
+
+/// A running server. It stops when it is shut down, or abruptly when it is dropped.
+pub struct RoomServer {
+    address: SocketAddr,
+    server: Server,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl RoomServer {
+    /// Binds the listener and starts to serve.
+    pub async fn start(options: Options) -> Result<Self, Error> {
+        if options.keys.is_empty() {
+            return Err(Error::NoKeys);
+        }
+        if !options.udp && !options.rtc_tcp {
+            return Err(Error::NoTransport);
+        }
+        let bind = options.bind;
+        let listen_error = |source| Error::Listen {
+            address: bind,
+            source,
+        };
+        let listener = TcpListener::bind(bind).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let server = Server::new(options, stop.clone(), tasks.clone());
+        tasks.spawn(
+            stop.clone()
+                .run_until_cancelled_owned(server.rooms().sweep_forever()),
+        );
+        tasks.spawn(server::serve(listener, server.clone(), stop.clone()));
+        tracing::info!(%address, "room server listens");
+        Ok(Self {
+            address,
+            server,
+            stop,
+            tasks,
+        })
+    }
+
+    /// Where clients connect: `ws://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("ws://{}", self.address)
+    }
+
+    /// The address of the listener, with the port that was really taken.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The rooms, for whoever runs in the same process.
+    pub fn rooms(&self) -> &Rooms {
+        self.server.rooms()
+    }
+
+    /// Sends everybody away with `SERVER_SHUTDOWN` and waits until all tasks have ended.
+    pub async fn shutdown(self) {
+        self.server
+            .rooms()
+            .close_all(proto::DisconnectReason::ServerShutdown);
+        self.tasks.close();
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for RoomServer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

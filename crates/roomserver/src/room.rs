@@ -1,0 +1,1353 @@
+//! One room: who is in it, what they publish, who hears whom.
+//!
+//! The state lies behind one mutex that is held for one short method at a time. Nothing here touches a
+//! socket: effects are messages in the bounded inboxes of the participants' tasks ([`crate::peer`]).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use livekit_protocol as proto;
+use parking_lot::Mutex;
+use prost::Message as _;
+use proto::data_packet::{Kind as DataKind, Value as DataValue};
+use proto::participant_info::{Kind, State};
+use proto::signal_response::Message as Signal;
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::Instant;
+
+use crate::ids;
+use crate::rooms::{
+    DEFAULT_DEPARTURE_TIMEOUT_S, DEFAULT_EMPTY_TIMEOUT_S, ParticipantChange, RoomError, RoomEvent,
+    RoomOptions, TappedPacket,
+};
+use crate::speakers::LevelWindow;
+
+/// Control messages that a participant's task may leave unread. It reads them all before it does anything
+/// else, so a full inbox means that the task hangs.
+pub(crate) const INBOX_CAPACITY: usize = 4096;
+/// Media packets that a participant's task may leave unread: a second and a half of three speakers.
+pub(crate) const MEDIA_CAPACITY: usize = 256;
+/// Limits of the real server (`limit` section of its configuration).
+const MAX_METADATA_BYTES: usize = 64_000;
+const MAX_ATTRIBUTES_BYTES: usize = 64_000;
+const MAX_NAME_BYTES: usize = 256;
+/// Reliable packets are kept this long for participants whose data channel is just being set up again.
+const DATA_CACHE_AGE: Duration = Duration::from_secs(2);
+const DATA_CACHE_BYTES: usize = 1_000_000;
+
+/// What a room asks of a participant's task.
+#[derive(Debug)]
+pub(crate) enum ToPeer {
+    /// Send this to the client.
+    Signal(Box<Signal>),
+    /// Send this track's media to the client.
+    Subscribe(Subscription),
+    /// Stop sending this track's media.
+    Unsubscribe { track_sid: Arc<str> },
+    /// The participant may no longer publish this track.
+    RevokeTrack { track_sid: String },
+    /// Send this packet on the data channel of its kind.
+    Data { kind: DataKind, packet: Bytes },
+    /// Tell the client to leave and end.
+    Close { reason: proto::DisconnectReason },
+    /// A client has come back with a new signalling connection.
+    Resume(crate::signal::Resumed),
+}
+
+/// A track that a participant is to hear.
+#[derive(Debug, Clone)]
+pub(crate) struct Subscription {
+    pub track_sid: Arc<str>,
+    pub publisher_sid: String,
+    pub kind: proto::TrackType,
+}
+
+/// One RTP packet on its way from a publisher to a subscriber.
+#[derive(Debug, Clone)]
+pub(crate) struct MediaPacket {
+    pub track_sid: Arc<str>,
+    /// Extended sequence number of the publisher.
+    pub sequence: u64,
+    pub timestamp: u32,
+    pub marker: bool,
+    /// RFC 6464: 0 is loudest, -127 is silence.
+    pub level: Option<i8>,
+    pub voice: Option<bool>,
+    pub payload: Arc<[u8]>,
+}
+
+/// The two inboxes of a participant's task.
+#[derive(Debug, Clone)]
+pub(crate) struct Inbox {
+    pub control: mpsc::Sender<ToPeer>,
+    pub media: mpsc::Sender<MediaPacket>,
+}
+
+impl Inbox {
+    fn send(&self, message: ToPeer) {
+        if let Err(mpsc::error::TrySendError::Full(message)) = self.control.try_send(message) {
+            tracing::error!("a participant's task does not read its inbox; dropped {message:?}");
+        }
+    }
+
+    fn signal(&self, message: Signal) {
+        self.send(ToPeer::Signal(Box::new(message)));
+    }
+}
+
+/// Who wants to join.
+#[derive(Debug)]
+pub(crate) struct JoinSpec {
+    pub identity: String,
+    pub name: String,
+    pub kind: Kind,
+    pub metadata: String,
+    pub attributes: HashMap<String, String>,
+    pub permission: proto::ParticipantPermission,
+    pub auto_subscribe: bool,
+    pub client_protocol: i32,
+    pub capabilities: Vec<i32>,
+    pub inbox: Inbox,
+}
+
+/// What a new participant finds.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub room: proto::Room,
+    pub participant: proto::ParticipantInfo,
+    pub others: Vec<proto::ParticipantInfo>,
+}
+
+/// What is to be done with a room after a look at it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Sweep {
+    Keep,
+    CloseIdle,
+}
+
+pub(crate) struct Room {
+    name: String,
+    sid: String,
+    events: broadcast::Sender<RoomEvent>,
+    options: Arc<RoomOptions>,
+    state: Mutex<RoomState>,
+}
+
+struct RoomState {
+    info: proto::Room,
+    members: Vec<Member>,
+    taps: Vec<mpsc::Sender<TappedPacket>>,
+    created: Instant,
+    /// When somebody who holds the room open last left it.
+    last_left: Option<Instant>,
+    /// Whether somebody who holds the room open has ever been in it.
+    was_joined: bool,
+    closed: bool,
+    data_cache: VecDeque<CachedData>,
+    data_cache_bytes: usize,
+    recent_nonces: VecDeque<Vec<u8>>,
+    speakers: HashMap<String, f32>,
+}
+
+struct CachedData {
+    added: Instant,
+    sender_sid: String,
+    sequence: u32,
+    destinations: Vec<String>,
+    packet: Bytes,
+}
+
+struct Member {
+    info: proto::ParticipantInfo,
+    inbox: Inbox,
+    tracks: Vec<Track>,
+    auto_subscribe: bool,
+    /// Choices of the participant that differ from `auto_subscribe`, by track.
+    wanted: HashMap<String, bool>,
+    /// Whom this participant lets hear its tracks; `None` means everybody.
+    subscription_permission: Option<proto::SubscriptionPermission>,
+    last_reliable_sequence: u32,
+}
+
+struct Track {
+    info: proto::TrackInfo,
+    sid: Arc<str>,
+    subscribers: Vec<Subscriber>,
+    level: LevelWindow,
+}
+
+struct Subscriber {
+    sid: String,
+    media: mpsc::Sender<MediaPacket>,
+}
+
+impl Member {
+    fn holds_room_open(&self) -> bool {
+        !is_dependent(&self.info)
+    }
+
+    fn is_hidden(&self) -> bool {
+        self.info
+            .permission
+            .as_ref()
+            .is_some_and(|permission| permission.hidden)
+    }
+
+    fn is_active(&self) -> bool {
+        self.info.state() == State::Active
+    }
+
+    fn can_subscribe(&self) -> bool {
+        self.info
+            .permission
+            .as_ref()
+            .is_some_and(|permission| permission.can_subscribe)
+    }
+
+    fn wants(&self, track_sid: &str) -> bool {
+        self.wanted
+            .get(track_sid)
+            .copied()
+            .unwrap_or(self.auto_subscribe)
+    }
+
+    fn allows(&self, track_sid: &str, subscriber: &proto::ParticipantInfo) -> bool {
+        let Some(permission) = &self.subscription_permission else {
+            return true;
+        };
+        permission.all_participants
+            || permission.track_permissions.iter().any(|allowed| {
+                (allowed.participant_identity == subscriber.identity
+                    || (!allowed.participant_sid.is_empty()
+                        && allowed.participant_sid == subscriber.sid))
+                    && (allowed.all_tracks || allowed.track_sids.iter().any(|sid| sid == track_sid))
+            })
+    }
+
+    fn bump(&mut self) {
+        self.info.version += 1;
+        self.info.tracks = self.tracks.iter().map(|track| track.info.clone()).collect();
+        self.info.is_publisher = !self.tracks.is_empty();
+    }
+}
+
+/// Agents and recorders are in a room because of the others and do not hold it open.
+fn is_dependent(info: &proto::ParticipantInfo) -> bool {
+    #[expect(deprecated, reason = "a recorder is known by this flag of its token")]
+    let flagged = info
+        .permission
+        .as_ref()
+        .is_some_and(|permission| permission.recorder || permission.agent);
+    flagged || matches!(info.kind(), Kind::Agent | Kind::Egress)
+}
+
+impl RoomState {
+    fn member(&self, identity: &str) -> Option<&Member> {
+        self.members
+            .iter()
+            .find(|member| member.info.identity == identity)
+    }
+
+    fn member_mut(&mut self, identity: &str) -> Option<&mut Member> {
+        self.members
+            .iter_mut()
+            .find(|member| member.info.identity == identity)
+    }
+
+    fn session_mut(&mut self, sid: &str) -> Option<&mut Member> {
+        self.members
+            .iter_mut()
+            .find(|member| member.info.sid == sid)
+    }
+
+    fn count(&mut self) {
+        let visible = self.members.iter().filter(|member| !member.is_hidden());
+        self.info.num_participants = visible.count() as u32;
+        self.info.num_publishers = self
+            .members
+            .iter()
+            .filter(|member| member.info.is_publisher)
+            .count() as u32;
+    }
+
+    /// Tells everybody about a participant. Hidden ones are known only to themselves.
+    fn broadcast(&self, info: &proto::ParticipantInfo, to_self: bool) {
+        let hidden = info
+            .permission
+            .as_ref()
+            .is_some_and(|permission| permission.hidden);
+        for member in &self.members {
+            let is_self = member.info.sid == info.sid;
+            if (is_self && to_self) || (!is_self && !hidden) {
+                member
+                    .inbox
+                    .signal(Signal::Update(proto::ParticipantUpdate {
+                        participants: vec![info.clone()],
+                    }));
+            }
+        }
+    }
+
+    fn broadcast_room(&self) {
+        for member in &self.members {
+            member.inbox.signal(Signal::RoomUpdate(proto::RoomUpdate {
+                room: Some(self.info.clone()),
+            }));
+        }
+    }
+
+    /// Makes subscriptions what wishes and permissions say they should be.
+    fn reconcile(&mut self) {
+        struct Viewer {
+            info: proto::ParticipantInfo,
+            media: mpsc::Sender<MediaPacket>,
+            inbox: Inbox,
+            eligible: bool,
+            auto_subscribe: bool,
+            wanted: HashMap<String, bool>,
+        }
+        let viewers: Vec<Viewer> = self
+            .members
+            .iter()
+            .map(|member| Viewer {
+                info: proto::ParticipantInfo {
+                    sid: member.info.sid.clone(),
+                    identity: member.info.identity.clone(),
+                    ..Default::default()
+                },
+                media: member.inbox.media.clone(),
+                inbox: member.inbox.clone(),
+                eligible: member.info.state() != State::Joining && member.can_subscribe(),
+                auto_subscribe: member.auto_subscribe,
+                wanted: member.wanted.clone(),
+            })
+            .collect();
+        for publisher in &mut self.members {
+            let hidden = publisher.is_hidden();
+            let mut tracks = std::mem::take(&mut publisher.tracks);
+            for track in &mut tracks {
+                track.subscribers.retain(|subscriber| {
+                    viewers
+                        .iter()
+                        .any(|viewer| viewer.info.sid == subscriber.sid)
+                });
+                for viewer in &viewers {
+                    if viewer.info.sid == publisher.info.sid {
+                        continue;
+                    }
+                    let wants = viewer
+                        .wanted
+                        .get(&*track.sid)
+                        .copied()
+                        .unwrap_or(viewer.auto_subscribe);
+                    let should = viewer.eligible
+                        && wants
+                        && !hidden
+                        && publisher.allows(&track.sid, &viewer.info);
+                    let position = track
+                        .subscribers
+                        .iter()
+                        .position(|one| one.sid == viewer.info.sid);
+                    match (should, position) {
+                        (true, None) => {
+                            track.subscribers.push(Subscriber {
+                                sid: viewer.info.sid.clone(),
+                                media: viewer.media.clone(),
+                            });
+                            viewer.inbox.send(ToPeer::Subscribe(Subscription {
+                                track_sid: Arc::clone(&track.sid),
+                                publisher_sid: publisher.info.sid.clone(),
+                                kind: track.info.r#type(),
+                            }));
+                        }
+                        (false, Some(position)) => {
+                            track.subscribers.swap_remove(position);
+                            viewer.inbox.send(ToPeer::Unsubscribe {
+                                track_sid: Arc::clone(&track.sid),
+                            });
+                        }
+                        (true, Some(_)) | (false, None) => {}
+                    }
+                }
+            }
+            publisher.tracks = tracks;
+        }
+    }
+
+    /// Takes a track out of the room and its media from everybody who heard it.
+    fn drop_track(&self, track: &Track) {
+        for subscriber in &track.subscribers {
+            if let Some(member) = self
+                .members
+                .iter()
+                .find(|member| member.info.sid == subscriber.sid)
+            {
+                member.inbox.send(ToPeer::Unsubscribe {
+                    track_sid: Arc::clone(&track.sid),
+                });
+            }
+        }
+    }
+
+    /// Takes a participant out of the room; its task has been told already or is the caller.
+    fn take_out(
+        &mut self,
+        position: usize,
+        reason: proto::DisconnectReason,
+    ) -> (proto::ParticipantInfo, Vec<Track>) {
+        let mut member = self.members.remove(position);
+        let tracks = std::mem::take(&mut member.tracks);
+        for track in &tracks {
+            self.drop_track(track);
+        }
+        if member.holds_room_open() {
+            self.last_left = Some(Instant::now());
+        }
+        member.info.set_state(State::Disconnected);
+        member.info.set_disconnect_reason(reason);
+        member.bump();
+        self.speakers.remove(&member.info.sid);
+        for other in &mut self.members {
+            for track in &mut other.tracks {
+                track
+                    .subscribers
+                    .retain(|subscriber| subscriber.sid != member.info.sid);
+            }
+        }
+        self.count();
+        self.broadcast(&member.info, false);
+        (member.info, tracks)
+    }
+}
+
+impl Room {
+    pub fn new(name: &str, options: RoomOptions, events: broadcast::Sender<RoomEvent>) -> Self {
+        let sid = ids::new_id(ids::ROOM);
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let or_default = |value: u32, default| if value == 0 { default } else { value };
+        let info = proto::Room {
+            sid: sid.clone(),
+            name: name.to_owned(),
+            empty_timeout: or_default(options.empty_timeout_s, DEFAULT_EMPTY_TIMEOUT_S),
+            departure_timeout: or_default(options.departure_timeout_s, DEFAULT_DEPARTURE_TIMEOUT_S),
+            max_participants: options.max_participants,
+            creation_time: now_ms / 1000,
+            creation_time_ms: now_ms,
+            enabled_codecs: vec![proto::Codec {
+                mime: "audio/opus".into(),
+                fmtp_line: String::new(),
+            }],
+            metadata: options.metadata.clone(),
+            ..Default::default()
+        };
+        let state = RoomState {
+            info,
+            members: Vec::new(),
+            taps: Vec::new(),
+            created: Instant::now(),
+            last_left: None,
+            was_joined: false,
+            closed: false,
+            data_cache: VecDeque::new(),
+            data_cache_bytes: 0,
+            recent_nonces: VecDeque::new(),
+            speakers: HashMap::new(),
+        };
+        Self {
+            name: name.to_owned(),
+            sid,
+            events,
+            options: Arc::new(options),
+            state: Mutex::new(state),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn sid(&self) -> &str {
+        &self.sid
+    }
+
+    pub fn snapshot(&self) -> proto::Room {
+        self.state.lock().info.clone()
+    }
+
+    pub fn participants(&self) -> Vec<proto::ParticipantInfo> {
+        self.state
+            .lock()
+            .members
+            .iter()
+            .map(|member| member.info.clone())
+            .collect()
+    }
+
+    pub fn participant(&self, identity: &str) -> Result<proto::ParticipantInfo, RoomError> {
+        let state = self.state.lock();
+        state
+            .member(identity)
+            .map(|member| member.info.clone())
+            .ok_or_else(|| self.no_participant(identity))
+    }
+
+    fn no_participant(&self, identity: &str) -> RoomError {
+        RoomError::NoSuchParticipant {
+            room: self.name.clone(),
+            identity: identity.to_owned(),
+        }
+    }
+
+    fn tell(&self, event: RoomEvent) {
+        // Nobody listening is not an error.
+        let _ = self.events.send(event);
+    }
+
+    pub fn announce(&self) {
+        let room = Box::new(self.snapshot());
+        self.tell(RoomEvent::Started {
+            room,
+            options: Arc::clone(&self.options),
+        });
+    }
+
+    /// Lets a participant in. A participant of the same identity is sent away first.
+    pub fn join(&self, spec: JoinSpec) -> Result<Joined, RoomError> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(RoomError::NoSuchRoom(self.name.clone()));
+        }
+        let mut left = None;
+        if let Some(position) = state
+            .members
+            .iter()
+            .position(|member| member.info.identity == spec.identity)
+        {
+            let reason = proto::DisconnectReason::DuplicateIdentity;
+            state.members[position].inbox.send(ToPeer::Close { reason });
+            left = Some(state.take_out(position, reason));
+        }
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        let mut info = proto::ParticipantInfo {
+            sid: ids::new_id(ids::PARTICIPANT),
+            identity: spec.identity,
+            name: spec.name,
+            metadata: spec.metadata,
+            attributes: spec.attributes,
+            joined_at: now_ms / 1000,
+            joined_at_ms: now_ms,
+            version: 1,
+            permission: Some(spec.permission),
+            client_protocol: spec.client_protocol,
+            capabilities: spec.capabilities,
+            ..Default::default()
+        };
+        info.set_kind(spec.kind);
+        info.set_state(State::Joined);
+        let holds = !is_dependent(&info);
+        let holding = state
+            .members
+            .iter()
+            .filter(|member| member.holds_room_open())
+            .count();
+        let limit = state.info.max_participants as usize;
+        if holds && limit > 0 && holding >= limit {
+            return Err(RoomError::Full(self.name.clone()));
+        }
+        let others = state
+            .members
+            .iter()
+            .filter(|member| !member.is_hidden())
+            .map(|member| member.info.clone())
+            .collect();
+        state.was_joined |= holds;
+        state.members.push(Member {
+            info: info.clone(),
+            inbox: spec.inbox,
+            tracks: Vec::new(),
+            auto_subscribe: spec.auto_subscribe,
+            wanted: HashMap::new(),
+            subscription_permission: None,
+            last_reliable_sequence: 0,
+        });
+        state.count();
+        state.broadcast(&info, false);
+        state.reconcile();
+        let room = state.info.clone();
+        drop(state);
+        if let Some((gone, tracks)) = left {
+            self.tell_left(gone, tracks);
+        }
+        self.tell(RoomEvent::ParticipantJoined {
+            room: self.name.clone(),
+            participant: Box::new(info.clone()),
+        });
+        Ok(Joined {
+            room,
+            participant: info,
+            others,
+        })
+    }
+
+    /// The inbox of a participant that is still here, for a client that comes back.
+    pub fn inbox_of(&self, identity: &str, sid: &str) -> Option<mpsc::Sender<ToPeer>> {
+        let state = self.state.lock();
+        let member = state.member(identity)?;
+        (member.info.sid == sid).then(|| member.inbox.control.clone())
+    }
+
+    /// What a client that comes back has to know, itself included.
+    pub fn resume_snapshot(
+        &self,
+        sid: &str,
+    ) -> Option<(proto::Room, Vec<proto::ParticipantInfo>, u32)> {
+        let state = self.state.lock();
+        let last = state
+            .members
+            .iter()
+            .find(|member| member.info.sid == sid)?
+            .last_reliable_sequence;
+        let known = state
+            .members
+            .iter()
+            .filter(|member| !member.is_hidden() || member.info.sid == sid)
+            .map(|member| member.info.clone())
+            .collect();
+        Some((state.info.clone(), known, last))
+    }
+
+    /// A participant's media is connected.
+    pub fn set_active(&self, sid: &str) {
+        let mut state = self.state.lock();
+        let Some(member) = state.session_mut(sid) else {
+            return;
+        };
+        if member.is_active() {
+            return;
+        }
+        member.info.set_state(State::Active);
+        member.bump();
+        let info = member.info.clone();
+        state.broadcast(&info, false);
+        state.reconcile();
+        drop(state);
+        self.tell(RoomEvent::ParticipantActive {
+            room: self.name.clone(),
+            participant: Box::new(info),
+        });
+    }
+
+    /// A participant has left, or its connection was lost.
+    pub fn leave(&self, sid: &str, reason: proto::DisconnectReason) {
+        let mut state = self.state.lock();
+        let Some(position) = state
+            .members
+            .iter()
+            .position(|member| member.info.sid == sid)
+        else {
+            return;
+        };
+        let (info, tracks) = state.take_out(position, reason);
+        drop(state);
+        self.tell_left(info, tracks);
+    }
+
+    /// Sends a participant away.
+    pub fn remove(&self, identity: &str, reason: proto::DisconnectReason) -> Result<(), RoomError> {
+        let mut state = self.state.lock();
+        let position = state
+            .members
+            .iter()
+            .position(|member| member.info.identity == identity)
+            .ok_or_else(|| self.no_participant(identity))?;
+        state.members[position].inbox.send(ToPeer::Close { reason });
+        let (info, tracks) = state.take_out(position, reason);
+        drop(state);
+        self.tell_left(info, tracks);
+        Ok(())
+    }
+
+    fn tell_left(&self, info: proto::ParticipantInfo, tracks: Vec<Track>) {
+        for track in tracks {
+            self.tell(RoomEvent::TrackUnpublished {
+                room: self.name.clone(),
+                participant: Box::new(info.clone()),
+                track: Box::new(track.info),
+            });
+        }
+        self.tell(RoomEvent::ParticipantLeft {
+            room: self.name.clone(),
+            participant: Box::new(info),
+        });
+    }
+
+    /// Sends everybody away and ends the taps.
+    pub fn close(&self, reason: proto::DisconnectReason) {
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        state.closed = true;
+        state.taps.clear();
+        let mut gone = Vec::new();
+        while let Some(position) = state.members.len().checked_sub(1) {
+            state.members[position].inbox.send(ToPeer::Close { reason });
+            gone.push(state.take_out(position, reason));
+        }
+        let room = Box::new(state.info.clone());
+        drop(state);
+        for (info, tracks) in gone {
+            self.tell_left(info, tracks);
+        }
+        self.tell(RoomEvent::Finished { room });
+    }
+
+    /// Changes a participant and tells the room.
+    pub fn update(
+        &self,
+        identity: &str,
+        change: ParticipantChange,
+    ) -> Result<proto::ParticipantInfo, RoomError> {
+        let mut state = self.state.lock();
+        let member = state
+            .member_mut(identity)
+            .ok_or_else(|| self.no_participant(identity))?;
+        check_lengths(identity, &member.info, &change)?;
+        if let Some(name) = change.name {
+            member.info.name = name;
+        }
+        if let Some(metadata) = change.metadata {
+            member.info.metadata = metadata;
+        }
+        for (key, value) in change.attributes {
+            if value.is_empty() {
+                member.info.attributes.remove(&key);
+            } else {
+                member.info.attributes.insert(key, value);
+            }
+        }
+        let mut revoked = Vec::new();
+        if let Some(permission) = change.permission {
+            if !permission.can_publish {
+                revoked = std::mem::take(&mut member.tracks);
+                for track in &revoked {
+                    member.inbox.send(ToPeer::RevokeTrack {
+                        track_sid: track.sid.to_string(),
+                    });
+                }
+            }
+            member.info.permission = Some(permission);
+        }
+        member.bump();
+        let info = member.info.clone();
+        for track in &revoked {
+            state.drop_track(track);
+        }
+        state.count();
+        state.broadcast(&info, true);
+        state.reconcile();
+        drop(state);
+        for track in revoked {
+            self.tell(RoomEvent::TrackUnpublished {
+                room: self.name.clone(),
+                participant: Box::new(info.clone()),
+                track: Box::new(track.info),
+            });
+        }
+        self.tell(RoomEvent::ParticipantChanged {
+            room: self.name.clone(),
+            participant: Box::new(info.clone()),
+        });
+        Ok(info)
+    }
+
+    /// A participant publishes a track.
+    pub fn publish(&self, sid: &str, track: proto::TrackInfo) {
+        let mut state = self.state.lock();
+        let Some(member) = state.session_mut(sid) else {
+            return;
+        };
+        if member
+            .tracks
+            .iter()
+            .any(|known| known.info.sid == track.sid)
+        {
+            return;
+        }
+        member.tracks.push(Track {
+            sid: Arc::from(track.sid.as_str()),
+            info: track.clone(),
+            subscribers: Vec::new(),
+            level: LevelWindow::default(),
+        });
+        member.bump();
+        let info = member.info.clone();
+        state.count();
+        // Clients must know a track before its media arrives, and the control inbox keeps that order.
+        state.broadcast(&info, true);
+        state.reconcile();
+        drop(state);
+        self.tell(RoomEvent::TrackPublished {
+            room: self.name.clone(),
+            participant: Box::new(info),
+            track: Box::new(track),
+        });
+    }
+
+    /// A participant stops publishing a track.
+    pub fn unpublish(&self, sid: &str, track_sid: &str) {
+        let mut state = self.state.lock();
+        let Some(member) = state.session_mut(sid) else {
+            return;
+        };
+        let Some(position) = member
+            .tracks
+            .iter()
+            .position(|track| track.info.sid == track_sid)
+        else {
+            return;
+        };
+        let track = member.tracks.remove(position);
+        member.bump();
+        let info = member.info.clone();
+        state.drop_track(&track);
+        state.count();
+        state.broadcast(&info, true);
+        drop(state);
+        self.tell(RoomEvent::TrackUnpublished {
+            room: self.name.clone(),
+            participant: Box::new(info),
+            track: Box::new(track.info),
+        });
+    }
+
+    /// Changes a published track's description, for example its features, and tells the room.
+    pub fn change_track(
+        &self,
+        sid: &str,
+        track_sid: &str,
+        change: impl FnOnce(&mut proto::TrackInfo),
+    ) {
+        let mut state = self.state.lock();
+        let Some(member) = state.session_mut(sid) else {
+            return;
+        };
+        let Some(track) = member
+            .tracks
+            .iter_mut()
+            .find(|track| track.info.sid == track_sid)
+        else {
+            return;
+        };
+        change(&mut track.info);
+        member.bump();
+        let info = member.info.clone();
+        state.broadcast(&info, true);
+    }
+
+    /// A participant mutes or unmutes its own track.
+    pub fn mute(&self, sid: &str, track_sid: &str, muted: bool) {
+        self.change_track(sid, track_sid, |track| track.muted = muted);
+    }
+
+    /// The server mutes a participant's track; the client is told to stop sending.
+    pub fn mute_from_server(
+        &self,
+        identity: &str,
+        track_sid: &str,
+        muted: bool,
+    ) -> Result<proto::TrackInfo, RoomError> {
+        let mut state = self.state.lock();
+        let member = state
+            .member_mut(identity)
+            .ok_or_else(|| self.no_participant(identity))?;
+        let track = member
+            .tracks
+            .iter_mut()
+            .find(|track| track.info.sid == track_sid)
+            .ok_or_else(|| RoomError::NoSuchTrack(track_sid.to_owned()))?;
+        if track.info.muted == muted {
+            return Ok(track.info.clone());
+        }
+        if !muted {
+            return Err(RoomError::RemoteUnmute);
+        }
+        track.info.muted = true;
+        let changed = track.info.clone();
+        member.bump();
+        member.inbox.signal(Signal::Mute(proto::MuteTrackRequest {
+            sid: track_sid.to_owned(),
+            muted,
+        }));
+        let info = member.info.clone();
+        state.broadcast(&info, true);
+        Ok(changed)
+    }
+
+    /// A participant, or the server in its place, chooses tracks to hear or not to hear.
+    pub fn update_subscriptions(&self, identity: &str, track_sids: &[String], subscribe: bool) {
+        let mut state = self.state.lock();
+        let Some(member) = state.member_mut(identity) else {
+            return;
+        };
+        for sid in track_sids {
+            member.wanted.insert(sid.clone(), subscribe);
+        }
+        state.reconcile();
+    }
+
+    /// A participant chooses who may hear its tracks. Those who would want a track and may not, are told so.
+    pub fn set_subscription_permission(
+        &self,
+        sid: &str,
+        permission: proto::SubscriptionPermission,
+    ) {
+        let mut state = self.state.lock();
+        let Some(position) = state
+            .members
+            .iter()
+            .position(|member| member.info.sid == sid)
+        else {
+            return;
+        };
+        let before: HashSet<(String, String)> = denied(&state.members, position);
+        state.members[position].subscription_permission = Some(permission);
+        let after = denied(&state.members, position);
+        for (subscriber, track_sid, allowed) in after
+            .difference(&before)
+            .map(|(subscriber, track)| (subscriber, track, false))
+            .chain(
+                before
+                    .difference(&after)
+                    .map(|(subscriber, track)| (subscriber, track, true)),
+            )
+        {
+            if let Some(member) = state
+                .members
+                .iter()
+                .find(|member| &member.info.sid == subscriber)
+            {
+                member.inbox.signal(Signal::SubscriptionPermissionUpdate(
+                    proto::SubscriptionPermissionUpdate {
+                        participant_sid: sid.to_owned(),
+                        track_sid: track_sid.clone(),
+                        allowed,
+                    },
+                ));
+            }
+        }
+        state.reconcile();
+    }
+
+    pub fn set_metadata(&self, metadata: &str) {
+        let mut state = self.state.lock();
+        metadata.clone_into(&mut state.info.metadata);
+        state.broadcast_room();
+    }
+
+    pub fn set_recording(&self, recording: bool) {
+        let mut state = self.state.lock();
+        if state.info.active_recording != recording {
+            state.info.active_recording = recording;
+            state.broadcast_room();
+        }
+    }
+
+    pub fn add_tap(&self, tap: mpsc::Sender<TappedPacket>) {
+        let mut state = self.state.lock();
+        if !state.closed {
+            state.taps.push(tap);
+        }
+    }
+
+    /// Hands a packet to everybody who hears the track. Who does not keep up misses it.
+    pub fn forward(&self, publisher_sid: &str, packet: &MediaPacket) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Some(member) = state
+            .members
+            .iter_mut()
+            .find(|member| member.info.sid == publisher_sid)
+        else {
+            return;
+        };
+        let (identity, kind) = (&member.info.identity, member.info.kind());
+        let Some(track) = member
+            .tracks
+            .iter_mut()
+            .find(|track| track.sid == packet.track_sid)
+        else {
+            return;
+        };
+        if track.info.muted {
+            // What a muted track still sends is nobody's to hear.
+            return;
+        }
+        if let Some(level) = packet.level {
+            track.level.observe(level);
+        }
+        for subscriber in &track.subscribers {
+            if subscriber.media.try_send(packet.clone()).is_err() {
+                tracing::debug!(participant.sid = %subscriber.sid, "a subscriber does not keep up with the media");
+            }
+        }
+        if !state.taps.is_empty() && track.info.r#type() == proto::TrackType::Audio {
+            let tapped = TappedPacket {
+                identity: identity.clone(),
+                kind,
+                track_sid: Arc::clone(&packet.track_sid),
+                timestamp: packet.timestamp,
+                sequence: packet.sequence,
+                arrival: std::time::Instant::now(),
+                payload: Arc::clone(&packet.payload),
+            };
+            state.taps.retain(|tap| match tap.try_send(tapped.clone()) {
+                Ok(()) => true,
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    tracing::warn!(room.name = %self.name, "a recorder does not keep up; a packet is lost to it");
+                    true
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => false,
+            });
+        }
+    }
+
+    /// Passes a data packet of a participant on, with its true sender filled in.
+    pub fn relay_data(&self, sender_sid: &str, kind: DataKind, mut packet: proto::DataPacket) {
+        let mut state = self.state.lock();
+        let Some(member) = state.session_mut(sender_sid) else {
+            return;
+        };
+        if !member
+            .info
+            .permission
+            .as_ref()
+            .is_some_and(|permission| permission.can_publish_data)
+        {
+            return;
+        }
+        if kind == DataKind::Reliable && packet.sequence > 0 {
+            if packet.sequence <= member.last_reliable_sequence {
+                // The client sends again what it cannot know to have arrived before a resume.
+                return;
+            }
+            member.last_reliable_sequence = packet.sequence;
+        }
+        let info = member.info.clone();
+        let hidden = member.is_hidden();
+        if assert_sender(&mut packet, &info, hidden) {
+            self.send_data(&mut state, Some(sender_sid), kind, packet);
+        }
+    }
+
+    /// Sends a data packet in the server's own name.
+    pub fn send_server_data(&self, packet: proto::DataPacket) {
+        let kind = packet.kind();
+        self.send_data(&mut self.state.lock(), None, kind, packet);
+    }
+
+    fn send_data(
+        &self,
+        state: &mut RoomState,
+        sender_sid: Option<&str>,
+        kind: DataKind,
+        mut packet: proto::DataPacket,
+    ) {
+        #[expect(
+            deprecated,
+            reason = "clients of older protocols still read the kind and the user packet's fields"
+        )]
+        let destination_sids = {
+            packet.set_kind(kind);
+            match &mut packet.value {
+                Some(DataValue::User(user)) => {
+                    if !user.nonce.is_empty() && state.is_repeated(&user.nonce) {
+                        return;
+                    }
+                    if packet.destination_identities.is_empty() {
+                        packet
+                            .destination_identities
+                            .clone_from(&user.destination_identities);
+                    } else {
+                        user.destination_identities
+                            .clone_from(&packet.destination_identities);
+                    }
+                    user.destination_sids.clone()
+                }
+                _ => Vec::new(),
+            }
+        };
+        let encoded = Bytes::from(packet.encode_to_vec());
+        let destinations = &packet.destination_identities;
+        if let Some(sender_sid) = sender_sid
+            && kind == DataKind::Reliable
+            && packet.sequence > 0
+        {
+            state.cache_data(CachedData {
+                added: Instant::now(),
+                sender_sid: sender_sid.to_owned(),
+                sequence: packet.sequence,
+                destinations: destinations.clone(),
+                packet: encoded.clone(),
+            });
+        }
+        for member in &state.members {
+            let is_sender = Some(member.info.sid.as_str()) == sender_sid;
+            let to_all = destinations.is_empty() && destination_sids.is_empty();
+            let named = destinations.contains(&member.info.identity)
+                || destination_sids.contains(&member.info.sid);
+            if !is_sender && (to_all || named) {
+                member.inbox.send(ToPeer::Data {
+                    kind,
+                    packet: encoded.clone(),
+                });
+            }
+        }
+    }
+
+    /// Reliable packets that a client that comes back has missed, by what it says to have received last.
+    pub fn missed_data(
+        &self,
+        sid: &str,
+        received: &[proto::DataChannelReceiveState],
+    ) -> Vec<Bytes> {
+        let state = self.state.lock();
+        let Some(member) = state.members.iter().find(|member| member.info.sid == sid) else {
+            return Vec::new();
+        };
+        state
+            .data_cache
+            .iter()
+            .filter(|cached| {
+                cached.sender_sid != sid
+                    && (cached.destinations.is_empty()
+                        || cached.destinations.contains(&member.info.identity))
+                    && received.iter().any(|state| {
+                        state.publisher_sid == cached.sender_sid && cached.sequence > state.last_seq
+                    })
+            })
+            .map(|cached| cached.packet.clone())
+            .collect()
+    }
+
+    /// Sends everybody a message that concerns them all.
+    pub fn signal_all(&self, message: &Signal) {
+        for member in &self.state.lock().members {
+            member.inbox.signal(message.clone());
+        }
+    }
+
+    /// Tells who speaks now, and whether the room has been idle for too long.
+    pub fn sweep(&self, now: Instant) -> Sweep {
+        let mut state = self.state.lock();
+        state.forget_old_data(now);
+        state.compare_speakers();
+        if state.closed || state.members.iter().any(Member::holds_room_open) {
+            return Sweep::Keep;
+        }
+        let (since, limit_s) = match state.last_left {
+            Some(left) if state.was_joined => (left, state.info.departure_timeout),
+            _ => (state.created, state.info.empty_timeout),
+        };
+        if now.duration_since(since) >= Duration::from_secs(u64::from(limit_s)) {
+            Sweep::CloseIdle
+        } else {
+            Sweep::Keep
+        }
+    }
+}
+
+impl RoomState {
+    fn is_repeated(&mut self, nonce: &[u8]) -> bool {
+        const REMEMBERED: usize = 256;
+        if self.recent_nonces.iter().any(|known| known == nonce) {
+            return true;
+        }
+        if self.recent_nonces.len() == REMEMBERED {
+            self.recent_nonces.pop_front();
+        }
+        self.recent_nonces.push_back(nonce.to_vec());
+        false
+    }
+
+    fn cache_data(&mut self, data: CachedData) {
+        self.data_cache_bytes += data.packet.len();
+        self.data_cache.push_back(data);
+        while self.data_cache_bytes > DATA_CACHE_BYTES {
+            self.drop_oldest_data();
+        }
+    }
+
+    fn drop_oldest_data(&mut self) {
+        if let Some(oldest) = self.data_cache.pop_front() {
+            self.data_cache_bytes -= oldest.packet.len();
+        }
+    }
+
+    fn forget_old_data(&mut self, now: Instant) {
+        while self
+            .data_cache
+            .front()
+            .is_some_and(|oldest| now.duration_since(oldest.added) > DATA_CACHE_AGE)
+        {
+            self.drop_oldest_data();
+        }
+    }
+
+    /// Everybody is told about those whose speaking began, ended or changed in loudness.
+    fn compare_speakers(&mut self) {
+        let mut now = HashMap::new();
+        for member in &mut self.members {
+            let loudest = member
+                .tracks
+                .iter_mut()
+                .filter_map(|track| track.level.take())
+                .reduce(f32::max);
+            if let (Some(level), false) = (loudest, member.is_hidden()) {
+                now.insert(member.info.sid.clone(), level);
+            }
+        }
+        let mut speakers = Vec::new();
+        for (sid, &level) in &now {
+            if self.speakers.get(sid) != Some(&level) {
+                speakers.push(proto::SpeakerInfo {
+                    sid: sid.clone(),
+                    level,
+                    active: true,
+                });
+            }
+        }
+        for sid in self.speakers.keys().filter(|sid| !now.contains_key(*sid)) {
+            speakers.push(proto::SpeakerInfo {
+                sid: sid.clone(),
+                level: 0.0,
+                active: false,
+            });
+        }
+        self.speakers = now;
+        if speakers.is_empty() {
+            return;
+        }
+        for member in &self.members {
+            member
+                .inbox
+                .signal(Signal::SpeakersChanged(proto::SpeakersChanged {
+                    speakers: speakers.clone(),
+                }));
+        }
+    }
+}
+
+/// Pairs of subscriber and track that are wanted but not allowed.
+fn denied(members: &[Member], publisher: usize) -> HashSet<(String, String)> {
+    let publisher = &members[publisher];
+    members
+        .iter()
+        .filter(|member| member.info.sid != publisher.info.sid)
+        .flat_map(|member| {
+            publisher
+                .tracks
+                .iter()
+                .filter(|track| {
+                    member.wants(&track.sid) && !publisher.allows(&track.sid, &member.info)
+                })
+                .map(|track| (member.info.sid.clone(), track.sid.to_string()))
+        })
+        .collect()
+}
+
+/// Puts the true sender into a packet and says whether it may pass. The rules are those of the real server's
+/// `handleReceivedDataMessage`: an agent may speak for others in text streams and chat, only agents send
+/// transcriptions, and metrics go to nobody.
+fn assert_sender(
+    packet: &mut proto::DataPacket,
+    sender: &proto::ParticipantInfo,
+    hidden: bool,
+) -> bool {
+    let identity = if hidden {
+        String::new()
+    } else {
+        sender.identity.clone()
+    };
+    let is_agent = sender.kind() == Kind::Agent;
+    let speaks_for_another = is_agent
+        && !packet.participant_identity.is_empty()
+        && packet.participant_identity != sender.identity;
+    let mut keeps_identity = false;
+    packet.participant_sid.clone_from(&sender.sid);
+    match &mut packet.value {
+        Some(DataValue::User(user)) => {
+            #[expect(deprecated, reason = "clients of older protocols read the sender here")]
+            {
+                user.participant_sid = if hidden {
+                    String::new()
+                } else {
+                    sender.sid.clone()
+                };
+                user.participant_identity.clone_from(&identity);
+            }
+        }
+        Some(DataValue::Transcription(_)) if !is_agent => return false,
+        Some(DataValue::Metrics(_)) => return false,
+        Some(DataValue::ChatMessage(chat)) if speaks_for_another => {
+            chat.generated = true;
+            keeps_identity = true;
+        }
+        Some(DataValue::StreamHeader(header)) if speaks_for_another => {
+            if let Some(proto::data_stream::header::ContentHeader::TextHeader(text)) =
+                &mut header.content_header
+            {
+                text.generated = true;
+                keeps_identity = true;
+            }
+        }
+        None => return false,
+        Some(_) => {}
+    }
+    if !keeps_identity {
+        packet.participant_identity = identity;
+    }
+    true
+}
+
+fn check_lengths(
+    identity: &str,
+    info: &proto::ParticipantInfo,
+    change: &ParticipantChange,
+) -> Result<(), RoomError> {
+    let too_long = |what, limit| {
+        Err(RoomError::TooLong {
+            identity: identity.to_owned(),
+            what,
+            limit,
+        })
+    };
+    if change
+        .name
+        .as_ref()
+        .is_some_and(|name| name.len() > MAX_NAME_BYTES)
+    {
+        return too_long("name", MAX_NAME_BYTES);
+    }
+    if change
+        .metadata
+        .as_ref()
+        .is_some_and(|metadata| metadata.len() > MAX_METADATA_BYTES)
+    {
+        return too_long("metadata", MAX_METADATA_BYTES);
+    }
+    let kept = info
+        .attributes
+        .iter()
+        .filter(|(key, _)| !change.attributes.contains_key(*key));
+    let bytes: usize = kept
+        .chain(change.attributes.iter())
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if bytes > MAX_ATTRIBUTES_BYTES {
+        return too_long("attributes", MAX_ATTRIBUTES_BYTES);
+    }
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! From a local track's PCM to Opus packets of 20 ms.
+//!
+//! Knows nothing of sequence numbers, SSRCs and sockets: packets go to whoever made the [`AudioSender`], with the RTP timestamp and the facts
+//! for the audio-level header extension.
+
+use std::time::{Duration, Instant};
+
+use opus::{Application, Bitrate, Channels};
+use parking_lot::Mutex;
+
+use super::{
+    OPUS_RATE_HZ, level,
+    resample::AudioResampler,
+    track::{Pcm, PcmSink},
+};
+use crate::RtcError;
+
+/// Length of a packet: the usual one of WebRTC, and what SIP bridges expect.
+const PACKET_MS: u32 = 20;
+
+/// Samples of each channel in a packet.
+const PACKET_SAMPLES: u32 = OPUS_RATE_HZ / 1000 * PACKET_MS;
+
+/// More than a packet of Opus at 20 ms can have (RFC 6716, section 3.4: 1275 bytes in one frame).
+const MAX_PACKET_BYTES: usize = 1500;
+
+/// Opus says with a packet of at most this length that there is nothing to transmit (libopus, `opus_encode`).
+const DTX_PACKET_BYTES: usize = 2;
+
+/// The bitrates that Google's engine takes by default for full-band speech, in bits per second.
+const DEFAULT_MONO_BPS: u64 = 32_000;
+const DEFAULT_STEREO_BPS: u64 = 64_000;
+
+/// The range of bitrates that Opus supports (RFC 6716, section 2.1.1), in bits per second.
+const BITRATE_RANGE_BPS: std::ops::RangeInclusive<u64> = 6_000..=510_000;
+
+/// Sound louder than this counts as voice for the audio-level extension: well over the noise of a quiet room, under quiet speech.
+const VOICE_DBOV: i8 = -50;
+
+/// When no PCM came for longer than this, the RTP timestamp follows the wall clock over the pause instead of hiding it.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What was negotiated for the Opus stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OpusSendConfig {
+    /// Two channels (`stereo=1` in the answer); else the sound is mixed down.
+    pub stereo: bool,
+    /// Send nothing during silence (`usedtx=1`).
+    pub dtx: bool,
+    /// In-band forward error correction (`useinbandfec=1`). It starts to work when loss is reported.
+    pub fec: bool,
+    /// The bitrate to use (`maxaveragebitrate`, or the encoding's `max_bitrate`), in bits per second.
+    pub max_bitrate_bps: Option<u64>,
+}
+
+impl Default for OpusSendConfig {
+    fn default() -> Self {
+        Self {
+            stereo: false,
+            dtx: false,
+            fec: true,
+            max_bitrate_bps: None,
+        }
+    }
+}
+
+/// One Opus packet, ready to be put into an RTP packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EncodedAudio {
+    pub payload: Vec<u8>,
+    pub rtp_timestamp: u32,
+    /// The first packet after a silence that was not sent (RFC 7587, section 4.2).
+    pub marker: bool,
+    /// Loudness, from -127 (silence) to 0 dBov.
+    pub audio_level_dbov: i8,
+    /// Whether the packet probably holds speech.
+    pub voice_activity: bool,
+}
+
+/// What a sender has done so far: the numbers of the media-source and outbound-rtp statistics.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct AudioSenderStats {
+    /// Loudness of the last 20 ms, linear, from 0 to 1.
+    pub audio_level: f64,
+    /// Sum over all sound of squared loudness times seconds.
+    pub total_audio_energy: f64,
+    /// How much sound was encoded, in seconds.
+    pub total_samples_duration_s: f64,
+    /// Packets handed out.
+    pub packets: u64,
+    /// Bytes of payload in them.
+    pub payload_bytes: u64,
+    /// Packets that DTX made unnecessary.
+    pub dtx_packets: u64,
+    /// The bitrate that the encoder aims at, in bits per second.
+    pub target_bitrate_bps: u64,
+}
+
+/// Takes who gets the packets, in order, on the media thread.
+type PacketSink = Box<dyn Fn(EncodedAudio) + Send + Sync>;
+
+/// Listens to a local track and turns its sound into packets.
+pub(crate) struct AudioSender {
+    encoder: Mutex<PacketEncoder>,
+    sink: PacketSink,
+}
+
+impl AudioSender {
+    /// Makes a sender that hands its packets to `sink`.
+    ///
+    /// # Errors
+    ///
+    /// `Internal` if libopus has no memory.
+    pub fn new(
+        config: OpusSendConfig,
+        sink: impl Fn(EncodedAudio) + Send + Sync + 'static,
+    ) -> Result<Self, RtcError> {
+        let encoder = PacketEncoder::new(config, rand::random()).map_err(|error| {
+            RtcError::internal(format!("the Opus encoder could not be made: {error}"))
+        })?;
+        Ok(Self {
+            encoder: Mutex::new(encoder),
+            sink: Box::new(sink),
+        })
+    }
+
+    /// Tells the encoder how many packets of a hundred get lost on the way, so that it adds as much error correction.
+    pub fn set_packet_loss_percent(&self, percent: u8) {
+        self.encoder.lock().set_packet_loss_percent(percent);
+    }
+
+    /// Sets the bitrate in bits per second; `None` returns to the default.
+    pub fn set_max_bitrate(&self, bitrate_bps: Option<u64>) {
+        self.encoder.lock().set_max_bitrate(bitrate_bps);
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> AudioSenderStats {
+        self.encoder.lock().stats
+    }
+}
+
+impl PcmSink for AudioSender {
+    fn on_pcm(&self, pcm: Pcm<'_>) {
+        self.encoder.lock().push(Instant::now(), pcm);
+        // The lock is not held while a packet is sent. Only one thread feeds a track, so the order stays.
+        loop {
+            let packet = self.encoder.lock().next_packet();
+            match packet {
+                Some(packet) => (self.sink)(packet),
+                None => return,
+            }
+        }
+    }
+}
+
+/// The encoder without thread and clock: PCM in, packets out.
+pub(crate) struct PacketEncoder {
+    opus: opus::Encoder,
+    config: OpusSendConfig,
+    channels: usize,
+    resampler: AudioResampler,
+    /// Interleaved PCM that is not encoded yet; the first `consumed` samples are done.
+    pcm: Vec<i16>,
+    consumed: usize,
+    next_timestamp: u32,
+    /// When the last PCM came.
+    last_push: Option<Instant>,
+    /// Whether the last packet was left out, or there was none yet.
+    silent: bool,
+    loss_percent: u8,
+    stats: AudioSenderStats,
+}
+
+impl PacketEncoder {
+    pub fn new(config: OpusSendConfig, first_timestamp: u32) -> Result<Self, opus::Error> {
+        let (channels, application) = if config.stereo {
+            (Channels::Stereo, Application::Audio)
+        } else {
+            (Channels::Mono, Application::Voip)
+        };
+        let mut opus = opus::Encoder::new(OPUS_RATE_HZ, channels, application)?;
+        opus.set_inband_fec(config.fec)?;
+        opus.set_dtx(config.dtx)?;
+        let mut encoder = Self {
+            opus,
+            config,
+            channels: if config.stereo { 2 } else { 1 },
+            resampler: AudioResampler::default(),
+            pcm: Vec::new(),
+            consumed: 0,
+            next_timestamp: first_timestamp,
+            last_push: None,
+            silent: true,
+            loss_percent: 0,
+            stats: AudioSenderStats::default(),
+        };
+        encoder.set_max_bitrate(config.max_bitrate_bps);
+        Ok(encoder)
+    }
+
+    pub fn set_packet_loss_percent(&mut self, percent: u8) {
+        let percent = percent.min(100);
+        if percent != self.loss_percent {
+            self.loss_percent = percent;
+            if let Err(error) = self.opus.set_packet_loss_perc(i32::from(percent)) {
+                log::warn!("the Opus encoder did not take a loss of {percent} %: {error}");
+            }
+        }
+    }
+
+    pub fn set_max_bitrate(&mut self, bitrate_bps: Option<u64>) {
+        let default = if self.config.stereo {
+            DEFAULT_STEREO_BPS
+        } else {
+            DEFAULT_MONO_BPS
+        };
+        let bitrate = bitrate_bps
+            .unwrap_or(default)
+            .clamp(*BITRATE_RANGE_BPS.start(), *BITRATE_RANGE_BPS.end());
+        if bitrate != self.stats.target_bitrate_bps {
+            self.stats.target_bitrate_bps = bitrate;
+            if let Err(error) = self.opus.set_bitrate(Bitrate::Bits(bitrate as i32)) {
+                log::warn!("the Opus encoder did not take a bitrate of {bitrate}: {error}");
+            }
+        }
+    }
+
+    /// Takes PCM of any format. Call [`next_packet`](Self::next_packet) until it gives nothing.
+    pub fn push(&mut self, now: Instant, pcm: Pcm<'_>) {
+        self.pcm.drain(..self.consumed);
+        self.consumed = 0;
+        if let Some(last) = self.last_push {
+            let pause = now.saturating_duration_since(last);
+            if pause > PAUSE {
+                let samples = pause.as_millis() * u128::from(OPUS_RATE_HZ / 1000);
+                self.next_timestamp = self.next_timestamp.wrapping_add(samples as u32);
+                self.pcm.clear();
+                self.silent = true;
+            }
+        }
+        self.last_push = Some(now);
+        let converted = self.resampler.convert(pcm, self.channels, OPUS_RATE_HZ);
+        self.pcm.extend_from_slice(converted);
+    }
+
+    /// Encodes whole packets' worth of PCM until there is a packet to send.
+    pub fn next_packet(&mut self) -> Option<EncodedAudio> {
+        let packet_len = PACKET_SAMPLES as usize * self.channels;
+        while self.pcm.len() - self.consumed >= packet_len {
+            let pcm = &self.pcm[self.consumed..self.consumed + packet_len];
+            self.consumed += packet_len;
+            let rtp_timestamp = self.next_timestamp;
+            self.next_timestamp = rtp_timestamp.wrapping_add(PACKET_SAMPLES);
+
+            let energy = level::energy(pcm);
+            let seconds = f64::from(PACKET_MS) / 1000.0;
+            self.stats.audio_level = energy.sqrt();
+            self.stats.total_audio_energy += energy * seconds;
+            self.stats.total_samples_duration_s += seconds;
+
+            let mut buffer = [0u8; MAX_PACKET_BYTES];
+            let len = match self.opus.encode(pcm, &mut buffer) {
+                Ok(len) => len,
+                Err(error) => {
+                    log::warn!("20 ms of sound could not be encoded: {error}");
+                    continue;
+                }
+            };
+            if self.config.dtx && len <= DTX_PACKET_BYTES {
+                self.stats.dtx_packets += 1;
+                self.silent = true;
+                continue;
+            }
+            let audio_level_dbov = level::dbov(energy);
+            self.stats.packets += 1;
+            self.stats.payload_bytes += len as u64;
+            return Some(EncodedAudio {
+                payload: buffer[..len].to_vec(),
+                rtp_timestamp,
+                marker: std::mem::take(&mut self.silent),
+                audio_level_dbov,
+                voice_activity: audio_level_dbov >= VOICE_DBOV,
+            });
+        }
+        None
+    }
+}

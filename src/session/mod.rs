@@ -1,1 +1,40 @@
-//! session.
+//! What is known about one call, from its dispatch to its end.
+//!
+//! [`SessionManager`] holds it while the call runs; [`CallRecord`] is what stays on disk and goes to the CRM. This module knows no
+//! network, no LiveKit, no files and no tasks: the store gives it a sink for its events and reads the record out of it.
+
+mod id;
+mod lead;
+mod manager;
+mod record;
+pub mod time;
+mod transcript;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use id::{IdError, LeadId, SessionId, sanitise};
+pub use lead::Lead;
+pub use manager::{
+    CallMetadata, CallStart, CallStatus, CloseReason, CompleteSessionData, Direction, EventSink,
+    Intent, Outcome, RecordingMetadata, RecordingSource, RecordingState, SessionEvent,
+    SessionManager, Usage,
+};
+pub use record::{
+    CallDataDelivery, CallRecord, CampaignIds, DeliveredRecording, PartState, RecordFiles,
+    RecordOutcome, RecordStatus, RecordTimestamps, RecordUploads, RecordingDelivery, RoomRef,
+    SCHEMA_VERSION, call_id_base, crm_payload,
+};
+pub use transcript::{
+    ConversationItem, ITEM_SOURCE, Role, TranscribedItem, Transcription, TranscriptionMetadata,
+    TurnMetrics,
+};
+
+/// The session of a running call, shared by everything that writes to it. A std mutex, because every critical section is short and
+/// nothing inside one waits; never hold the guard across an await.
+pub type SharedSession = Arc<Mutex<SessionManager>>;
+
+/// Locks the session. A panic in another holder does not take the call's record with it: every mutation is one `apply` of one event,
+/// so the state is whole even then.
+pub fn lock(session: &SharedSession) -> MutexGuard<'_, SessionManager> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
+}

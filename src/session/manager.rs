@@ -1,0 +1,564 @@
+//! The state of one running call. Every change is a [`SessionEvent`], applied in one place, so that a journal of events is the call.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::time;
+use super::{ConversationItem, LeadId, SessionId};
+
+/// The key under which the original kept the latest lead's path in the campaign metadata.
+const LEAD_FILE: &str = "lead_file";
+/// The key under which the campaign source, or we, name the recording.
+const EGRESS_ID: &str = "egressId";
+
+/// Who called whom.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// They called us.
+    #[default]
+    Inbound,
+    /// We called them.
+    Outbound,
+}
+
+/// What is known when a job is dispatched; the first line of every journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CallStart {
+    /// Our id of the call.
+    pub session_id: SessionId,
+    /// LiveKit's id of the job.
+    pub job_id: String,
+    /// The room's name.
+    pub room_name: String,
+    /// The room's server id, when it is known already.
+    #[serde(default)]
+    pub room_sid: Option<String>,
+    /// The text that came with the dispatch.
+    #[serde(default)]
+    pub job_metadata: Option<String>,
+    /// Who called whom, as far as the dispatch tells; [`CallMetadata::direction`] overrides it.
+    #[serde(default)]
+    pub direction: Direction,
+    /// When the job was assigned.
+    #[serde(with = "time")]
+    pub call_start: DateTime<Utc>,
+    /// The name the worker registered under; empty for automatic dispatch.
+    #[serde(default)]
+    pub agent_name: String,
+}
+
+/// What is learnt about the call after the dispatch. Unknown things are `None`; setting keeps what is known already.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CallMetadata {
+    /// The number that the call is filed under: the other party.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dialed_number: Option<String>,
+    /// The number that called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller_number: Option<String>,
+    /// Our own number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trunk_number: Option<String>,
+    /// The telephone network's id of the call (SIP), for the operator. The CRM's id is made when the call ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call_id: Option<String>,
+    /// Who called whom.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
+    /// Name of the persona that talks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persona: Option<String>,
+    /// `campaigns[0]._id` of the persona.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub campaign_id: Option<String>,
+    /// `campaigns[0].voiceAgents[0]._id` of the persona.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub voice_agent_id: Option<String>,
+    /// `campaigns[0].client` of the persona.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// The room's server id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub room_sid: Option<String>,
+}
+
+impl CallMetadata {
+    fn take_known(&mut self, newer: &CallMetadata) {
+        fn take<T: Clone>(slot: &mut Option<T>, newer: &Option<T>) {
+            if newer.is_some() {
+                slot.clone_from(newer);
+            }
+        }
+        take(&mut self.dialed_number, &newer.dialed_number);
+        take(&mut self.caller_number, &newer.caller_number);
+        take(&mut self.trunk_number, &newer.trunk_number);
+        take(&mut self.call_id, &newer.call_id);
+        take(&mut self.direction, &newer.direction);
+        take(&mut self.persona, &newer.persona);
+        take(&mut self.campaign_id, &newer.campaign_id);
+        take(&mut self.voice_agent_id, &newer.voice_agent_id);
+        take(&mut self.client, &newer.client);
+        take(&mut self.room_sid, &newer.room_sid);
+    }
+}
+
+/// How far a recording has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordingState {
+    /// Asked for, not confirmed.
+    #[default]
+    Requested,
+    /// Running.
+    Active,
+    /// The file is there.
+    Resolved,
+    /// It should be there, and is not.
+    Missing,
+    /// It could not be made.
+    Failed,
+}
+
+/// Who makes the recording.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordingSource {
+    /// LiveKit Egress, started by us.
+    #[default]
+    Egress,
+    /// The call's own process.
+    Local,
+    /// LiveKit Egress, started by whoever made the campaign metadata.
+    External,
+}
+
+/// What is known about the recording of the call.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecordingMetadata {
+    /// `EG_…`, when an egress makes it.
+    pub egress_id: Option<String>,
+    /// Path as asked for: relative to the data folder when local, the egress host's path otherwise.
+    pub recording_filename: Option<String>,
+    /// When it was asked for.
+    #[serde(with = "time::option")]
+    pub recording_start_time: Option<DateTime<Utc>>,
+    /// How far it has come.
+    pub state: RecordingState,
+    /// Who makes it.
+    pub source: RecordingSource,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What the caller wants, as the model understood it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Intent {
+    /// Its name, such as `book_demo`.
+    pub intent: String,
+    /// 0 to 1.
+    #[serde(default)]
+    pub confidence: Option<f64>,
+    /// What it is about: dates, products, places.
+    #[serde(default)]
+    pub entities: Map<String, Value>,
+    /// When it was noticed.
+    #[serde(with = "time")]
+    pub timestamp: DateTime<Utc>,
+}
+
+/// What the providers were asked to do. Sums over the call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Requests to the language model.
+    pub llm_requests: u64,
+    /// Tokens sent to it.
+    pub llm_prompt_tokens: u64,
+    /// Tokens among those that its cache had.
+    pub llm_prompt_cached_tokens: u64,
+    /// Tokens that it wrote.
+    pub llm_completion_tokens: u64,
+    /// Requests to speech recognition, for those that work by request.
+    pub stt_requests: u64,
+    /// Sound sent to speech recognition, in milliseconds.
+    pub stt_audio_ms: u64,
+    /// Requests to speech synthesis.
+    pub tts_requests: u64,
+    /// Characters sent to it.
+    pub tts_characters: u64,
+    /// Sound that came back, in milliseconds.
+    pub tts_audio_ms: u64,
+}
+
+impl Usage {
+    fn add(&mut self, more: &Usage) {
+        self.llm_requests += more.llm_requests;
+        self.llm_prompt_tokens += more.llm_prompt_tokens;
+        self.llm_prompt_cached_tokens += more.llm_prompt_cached_tokens;
+        self.llm_completion_tokens += more.llm_completion_tokens;
+        self.stt_requests += more.stt_requests;
+        self.stt_audio_ms += more.stt_audio_ms;
+        self.tts_requests += more.tts_requests;
+        self.tts_characters += more.tts_characters;
+        self.tts_audio_ms += more.tts_audio_ms;
+    }
+}
+
+/// Why a call ended, in the words of LiveKit's agents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloseReason {
+    /// The other party left.
+    ParticipantDisconnected,
+    /// The worker was told to stop.
+    JobShutdown,
+    /// The agent had done its work and hung up.
+    TaskCompleted,
+    /// Somebody asked for the end: an operator, or the caller by silence.
+    UserInitiated,
+    /// Something broke.
+    Error,
+}
+
+/// What became of a call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallStatus {
+    /// Two parties talked.
+    #[default]
+    Completed,
+    /// Nobody picked up, or nobody came.
+    NoAnswer,
+    /// The line was busy or the call rejected.
+    Busy,
+    /// It could not be held.
+    Failed,
+    /// A machine answered.
+    Voicemail,
+    /// The process that held it died; this is what its journal tells.
+    Recovered,
+}
+
+/// How a call ended. The first one that is set stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Why it ended.
+    pub close_reason: CloseReason,
+    /// LiveKit's reason for the disconnect, such as `CLIENT_INITIATED`, when there is one.
+    #[serde(default)]
+    pub disconnect_reason: Option<String>,
+    /// What became of the call.
+    pub call_status: CallStatus,
+    /// A sentence about what broke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When it ended. `None` means "when the journal's last line was written", for whoever did not see the end.
+    #[serde(default, with = "time::option")]
+    pub call_end: Option<DateTime<Utc>>,
+}
+
+impl Outcome {
+    /// The outcome of a call whose process died. `call_end` when the death was seen, else `None`.
+    pub fn recovered(error: impl Into<String>, call_end: Option<DateTime<Utc>>) -> Self {
+        Self {
+            close_reason: CloseReason::Error,
+            disconnect_reason: None,
+            call_status: CallStatus::Recovered,
+            error: Some(error.into()),
+            call_end,
+        }
+    }
+}
+
+/// Everything that can happen to a session. A journal is these, one a line; so names and fields are a file format.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum SessionEvent {
+    /// The job was assigned. Always the first event.
+    Dispatched(CallStart),
+    /// Something was learnt about the call.
+    CallMetadata(CallMetadata),
+    /// The campaign's metadata was fetched.
+    CampaignMetadata {
+        /// As fetched.
+        metadata: Map<String, Value>,
+    },
+    /// The recording was asked for, or changed.
+    Recording(RecordingMetadata),
+    /// Something was said.
+    Item(ConversationItem),
+    /// A lead file was written.
+    LeadFile {
+        /// `leads/…`.
+        path: String,
+    },
+    /// A lead belongs to this session.
+    LeadLinked {
+        /// Its id.
+        lead_id: LeadId,
+    },
+    /// An intent was noticed.
+    Intent(Intent),
+    /// A provider was used.
+    Usage(Usage),
+    /// The other party was first there to talk to.
+    Answered {
+        /// When.
+        #[serde(with = "time")]
+        at: DateTime<Utc>,
+    },
+    /// The call ended.
+    Outcome(Outcome),
+}
+
+/// Where events go as they happen: the store's journal. Called under the session's lock, so it must not wait for anything but one write.
+pub trait EventSink: Send {
+    /// Keeps the event. A sink that cannot says so in the log; the session goes on in memory.
+    fn append(&mut self, event: &SessionEvent);
+}
+
+/// The state of one call. Its operations have the original's names.
+pub struct SessionManager {
+    data: CompleteSessionData,
+    sink: Option<Box<dyn EventSink>>,
+}
+
+/// Everything that is known about a call: what the files and the CRM's payload are built from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompleteSessionData {
+    /// The dispatch.
+    pub start: CallStart,
+    /// What was learnt since.
+    pub call_metadata: CallMetadata,
+    /// As fetched, with `egressId` and `lead_file` beside it.
+    pub campaign_metadata: Map<String, Value>,
+    /// The recording, if one was asked for.
+    pub recording: Option<RecordingMetadata>,
+    /// What was said, in order.
+    pub items: Vec<ConversationItem>,
+    /// Paths of all lead files, oldest first.
+    pub lead_files: Vec<String>,
+    /// Ids of all leads, oldest first.
+    pub lead_ids: Vec<LeadId>,
+    /// What the caller wanted.
+    pub intents: Vec<Intent>,
+    /// Sums over the call.
+    pub usage: Usage,
+    /// When the other party was first there.
+    pub answered_at: Option<DateTime<Utc>>,
+    /// How it ended; `None` while it runs.
+    pub outcome: Option<Outcome>,
+}
+
+impl SessionManager {
+    /// A session that keeps its events in memory only.
+    pub fn new(start: CallStart) -> Self {
+        Self {
+            data: CompleteSessionData {
+                start,
+                call_metadata: CallMetadata::default(),
+                campaign_metadata: Map::new(),
+                recording: None,
+                items: Vec::new(),
+                lead_files: Vec::new(),
+                lead_ids: Vec::new(),
+                intents: Vec::new(),
+                usage: Usage::default(),
+                answered_at: None,
+                outcome: None,
+            },
+            sink: None,
+        }
+    }
+
+    /// A new session whose events, beginning with the dispatch, go to `sink`.
+    pub fn with_sink(start: CallStart, mut sink: Box<dyn EventSink>) -> Self {
+        sink.append(&SessionEvent::Dispatched(start.clone()));
+        let mut session = Self::new(start);
+        session.sink = Some(sink);
+        session
+    }
+
+    /// The session that a journal tells of. `None` when the journal does not begin with a dispatch.
+    pub fn replay(events: impl IntoIterator<Item = SessionEvent>) -> Option<Self> {
+        let mut events = events.into_iter();
+        let SessionEvent::Dispatched(start) = events.next()? else {
+            return None;
+        };
+        let mut session = Self::new(start);
+        for event in events {
+            session.apply(&event);
+        }
+        Some(session)
+    }
+
+    /// From now on events go to `sink` (too late for those that have happened).
+    pub fn set_sink(&mut self, sink: Box<dyn EventSink>) {
+        self.sink = Some(sink);
+    }
+
+    /// The only place where state changes.
+    fn apply(&mut self, event: &SessionEvent) {
+        let data = &mut self.data;
+        match event {
+            SessionEvent::Dispatched(start) => data.start = start.clone(),
+            SessionEvent::CallMetadata(metadata) => data.call_metadata.take_known(metadata),
+            SessionEvent::CampaignMetadata { metadata } => {
+                data.campaign_metadata = metadata.clone();
+                // What this call has added itself outlives a second fetch.
+                if let Some(path) = data.lead_files.last() {
+                    data.campaign_metadata
+                        .insert(LEAD_FILE.to_owned(), path.clone().into());
+                }
+                if let Some(id) = data.recording.as_ref().and_then(|r| r.egress_id.clone()) {
+                    data.campaign_metadata
+                        .insert(EGRESS_ID.to_owned(), id.into());
+                }
+            }
+            SessionEvent::Recording(recording) => {
+                if let Some(id) = &recording.egress_id {
+                    data.campaign_metadata
+                        .insert(EGRESS_ID.to_owned(), id.clone().into());
+                }
+                data.recording = Some(recording.clone());
+            }
+            SessionEvent::Item(item) => data.items.push(item.clone()),
+            SessionEvent::LeadFile { path } => {
+                data.campaign_metadata
+                    .insert(LEAD_FILE.to_owned(), path.clone().into());
+                data.lead_files.retain(|known| known != path);
+                data.lead_files.push(path.clone());
+            }
+            SessionEvent::LeadLinked { lead_id } => {
+                if !data.lead_ids.contains(lead_id) {
+                    data.lead_ids.push(lead_id.clone());
+                }
+            }
+            SessionEvent::Intent(intent) => data.intents.push(intent.clone()),
+            SessionEvent::Usage(usage) => data.usage.add(usage),
+            SessionEvent::Answered { at } => {
+                data.answered_at.get_or_insert(*at);
+            }
+            SessionEvent::Outcome(outcome) => {
+                data.outcome.get_or_insert_with(|| outcome.clone());
+            }
+        }
+    }
+
+    /// Kept first, applied second: what the session shows is never more than what survives.
+    fn record(&mut self, event: SessionEvent) {
+        if let Some(sink) = &mut self.sink {
+            sink.append(&event);
+        }
+        self.apply(&event);
+    }
+
+    /// The session's id.
+    pub fn session_id(&self) -> &SessionId {
+        &self.data.start.session_id
+    }
+
+    /// The dispatch that began it.
+    pub fn start(&self) -> &CallStart {
+        &self.data.start
+    }
+
+    /// Replaces the campaign's metadata, as fetched with the persona or the job.
+    pub fn set_campaign_metadata(&mut self, metadata: Map<String, Value>) {
+        self.record(SessionEvent::CampaignMetadata { metadata });
+    }
+
+    /// The campaign's metadata, with `egressId` and `lead_file` once they are known.
+    pub fn get_campaign_metadata(&self) -> &Map<String, Value> {
+        &self.data.campaign_metadata
+    }
+
+    /// Replaces what is known about the recording.
+    pub fn set_recording_metadata(&mut self, recording: RecordingMetadata) {
+        self.record(SessionEvent::Recording(recording));
+    }
+
+    /// What is known about the recording.
+    pub fn get_recording_metadata(&self) -> Option<&RecordingMetadata> {
+        self.data.recording.as_ref()
+    }
+
+    /// Adds to what is known about the call; fields that are `None` keep their value.
+    pub fn set_call_metadata(&mut self, metadata: CallMetadata) {
+        self.record(SessionEvent::CallMetadata(metadata));
+    }
+
+    /// What is known about the call.
+    pub fn get_call_metadata(&self) -> &CallMetadata {
+        &self.data.call_metadata
+    }
+
+    /// Notes a lead file that was written. The store does this in `save_lead`.
+    pub fn set_lead_file_path(&mut self, path: &str) {
+        self.record(SessionEvent::LeadFile {
+            path: path.to_owned(),
+        });
+    }
+
+    /// The latest lead file.
+    pub fn get_lead_file_path(&self) -> Option<&str> {
+        self.data.lead_files.last().map(String::as_str)
+    }
+
+    /// Notes that a lead belongs to this session. The store does this in `save_lead`.
+    pub fn link_lead_to_session(&mut self, lead_id: &LeadId) {
+        self.record(SessionEvent::LeadLinked {
+            lead_id: lead_id.clone(),
+        });
+    }
+
+    /// A copy of everything.
+    pub fn get_complete_session_data(&self) -> CompleteSessionData {
+        self.data.clone()
+    }
+
+    /// Notes something that was said.
+    pub fn commit_item(&mut self, item: ConversationItem) {
+        self.record(SessionEvent::Item(item));
+    }
+
+    /// What was said so far.
+    pub fn items(&self) -> &[ConversationItem] {
+        &self.data.items
+    }
+
+    /// Notes what the caller wants.
+    pub fn add_intent(&mut self, intent: Intent) {
+        self.record(SessionEvent::Intent(intent));
+    }
+
+    /// Adds to the sums.
+    pub fn add_usage(&mut self, usage: Usage) {
+        self.record(SessionEvent::Usage(usage));
+    }
+
+    /// Notes when the other party was first there. The first call counts.
+    pub fn set_answered(&mut self, at: DateTime<Utc>) {
+        if self.data.answered_at.is_none() {
+            self.record(SessionEvent::Answered { at });
+        }
+    }
+
+    /// Notes how the call ended. The first one stands: what follows from an end (the room closing, the job being shut down) must not hide
+    /// why it ended.
+    pub fn set_outcome(&mut self, outcome: Outcome) {
+        if self.data.outcome.is_none() {
+            self.record(SessionEvent::Outcome(outcome));
+        }
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.data.outcome.as_ref()
+    }
+}

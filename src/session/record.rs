@@ -1,0 +1,681 @@
+//! The record of a finished call: the metadata file that is also the delivery queue, and what the CRM gets. All of it is pure.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::time;
+use super::{
+    CallStatus, CloseReason, CompleteSessionData, Direction, ITEM_SOURCE, Intent,
+    RecordingMetadata, SessionId, Usage,
+};
+
+/// Version of the metadata file that is written. Files without one are the original's.
+pub const SCHEMA_VERSION: u32 = 2;
+
+/// Digits of the number that go into a call id.
+const CALL_ID_DIGITS: usize = 8;
+
+/// Where the record stands. It moves forward only; an operator's retry is the one way back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordStatus {
+    /// Written at the end of the call; nothing sent.
+    #[default]
+    ReadyForUpload,
+    /// Some delivery has been tried.
+    Uploading,
+    /// The CRM has confirmed everything that there was to send.
+    Uploaded,
+    /// The CRM has refused; somebody should look.
+    Failed,
+}
+
+impl RecordStatus {
+    /// Whether a record in this state may be put into `next`.
+    pub fn can_become(self, next: Self) -> bool {
+        use RecordStatus::{Failed, ReadyForUpload, Uploaded, Uploading};
+        match (self, next) {
+            (ReadyForUpload, _) | (Uploading, Uploading | Uploaded | Failed) => true,
+            // A later recording or an operator's retry may still complete a failed record.
+            (Failed, Failed | Uploaded) => true,
+            (Uploaded, Uploaded) => true,
+            (Uploading | Failed | Uploaded, _) => false,
+        }
+    }
+}
+
+/// Where one part of the delivery stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartState {
+    /// To be sent.
+    #[default]
+    Pending,
+    /// The recording is not there yet.
+    Waiting,
+    /// Confirmed by the CRM.
+    Sent,
+    /// There is no recording, or none turned up in time.
+    Missing,
+    /// Refused for good.
+    Failed,
+}
+
+impl PartState {
+    /// Whether nothing more is going to happen to this part by itself.
+    pub fn is_settled(self) -> bool {
+        matches!(self, Self::Sent | Self::Missing | Self::Failed)
+    }
+
+    /// Whether a part in this state may be put into `next`. What is sent stays sent; a missing recording may still turn up.
+    pub fn can_become(self, next: Self) -> bool {
+        match self {
+            Self::Pending => true,
+            Self::Waiting => next != Self::Pending,
+            Self::Missing => matches!(next, Self::Missing | Self::Sent | Self::Failed),
+            Self::Failed => next == Self::Failed,
+            Self::Sent => next == Self::Sent,
+        }
+    }
+}
+
+/// Delivery of the recording file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecordingDelivery {
+    /// Where it stands.
+    pub state: PartState,
+    /// The CRM's URL of it, once sent.
+    pub url: Option<String>,
+    /// Bytes on disk.
+    pub size: Option<u64>,
+    /// Seconds.
+    pub duration: Option<u64>,
+    /// Requests made so far.
+    pub attempts: u32,
+    /// Not before this time.
+    #[serde(with = "time::option")]
+    pub next_attempt: Option<DateTime<Utc>>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}
+
+/// Delivery of the call data.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CallDataDelivery {
+    /// Where it stands.
+    pub state: PartState,
+    /// Requests made so far.
+    pub attempts: u32,
+    /// Not before this time.
+    #[serde(with = "time::option")]
+    pub next_attempt: Option<DateTime<Utc>>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// What the CRM answered, shortened.
+    pub response: Option<Value>,
+}
+
+/// Both parts of the delivery.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecordUploads {
+    /// `POST /upload`.
+    pub recording: RecordingDelivery,
+    /// `POST /call-data`.
+    pub call_data: CallDataDelivery,
+}
+
+/// The room of the call.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RoomRef {
+    /// Its name.
+    pub name: Option<String>,
+    /// Its server id.
+    pub sid: Option<String>,
+}
+
+/// The files of the call, relative to the data folder, with `/`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecordFiles {
+    /// `recordings/…`, once it is known.
+    pub recording: Option<String>,
+    /// `conversations/…`.
+    pub conversation: Option<String>,
+    /// The latest lead.
+    pub lead: Option<String>,
+    /// All leads, oldest first.
+    #[serde(deserialize_with = "null_is_default")]
+    pub leads: Vec<String>,
+}
+
+/// When things happened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecordTimestamps {
+    /// The dispatch.
+    #[serde(with = "time::option")]
+    pub call_start: Option<DateTime<Utc>>,
+    /// When the other party was first there.
+    #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
+    pub answered: Option<DateTime<Utc>>,
+    /// The hangup.
+    #[serde(with = "time::option")]
+    pub call_end: Option<DateTime<Utc>>,
+    /// When this file was first written.
+    #[serde(with = "time::option")]
+    pub metadata_saved: Option<DateTime<Utc>>,
+}
+
+/// How the call ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecordOutcome {
+    /// Why it ended; unknown in the original's records.
+    pub close_reason: Option<CloseReason>,
+    /// LiveKit's reason for the disconnect.
+    pub disconnect_reason: Option<String>,
+    /// What became of the call.
+    pub call_status: CallStatus,
+    /// A sentence about what broke.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// `call_metadata/metadata_<session_id>.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CallRecord {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The session.
+    pub session_id: SessionId,
+    /// The number that the call is filed under: the other party.
+    #[serde(default)]
+    pub dialed_number: Option<String>,
+    /// The number that called.
+    #[serde(default)]
+    pub caller_number: Option<String>,
+    /// Our own number.
+    #[serde(default)]
+    pub trunk_number: Option<String>,
+    /// Who called whom.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub direction: Direction,
+    /// The CRM's id of the call, `CALL-YYYYMMDD-<last 8 digits>`.
+    #[serde(default)]
+    pub call_id: Option<String>,
+    /// The telephone network's id of the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sip_call_id: Option<String>,
+    /// LiveKit's id of the job.
+    #[serde(default)]
+    pub job_id: Option<String>,
+    /// The room.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub room: RoomRef,
+    /// Name of the persona that talked.
+    #[serde(default)]
+    pub persona: Option<String>,
+    /// As fetched, with `egressId`, `lead_file`, `campaignId`, `voiceAgentId` and `client`.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub campaign_metadata: Map<String, Value>,
+    /// The files of the call.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub files: RecordFiles,
+    /// When things happened.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub timestamps: RecordTimestamps,
+    /// How the call ended.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub outcome: RecordOutcome,
+    /// What the call knew about its recording.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recording: Option<RecordingMetadata>,
+    /// What the caller wanted.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub intents: Vec<Intent>,
+    /// What the providers were asked to do.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub usage: Usage,
+    /// Where the record stands.
+    #[serde(default)]
+    pub status: RecordStatus,
+    /// Passes that tried to deliver something.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub upload_attempts: u32,
+    /// The last of them.
+    #[serde(default, with = "time::option")]
+    pub last_upload_attempt: Option<DateTime<Utc>>,
+    /// Both parts of the delivery.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub uploads: RecordUploads,
+    /// What somebody else put into the file; it stays in it.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl CallRecord {
+    /// The record of a call that has ended at `call_end`, ready to be delivered.
+    pub fn new(
+        session: &CompleteSessionData,
+        call_id: String,
+        conversation: String,
+        call_end: DateTime<Utc>,
+        saved_at: DateTime<Utc>,
+    ) -> Self {
+        let call = &session.call_metadata;
+        let mut campaign_metadata = session.campaign_metadata.clone();
+        for (key, value) in [
+            ("campaignId", &call.campaign_id),
+            ("voiceAgentId", &call.voice_agent_id),
+            ("client", &call.client),
+        ] {
+            if let Some(value) = value {
+                campaign_metadata.insert(key.to_owned(), value.clone().into());
+            }
+        }
+        let local_recording = session.recording.as_ref().and_then(local_recording_path);
+        let outcome = session.outcome.as_ref();
+        Self {
+            schema_version: SCHEMA_VERSION,
+            session_id: session.start.session_id.clone(),
+            dialed_number: call.dialed_number.clone(),
+            caller_number: call.caller_number.clone(),
+            trunk_number: call.trunk_number.clone(),
+            direction: call.direction.unwrap_or(session.start.direction),
+            call_id: Some(call_id),
+            sip_call_id: call.call_id.clone(),
+            job_id: Some(session.start.job_id.clone()),
+            room: RoomRef {
+                name: Some(session.start.room_name.clone()),
+                sid: call
+                    .room_sid
+                    .clone()
+                    .or_else(|| session.start.room_sid.clone()),
+            },
+            persona: call.persona.clone(),
+            campaign_metadata,
+            files: RecordFiles {
+                recording: local_recording,
+                conversation: Some(conversation),
+                lead: session.lead_files.last().cloned(),
+                leads: session.lead_files.clone(),
+            },
+            timestamps: RecordTimestamps {
+                call_start: Some(session.start.call_start),
+                answered: session.answered_at,
+                call_end: Some(call_end),
+                metadata_saved: Some(saved_at),
+            },
+            outcome: RecordOutcome {
+                close_reason: outcome.map(|o| o.close_reason),
+                disconnect_reason: outcome.and_then(|o| o.disconnect_reason.clone()),
+                call_status: outcome.map(|o| o.call_status).unwrap_or_default(),
+                error: outcome.and_then(|o| o.error.clone()),
+            },
+            recording: session.recording.clone(),
+            intents: session.intents.clone(),
+            usage: session.usage,
+            status: RecordStatus::ReadyForUpload,
+            upload_attempts: 0,
+            last_upload_attempt: None,
+            uploads: RecordUploads::default(),
+            extra: Map::new(),
+        }
+    }
+
+    /// Reads a metadata file of any version and brings it to this one. The error is a sentence for the operator.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
+        let value: Value =
+            serde_json::from_slice(bytes).map_err(|error| format!("is not JSON: {error}"))?;
+        let Value::Object(mut fields) = value else {
+            return Err("is JSON but not an object".to_owned());
+        };
+        match fields.get("schema_version") {
+            None | Some(Value::Null) => upgrade_original(&mut fields),
+            Some(version) if version.as_u64() == Some(u64::from(SCHEMA_VERSION)) => {}
+            Some(version) => {
+                return Err(format!(
+                    "has schema_version {version}; this program reads up to {SCHEMA_VERSION}"
+                ));
+            }
+        }
+        let mut record: Self = serde_json::from_value(Value::Object(fields))
+            .map_err(|error| format!("is not a call record: {error}"))?;
+        let RecordFiles {
+            recording,
+            conversation,
+            lead,
+            leads,
+        } = &mut record.files;
+        for path in [recording, conversation, lead]
+            .into_iter()
+            .flatten()
+            .chain(leads.iter_mut())
+        {
+            *path = data_folder_path(path);
+        }
+        if record.files.leads.is_empty() {
+            record.files.leads.extend(record.files.lead.clone());
+        }
+        Ok(record)
+    }
+
+    /// The id of the egress that made the recording.
+    pub fn egress_id(&self) -> Option<&str> {
+        let from_campaign = self
+            .campaign_metadata
+            .get("egressId")
+            .and_then(Value::as_str);
+        let from_recording = || self.recording.as_ref().and_then(|r| r.egress_id.as_deref());
+        from_campaign
+            .or_else(from_recording)
+            .filter(|id| !id.is_empty())
+    }
+
+    /// The other party's number: what the call is filed under.
+    pub fn other_party(&self) -> Option<&str> {
+        let known = |number: &'_ Option<String>| number.as_deref().is_some_and(|n| !n.is_empty());
+        if known(&self.dialed_number) {
+            return self.dialed_number.as_deref();
+        }
+        match self.direction {
+            Direction::Inbound if known(&self.caller_number) => self.caller_number.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// When the call started, or the best that the record has for it.
+    pub fn started_at(&self) -> Option<DateTime<Utc>> {
+        self.timestamps
+            .call_start
+            .or(self.timestamps.metadata_saved)
+            .or(self.timestamps.call_end)
+    }
+
+    /// When the call ended, or the best that the record has for it.
+    pub fn ended_at(&self) -> Option<DateTime<Utc>> {
+        self.timestamps
+            .call_end
+            .or(self.timestamps.metadata_saved)
+            .or(self.timestamps.call_start)
+    }
+
+    /// Moves the record forward. `false`, and no change, when that would be backward.
+    pub fn advance(&mut self, next: RecordStatus) -> bool {
+        let allowed = self.status.can_become(next);
+        if allowed {
+            self.status = next;
+        }
+        allowed
+    }
+
+    /// An operator's "try again": refused parts become pending, waits end; what was sent stays sent. `false` when there is nothing to try.
+    pub fn reset_for_retry(&mut self) -> bool {
+        let recording = &mut self.uploads.recording;
+        let call_data = &mut self.uploads.call_data;
+        let mut anything = false;
+        if recording.state != PartState::Sent {
+            recording.state = PartState::Pending;
+            recording.next_attempt = None;
+            recording.attempts = 0;
+            anything = true;
+        }
+        if call_data.state != PartState::Sent {
+            call_data.state = PartState::Pending;
+            call_data.next_attempt = None;
+            call_data.attempts = 0;
+            anything = true;
+        }
+        if anything {
+            self.status = RecordStatus::ReadyForUpload;
+        }
+        anything
+    }
+}
+
+/// Only a recording that this worker's own process made has a path on this disk; an egress's path is on the egress host.
+fn local_recording_path(recording: &RecordingMetadata) -> Option<String> {
+    (recording.source == super::RecordingSource::Local)
+        .then(|| recording.recording_filename.clone())
+        .flatten()
+}
+
+/// Brings the original's metadata to version 2. Its fields keep their names, so only what is odd about them needs doing.
+fn upgrade_original(fields: &mut Map<String, Value>) {
+    fields.insert("schema_version".to_owned(), SCHEMA_VERSION.into());
+    // Its status was a free text; whatever is not a known end is still to be delivered.
+    let status = fields.get("status").and_then(Value::as_str);
+    if !matches!(
+        status,
+        Some("ready_for_upload" | "uploading" | "uploaded" | "failed")
+    ) {
+        fields.insert("status".to_owned(), "ready_for_upload".into());
+    }
+    // Its writers sometimes had a number as a JSON number.
+    for key in ["dialed_number", "caller_number", "trunk_number"] {
+        if let Some(Value::Number(number)) = fields.get(key) {
+            let text = number.to_string();
+            fields.insert(key.to_owned(), text.into());
+        }
+    }
+}
+
+/// The original wrote paths as its machine had them: absolute, and with `\` on Windows. What counts begins at our folder's name.
+fn data_folder_path(path: &str) -> String {
+    const FOLDERS: [&str; 3] = ["recordings", "conversations", "leads"];
+    let path = path.replace('\\', "/");
+    let absolute = path.starts_with('/') || path.get(1..2) == Some(":");
+    if absolute {
+        let parts: Vec<&str> = path.split('/').collect();
+        if let Some(start) = parts.iter().rposition(|part| FOLDERS.contains(part)) {
+            return parts[start..].join("/");
+        }
+    }
+    path.strip_prefix("./").map(str::to_owned).unwrap_or(path)
+}
+
+/// The ids by which the CRM knows a campaign.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CampaignIds {
+    /// `campaigns[0]._id`.
+    pub campaign_id: Option<String>,
+    /// `campaigns[0].voiceAgents[0]._id`.
+    pub voice_agent_id: Option<String>,
+    /// `campaigns[0].client`.
+    pub client: Option<String>,
+}
+
+impl CampaignIds {
+    /// Reads them from a persona.
+    pub fn from_persona(persona: &Value) -> Self {
+        let campaign = &persona["campaigns"][0];
+        Self {
+            campaign_id: id_text(&campaign["_id"]),
+            voice_agent_id: id_text(&campaign["voiceAgents"][0]["_id"]),
+            client: id_text(&campaign["client"]),
+        }
+    }
+
+    /// Reads them from a record's campaign metadata: as ours names them, as the original's session named them, or from a persona inside.
+    pub fn from_campaign_metadata(metadata: &Map<String, Value>) -> Self {
+        let first = |names: &[&str]| {
+            names
+                .iter()
+                .find_map(|name| metadata.get(*name).and_then(id_text))
+        };
+        let inside = Self::from_persona(&json!({ "campaigns": metadata.get("campaigns") }));
+        let full_config = metadata
+            .get("full_config")
+            .map(Self::from_persona)
+            .unwrap_or_default();
+        Self {
+            campaign_id: first(&["campaignId", "campaign_id"])
+                .or(inside.campaign_id)
+                .or(full_config.campaign_id),
+            voice_agent_id: first(&["voiceAgentId", "voice_agent_id"])
+                .or(inside.voice_agent_id)
+                .or(full_config.voice_agent_id),
+            client: first(&["client", "client_id"])
+                .or(inside.client)
+                .or(full_config.client),
+        }
+    }
+}
+
+/// An id is a text, a number, MongoDB's `{"$oid": …}`, or an object that has an `_id`.
+fn id_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Object(fields) => fields
+            .get("$oid")
+            .or_else(|| fields.get("_id"))
+            .and_then(id_text),
+        _ => None,
+    }
+}
+
+/// `CALL-YYYYMMDD-<last 8 digits>`, without the suffix that tells two calls of one day apart. A call without a number (from a browser)
+/// takes the random end of its session id instead.
+pub fn call_id_base(
+    call_start: DateTime<Utc>,
+    number: Option<&str>,
+    session_id: &SessionId,
+) -> String {
+    let digits: Vec<char> = number
+        .unwrap_or_default()
+        .chars()
+        .filter(char::is_ascii_digit)
+        .collect();
+    let tail: String = if digits.is_empty() {
+        session_id
+            .as_str()
+            .rsplit(['_', '-'])
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    } else {
+        digits[digits.len().saturating_sub(CALL_ID_DIGITS)..]
+            .iter()
+            .collect()
+    };
+    format!("CALL-{}-{tail}", call_start.format("%Y%m%d"))
+}
+
+/// A recording as the CRM has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeliveredRecording {
+    /// Where the CRM put it.
+    pub url: String,
+    /// Seconds.
+    pub duration: Option<u64>,
+    /// Bytes.
+    pub size: Option<u64>,
+}
+
+/// The body of `POST /call-data`. `conversation` and `lead` are the files' contents, of any version; a call without them has an empty
+/// transcription and an empty lead.
+pub fn crm_payload(
+    record: &CallRecord,
+    conversation: Option<&Value>,
+    lead: Option<&Value>,
+    recording: Option<&DeliveredRecording>,
+) -> Value {
+    let ids = CampaignIds::from_campaign_metadata(&record.campaign_metadata);
+    let start = record.started_at();
+    let end = record.ended_at();
+    let duration = match (start, end) {
+        (Some(start), Some(end)) => time::seconds_between(start, end),
+        _ => 0,
+    };
+    let number = record.other_party();
+    json!({
+        "campaignId": ids.campaign_id,
+        "voiceAgentId": ids.voice_agent_id,
+        "client": ids.client,
+        "callDetails": {
+            "callId": record.call_id,
+            "direction": record.direction,
+            "startTime": start.map(time::format),
+            "endTime": end.map(time::format),
+            "duration": duration,
+            "status": crm_status(record.outcome.call_status),
+            "callerNumber": number,
+            "recordingUrl": recording.map(|r| r.url.as_str()),
+            "recordingDuration": recording.and_then(|r| r.duration),
+            "recordingSize": recording.and_then(|r| r.size),
+        },
+        "caller": { "phoneNumber": number },
+        "transcription": transcription_for_crm(record, conversation, start, end, duration),
+        "lead": lead.cloned().unwrap_or_else(|| json!({})),
+    })
+}
+
+/// The CRM knows the original's `completed`. A call whose process died was talked all the same; that it was recovered is our affair.
+fn crm_status(status: CallStatus) -> Value {
+    match status {
+        CallStatus::Recovered => json!(CallStatus::Completed),
+        other => json!(other),
+    }
+}
+
+fn transcription_for_crm(
+    record: &CallRecord,
+    conversation: Option<&Value>,
+    start: Option<DateTime<Utc>>,
+    end: Option<DateTime<Utc>>,
+    duration: u64,
+) -> Value {
+    let field = |name: &str| {
+        conversation
+            .and_then(|c| c.get(name))
+            .filter(|value| !value.is_null())
+            .cloned()
+    };
+    let items: Vec<Value> = field("conversation_items")
+        .or_else(|| field("items"))
+        .and_then(|items| match items {
+            Value::Array(items) => Some(items),
+            _ => None,
+        })
+        .unwrap_or_default()
+        .iter()
+        .map(item_for_crm)
+        .collect();
+    json!({
+        "session_id": record.session_id,
+        "start_time": field("start_time").or_else(|| start.map(|t| time::format(t).into())),
+        "end_time": field("end_time").or_else(|| end.map(|t| time::format(t).into())),
+        "duration_seconds": field("duration_seconds").unwrap_or_else(|| duration.into()),
+        "total_items": items.len(),
+        "conversation_items": items,
+        "lead_generated": record.files.lead.is_some(),
+        "metadata": field("metadata").unwrap_or_else(|| json!({ "auto_saved": true })),
+    })
+}
+
+/// Exactly the contract's fields: what we measure beside them stays in the file.
+fn item_for_crm(item: &Value) -> Value {
+    json!({
+        "role": item["role"],
+        "content": match &item["content"] {
+            // The SDK's own history has the content as a list of texts.
+            Value::Array(parts) => parts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n").into(),
+            other => other.clone(),
+        },
+        "timestamp": item["timestamp"],
+        "source": item.get("source").filter(|s| !s.is_null()).cloned().unwrap_or_else(|| ITEM_SOURCE.into()),
+        "transcript_confidence": item["transcript_confidence"],
+    })
+}

@@ -1,34 +1,90 @@
 //! The `libwebrtc` API that the official `livekit` crate uses, made in Rust on str0m and libopus.
+//!
+//! Put in place by `[patch.crates-io]`, this crate takes the seat of the bindings to Google's C++
+//! library. It has the same module names, types and signatures as far as `livekit` 0.10 refers to
+//! them, and nothing more.
+//!
+//! # Map of the code
+//!
+//! - The public modules named as in the original (`peer_connection`, `data_channel`, `rtp_sender`, …)
+//!   hold the types that `livekit` sees. They carry no logic of their own.
+//! - `jsep`: reading and writing of session descriptions and the list of transceivers. Pure.
+//! - `core`: one peer connection without sockets and clocks. It owns the str0m instance; time comes in
+//!   as an argument, packets and events come out as values.
+//! - `driver`: the task that owns the sockets of one peer connection, feeds its core and calls the
+//!   application's callbacks, in order and without holding a lock.
+//! - `ice_tcp`: outgoing TCP connections to ICE-TCP candidates.
+//! - `engine`: the one media thread of the process, where all drivers and the audio clock run.
+//! - `audio`: capture queue, Opus, jitter buffer, clock.
+//!
+//! # Not supported, and refused in words
+//!
+//! Video cannot be sent or received, end-to-end encryption is not available, and there are no audio
+//! devices: calls that would need them return an error, `false`, or zero devices.
+
+#![forbid(unsafe_code)]
+
+use thiserror::Error;
+
+mod audio;
+mod callback;
+mod connection;
+mod core;
+mod engine;
+mod enum_dispatch;
+mod jsep;
+mod rtp;
 
 pub mod audio_frame;
 pub mod audio_source;
 pub mod audio_stream;
 pub mod audio_track;
+pub mod data_channel;
+pub mod ice_candidate;
+pub mod media_stream;
 pub mod media_stream_track;
+pub mod native;
+pub mod peer_connection;
+pub mod peer_connection_factory;
+pub mod prelude;
+pub mod rtp_parameters;
+pub mod rtp_receiver;
+pub mod rtp_sender;
+pub mod rtp_transceiver;
+pub mod session_description;
+pub mod stats;
+pub mod video_frame;
+pub mod video_source;
+pub mod video_stream;
+pub mod video_track;
 
-mod audio;
-mod engine;
+/// What an m-section or a transceiver carries.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub enum MediaType {
+    Audio,
+    Video,
+    Data,
+    Unsupported,
+}
 
-use thiserror::Error;
-
-/// What kind of fault an [`RtcError`] reports.
+/// The kind of an [`RtcError`], as far as callers treat them differently.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum RtcErrorType {
-    /// The engine itself failed.
+    /// Something this crate cannot do, or an error below it.
     Internal,
-    /// A session description could not be understood.
+    /// A session description that cannot be understood or does not fit the connection.
     InvalidSdp,
-    /// The call is not possible in the present state.
+    /// The call is not allowed in the present state.
     InvalidState,
 }
 
-/// An error of the media engine.
+/// Error of a call on a peer connection or one of its parts.
 #[derive(Error, Debug)]
-#[error("{message} ({error_type:?})")]
+#[error("an RtcError occurred: {error_type:?} - {message}")]
 pub struct RtcError {
-    /// What kind of fault it is.
+    /// What kind of error it is.
     pub error_type: RtcErrorType,
-    /// The fault in words.
+    /// A sentence for people.
     pub message: String,
 }
 
@@ -46,12 +102,11 @@ impl RtcError {
             message: message.into(),
         }
     }
-}
 
-/// Extras that only a native (not a browser) build of the API has.
-pub mod native {
-    /// Conversion of sample rate and channel count.
-    pub mod audio_resampler {
-        pub use crate::audio::resample::AudioResampler;
+    pub(crate) fn sdp(message: impl Into<String>) -> Self {
+        Self {
+            error_type: RtcErrorType::InvalidSdp,
+            message: message.into(),
+        }
     }
 }

@@ -1,0 +1,3 @@
+//! One peer connection without sockets and clocks.
+
+pub(crate) mod channel;

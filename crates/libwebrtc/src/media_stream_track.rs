@@ -1,15 +1,5 @@
 //! What audio and video tracks have in common.
 
-<<<<<<< HEAD
-/// Whether a track can still carry media.
-#[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub enum RtcTrackState {
-    /// The track may carry media.
-    Live,
-    /// The track will never carry media again.
-    Ended,
-}
-=======
 use crate::{audio_track::RtcAudioTrack, enum_dispatch, video_track::RtcVideoTrack};
 
 /// Whether a track can still deliver media.
@@ -51,4 +41,3 @@ impl From<RtcVideoTrack> for MediaStreamTrack {
         Self::Video(track)
     }
 }
->>>>>>> 9b15bb1 (Facade of the media engine: the types that livekit refers to)

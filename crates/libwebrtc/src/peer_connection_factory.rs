@@ -117,9 +117,8 @@ fn capabilities(media_type: MediaType) -> RtpCapabilities {
 pub mod native {
     use super::PeerConnectionFactory;
     use crate::{
-        audio_source::native::NativeAudioSource,
-        audio_track::RtcAudioTrack, video_source::native::NativeVideoSource,
-        video_track::RtcVideoTrack,
+        audio_source::native::NativeAudioSource, audio_track::RtcAudioTrack,
+        video_source::native::NativeVideoSource, video_track::RtcVideoTrack,
     };
 
     macro_rules! factory_extension {

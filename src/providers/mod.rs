@@ -1,1 +1,81 @@
-//! providers.
+//! Speech recognition, language model and speech synthesis, each behind one trait, one vendor a file.
+//!
+//! A vendor's file knows its requests, its answers and its errors. It knows nothing of turns, retries and time-outs: those belong to
+//! the conversation ([`crate::voice`]). `scripted` is a vendor without a network, for the demo and for tests.
+
+mod error;
+pub mod llm;
+pub mod stt;
+pub mod tts;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use error::{Component, ProviderError};
+use llm::ChatModel;
+use stt::SpeechToText;
+use tts::TextToSpeech;
+
+/// Who makes the words and the sounds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Vendor {
+    /// Anything that speaks OpenAI's HTTP interface.
+    #[default]
+    Openai,
+    /// A prepared conversation, without a network.
+    Scripted,
+}
+
+/// The `[providers]` section: which vendors and models a conversation uses. Keys come from the environment (`OPENAI_API_KEY`).
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProvidersConfig {
+    /// Who does all three.
+    pub vendor: Vendor,
+    /// Base URL of the OpenAI-compatible service; ends in `/v1`. `OPENAI_BASE_URL` in the environment goes first.
+    pub openai_base_url: String,
+    /// Model of `audio/transcriptions`.
+    pub stt_model: String,
+    /// Model of `chat/completions`.
+    pub llm_model: String,
+    /// Sampling temperature of the language model; the model's own when not set.
+    pub llm_temperature: Option<f32>,
+    /// The longest answer in tokens; the model's own limit when not set.
+    pub llm_max_tokens: Option<u32>,
+    /// Model of `audio/speech`.
+    pub tts_model: String,
+    /// Voice of `audio/speech`, when the persona has none.
+    pub tts_voice: String,
+    /// The conversation that `scripted` plays, a JSON file. See `config/demo-script.json`.
+    pub script: Option<PathBuf>,
+}
+
+impl Default for ProvidersConfig {
+    fn default() -> Self {
+        Self {
+            vendor: Vendor::Openai,
+            openai_base_url: "https://api.openai.com/v1".to_owned(),
+            stt_model: "gpt-4o-mini-transcribe".to_owned(),
+            llm_model: "gpt-4.1-mini".to_owned(),
+            llm_temperature: None,
+            llm_max_tokens: None,
+            tts_model: "gpt-4o-mini-tts".to_owned(),
+            tts_voice: "alloy".to_owned(),
+            script: None,
+        }
+    }
+}
+
+/// The three providers of a conversation.
+#[derive(Clone)]
+pub struct Providers {
+    /// Speech to text.
+    pub stt: Arc<dyn SpeechToText>,
+    /// What to say.
+    pub llm: Arc<dyn ChatModel>,
+    /// Text to speech.
+    pub tts: Arc<dyn TextToSpeech>,
+}

@@ -1,1 +1,92 @@
-//! voice.
+//! The conversation: the caller's sound in, the agent's sound out, and what was said as events.
+//!
+//! [`turn`] decides whose turn it is and what to do about it; it is pure. [`driver`] does what it decided: it owns the sound, the
+//! requests to the providers and the clock. [`vad`] hears speech, [`playout`] knows what was heard of a reply. Nothing here knows
+//! LiveKit, files or the CRM.
+
+mod config;
+mod event;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use config::{LimitsConfig, LinesConfig, TurnConfig, VadConfig, VoiceConfig};
+pub use event::{AgentState, UserState, VoiceCommand, VoiceEnd, VoiceEvent};
+
+use crate::providers::llm::{ChatModel, ToolDefinition};
+use crate::providers::stt::SpeechToText;
+use crate::providers::tts::TextToSpeech;
+
+/// The caller's sound: mono samples at [`INPUT_SAMPLE_RATE_HZ`], usually 10 ms.
+pub type AudioFrame = Vec<i16>;
+
+/// Sample rate of the caller's sound.
+pub const INPUT_SAMPLE_RATE_HZ: u32 = 16_000;
+
+/// The track is gone; nothing can be played any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the audio output is closed")]
+pub struct OutputClosed;
+
+/// Where the agent's sound goes.
+#[async_trait]
+pub trait AudioOutput: Send + Sync + 'static {
+    /// Samples a second of the frames that it takes. Any rate will do: the conversation resamples.
+    fn sample_rate_hz(&self) -> u32;
+
+    /// Takes one mono frame of 10 or 20 ms, and waits while its queue is full.
+    async fn capture(&self, frame: &[i16]) -> Result<(), OutputClosed>;
+
+    /// Forgets at once what is queued.
+    fn clear(&self);
+
+    /// How much has been captured but not yet been sent.
+    fn queued(&self) -> Duration;
+}
+
+/// What a tool answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolReply {
+    /// What the model is told.
+    pub text: String,
+    /// The tool refused or failed.
+    pub is_error: bool,
+    /// The call is to end after this reply has been spoken.
+    pub end_call: bool,
+}
+
+/// What the model may use. [`crate::tools::Toolbox`] is one.
+#[async_trait]
+pub trait Tools: Send + Sync + 'static {
+    /// Everything that the model is told about.
+    fn definitions(&self) -> Vec<ToolDefinition>;
+
+    /// Runs one tool. Everything that goes wrong is an answer for the model.
+    async fn call(&self, name: &str, arguments_json: &str) -> ToolReply;
+}
+
+/// Everything that one conversation needs.
+pub struct Conversation {
+    /// How turns are taken.
+    pub config: VoiceConfig,
+    /// Who the agent is and what it is to do: the model's system message.
+    pub instructions: String,
+    /// What the agent says first; nothing if it is to wait for the caller.
+    pub greeting: Option<String>,
+    /// ISO 639-1 code of the language, when the persona has one.
+    pub language: Option<String>,
+    /// The provider's name of the voice, when the persona has one.
+    pub voice: Option<String>,
+    /// Speech to text.
+    pub stt: Arc<dyn SpeechToText>,
+    /// The language model.
+    pub llm: Arc<dyn ChatModel>,
+    /// Text to speech.
+    pub tts: Arc<dyn TextToSpeech>,
+    /// What the model may use.
+    pub tools: Arc<dyn Tools>,
+    /// Where the agent's sound goes.
+    pub output: Arc<dyn AudioOutput>,
+}

@@ -1,0 +1,98 @@
+//! The language model: what to say next, and which tools to use for it.
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+use super::ProviderError;
+
+/// A tool, as the model is told about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolDefinition {
+    /// The name to call it by.
+    pub name: String,
+    /// What it does and when to use it.
+    pub description: String,
+    /// JSON schema of its arguments.
+    pub parameters: serde_json::Value,
+}
+
+/// One request of the model to run a tool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolCall {
+    /// The model's id of this call; its answer carries the same.
+    pub id: String,
+    /// Name of the tool.
+    pub name: String,
+    /// A JSON object, as the model wrote it: it may be invalid.
+    pub arguments: String,
+}
+
+/// One entry of the history that the model sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChatMessage {
+    /// Who the agent is and what it is to do.
+    System(String),
+    /// Something the caller said.
+    User(String),
+    /// Something the agent said, asked of tools, or both.
+    Assistant {
+        /// What it said; may be empty.
+        text: String,
+        /// What it asked of tools. Each is answered by a [`ChatMessage::Tool`] that follows.
+        tool_calls: Vec<ToolCall>,
+    },
+    /// What a tool answered.
+    Tool {
+        /// The [`ToolCall::id`] that this answers.
+        call_id: String,
+        /// The answer.
+        output: String,
+    },
+}
+
+/// What the model is given for one answer.
+#[derive(Debug, Clone)]
+pub struct ChatRequest {
+    /// The conversation so far, oldest first.
+    pub messages: Vec<ChatMessage>,
+    /// The tools that it may use; empty for none.
+    pub tools: Vec<ToolDefinition>,
+}
+
+/// Tokens of one request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TokenUsage {
+    /// Sent to the model.
+    pub prompt: u64,
+    /// Among those, found in its cache.
+    pub prompt_cached: u64,
+    /// Written by the model.
+    pub completion: u64,
+}
+
+/// One piece of the model's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChatChunk {
+    /// More text, in order; pieces break anywhere.
+    Text(String),
+    /// A whole request for a tool.
+    ToolCall(ToolCall),
+    /// What the request cost, at most once.
+    Usage(TokenUsage),
+}
+
+/// The answer as it is written. It ends after the last chunk; an error ends it early.
+pub type ChatStream = BoxStream<'static, Result<ChatChunk, ProviderError>>;
+
+/// A language model that streams.
+#[async_trait]
+pub trait ChatModel: Send + Sync + 'static {
+    /// Vendor and model, for logs.
+    fn name(&self) -> &str;
+
+    /// Starts an answer: returns once the provider has accepted the request. Dropping the stream gives it up.
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, ProviderError>;
+
+    /// Opens a connection ahead of the first request. Failing is not an error yet.
+    async fn prewarm(&self) {}
+}

@@ -1,0 +1,217 @@
+//! The `[voice]` section: how the agent takes turns, how it hears, and how long it waits for providers.
+//!
+//! Defaults are those of LiveKit Agents where users will compare; the reason stands by the value where ours differs.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The `[voice]` section.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VoiceConfig {
+    /// Whose turn it is.
+    pub turn: TurnConfig,
+    /// What counts as speech.
+    pub vad: VadConfig,
+    /// How long providers and tools may take.
+    pub limits: LimitsConfig,
+    /// What the agent says when the model does not decide it.
+    pub lines: LinesConfig,
+}
+
+/// The `[voice.turn]` section.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TurnConfig {
+    /// The agent is not heard earlier than this after the end of the caller's speech, in milliseconds. The answer is made
+    /// meanwhile, so that this costs nothing while the providers take longer.
+    pub min_delay_ms: u64,
+    /// As `min_delay_ms`, when the transcript ends like a whole sentence (`.`, `?`, `!` and their like in other scripts).
+    pub complete_delay_ms: u64,
+    /// As `min_delay_ms`, when the transcript ends in the middle of a phrase ("my name is", a comma).
+    pub max_delay_ms: u64,
+    /// Whether recognition and the model's answer are started before it is certain that the turn is over. Costs some requests in
+    /// vain; saves their time in every turn.
+    pub preemptive: bool,
+    /// Recognition is started early after this much silence, in milliseconds; must be shorter than `voice.vad.min_silence_ms`.
+    pub early_transcription_ms: u64,
+    /// Speech that has gone on for longer than this is not worth an early request, in milliseconds.
+    pub preemptive_max_speech_ms: u64,
+    /// How many early requests of each kind one turn may cost in vain.
+    pub preemptive_max_retries: u32,
+    /// Whether the caller can cut the agent off.
+    pub interruptions: bool,
+    /// The caller has to speak for this long to interrupt, in milliseconds.
+    pub interruption_min_duration_ms: u64,
+    /// The transcript needs at least this many words to interrupt. Words are counted in final transcripts, and in interim ones when
+    /// the recogniser has them; without interim ones, the duration alone pauses the agent.
+    pub interruption_min_words: usize,
+    /// Words that are said while listening. Alone, they do not interrupt.
+    pub backchannels: Vec<String>,
+    /// A backchannel that ends within this many milliseconds of the end of the agent's speech is taken for an answer.
+    pub backchannel_boundary_ms: u64,
+    /// Whether the agent goes on after an interruption that had no words in it.
+    pub resume_false_interruption: bool,
+    /// How long the agent waits for those words, in milliseconds after the end of the speech.
+    pub false_interruption_timeout_ms: u64,
+    /// Whether the caller can cut off the greeting.
+    pub greeting_interruptions: bool,
+    /// Silence after which the agent asks whether the caller is still there, in milliseconds; 0 for never.
+    pub ask_after_ms: u64,
+    /// Silence after which the agent hangs up, in milliseconds, counted from the same moment; 0 for never.
+    pub hang_up_after_ms: u64,
+    /// The caller has spoken and hears nothing for this long: the agent asks them to say it again, in milliseconds.
+    pub no_reply_timeout_ms: u64,
+    /// The agent is speaking, but no sound has been taken by the output for this long, in milliseconds.
+    pub stalled_playout_ms: u64,
+    /// No sound at all has come from the caller for this long, in milliseconds.
+    pub no_input_ms: u64,
+    /// There is loud sound, but none of it has counted as speech for this long, in milliseconds: the detector is started anew.
+    pub deaf_ms: u64,
+    /// The answer that follows so many failures of providers in a row is an apology, and the call ends.
+    pub max_failures: u32,
+    /// How long a polite end may take, in milliseconds.
+    pub close_timeout_ms: u64,
+    /// How long the end waits for the transcript of the last words, in milliseconds.
+    pub close_transcript_timeout_ms: u64,
+}
+
+impl Default for TurnConfig {
+    fn default() -> Self {
+        Self {
+            min_delay_ms: 500,
+            complete_delay_ms: 300,
+            max_delay_ms: 3_000,
+            preemptive: true,
+            early_transcription_ms: 100,
+            preemptive_max_speech_ms: 10_000,
+            preemptive_max_retries: 3,
+            interruptions: true,
+            interruption_min_duration_ms: 500,
+            interruption_min_words: 0,
+            backchannels: [
+                "ah", "aha", "hm", "hmm", "huh", "mhm", "mm", "mmhm", "mmm", "okay", "ok", "oh",
+                "right", "sure", "uh", "uhhuh", "um", "yeah", "yep", "yes",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            backchannel_boundary_ms: 1_000,
+            resume_false_interruption: true,
+            false_interruption_timeout_ms: 2_000,
+            greeting_interruptions: true,
+            ask_after_ms: 10_000,
+            hang_up_after_ms: 20_000,
+            no_reply_timeout_ms: 8_000,
+            stalled_playout_ms: 2_000,
+            no_input_ms: 5_000,
+            deaf_ms: 8_000,
+            max_failures: 2,
+            close_timeout_ms: 10_000,
+            close_transcript_timeout_ms: 2_000,
+        }
+    }
+}
+
+/// The `[voice.vad]` section.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VadConfig {
+    /// Sound that scores at least this much is speech, 0 to 1.
+    pub activation_threshold: f32,
+    /// Speech goes on while the score stays at or above this.
+    pub deactivation_threshold: f32,
+    /// Shorter sounds are not speech, in milliseconds.
+    pub min_speech_ms: u64,
+    /// The speech is over after this much silence, in milliseconds.
+    pub min_silence_ms: u64,
+    /// How much sound before the speech goes to recognition with it, in milliseconds.
+    pub prefix_ms: u64,
+    /// Speech without a pause is cut into segments of this length, in milliseconds.
+    pub max_segment_ms: u64,
+}
+
+impl Default for VadConfig {
+    fn default() -> Self {
+        Self {
+            activation_threshold: 0.5,
+            deactivation_threshold: 0.35,
+            min_speech_ms: 50,
+            min_silence_ms: 250,
+            prefix_ms: 500,
+            // Theirs is 60 s; at 30 s the buffer of one call stays below 1 MB.
+            max_segment_ms: 30_000,
+        }
+    }
+}
+
+/// The `[voice.limits]` section.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// How long a provider may take to accept a request, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// How long the first piece of a streamed answer may take after that, in milliseconds.
+    pub first_chunk_timeout_ms: u64,
+    /// How long any further piece may take, in milliseconds.
+    pub chunk_gap_timeout_ms: u64,
+    /// How often a request is repeated.
+    pub max_retries: u32,
+    /// Pause before the first repetition, in milliseconds.
+    pub first_retry_ms: u64,
+    /// Pause before the others, in milliseconds.
+    pub retry_ms: u64,
+    /// How many rounds of tools the model may use for one reply.
+    pub max_tool_steps: u32,
+    /// How long a tool may take, in milliseconds.
+    pub tool_timeout_ms: u64,
+    /// The longest reply that is spoken, in bytes of text.
+    pub max_reply_bytes: usize,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            request_timeout_ms: 10_000,
+            first_chunk_timeout_ms: 5_000,
+            chunk_gap_timeout_ms: 3_000,
+            max_retries: 3,
+            first_retry_ms: 100,
+            retry_ms: 2_000,
+            max_tool_steps: 3,
+            tool_timeout_ms: 10_000,
+            max_reply_bytes: 8_192,
+        }
+    }
+}
+
+/// The `[voice.lines]` section: fixed sentences, in the persona's language.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LinesConfig {
+    /// After `ask_after_ms` of silence.
+    pub still_there: String,
+    /// Before hanging up on silence; empty for nothing.
+    pub silence_goodbye: String,
+    /// When a provider failed once.
+    pub say_again: String,
+    /// When a provider stays down, before hanging up.
+    pub apology: String,
+}
+
+impl Default for LinesConfig {
+    fn default() -> Self {
+        Self {
+            still_there: "Are you still there?".to_owned(),
+            silence_goodbye: String::new(),
+            say_again: "Sorry, I did not get that. Could you say it again?".to_owned(),
+            apology: "I am sorry, we have a technical problem. We will call you back. Goodbye."
+                .to_owned(),
+        }
+    }
+}
+
+/// Milliseconds of the config as a duration.
+pub(super) fn ms(value: u64) -> Duration {
+    Duration::from_millis(value)
+}

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::time;
 use super::{
     CallStatus, CloseReason, CompleteSessionData, Direction, ITEM_SOURCE, Intent,
-    RecordingMetadata, SessionId, Usage,
+    RecordingMetadata, SessionId, Usage, sanitise,
 };
 
 /// Version of the metadata file that is written. Files without one are the original's.
@@ -334,15 +334,19 @@ impl CallRecord {
         }
     }
 
-    /// Reads a metadata file of any version and brings it to this one. The error is a sentence for the operator.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
+    /// Reads a metadata file of any version and brings it to this one. `named` is the session in the file's name, for a file that does
+    /// not say it inside.
+    ///
+    /// # Errors
+    /// The rest of a sentence that begins with the file's name.
+    pub fn from_json(bytes: &[u8], named: &SessionId) -> Result<Self, String> {
         let value: Value =
             serde_json::from_slice(bytes).map_err(|error| format!("is not JSON: {error}"))?;
         let Value::Object(mut fields) = value else {
             return Err("is JSON but not an object".to_owned());
         };
         match fields.get("schema_version") {
-            None | Some(Value::Null) => upgrade_original(&mut fields),
+            None | Some(Value::Null) => upgrade_original(&mut fields, named),
             Some(version) if version.as_u64() == Some(u64::from(SCHEMA_VERSION)) => {}
             Some(version) => {
                 return Err(format!(
@@ -452,8 +456,14 @@ fn local_recording_path(recording: &RecordingMetadata) -> Option<String> {
 }
 
 /// Brings the original's metadata to version 2. Its fields keep their names, so only what is odd about them needs doing.
-fn upgrade_original(fields: &mut Map<String, Value>) {
+fn upgrade_original(fields: &mut Map<String, Value>, named: &SessionId) {
     fields.insert("schema_version".to_owned(), SCHEMA_VERSION.into());
+    // Its session ids were free texts too.
+    let session_id = match fields.get("session_id") {
+        Some(Value::String(id)) if !id.is_empty() => sanitise(id),
+        _ => named.to_string(),
+    };
+    fields.insert("session_id".to_owned(), session_id.into());
     // Its status was a free text; whatever is not a known end is still to be delivered.
     let status = fields.get("status").and_then(Value::as_str);
     if !matches!(

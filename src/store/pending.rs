@@ -1,0 +1,237 @@
+//! `call_metadata/` as a queue: listing it, claiming a record, moving it forward, and its way to `processed_metadata/`.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::session::{CallRecord, RecordStatus, SessionId, sanitise};
+
+use super::{
+    CALL_METADATA, CONVERSATIONS, LEADS, PROCESSED, Store, StoreError, atomic, sync_folder,
+};
+
+const CLAIMS: &str = ".claims";
+/// A temporary file this old belongs to nobody any more: writing one takes milliseconds.
+const STRAY_AFTER: Duration = Duration::from_secs(3600);
+
+/// The session part of `metadata_<session_id>.json`.
+pub(super) fn stem(file_name: &str) -> Option<&str> {
+    file_name.strip_prefix("metadata_")?.strip_suffix(".json")
+}
+
+/// A metadata file that waits in `call_metadata/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingRecord {
+    /// The session, as the file's name has it.
+    pub session_id: SessionId,
+    /// The file.
+    pub path: PathBuf,
+    /// When it was last written.
+    pub modified: SystemTime,
+}
+
+/// A record that this process works on, and nobody else. Released when it is dropped or the process dies.
+#[derive(Debug)]
+pub struct Claim {
+    record: CallRecord,
+    path: PathBuf,
+    lock_path: PathBuf,
+    _lock: File,
+}
+
+impl Claim {
+    /// The record as it is on disk.
+    pub fn record(&self) -> &CallRecord {
+        &self.record
+    }
+}
+
+impl Store {
+    /// The records that wait for delivery, oldest first (by name, which begins with the time of the call).
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn pending(&self) -> Result<Vec<PendingRecord>, StoreError> {
+        let folder = self.root().join(CALL_METADATA);
+        let entries = fs::read_dir(&folder).map_err(StoreError::io("list", &folder))?;
+        let mut pending: Vec<PendingRecord> = entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let session_id = sanitise(stem(&name.to_string_lossy())?).parse().ok()?;
+                // One that has been archived since the listing began is simply not there.
+                let modified = entry.metadata().and_then(|m| m.modified()).ok()?;
+                Some(PendingRecord {
+                    session_id,
+                    path: entry.path(),
+                    modified,
+                })
+            })
+            .collect();
+        pending.sort_by(|a, b| a.session_id.cmp(&b.session_id));
+        Ok(pending)
+    }
+
+    /// Reads a record without claiming it, waiting or delivered. For showing only: it may change at once.
+    ///
+    /// # Errors
+    /// When there is none or it is not readable.
+    pub fn read_record(&self, id: &SessionId) -> Result<CallRecord, StoreError> {
+        for folder in [CALL_METADATA, PROCESSED] {
+            if let Some(record) = read(&self.record_path(folder, id), id)? {
+                return Ok(record);
+            }
+        }
+        Err(StoreError::NoRecord {
+            session_id: id.clone(),
+            folder: self.root().join(CALL_METADATA),
+        })
+    }
+
+    /// Reads a record that [`Store::pending`] listed. `None` when it has been archived since.
+    ///
+    /// # Errors
+    /// When it is not readable.
+    pub fn read_pending(&self, pending: &PendingRecord) -> Result<Option<CallRecord>, StoreError> {
+        read(&pending.path, &pending.session_id)
+    }
+
+    /// Claims a waiting record. `None`: another process works on it, or it has been delivered.
+    ///
+    /// # Errors
+    /// When the claim cannot be made or the record is not readable.
+    pub fn claim(&self, pending: &PendingRecord) -> Result<Option<Claim>, StoreError> {
+        let folder = self.root().join(CALL_METADATA).join(CLAIMS);
+        fs::create_dir_all(&folder).map_err(StoreError::io("create the folder", &folder))?;
+        let lock_path = folder.join(format!("{}.lock", pending.session_id));
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(StoreError::io("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => {
+                return Err(StoreError::io("lock", &lock_path)(error));
+            }
+        }
+        // Read only now: whoever had the claim before us may have sent and archived it. That also makes it harmless when the lock file
+        // that we hold was removed by then, because it is removed after the record only.
+        match read(&pending.path, &pending.session_id) {
+            Ok(Some(record)) => Ok(Some(Claim {
+                record,
+                path: pending.path.clone(),
+                lock_path,
+                _lock: lock,
+            })),
+            Ok(None) => {
+                let _ = fs::remove_file(&lock_path);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Changes a claimed record on disk. It only moves forward: a change that would take back what was confirmed is refused.
+    ///
+    /// # Errors
+    /// When the change is backward or the file cannot be written; the record on disk is then as before.
+    pub fn mark(
+        &self,
+        claim: &mut Claim,
+        change: impl FnOnce(&mut CallRecord),
+    ) -> Result<(), StoreError> {
+        let mut next = claim.record.clone();
+        change(&mut next);
+        let (before, after) = (&claim.record.uploads, &next.uploads);
+        let forward = claim.record.status.can_become(next.status)
+            && before.recording.state.can_become(after.recording.state)
+            && before.call_data.state.can_become(after.call_data.state);
+        if !forward {
+            return Err(StoreError::Backward {
+                session_id: next.session_id,
+                from: claim.record.status,
+                to: next.status,
+            });
+        }
+        atomic::write_json(&claim.path, &next)?;
+        claim.record = next;
+        Ok(())
+    }
+
+    /// Moves a record that is `uploaded` to `processed_metadata/`. Returns where it is now.
+    ///
+    /// # Errors
+    /// When it is not `uploaded`, or the file cannot be moved.
+    pub fn archive(&self, claim: Claim) -> Result<PathBuf, StoreError> {
+        if claim.record.status != RecordStatus::Uploaded {
+            return Err(StoreError::Backward {
+                session_id: claim.record.session_id,
+                from: claim.record.status,
+                to: RecordStatus::Uploaded,
+            });
+        }
+        let waiting = self.root().join(CALL_METADATA);
+        let archive = self.root().join(PROCESSED);
+        let target = archive.join(claim.path.file_name().unwrap_or_default());
+        fs::rename(&claim.path, &target).map_err(StoreError::io("move", &claim.path))?;
+        for folder in [&archive, &waiting] {
+            sync_folder(folder).map_err(StoreError::io("sync the folder", folder))?;
+        }
+        let _ = fs::remove_file(&claim.lock_path);
+        Ok(target)
+    }
+
+    /// An operator's "try again" for a record that waits or was refused. `false` when nothing of it is left to send.
+    ///
+    /// # Errors
+    /// When there is no such record, another process works on it, or it cannot be written.
+    pub fn reset_for_retry(&self, id: &SessionId) -> Result<bool, StoreError> {
+        let path = self.record_path(CALL_METADATA, id);
+        let pending = PendingRecord {
+            session_id: id.clone(),
+            path,
+            modified: SystemTime::now(),
+        };
+        let Some(mut claim) = self.claim(&pending)? else {
+            return match pending.path.exists() {
+                true => Err(StoreError::Busy(id.clone())),
+                false if self.record_path(PROCESSED, id).exists() => Ok(false),
+                false => Err(StoreError::NoRecord {
+                    session_id: id.clone(),
+                    folder: self.root().join(CALL_METADATA),
+                }),
+            };
+        };
+        let anything = claim.record.reset_for_retry();
+        if anything {
+            atomic::write_json(&claim.path, &claim.record)?;
+        }
+        Ok(anything)
+    }
+
+    /// Removes temporary files that killed processes have left. Returns how many.
+    pub fn remove_stray_temporaries(&self) -> usize {
+        [CALL_METADATA, PROCESSED, CONVERSATIONS, LEADS]
+            .iter()
+            .map(|folder| atomic::remove_stray_temporaries(&self.root().join(folder), STRAY_AFTER))
+            .sum()
+    }
+}
+
+fn read(path: &Path, id: &SessionId) -> Result<Option<CallRecord>, StoreError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::io("read", path)(error)),
+    };
+    CallRecord::from_json(&bytes, id)
+        .map(Some)
+        .map_err(|problem| StoreError::BadRecord {
+            path: path.to_owned(),
+            problem,
+        })
+}

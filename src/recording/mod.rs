@@ -1,1 +1,45 @@
-//! recording.
+//! The recording of a call: who makes it, and where its file is in the end.
+
+pub mod resolve;
+
+use serde::{Deserialize, Serialize};
+
+/// Who records a call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecordingMode {
+    /// LiveKit Egress, started by the call through the server's API.
+    Egress,
+    /// The call's own process, into `recordings/`: nothing else needs to be installed.
+    #[default]
+    Local,
+    /// Nobody.
+    Off,
+}
+
+/// Section `recording` of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RecordingConfig {
+    /// Who records: `egress`, `local` or `off`.
+    pub mode: RecordingMode,
+    /// The folder on the egress host that is our `local_prefix`, such as `/data/rec` when that folder is mounted there. Empty: an
+    /// absolute path of the egress is looked for from its last `recordings/` on.
+    pub egress_prefix: String,
+    /// Our side of `egress_prefix`, relative to the data folder.
+    pub local_prefix: String,
+    /// How long after the end of a call its recording may take to turn up, in seconds. After that the call is delivered without it.
+    pub wait_s: u64,
+}
+
+impl Default for RecordingConfig {
+    fn default() -> Self {
+        Self {
+            mode: RecordingMode::default(),
+            egress_prefix: String::new(),
+            local_prefix: "recordings".to_owned(),
+            // An egress of an hour's call is written within a minute; LiveKit forgets the egress after a day.
+            wait_s: 600,
+        }
+    }
+}

@@ -145,6 +145,11 @@ impl Store {
         &self.root
     }
 
+    /// Where a path of a record lies on this machine. For paths that we made ourselves; [`Store::resolve`] is for those of others.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.root.join(relative)
+    }
+
     /// `recordings/`, absolute.
     pub fn recordings_dir(&self) -> PathBuf {
         self.root.join(RECORDINGS)

@@ -166,7 +166,7 @@ pub(crate) struct PacketEncoder {
     next_timestamp: u32,
     /// When the last PCM came.
     last_push: Option<Instant>,
-    /// Whether the last packet was left out, or there was none yet.
+    /// Whether the last packet said that there is nothing to hear, or there was none yet.
     silent: bool,
     loss_percent: u8,
     stats: AudioSenderStats,
@@ -267,9 +267,12 @@ impl PacketEncoder {
                     continue;
                 }
             };
-            if self.config.dtx && len <= DTX_PACKET_BYTES {
+            let nothing_new = self.config.dtx && len <= DTX_PACKET_BYTES;
+            let was_silent = std::mem::replace(&mut self.silent, nothing_new);
+            if nothing_new && was_silent {
+                // Only the first one of a pause is sent, as Google's engine does: it tells the decoder to go on with comfort noise instead of
+                // suspecting a loss.
                 self.stats.dtx_packets += 1;
-                self.silent = true;
                 continue;
             }
             let audio_level_dbov = level::dbov(energy);
@@ -278,7 +281,7 @@ impl PacketEncoder {
             return Some(EncodedAudio {
                 payload: buffer[..len].to_vec(),
                 rtp_timestamp,
-                marker: std::mem::take(&mut self.silent),
+                marker: was_silent,
                 audio_level_dbov,
                 voice_activity: audio_level_dbov >= VOICE_DBOV,
             });

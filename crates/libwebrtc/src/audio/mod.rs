@@ -8,13 +8,17 @@
 //! [`delay`], [`stretch`], [`jitter`], [`level`]. Nothing here knows RTP headers, SDP or peer connections.
 
 pub(crate) mod clock;
+pub(crate) mod decoder;
+pub(crate) mod delay;
 pub(crate) mod encoder;
+pub(crate) mod jitter;
 pub(crate) mod level;
 pub(crate) mod receiver;
 pub(crate) mod resample;
 pub(crate) mod source;
 pub(crate) mod source_queue;
 pub(crate) mod stream;
+pub(crate) mod stretch;
 pub(crate) mod track;
 
 /// Sample rate at which everything is encoded, decoded and buffered, and the clock rate of Opus in RTP (RFC 7587, section 4.1).

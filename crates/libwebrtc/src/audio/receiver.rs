@@ -9,55 +9,13 @@ use std::{
 
 use parking_lot::Mutex;
 
+pub(crate) use super::jitter::{AudioReceiverStats, RtpAudioPacket};
 use super::{
+    OPUS_RATE_HZ,
     clock::{self, Tick, TickResult},
-    track::{AudioTrack, Feed},
+    jitter::JitterBuffer,
+    track::{AudioTrack, Feed, Pcm},
 };
-
-/// One RTP packet of Opus as the jitter buffer needs it.
-#[derive(Debug, Clone)]
-pub(crate) struct RtpAudioPacket {
-    pub ssrc: u32,
-    /// Sequence number without wrap-around.
-    pub extended_seq: u64,
-    /// RTP timestamp at 48 kHz without wrap-around.
-    pub rtp_timestamp: u64,
-    /// The Opus packet, without padding and RED.
-    pub payload: Arc<[u8]>,
-}
-
-/// The numbers of the inbound-rtp statistics that only the jitter buffer knows, with the meaning that the W3C's "Identifiers for WebRTC's
-/// Statistics API" gives to the fields of the same name. Samples are counted for each channel at 48 kHz.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct AudioReceiverStats {
-    /// Seconds that the emitted samples spent in the buffer, summed over all of them.
-    pub jitter_buffer_delay_s: f64,
-    /// The same sum of the delay that the buffer aimed at.
-    pub jitter_buffer_target_delay_s: f64,
-    /// The same sum of the least delay that the network's jitter alone would have needed.
-    pub jitter_buffer_minimum_delay_s: f64,
-    pub jitter_buffer_emitted_count: u64,
-    pub total_samples_received: u64,
-    pub concealed_samples: u64,
-    pub silent_concealed_samples: u64,
-    pub concealment_events: u64,
-    pub inserted_samples_for_deceleration: u64,
-    pub removed_samples_for_acceleration: u64,
-    /// Packets that a following packet's in-band error correction replaced.
-    pub fec_packets_received: u64,
-    /// Packets that came too late, twice, or when the buffer was full.
-    pub packets_discarded: u64,
-    /// Packets that came.
-    pub packets_received: u64,
-    /// Loudness of the last sound, linear, from 0 to 1.
-    pub audio_level: f64,
-    /// Sum over all sound of squared loudness times seconds.
-    pub total_audio_energy: f64,
-    /// How much sound was delivered, in seconds.
-    pub total_samples_duration_s: f64,
-    /// The present target delay in milliseconds.
-    pub target_delay_ms: f64,
-}
 
 /// Jitter buffer and decoder of one remote track.
 pub(crate) struct AudioReceiver {
@@ -66,10 +24,15 @@ pub(crate) struct AudioReceiver {
     this: Weak<AudioReceiver>,
 }
 
+#[derive(Default)]
 struct State {
     active: bool,
+    /// The clock knows this receiver.
     ticking: bool,
-    stats: AudioReceiverStats,
+    /// Made with the first packet: most m-lines that are prepared for a track never get one.
+    jitter: Option<JitterBuffer>,
+    /// The 10 ms on their way to the listeners; kept to be filled again.
+    frame: Vec<i16>,
 }
 
 impl AudioReceiver {
@@ -77,36 +40,63 @@ impl AudioReceiver {
     pub fn new(track: &AudioTrack) -> Arc<Self> {
         let receiver = Arc::new_cyclic(|this| Self {
             track: track.clone(),
-            state: Mutex::new(State {
-                active: false,
-                ticking: false,
-                stats: AudioReceiverStats::default(),
-            }),
+            state: Mutex::default(),
             this: this.clone(),
         });
-        let this = receiver.this.clone();
-        track.set_feed(this);
+        let feed: Weak<AudioReceiver> = receiver.this.clone();
+        track.set_feed(feed);
         receiver
     }
 
-    /// Takes a packet that arrived at `now`.
-    pub fn push(&self, _now: Instant, _packet: RtpAudioPacket) {
-        self.state.lock().stats.packets_received += 1;
+    /// Takes a packet that arrived at `now`. While the receiver is not active, packets are ignored.
+    pub fn push(&self, now: Instant, packet: RtpAudioPacket) {
+        let mut state = self.state.lock();
+        if !state.active {
+            return;
+        }
+        if state.jitter.is_none() {
+            match JitterBuffer::new() {
+                Ok(jitter) => state.jitter = Some(jitter),
+                Err(error) => {
+                    log::error!("the Opus decoder could not be made: {error}");
+                    return;
+                }
+            }
+        }
+        let ticking = state.ticking;
+        if let Some(jitter) = &mut state.jitter {
+            jitter.push(now, packet);
+            if !ticking {
+                jitter.drop_overdue(now);
+            }
+        }
     }
 
     /// Starts or stops to play what arrives, as the direction of the m-line says.
     pub fn set_active(&self, active: bool) {
-        self.state.lock().active = active;
+        {
+            let mut state = self.state.lock();
+            state.active = active;
+            if !active && let Some(jitter) = &mut state.jitter {
+                jitter.clear();
+            }
+        }
         self.listeners_changed();
     }
 
     /// What was done so far.
     pub fn stats(&self) -> AudioReceiverStats {
-        self.state.lock().stats
+        let state = self.state.lock();
+        state
+            .jitter
+            .as_ref()
+            .map(JitterBuffer::stats)
+            .unwrap_or_default()
     }
 }
 
 impl Feed for AudioReceiver {
+    /// Starts the clock for this receiver if there is something to do. The clock stops by itself.
     fn listeners_changed(&self) {
         {
             let mut state = self.state.lock();
@@ -115,18 +105,35 @@ impl Feed for AudioReceiver {
             }
             state.ticking = true;
         }
-        let this = self.this.clone();
+        let this: Weak<AudioReceiver> = self.this.clone();
         clock::media_clock().add(this);
     }
 }
 
 impl Tick for AudioReceiver {
-    fn tick(&self, _now: Instant) -> TickResult {
+    fn tick(&self, now: Instant) -> TickResult {
         let mut state = self.state.lock();
         if !state.active || !self.track.has_sinks() {
             state.ticking = false;
             return TickResult::Stop;
         }
+        let mut frame = std::mem::take(&mut state.frame);
+        // Before the first packet there is silence too: a listener gets a frame every 10 ms from the beginning.
+        let channels = match &mut state.jitter {
+            Some(jitter) => jitter.pull(now, &mut frame),
+            None => {
+                frame.clear();
+                frame.resize(super::TICK_SAMPLES, 0);
+                1
+            }
+        };
+        drop(state);
+        self.track.deliver(Pcm {
+            samples: &frame,
+            sample_rate_hz: OPUS_RATE_HZ,
+            channels,
+        });
+        self.state.lock().frame = frame;
         TickResult::Continue
     }
 }

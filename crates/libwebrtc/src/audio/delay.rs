@@ -1,0 +1,259 @@
+//! How long packets have to wait so that nearly all of them are there when their turn comes.
+//!
+//! Every packet's *delay* is measured against the quickest packet of the last two seconds, by its RTP timestamp. That makes the delay
+//! independent of the clocks of both sides, of pauses in sending (DTX) and of how much happens to be buffered. The *target* is what covers
+//! [`COVERED_SHARE`] of the recent delays. Knows nothing of what packets contain.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::OPUS_RATE_HZ;
+
+/// For how long the quickest packet is remembered. Long enough to see a quick one in jitter, short enough to follow a new route or clock drift.
+const BASE_WINDOW: Duration = Duration::from_secs(2);
+
+/// The share of packets that should be in time. The rest is concealed, which costs less than the delay that it would take to wait for all.
+const COVERED_SHARE: f32 = 0.97;
+
+/// How much of the histogram stays with each packet: a memory of about 100 packets or two seconds of sound.
+const KEPT_SHARE: f32 = 0.99;
+
+/// Width of a histogram bucket, one tick of the clock.
+const BUCKET_US: i64 = 10_000;
+
+/// The histogram reaches to half a second; longer delays are counted there.
+const BUCKETS: usize = 50;
+
+/// Added to the covered delay: the clock asks only every 10 ms, so a packet may be needed that much before its time.
+const TICK_MARGIN_US: i64 = 10_000;
+
+/// Bounds of the target. The lower one is a packet's length, with which a link without jitter has no hole; beyond the upper one people
+/// start to talk over each other, so that holes are the smaller evil.
+pub(crate) const MIN_TARGET_US: i64 = 20_000;
+pub(crate) const MAX_TARGET_US: i64 = 400_000;
+
+/// The target until something is known about the link.
+const INITIAL_TARGET_US: i64 = 40_000;
+
+/// After how many packets the measured target counts.
+const LEARNING_PACKETS: u32 = 25;
+
+/// A packet that seems later than this has rather got a timestamp of a new time line: senders may stop their timestamps while muted.
+const NEW_TIME_LINE_US: i64 = 1_000_000;
+
+/// Measures delays and derives the target.
+#[derive(Debug)]
+pub(crate) struct DelayEstimator {
+    /// Arrival and timestamp of the first packet: zero of both time lines.
+    origin: Option<(Instant, u64)>,
+    /// Transit times in microseconds that are minima from their arrival on, the smallest first.
+    quickest: VecDeque<(Instant, i64)>,
+    histogram: [f32; BUCKETS],
+    packets: u32,
+    target_us: i64,
+    covered_us: i64,
+}
+
+impl Default for DelayEstimator {
+    fn default() -> Self {
+        Self {
+            origin: None,
+            quickest: VecDeque::new(),
+            histogram: [0.0; BUCKETS],
+            packets: 0,
+            target_us: INITIAL_TARGET_US,
+            covered_us: 0,
+        }
+    }
+}
+
+impl DelayEstimator {
+    /// Takes note of a packet that arrived at `now`.
+    pub fn packet_arrived(&mut self, now: Instant, rtp_timestamp: u64) {
+        let delay = self.delay_us(now, rtp_timestamp).unwrap_or(0);
+        if delay > NEW_TIME_LINE_US {
+            self.forget_time_line();
+        }
+        let (first_arrival, first_timestamp) = *self.origin.get_or_insert((now, rtp_timestamp));
+        let transit = transit_us(first_arrival, first_timestamp, now, rtp_timestamp);
+        while self
+            .quickest
+            .back()
+            .is_some_and(|(_, known)| *known >= transit)
+        {
+            self.quickest.pop_back();
+        }
+        self.quickest.push_back((now, transit));
+        while self
+            .quickest
+            .front()
+            .is_some_and(|(arrival, _)| now.saturating_duration_since(*arrival) > BASE_WINDOW)
+        {
+            self.quickest.pop_front();
+        }
+        let base = self.quickest.front().map_or(transit, |(_, base)| *base);
+        self.count(transit - base);
+    }
+
+    fn count(&mut self, delay_us: i64) {
+        self.packets = self.packets.saturating_add(1);
+        // The first packets weigh equally; later ones push the older ones out.
+        let kept = KEPT_SHARE.min(1.0 - 1.0 / self.packets as f32);
+        for share in &mut self.histogram {
+            *share *= kept;
+        }
+        let bucket = usize::try_from(delay_us / BUCKET_US).unwrap_or(0);
+        self.histogram[bucket.min(BUCKETS - 1)] += 1.0 - kept;
+
+        let mut covered = 0.0;
+        let buckets = self
+            .histogram
+            .iter()
+            .position(|share| {
+                covered += share;
+                covered >= COVERED_SHARE
+            })
+            .unwrap_or(BUCKETS - 1);
+        self.covered_us = (buckets as i64 + 1) * BUCKET_US;
+        let measured = (self.covered_us + TICK_MARGIN_US).clamp(MIN_TARGET_US, MAX_TARGET_US);
+        self.target_us = if self.packets < LEARNING_PACKETS {
+            measured.max(INITIAL_TARGET_US)
+        } else {
+            measured
+        };
+    }
+
+    /// The delay in microseconds with which sound of that timestamp is played if it is played at `at`; `None` before the first packet.
+    /// Negative only if a packet was never as quick.
+    pub fn delay_us(&self, at: Instant, rtp_timestamp: u64) -> Option<i64> {
+        let (first_arrival, first_timestamp) = self.origin?;
+        let (_, base) = self.quickest.front()?;
+        Some(transit_us(first_arrival, first_timestamp, at, rtp_timestamp) - base)
+    }
+
+    /// The delay to aim at, in microseconds.
+    pub fn target_us(&self) -> i64 {
+        self.target_us
+    }
+
+    /// What the jitter alone asks for, without bounds and margin, in microseconds.
+    pub fn covered_us(&self) -> i64 {
+        self.covered_us
+    }
+
+    /// Starts a new time line but keeps what is known about the jitter.
+    pub fn forget_time_line(&mut self) {
+        self.origin = None;
+        self.quickest.clear();
+    }
+}
+
+/// How much longer than the first packet something took from the sender's timestamp to `at`.
+fn transit_us(first_arrival: Instant, first_timestamp: u64, at: Instant, timestamp: u64) -> i64 {
+    let arrival_us = match at.checked_duration_since(first_arrival) {
+        Some(after) => after.as_micros() as i64,
+        None => -(first_arrival.duration_since(at).as_micros() as i64),
+    };
+    let samples = timestamp.wrapping_sub(first_timestamp) as i64;
+    arrival_us - samples_to_us(samples)
+}
+
+/// Samples at 48 kHz as microseconds.
+pub(crate) fn samples_to_us(samples: i64) -> i64 {
+    (i128::from(samples) * 1_000_000 / i128::from(OPUS_RATE_HZ)) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds packets of 20 ms, each with its own extra delay in milliseconds, and answers the target.
+    fn feed(
+        estimator: &mut DelayEstimator,
+        start: Instant,
+        first: u64,
+        extra_ms: impl IntoIterator<Item = u64>,
+    ) -> i64 {
+        for (index, extra) in extra_ms.into_iter().enumerate() {
+            let number = first + index as u64;
+            estimator.packet_arrived(
+                start + Duration::from_millis(number * 20 + extra),
+                number * 960,
+            );
+        }
+        estimator.target_us() / 1000
+    }
+
+    #[test]
+    fn steady_link_needs_the_least_delay() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        assert_eq!(
+            feed(&mut estimator, start, 0, [0; 10]),
+            40,
+            "while learning"
+        );
+        assert_eq!(feed(&mut estimator, start, 10, [0; 100]), 20);
+    }
+
+    #[test]
+    fn target_covers_the_jitter_and_falls_when_it_is_over() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        let jitter = (0..200).map(|index| if index % 5 == 0 { 75 } else { 0 });
+        assert_eq!(feed(&mut estimator, start, 0, jitter), 90);
+        assert_eq!(feed(&mut estimator, start, 200, [0; 300]), 20);
+    }
+
+    #[test]
+    fn one_late_packet_in_a_hundred_is_not_waited_for() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        let rare = (0..1000).map(|index| if index % 100 == 50 { 150 } else { 5 });
+        assert_eq!(feed(&mut estimator, start, 0, rare), 20);
+    }
+
+    #[test]
+    fn pauses_and_clock_drift_are_no_jitter() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        // The sender's clock loses 200 ppm for a minute, and nothing is sent for every second second.
+        let mut target = 0;
+        for second in (0..60u64).step_by(2) {
+            for packet in second * 50..second * 50 + 50 {
+                let arrival = Duration::from_micros(packet * 20_004);
+                estimator.packet_arrived(start + arrival, packet * 960);
+                target = estimator.target_us() / 1000;
+            }
+        }
+        assert_eq!(target, 20);
+    }
+
+    #[test]
+    fn slower_route_is_the_new_base_after_two_seconds() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        feed(&mut estimator, start, 0, [0; 200]);
+        feed(&mut estimator, start, 200, [60; 110]);
+        let at = start + Duration::from_millis(310 * 20 + 60);
+        assert_eq!(estimator.delay_us(at, 310 * 960), Some(0));
+    }
+
+    #[test]
+    fn timestamps_that_stood_still_while_muted_start_a_new_time_line() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        feed(&mut estimator, start, 0, [0; 100]);
+        assert_eq!(feed(&mut estimator, start, 100, [7_000; 50]), 20);
+    }
+
+    #[test]
+    fn target_is_bounded() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        let wild = (0..400u64).map(|index| (index * 7919) % 900);
+        assert_eq!(feed(&mut estimator, start, 0, wild), 400);
+    }
+}

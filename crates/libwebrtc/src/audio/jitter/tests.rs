@@ -1,0 +1,616 @@
+//! Speech-like sound through the encoder, an emulated link and the jitter buffer, in virtual time.
+
+use std::{f64::consts::TAU, sync::OnceLock};
+
+use super::*;
+use crate::audio::{
+    encoder::{OpusSendConfig, PacketEncoder},
+    track::Pcm,
+};
+
+/// A random number generator of which every test has its own, so that a failure can be repeated.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn below(&mut self, limit: f64) -> f64 {
+        self.roll() * limit
+    }
+}
+
+/// What the link does to a packet: `None` loses it, else milliseconds until it arrives.
+type Fate<'a> = dyn FnMut(usize, &mut Dice) -> Option<f64> + 'a;
+
+const STEADY: f64 = 30.0;
+
+struct Call {
+    config: OpusSendConfig,
+    loss_percent: u8,
+    seconds: f64,
+    seed: u64,
+    frequency_hz: f64,
+    /// Speak instead of whistling: a buzz of 120 Hz with syllables, which Opus takes for speech.
+    voice: bool,
+    /// From and to which second the speaker is silent.
+    pause: Option<(f64, f64)>,
+}
+
+impl Default for Call {
+    fn default() -> Self {
+        Self {
+            config: OpusSendConfig::default(),
+            loss_percent: 0,
+            seconds: 20.0,
+            seed: 7,
+            frequency_hz: 440.0,
+            voice: false,
+            pause: None,
+        }
+    }
+}
+
+/// A vowel at a pitch that moves a little, four syllables a second. All of it repeats itself after a second.
+fn second_of_voice() -> &'static [i16] {
+    static SECOND: OnceLock<Vec<i16>> = OnceLock::new();
+    SECOND.get_or_init(|| {
+        let formants = [
+            (600.0, 250.0, 1.0),
+            (1200.0, 300.0, 0.6),
+            (2500.0, 400.0, 0.3),
+        ];
+        let harmonics: Vec<(f64, f64)> = (1..=25)
+            .map(|harmonic| {
+                let frequency = 120.0 * f64::from(harmonic);
+                let strength = formants
+                    .iter()
+                    .map(|(centre, width, gain)| {
+                        gain * (-((frequency - centre) / width).powi(2)).exp()
+                    })
+                    .sum();
+                (f64::from(harmonic), strength)
+            })
+            .collect();
+        (0..48_000)
+            .map(|index| {
+                let time = f64::from(index) / 48_000.0;
+                let phase = time * 120.0 + (time * 3.0 * TAU).sin() * 0.8;
+                let buzz: f64 = harmonics
+                    .iter()
+                    .map(|(harmonic, strength)| strength * (phase * harmonic * TAU).sin())
+                    .sum();
+                let syllable = 0.55 + 0.45 * (time * 4.0 * TAU).sin();
+                (buzz * syllable * 5_000.0) as i16
+            })
+            .collect()
+    })
+}
+
+struct Heard {
+    pcm: Vec<i16>,
+    channels: usize,
+    stats: AudioReceiverStats,
+    /// Playout delay in milliseconds at every pull that had one.
+    delays_ms: Vec<(f64, f64)>,
+}
+
+impl Call {
+    fn packets(&self) -> Vec<(f64, RtpAudioPacket)> {
+        let mut encoder = PacketEncoder::new(self.config, 1000).expect("an encoder");
+        encoder.set_packet_loss_percent(self.loss_percent);
+        let start = Instant::now();
+        let mut packets = Vec::new();
+        for tick in 0..(self.seconds * 100.0) as u64 {
+            let at = tick as f64 / 100.0;
+            let silent = self.pause.is_some_and(|(from, to)| at >= from && at < to);
+            let samples: Vec<i16> = (0..480u64)
+                .map(|index| {
+                    let time = (tick * 480 + index) as f64 / 48_000.0;
+                    if silent {
+                        0
+                    } else if self.voice {
+                        second_of_voice()[(tick * 480 + index) as usize % 48_000]
+                    } else {
+                        ((time * self.frequency_hz * TAU).sin() * 10_000.0) as i16
+                    }
+                })
+                .collect();
+            let pcm = Pcm {
+                samples: &samples,
+                sample_rate_hz: 48_000,
+                channels: 1,
+            };
+            encoder.push(start + Duration::from_millis(tick * 10), pcm);
+            while let Some(packet) = encoder.next_packet() {
+                let packet = RtpAudioPacket {
+                    ssrc: 1,
+                    extended_seq: 70_000 + packets.len() as u64,
+                    rtp_timestamp: u64::from(packet.rtp_timestamp),
+                    payload: packet.payload.into(),
+                };
+                packets.push((at * 1000.0, packet));
+            }
+        }
+        packets
+    }
+
+    fn over(&self, fate: &mut Fate<'_>) -> Heard {
+        let mut dice = Dice(self.seed * 7919 + 1);
+        let mut arrivals: Vec<(f64, RtpAudioPacket)> = self
+            .packets()
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, (sent, packet))| {
+                fate(index, &mut dice).map(|delay| (sent + delay, packet))
+            })
+            .collect();
+        arrivals.sort_by(|one, other| one.0.total_cmp(&other.0));
+        hear(arrivals, self.seconds)
+    }
+}
+
+fn hear(arrivals: Vec<(f64, RtpAudioPacket)>, seconds: f64) -> Heard {
+    let start = Instant::now();
+    let mut jitter = JitterBuffer::new().expect("a decoder");
+    let mut heard = Heard {
+        pcm: Vec::new(),
+        channels: 1,
+        stats: AudioReceiverStats::default(),
+        delays_ms: Vec::new(),
+    };
+    let mut arrivals = arrivals.into_iter().peekable();
+    let mut frame = Vec::new();
+    for tick in 0..(seconds * 100.0) as u64 {
+        let now_ms = tick as f64 * 10.0 + 3.0;
+        while let Some((arrival, packet)) = arrivals.next_if(|(arrival, _)| *arrival <= now_ms) {
+            jitter.push(start + Duration::from_secs_f64(arrival / 1000.0), packet);
+        }
+        let now = start + Duration::from_secs_f64(now_ms / 1000.0);
+        if let Some(delay) = jitter.playout_delay_us(now) {
+            heard.delays_ms.push((now_ms, delay as f64 / 1000.0));
+        }
+        heard.channels = jitter.pull(now, &mut frame);
+        assert_eq!(
+            frame.len(),
+            480 * heard.channels,
+            "every pull gives exactly 10 ms"
+        );
+        heard.pcm.extend(&frame);
+    }
+    heard.stats = jitter.stats();
+    heard
+}
+
+impl Heard {
+    fn concealed_share(&self) -> f64 {
+        self.stats.concealed_samples as f64 / self.stats.total_samples_received as f64
+    }
+
+    fn from_second(&self, second: f64) -> &[i16] {
+        &self.pcm[(second * 48_000.0) as usize..]
+    }
+
+    /// Longest run of sound softer than a hundredth of full scale, in milliseconds, from a second on.
+    fn longest_gap_ms(&self, from_second: f64) -> f64 {
+        let mut longest = 0;
+        let mut run = 0;
+        for sample in self.from_second(from_second) {
+            run = if sample.unsigned_abs() < 328 {
+                run + 1
+            } else {
+                0
+            };
+            longest = longest.max(run);
+        }
+        longest as f64 / 48.0
+    }
+
+    /// The mean playout delay between two seconds, in milliseconds.
+    fn delay_ms(&self, from: f64, to: f64) -> f64 {
+        let of: Vec<f64> = self
+            .delays_ms
+            .iter()
+            .filter(|(at, _)| (from * 1000.0..to * 1000.0).contains(at))
+            .map(|(_, delay)| *delay)
+            .collect();
+        of.iter().sum::<f64>() / of.len() as f64
+    }
+}
+
+/// The amplitude of one frequency in the sound (Goertzel's algorithm, on windows short enough that phase jumps do not cancel out).
+fn amplitude(pcm: &[i16], frequency_hz: f64) -> f64 {
+    const WINDOW: usize = 4800;
+    let windows = pcm.chunks_exact(WINDOW);
+    let count = windows.len() as f64;
+    let coefficient = 2.0 * (TAU * frequency_hz / 48_000.0).cos();
+    windows
+        .map(|window| {
+            let (mut one, mut two) = (0.0, 0.0);
+            for sample in window {
+                let this = f64::from(*sample) + coefficient * one - two;
+                two = one;
+                one = this;
+            }
+            let power = one * one + two * two - coefficient * one * two;
+            2.0 * power.max(0.0).sqrt() / WINDOW as f64
+        })
+        .sum::<f64>()
+        / count
+}
+
+#[test]
+fn tone_over_a_good_link_keeps_its_frequency_and_level() {
+    let heard = Call::default().over(&mut |_, _| Some(STEADY));
+    let tone = amplitude(heard.from_second(1.0), 440.0);
+    assert!((9_000.0..11_000.0).contains(&tone), "amplitude {tone}");
+    assert!(amplitude(heard.from_second(1.0), 600.0) < 300.0);
+    assert_eq!(heard.stats.concealed_samples, 0);
+    assert_eq!(heard.stats.packets_discarded, 0);
+    assert!(heard.longest_gap_ms(1.0) < 1.0);
+    assert_eq!(heard.stats.target_delay_ms, 20.0);
+    assert!((15.0..40.0).contains(&heard.delay_ms(10.0, 20.0)));
+}
+
+#[test]
+fn jitter_is_absorbed_with_few_guesses_and_no_more_delay_than_it_needs() {
+    // Milliseconds of jitter, then bounds for the concealed share and the delay.
+    for (jitter_ms, share, delay_ms) in
+        [(10.0, 0.005, 40.0), (30.0, 0.02, 70.0), (80.0, 0.03, 130.0)]
+    {
+        for seed in 1..6 {
+            let call = Call {
+                seed,
+                ..Call::default()
+            };
+            let heard = call.over(&mut |_, dice| Some(STEADY + dice.below(jitter_ms)));
+            assert!(
+                heard.concealed_share() < share,
+                "{jitter_ms} ms, seed {seed}: {}",
+                heard.concealed_share()
+            );
+            let delay = heard.delay_ms(5.0, 20.0);
+            assert!(delay < delay_ms, "{jitter_ms} ms, seed {seed}: {delay}");
+            let tone = amplitude(heard.from_second(2.0), 440.0);
+            assert!(
+                tone > 8_500.0,
+                "{jitter_ms} ms, seed {seed}: amplitude {tone}"
+            );
+        }
+    }
+}
+
+#[test]
+fn lost_packets_are_guessed_without_silence() {
+    for (loss, share) in [(0.05, 0.07), (0.2, 0.24)] {
+        let call = Call {
+            config: OpusSendConfig {
+                fec: false,
+                ..OpusSendConfig::default()
+            },
+            ..Call::default()
+        };
+        let heard = call.over(&mut |_, dice| (dice.roll() >= loss).then_some(STEADY));
+        assert!(
+            heard.concealed_share() < share,
+            "{loss}: {}",
+            heard.concealed_share()
+        );
+        assert_eq!(heard.stats.fec_packets_received, 0);
+        assert!(
+            heard.longest_gap_ms(1.0) < 60.0,
+            "{loss}: {}",
+            heard.longest_gap_ms(1.0)
+        );
+        // A loss costs no delay: what is put in its place is exactly as long as what is missing.
+        assert!(
+            heard.delay_ms(15.0, 20.0) < 40.0,
+            "{loss}: {}",
+            heard.delay_ms(15.0, 20.0)
+        );
+        let tone = amplitude(heard.from_second(1.0), 440.0);
+        assert!(tone > 8_000.0, "{loss}: amplitude {tone}");
+    }
+}
+
+#[test]
+fn lost_speech_is_recovered_by_error_correction() {
+    // Two losses in a row cannot be recovered both, so what is left is about the square of the loss.
+    for (loss, share) in [(0.05, 0.015), (0.1, 0.03), (0.2, 0.08)] {
+        let call = Call {
+            voice: true,
+            loss_percent: (loss * 100.0) as u8,
+            ..Call::default()
+        };
+        let heard = call.over(&mut |_, dice| (dice.roll() >= loss).then_some(STEADY));
+        assert!(
+            heard.concealed_share() < share,
+            "{loss}: {}",
+            heard.concealed_share()
+        );
+        let recovered = heard.stats.fec_packets_received as f64 * 960.0;
+        let missing = recovered + heard.stats.concealed_samples as f64;
+        assert!(
+            recovered > 0.6 * missing,
+            "{loss}: {recovered} of {missing}"
+        );
+        assert!(
+            heard.delay_ms(15.0, 20.0) < 60.0,
+            "{loss}: {}",
+            heard.delay_ms(15.0, 20.0)
+        );
+    }
+}
+
+#[test]
+fn reordered_and_doubled_packets_are_put_right() {
+    let heard = Call::default()
+        .over(&mut |index, _| Some(STEADY + if index % 10 == 3 { 25.0 } else { 0.0 }));
+    assert!(
+        heard.concealed_share() < 0.005,
+        "{}",
+        heard.concealed_share()
+    );
+
+    let mut packets: Vec<_> = Call::default()
+        .packets()
+        .into_iter()
+        .flat_map(|(at, packet)| [(at + STEADY, packet.clone()), (at + STEADY + 5.0, packet)])
+        .collect();
+    packets.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let heard = hear(packets, 18.0);
+    assert_eq!(
+        heard.stats.packets_discarded,
+        heard.stats.packets_received / 2
+    );
+    assert_eq!(heard.stats.concealed_samples, 0);
+}
+
+#[test]
+fn outage_with_everything_late_loses_no_speech_and_the_delay_comes_back() {
+    // From second 5 on nothing arrives for 200 ms; then it all comes at once.
+    let heard = Call::default().over(&mut |index, _| {
+        let sent = index as f64 * 20.0;
+        let hole = 5_000.0..5_200.0;
+        Some(if hole.contains(&sent) {
+            5_200.0 - sent + STEADY
+        } else {
+            STEADY
+        })
+    });
+    let late = heard.stats.removed_samples_for_acceleration as f64 / 48.0;
+    assert!(late > 100.0, "{late} ms were caught up by time stretch");
+    assert_eq!(heard.stats.packets_discarded, 0);
+    let concealed_ms = heard.stats.concealed_samples as f64 / 48.0;
+    assert!(concealed_ms < 230.0, "{concealed_ms}");
+    assert!(heard.delay_ms(5.3, 5.5) > 100.0);
+    assert!(
+        heard.delay_ms(15.0, 20.0) < 45.0,
+        "{}",
+        heard.delay_ms(15.0, 20.0)
+    );
+    assert_eq!(heard.stats.target_delay_ms, 20.0);
+}
+
+#[test]
+fn outage_with_everything_lost_adds_no_delay() {
+    let heard =
+        Call::default().over(&mut |index, _| (!(250..260).contains(&index)).then_some(STEADY));
+    let concealed_ms = heard.stats.concealed_samples as f64 / 48.0;
+    assert!((180.0..=220.0).contains(&concealed_ms), "{concealed_ms}");
+    assert_eq!(heard.stats.concealment_events, 1);
+    assert!(heard.stats.silent_concealed_samples as f64 / 48.0 <= 100.0);
+    assert!(
+        heard.delay_ms(6.0, 20.0) < 40.0,
+        "{}",
+        heard.delay_ms(6.0, 20.0)
+    );
+}
+
+#[test]
+fn pauses_of_the_sender_are_no_losses() {
+    let call = Call {
+        config: OpusSendConfig {
+            dtx: true,
+            ..OpusSendConfig::default()
+        },
+        pause: Some((6.0, 12.0)),
+        ..Call::default()
+    };
+    let packets = call.packets();
+    let sent_in_pause = packets
+        .iter()
+        .filter(|(at, _)| (7_000.0..11_900.0).contains(at))
+        .count();
+    assert!(
+        sent_in_pause < 40,
+        "{sent_in_pause} packets were sent during the pause"
+    );
+    let heard = call.over(&mut |_, _| Some(STEADY));
+    assert_eq!(heard.stats.concealed_samples, 0);
+    assert!(
+        heard.delay_ms(13.0, 20.0) < 45.0,
+        "{}",
+        heard.delay_ms(13.0, 20.0)
+    );
+    let again = &heard.from_second(12.2)[..48_000];
+    assert!(amplitude(again, 440.0) > 9_000.0);
+    assert!(heard.longest_gap_ms(12.2) < 1.0);
+}
+
+#[test]
+fn sender_that_falls_silent_without_a_word_is_heard_at_once_when_it_comes_back() {
+    let heard =
+        Call::default().over(&mut |index, _| (!(300..600).contains(&index)).then_some(STEADY));
+    assert!(heard.stats.silent_concealed_samples > 5 * 48_000);
+    let again = &heard.from_second(12.15)[..48_000];
+    assert!(
+        amplitude(again, 440.0) > 9_000.0,
+        "{}",
+        amplitude(again, 440.0)
+    );
+}
+
+#[test]
+fn timestamps_that_stood_still_while_muted_cost_no_delay() {
+    // As servers rewrite them: numbers and timestamps go on without a gap after a mute of 5 s.
+    let mut packets = Call::default().packets();
+    packets.truncate(600);
+    for (index, (at, _)) in packets.iter_mut().enumerate() {
+        *at += STEADY + if index >= 250 { 5_000.0 } else { 0.0 };
+    }
+    let heard = hear(packets, 17.0);
+    assert!(
+        heard.delay_ms(12.0, 16.0) < 45.0,
+        "{}",
+        heard.delay_ms(12.0, 16.0)
+    );
+    assert!(amplitude(&heard.from_second(10.3)[..48_000], 440.0) > 9_000.0);
+}
+
+#[test]
+fn new_stream_on_the_same_line_is_played() {
+    let mut packets = Call {
+        seconds: 5.0,
+        ..Call::default()
+    }
+    .packets();
+    let second = Call {
+        seconds: 5.0,
+        frequency_hz: 800.0,
+        ..Call::default()
+    }
+    .packets();
+    packets.extend(second.into_iter().map(|(at, mut packet)| {
+        packet.ssrc = 2;
+        packet.extended_seq -= 69_000;
+        packet.rtp_timestamp += 1 << 33;
+        (at + 5_000.0, packet)
+    }));
+    for (at, _) in &mut packets {
+        *at += STEADY;
+    }
+    let heard = hear(packets, 10.0);
+    assert!(amplitude(heard.from_second(5.5), 800.0) > 9_000.0);
+    assert!(amplitude(heard.from_second(5.5), 440.0) < 300.0);
+}
+
+#[test]
+fn stereo_packets_make_the_sound_stereo() {
+    let mono = Call {
+        seconds: 3.0,
+        ..Call::default()
+    }
+    .packets();
+    let stereo = Call {
+        seconds: 3.0,
+        config: OpusSendConfig {
+            stereo: true,
+            ..OpusSendConfig::default()
+        },
+        ..Call::default()
+    };
+    let last = mono.len() as u64;
+    let mut packets = mono;
+    packets.extend(stereo.packets().into_iter().map(|(at, mut packet)| {
+        packet.extended_seq += last;
+        packet.rtp_timestamp += last * 960;
+        (at + 3_000.0, packet)
+    }));
+    for (at, _) in &mut packets {
+        *at += STEADY;
+    }
+    let start = Instant::now();
+    let mut jitter = JitterBuffer::new().expect("a decoder");
+    let (mut left, mut frame) = (Vec::new(), Vec::new());
+    let mut packets = packets.into_iter().peekable();
+    let mut channels = Vec::new();
+    for tick in 0..600u64 {
+        while let Some((at, packet)) = packets.next_if(|(at, _)| *at <= tick as f64 * 10.0) {
+            jitter.push(start + Duration::from_secs_f64(at / 1000.0), packet);
+        }
+        let count = jitter.pull(start + Duration::from_millis(tick * 10), &mut frame);
+        channels.push(count);
+        left.extend(frame.iter().step_by(count));
+    }
+    assert_eq!((channels[100], channels[599]), (1, 2));
+    assert!(amplitude(&left[4 * 48_000..], 440.0) > 8_500.0);
+}
+
+#[test]
+fn clocks_that_drift_apart_do_not_add_up() {
+    // The sender is 300 ppm fast: 30 ms in 100 s, as much as the whole delay.
+    let packets = Call {
+        seconds: 100.0,
+        ..Call::default()
+    }
+    .packets();
+    let arrivals = packets
+        .into_iter()
+        .map(|(at, packet)| (at * 0.9997 + STEADY, packet))
+        .collect();
+    let heard = hear(arrivals, 99.0);
+    assert!(
+        heard.delay_ms(75.0, 99.0) < 50.0,
+        "{}",
+        heard.delay_ms(75.0, 99.0)
+    );
+    assert!(heard.concealed_share() < 0.001);
+    assert!(heard.stats.packets_discarded == 0);
+}
+
+#[test]
+fn what_is_no_opus_is_discarded() {
+    let mut jitter = JitterBuffer::new().expect("a decoder");
+    let now = Instant::now();
+    let packet = |seq: u64, payload: &[u8]| RtpAudioPacket {
+        ssrc: 1,
+        extended_seq: seq,
+        rtp_timestamp: seq * 960,
+        payload: payload.into(),
+    };
+    // Code 3 with no frame count, code 2 with a length beyond the end, code 1 with an odd rest.
+    for (seq, payload) in [
+        &[0x03][..],
+        &[0xfa, 0xff, 0xff, 1],
+        &[0xf9, 1, 2, 3, 4, 5, 6][..6],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        jitter.push(now, packet(seq as u64, payload));
+    }
+    let mut frame = Vec::new();
+    for tick in 0..20 {
+        jitter.pull(now + Duration::from_millis(tick * 10), &mut frame);
+        assert_eq!(frame.len(), 480);
+    }
+    assert!(jitter.stats().packets_discarded >= 1);
+}
+
+proptest::proptest! {
+    /// Whatever arrives in whatever order, every pull gives exactly 10 ms and memory stays bounded.
+    #[test]
+    fn arbitrary_packets_never_break_the_cadence(
+        packets in proptest::collection::vec(
+            (0u64..2000, 0u64..100_000, proptest::collection::vec(0u8.., 0..80), 0u64..60, 1u32..3), 0..200)
+    ) {
+        let mut jitter = JitterBuffer::new().expect("a decoder");
+        let mut now = Instant::now();
+        let mut frame = Vec::new();
+        for (extended_seq, rtp_timestamp, payload, wait_ms, ssrc) in packets {
+            jitter.push(now, RtpAudioPacket { ssrc, extended_seq, rtp_timestamp, payload: payload.into() });
+            now += Duration::from_millis(wait_ms);
+            for _ in 0..wait_ms / 10 {
+                let channels = jitter.pull(now, &mut frame);
+                proptest::prop_assert_eq!(frame.len(), 480 * channels);
+            }
+            proptest::prop_assert!(jitter.waiting.len() <= MAX_PACKETS);
+            proptest::prop_assert!(jitter.pcm.len() <= 48_000);
+        }
+    }
+}

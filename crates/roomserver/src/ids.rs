@@ -14,6 +14,12 @@ pub const PARTICIPANT: &str = "PA_";
 pub const TRACK: &str = "TR_";
 /// `DTR_`, a published data track.
 pub const DATA_TRACK: &str = "DTR_";
+/// `AD_`, the request for an agent in a room.
+pub const DISPATCH: &str = "AD_";
+/// `AJ_`, one agent's work in a room.
+pub const JOB: &str = "AJ_";
+/// `AW_`, an agent worker's connection.
+pub const WORKER: &str = "AW_";
 /// `ND_`, this server.
 pub const NODE: &str = "ND_";
 

@@ -8,6 +8,8 @@
 //! - [`token`]: who may do what.
 //! - [`rooms`]: the handle through which API calls, agents and recorders see and change rooms.
 //! - `room`: one room's state. `speakers`: who speaks.
+//! - `api`: the routes of API calls. `twirp`: their protocol. `room_service`: rooms and participants by API.
+//! - `agents`: workers, dispatches and jobs.
 //! - `signal`: a client's WebSocket. `peer`: the task that owns a participant's connections.
 
 #![forbid(unsafe_code)]
@@ -20,16 +22,22 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) mod agents;
+pub(crate) mod api;
 pub(crate) mod ids;
 #[expect(dead_code, reason = "signalling, which uses it, comes next")]
 pub(crate) mod room;
+pub(crate) mod room_service;
 pub mod rooms;
 pub mod server;
 #[expect(dead_code, reason = "comes next")]
 pub(crate) mod signal;
 #[expect(dead_code, reason = "forwarding, which uses it, comes next")]
 pub(crate) mod speakers;
+#[cfg(test)]
+mod testkit;
 pub mod token;
+pub(crate) mod twirp;
 
 pub use rooms::{RoomEvent, RoomOptions, Rooms};
 pub use server::Server;

@@ -92,6 +92,7 @@ impl Server {
 fn router(server: Server) -> Router {
     Router::new()
         .route("/", get(async || "OK"))
+        .merge(crate::api::router(server.clone()))
         .merge(signal::router(server))
 }
 

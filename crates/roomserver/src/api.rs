@@ -1,0 +1,59 @@
+//! Everything beside signalling: API calls over Twirp and the agent workers' end point, as one router.
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, Method};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use bytes::Bytes;
+
+use crate::agents::{self, Agents};
+use crate::room_service;
+use crate::server::Server;
+use crate::twirp::{Call, Code, TwirpError};
+
+#[derive(Clone)]
+struct Api {
+    server: Server,
+    agents: Agents,
+}
+
+/// The routes, and the tasks behind them, which end with the server.
+pub(crate) fn router(server: Server) -> Router {
+    let agents = Agents::new(server.clone());
+    let events = server.rooms().subscribe();
+    server.tasks().spawn(agents.clone().follow(events));
+    let agent_socket = agents.router();
+    let api = Api { server, agents };
+    Router::new()
+        .route("/twirp/{service}/{method}", any(call))
+        .with_state(api)
+        .merge(agent_socket)
+}
+
+async fn call(
+    State(api): State<Api>,
+    Path((service, method)): Path<(String, String)>,
+    verb: Method,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let path = format!("/twirp/{service}/{method}");
+    let call = match Call::new(api.server.keys(), &verb, &path, &headers, body) {
+        Ok(call) => call,
+        Err(error) => return error.into_response(),
+    };
+    let response = match service.as_str() {
+        "livekit.RoomService" => room_service::serve(api.server.rooms(), &method, call).await,
+        "livekit.AgentDispatchService" => agents::serve(&api.agents, &method, call).await,
+        _ => None,
+    };
+    response.unwrap_or_else(|| no_such_method(&service, &path).into_response())
+}
+
+fn no_such_method(service: &str, path: &str) -> TwirpError {
+    if service.starts_with("livekit.") {
+        return TwirpError::unimplemented(format!("this development server does not have {path}"));
+    }
+    TwirpError::new(Code::BadRoute, format!("no handler for path \"{path}\""))
+}

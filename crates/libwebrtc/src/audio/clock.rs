@@ -41,7 +41,7 @@ pub(crate) struct Clock {
 }
 
 /// The clock of the media thread, which starts with the first use.
-pub(crate) fn media_clock() -> &'static Clock {
+pub(crate) fn media_clock() -> &'static Arc<Clock> {
     static CLOCK: OnceLock<Arc<Clock>> = OnceLock::new();
     CLOCK.get_or_init(|| {
         let clock = Arc::new(Clock::default());
@@ -52,13 +52,20 @@ pub(crate) fn media_clock() -> &'static Clock {
 }
 
 impl Clock {
+    /// How many the clock beats for.
+    #[cfg(test)]
+    pub fn members(&self) -> usize {
+        self.members.lock().len()
+    }
+
     /// Beats for `member` until it says stop or is dropped.
     pub fn add(&self, member: Weak<dyn Tick>) {
         self.members.lock().push(member);
         self.added.notify_one();
     }
 
-    async fn run(&self) {
+    /// Beats for ever.
+    pub async fn run(&self) {
         let mut present: Vec<Arc<dyn Tick>> = Vec::new();
         loop {
             let added = self.added.notified();
@@ -112,4 +119,102 @@ impl Clock {
 fn next_beat(due: tokio::time::Instant, now: tokio::time::Instant) -> tokio::time::Instant {
     let next = due + TICK;
     next.max(now - MAX_CATCH_UP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Notes the time of every beat and stops after some.
+    struct Counter {
+        beats: Mutex<Vec<Instant>>,
+        stop_after: usize,
+    }
+
+    impl Counter {
+        fn new(stop_after: usize) -> Arc<Self> {
+            Arc::new(Self {
+                beats: Mutex::new(Vec::new()),
+                stop_after,
+            })
+        }
+    }
+
+    impl Tick for Counter {
+        fn tick(&self, now: Instant) -> TickResult {
+            let mut beats = self.beats.lock();
+            beats.push(now);
+            if beats.len() < self.stop_after {
+                TickResult::Continue
+            } else {
+                TickResult::Stop
+            }
+        }
+    }
+
+    fn start() -> Arc<Clock> {
+        let clock = Arc::new(Clock::default());
+        let running = clock.clone();
+        tokio::spawn(async move { running.run().await });
+        clock
+    }
+
+    fn member(counter: &Arc<Counter>) -> Weak<dyn Tick> {
+        let weak: Weak<Counter> = Arc::downgrade(counter);
+        weak
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beats_every_10_ms_until_told_to_stop() {
+        let clock = start();
+        let counter = Counter::new(50);
+        clock.add(member(&counter));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let beats = counter.beats.lock().clone();
+        assert_eq!(beats.len(), 50);
+        assert!(beats.windows(2).all(|two| two[1] - two[0] == TICK));
+        assert_eq!(clock.members(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn starts_again_for_a_member_that_comes_later() {
+        let clock = start();
+        clock.add(member(&Counter::new(3)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let later = Counter::new(3);
+        clock.add(member(&later));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(later.beats.lock().len(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropped_member_is_forgotten() {
+        let clock = start();
+        let counter = Counter::new(usize::MAX);
+        clock.add(member(&counter));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(counter);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(clock.members(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn delay_is_made_up_for_up_to_a_limit() {
+        for (stall_ms, expected) in [(50, 5..=6), (1000, 10..=12)] {
+            let clock = start();
+            let counter = Counter::new(usize::MAX);
+            clock.add(member(&counter));
+            tokio::time::sleep(Duration::from_millis(25)).await;
+            let before = counter.beats.lock().len();
+            // The whole thread stood still for that long: time has passed, but nothing ran.
+            tokio::time::advance(Duration::from_millis(stall_ms)).await;
+            let settle = tokio::time::Instant::now() + Duration::from_millis(1);
+            tokio::time::sleep_until(settle).await;
+            let caught_up = counter.beats.lock().len() - before;
+            assert!(
+                expected.contains(&caught_up),
+                "{stall_ms} ms: {caught_up} beats"
+            );
+        }
+    }
 }

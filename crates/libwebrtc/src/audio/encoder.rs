@@ -289,3 +289,243 @@ impl PacketEncoder {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{second_of_voice, tone},
+        *,
+    };
+
+    /// Runs sound in frames of 10 ms through an encoder and answers the packets.
+    fn encode(
+        config: OpusSendConfig,
+        rate: u32,
+        channels: usize,
+        sound: &[i16],
+    ) -> (Vec<EncodedAudio>, AudioSenderStats) {
+        let mut encoder = PacketEncoder::new(config, 5_000).expect("an encoder");
+        let start = Instant::now();
+        let mut packets = Vec::new();
+        for (index, samples) in sound.chunks(rate as usize / 100 * channels).enumerate() {
+            let now = start + Duration::from_millis(10 * index as u64);
+            encoder.push(
+                now,
+                Pcm {
+                    samples,
+                    sample_rate_hz: rate,
+                    channels,
+                },
+            );
+            packets.extend(std::iter::from_fn(|| encoder.next_packet()));
+        }
+        (packets, encoder.stats)
+    }
+
+    #[test]
+    fn any_format_becomes_packets_of_20_ms() {
+        for (rate, channels) in [
+            (48_000, 1),
+            (48_000, 2),
+            (24_000, 2),
+            (16_000, 1),
+            (8_000, 1),
+            (44_100, 2),
+        ] {
+            let sound = tone(440.0, rate, channels, rate as usize, 10_000.0);
+            let (packets, stats) = encode(OpusSendConfig::default(), rate, channels, &sound);
+            assert_eq!(packets.len(), 50, "{rate} Hz");
+            for (index, packet) in packets.iter().enumerate() {
+                assert_eq!(packet.rtp_timestamp, 5_000 + 960 * index as u32);
+                assert_eq!(
+                    opus::packet::get_nb_samples(&packet.payload, 48_000).ok(),
+                    Some(960)
+                );
+                assert_eq!(packet.marker, index == 0);
+            }
+            let steady = packets[25].clone();
+            assert_eq!(
+                (steady.audio_level_dbov, steady.voice_activity),
+                (-13, true)
+            );
+            assert_eq!((stats.packets, stats.dtx_packets), (50, 0));
+            assert!((stats.total_samples_duration_s - 1.0).abs() < 1e-9);
+            // The energy of a sine is half its amplitude squared.
+            let expected = (10_000.0f64 / 32_768.0).powi(2) / 2.0;
+            assert!((stats.total_audio_energy / expected - 1.0).abs() < 0.03);
+        }
+    }
+
+    #[test]
+    fn stereo_is_sent_only_if_negotiated() {
+        for (stereo, expected) in [
+            (false, opus::Channels::Mono),
+            (true, opus::Channels::Stereo),
+        ] {
+            let left = tone(440.0, 48_000, 1, 48_000, 10_000.0);
+            let right = tone(1200.0, 48_000, 1, 48_000, 10_000.0);
+            let sound: Vec<i16> = left
+                .iter()
+                .zip(&right)
+                .flat_map(|(l, r)| [*l, *r])
+                .collect();
+            let config = OpusSendConfig {
+                stereo,
+                ..OpusSendConfig::default()
+            };
+            let (packets, _) = encode(config, 48_000, 2, &sound);
+            let channels = opus::packet::get_nb_channels(&packets[40].payload).ok();
+            assert_eq!(channels, Some(expected));
+        }
+    }
+
+    #[test]
+    fn silence_is_announced_once_and_then_refreshed_only_now_and_then() {
+        let mut sound = tone(440.0, 48_000, 1, 48_000, 10_000.0);
+        sound.extend(vec![0; 4 * 48_000]);
+        sound.extend(tone(440.0, 48_000, 1, 48_000, 10_000.0));
+        let config = OpusSendConfig {
+            dtx: true,
+            ..OpusSendConfig::default()
+        };
+        let (packets, stats) = encode(config, 48_000, 1, &sound);
+        let in_pause: Vec<_> = packets
+            .iter()
+            .filter(|packet| (5_000 + 72_000..5_000 + 240_000).contains(&packet.rtp_timestamp))
+            .collect();
+        assert!(
+            !in_pause.is_empty() && in_pause.len() <= 25,
+            "{}",
+            in_pause.len()
+        );
+        assert!(stats.dtx_packets > 120);
+        let again = packets
+            .iter()
+            .find(|packet| packet.rtp_timestamp >= 5_000 + 240_000);
+        let again = again.expect("the sound comes back");
+        assert_eq!((again.rtp_timestamp, again.marker), (5_000 + 240_000, true));
+        assert_eq!(
+            packets.last().map(|packet| packet.rtp_timestamp),
+            Some(5_000 + 287_040)
+        );
+    }
+
+    #[test]
+    fn silence_goes_on_being_sent_without_dtx() {
+        let (packets, _) = encode(OpusSendConfig::default(), 48_000, 1, &[0; 48_000]);
+        assert_eq!(packets.len(), 50);
+        let quiet = &packets[40];
+        assert_eq!(
+            (quiet.audio_level_dbov, quiet.voice_activity),
+            (-127, false)
+        );
+    }
+
+    #[test]
+    fn bitrate_is_followed() {
+        let bytes = |max_bitrate_bps| {
+            let mut random = 1u32;
+            let noise: Vec<i16> = (0..96_000)
+                .map(|_| {
+                    random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    ((random >> 16) as i16) / 4
+                })
+                .collect();
+            let config = OpusSendConfig {
+                max_bitrate_bps,
+                ..OpusSendConfig::default()
+            };
+            let (_, stats) = encode(config, 48_000, 1, &noise);
+            stats.payload_bytes as f64 * 8.0 / 2.0
+        };
+        for (max, expected) in [
+            (None, 32_000.0),
+            (Some(16_000), 16_000.0),
+            (Some(64_000), 64_000.0),
+        ] {
+            let bps = bytes(max);
+            assert!((0.7..1.2).contains(&(bps / expected)), "{max:?}: {bps}");
+        }
+    }
+
+    #[test]
+    fn timestamps_follow_the_wall_clock_over_a_pause_in_the_sound() {
+        let mut encoder = PacketEncoder::new(OpusSendConfig::default(), 0).expect("an encoder");
+        let start = Instant::now();
+        let samples = tone(440.0, 48_000, 1, 480, 10_000.0);
+        let pcm = Pcm {
+            samples: &samples,
+            sample_rate_hz: 48_000,
+            channels: 1,
+        };
+        let mut packets = Vec::new();
+        for ms in [0u64, 10, 20, 30, 2_030, 2_040] {
+            encoder.push(start + Duration::from_millis(ms), pcm);
+            packets.extend(std::iter::from_fn(|| encoder.next_packet()));
+        }
+        let timestamps: Vec<_> = packets.iter().map(|packet| packet.rtp_timestamp).collect();
+        assert_eq!(timestamps, [0, 960, 1920 + 96_000]);
+        assert_eq!(
+            packets
+                .iter()
+                .map(|packet| packet.marker)
+                .collect::<Vec<_>>(),
+            [true, false, true]
+        );
+    }
+
+    #[test]
+    fn error_correction_appears_when_loss_is_reported() {
+        // Opus codes tones as music, which has no error correction.
+        let voice = second_of_voice();
+        let share = |percent| {
+            let mut encoder = PacketEncoder::new(OpusSendConfig::default(), 0).expect("an encoder");
+            encoder.set_packet_loss_percent(percent);
+            let mut packets = Vec::new();
+            for samples in voice.chunks(480) {
+                encoder.push(
+                    Instant::now(),
+                    Pcm {
+                        samples,
+                        sample_rate_hz: 48_000,
+                        channels: 1,
+                    },
+                );
+                packets.extend(std::iter::from_fn(|| encoder.next_packet()));
+            }
+            let with = packets
+                .iter()
+                .filter(|packet| super::super::decoder::recovers_previous(&packet.payload))
+                .count();
+            with as f64 / packets.len() as f64
+        };
+        assert_eq!(share(0), 0.0);
+        assert!(share(10) > 0.5, "{}", share(10));
+    }
+
+    #[test]
+    fn sender_hands_its_packets_over_in_order() {
+        let (give, take) = std::sync::mpsc::channel();
+        let sender = AudioSender::new(OpusSendConfig::default(), move |packet| {
+            let _ = give.send(packet.rtp_timestamp);
+        })
+        .expect("a sender");
+        let samples = tone(440.0, 48_000, 1, 4_800, 10_000.0);
+        sender.on_pcm(Pcm {
+            samples: &samples,
+            sample_rate_hz: 48_000,
+            channels: 1,
+        });
+        let timestamps: Vec<u32> = take.try_iter().collect();
+        assert_eq!(timestamps.len(), 5);
+        assert!(
+            timestamps
+                .windows(2)
+                .all(|two| two[1].wrapping_sub(two[0]) == 960)
+        );
+        assert_eq!(sender.stats().packets, 5);
+        sender.set_max_bitrate(Some(24_000));
+        assert_eq!(sender.stats().target_bitrate_bps, 24_000);
+        sender.set_packet_loss_percent(200);
+    }
+}

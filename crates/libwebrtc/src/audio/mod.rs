@@ -19,6 +19,8 @@ pub(crate) mod source;
 pub(crate) mod source_queue;
 pub(crate) mod stream;
 pub(crate) mod stretch;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod track;
 
 /// Sample rate at which everything is encoded, decoded and buffered, and the clock rate of Opus in RTP (RFC 7587, section 4.1).

@@ -173,3 +173,163 @@ fn remix<S: Sample>(samples: &[S], from: usize, to: usize, mut emit: impl FnMut(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{channel, fit_tone, tone},
+        *,
+    };
+
+    const RATES: [u32; 9] = [
+        8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000,
+    ];
+
+    /// Converts in frames of 10 ms, or as near as the rate allows.
+    fn convert(input: &[i16], from: (u32, usize), to: (u32, usize)) -> Vec<i16> {
+        let mut resampler = AudioResampler::default();
+        let frame_len = (from.0 / 100) as usize * from.1;
+        let mut output = Vec::new();
+        for samples in input.chunks(frame_len) {
+            let pcm = Pcm {
+                samples,
+                sample_rate_hz: from.0,
+                channels: from.1,
+            };
+            output.extend_from_slice(resampler.convert(pcm, to.1, to.0));
+        }
+        output
+    }
+
+    #[test]
+    fn tone_stays_clean_between_all_rates() {
+        for from in RATES {
+            for to in RATES {
+                let input = tone(1000.0, from, 1, from as usize, 20_000.0);
+                let output = convert(&input, (from, 1), (to, 1));
+                let steady = &output[output.len() / 4..output.len() / 4 * 3];
+                let (amplitude, snr) = fit_tone(steady, 1000.0, to);
+                assert!(
+                    (19_800.0..20_200.0).contains(&amplitude),
+                    "{from} to {to}: {amplitude}"
+                );
+                assert!(snr > 70.0, "{from} to {to}: {snr} dB");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_lower_rate_cannot_hold_is_filtered_out() {
+        for (to, frequency) in [(16_000, 10_000.0), (8_000, 5_000.0), (24_000, 14_000.0)] {
+            let input = tone(frequency, 48_000, 1, 48_000, 20_000.0);
+            let output = convert(&input, (48_000, 1), (to, 1));
+            let loudest = output[output.len() / 4..]
+                .iter()
+                .map(|s| s.unsigned_abs())
+                .max();
+            // 60 dB below what went in.
+            assert!(loudest < Some(20), "{to} Hz: {loudest:?}");
+        }
+    }
+
+    #[test]
+    fn frames_of_10_ms_give_frames_of_10_ms() {
+        for from in [8_000, 16_000, 24_000, 32_000, 44_100, 48_000] {
+            for to in [8_000, 16_000, 24_000, 32_000, 44_100, 48_000] {
+                let mut resampler = AudioResampler::default();
+                let samples = vec![100; from as usize / 100];
+                for _ in 0..20 {
+                    let pcm = Pcm {
+                        samples: &samples,
+                        sample_rate_hz: from,
+                        channels: 1,
+                    };
+                    assert_eq!(
+                        resampler.convert(pcm, 1, to).len(),
+                        to as usize / 100,
+                        "{from} to {to}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn length_is_exact_over_time_at_odd_rates_and_frame_lengths() {
+        for (from, to, frame_len) in [
+            (22_050, 48_000, 220),
+            (48_000, 22_050, 480),
+            (11_025, 16_000, 64),
+            (48_000, 16_000, 1),
+        ] {
+            let mut resampler = AudioResampler::default();
+            let input = tone(300.0, from, 1, from as usize * 3, 10_000.0);
+            let mut frames = 0;
+            for samples in input.chunks(frame_len) {
+                let pcm = Pcm {
+                    samples,
+                    sample_rate_hz: from,
+                    channels: 1,
+                };
+                frames += resampler.convert(pcm, 1, to).len();
+            }
+            let missing = to as usize * 3 - frames;
+            assert!(
+                missing <= to as usize / 50,
+                "{from} to {to}: {missing} samples are held back"
+            );
+        }
+    }
+
+    #[test]
+    fn channels_are_mixed_copied_and_kept() {
+        let stereo: Vec<i16> = (0..480).flat_map(|_| [1000, 3000]).collect();
+        assert_eq!(convert(&stereo, (48_000, 2), (48_000, 1)), vec![2000; 480]);
+        assert_eq!(
+            convert(&[500; 480], (48_000, 1), (48_000, 2)),
+            vec![500; 960]
+        );
+        assert_eq!(convert(&stereo, (48_000, 2), (48_000, 2)), stereo);
+        let quad: Vec<i16> = (0..480).flat_map(|_| [1, 2, 3, 4]).collect();
+        assert_eq!(convert(&quad, (48_000, 4), (48_000, 2))[..4], [1, 2, 1, 2]);
+
+        let left = tone(400.0, 48_000, 1, 48_000, 10_000.0);
+        let right = tone(700.0, 48_000, 1, 48_000, 10_000.0);
+        let both: Vec<i16> = left
+            .iter()
+            .zip(&right)
+            .flat_map(|(l, r)| [*l, *r])
+            .collect();
+        let output = convert(&both, (48_000, 2), (16_000, 2));
+        for (index, frequency) in [(0, 400.0), (1, 700.0)] {
+            let (amplitude, snr) =
+                fit_tone(&channel(&output, 2, index)[4000..12_000], frequency, 16_000);
+            assert!(
+                (9_900.0..10_100.0).contains(&amplitude) && snr > 60.0,
+                "{amplitude}, {snr} dB"
+            );
+        }
+    }
+
+    #[test]
+    fn full_scale_sound_is_clipped_and_does_not_wrap() {
+        let square: Vec<i16> = (0..48_000)
+            .map(|i| if i / 240 % 2 == 0 { i16::MAX } else { i16::MIN })
+            .collect();
+        let output = convert(&square, (48_000, 1), (16_000, 1));
+        let high = &output[8000..8080];
+        // A wrapped overshoot would be a sample of the opposite sign in the middle of a half wave.
+        let changes = high
+            .windows(2)
+            .filter(|two| (two[0] < 0) != (two[1] < 0))
+            .count();
+        assert!(changes <= 1, "{changes} changes of sign");
+    }
+
+    #[test]
+    fn public_interface_converts_a_frame() {
+        let mut resampler = AudioResampler::default();
+        let output = resampler.remix_and_resample(&[0; 960], 480, 2, 48_000, 1, 24_000);
+        assert_eq!(output, [0; 240]);
+    }
+}

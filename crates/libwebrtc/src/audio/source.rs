@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    clock::{self, Tick, TickResult},
+    clock::{self, Clock, Tick, TickResult},
     source_queue::SourceQueue,
     track::{Feed, Pcm, TrackShared},
 };
@@ -29,6 +29,7 @@ pub(crate) struct SourceCore {
     queue: Option<Queue>,
     options: Mutex<AudioSourceOptions>,
     tracks: Mutex<Vec<Weak<TrackShared>>>,
+    clock: Arc<Clock>,
     this: Weak<SourceCore>,
 }
 
@@ -66,6 +67,17 @@ impl SourceCore {
         channels: u32,
         queue_size_ms: u32,
     ) -> Arc<Self> {
+        let clock = clock::media_clock().clone();
+        Self::with_clock(options, sample_rate_hz, channels, queue_size_ms, clock)
+    }
+
+    fn with_clock(
+        options: AudioSourceOptions,
+        sample_rate_hz: u32,
+        channels: u32,
+        queue_size_ms: u32,
+        clock: Arc<Clock>,
+    ) -> Arc<Self> {
         assert!(
             queue_size_ms.is_multiple_of(10),
             "queue_size_ms must be a multiple of 10"
@@ -88,6 +100,7 @@ impl SourceCore {
             queue,
             options: Mutex::new(options),
             tracks: Mutex::new(Vec::new()),
+            clock,
             this: this.clone(),
         })
     }
@@ -251,7 +264,8 @@ impl Feed for SourceCore {
             }
             state.ticking = true;
         }
-        clock::media_clock().add(self.this.clone());
+        let this: Weak<SourceCore> = self.this.clone();
+        self.clock.add(this);
     }
 }
 
@@ -276,5 +290,215 @@ impl Tick for SourceCore {
         self.deliver(&frame);
         queue.state.lock().frame = frame;
         TickResult::Continue
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{
+        super::{testing::Recorder, track::AudioTrack},
+        *,
+    };
+
+    const RATE: u32 = 16_000;
+    const TICK_LEN: usize = 160;
+
+    fn source(queue_size_ms: u32) -> (Arc<SourceCore>, Arc<Clock>) {
+        let clock = Arc::new(Clock::default());
+        let running = clock.clone();
+        tokio::spawn(async move { running.run().await });
+        let options = AudioSourceOptions::default();
+        let source = SourceCore::with_clock(options, RATE, 1, queue_size_ms, clock.clone());
+        (source, clock)
+    }
+
+    fn published(source: &Arc<SourceCore>) -> (AudioTrack, Arc<Recorder>) {
+        let track = AudioTrack::local("track", source);
+        let recorder = Arc::new(Recorder::default());
+        track.add_sink(recorder.clone());
+        (track, recorder)
+    }
+
+    fn frame(ms: usize, value: i16) -> AudioFrame<'static> {
+        AudioFrame {
+            data: vec![value; ms * TICK_LEN / 10].into(),
+            sample_rate: RATE,
+            num_channels: 1,
+            samples_per_channel: (ms * TICK_LEN / 10) as u32,
+        }
+    }
+
+    async fn elapsed(work: impl Future<Output = Result<(), RtcError>>) -> Duration {
+        let start = tokio::time::Instant::now();
+        work.await.expect("the frame is taken");
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn capture_returns_when_no_more_than_the_queue_is_left() {
+        let (source, _clock) = source(100);
+        assert_eq!(
+            elapsed(source.capture_frame(&frame(100, 1))).await,
+            Duration::ZERO
+        );
+        // The first beat comes with the first sound, so 10 of the 100 ms are gone already when time starts to run.
+        let waited = elapsed(source.capture_frame(&frame(50, 2))).await;
+        assert!((30..=50).contains(&waited.as_millis()), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn long_frame_passes_through_a_short_queue_whole_and_evenly() {
+        let (source, _clock) = source(20);
+        let (_track, recorder) = published(&source);
+        let sound: Vec<i16> = (1..=RATE as i16).collect();
+        let long = AudioFrame {
+            data: sound.as_slice().into(),
+            ..frame(1000, 0)
+        };
+        let waited = elapsed(source.capture_frame(&long)).await;
+        assert!((960..=1000).contains(&waited.as_millis()), "{waited:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let heard: Vec<i16> = recorder.samples().into_iter().filter(|s| *s != 0).collect();
+        assert_eq!(heard, sound);
+        let times: Vec<_> = recorder.frames.lock().iter().map(|(at, _)| *at).collect();
+        assert!(times.windows(2).all(|two| two[1] - two[0] == clock::TICK));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_published_track_goes_on_sending_silence() {
+        let (source, clock) = source(50);
+        let (track, recorder) = published(&source);
+        tokio::time::sleep(Duration::from_millis(995)).await;
+        assert_eq!(recorder.count(), 100);
+        assert_eq!(recorder.samples(), vec![0; 100 * TICK_LEN]);
+        let sink: Arc<dyn super::super::track::PcmSink> = recorder.clone();
+        track.remove_sink(&sink);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(clock.members(), 0, "nobody listens, so the clock rests");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clearing_silences_at_once_and_lets_the_waiting_caller_go() {
+        let (source, _clock) = source(200);
+        let (_track, recorder) = published(&source);
+        let waiting = tokio::spawn({
+            let source = source.clone();
+            async move { source.capture_frame(&frame(1000, 5)).await }
+        });
+        tokio::time::sleep(Duration::from_millis(105)).await;
+        let before = recorder.count();
+        source.clear_buffer();
+        let answered = tokio::time::timeout(Duration::from_millis(1), waiting).await;
+        assert!(matches!(answered, Ok(Ok(Ok(())))));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let frames = recorder.frames.lock();
+        assert!(frames[before - 1].1.iter().all(|sample| *sample == 5));
+        assert!(
+            frames[before..]
+                .iter()
+                .all(|(_, frame)| frame.iter().all(|sample| *sample == 0))
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn second_caller_is_refused_and_a_dropped_one_forgotten() {
+        let (source, _clock) = source(50);
+        let (_track, recorder) = published(&source);
+        let long = frame(500, 5);
+        let mut first = Box::pin(source.capture_frame(&long));
+        assert!(futures_now_or_never(&mut first).is_none());
+        let error = source
+            .capture_frame(&frame(10, 1))
+            .await
+            .expect_err("one at a time");
+        assert!(error.message.contains("still waiting"), "{error}");
+        drop(first);
+        // The queue is full of what the dropped caller left; the next one waits for space instead of failing.
+        source
+            .capture_frame(&frame(100, 7))
+            .await
+            .expect("the place is free again");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let sevens = recorder
+            .samples()
+            .iter()
+            .filter(|sample| **sample == 7)
+            .count();
+        assert_eq!(sevens, 10 * TICK_LEN);
+    }
+
+    /// Polls once.
+    fn futures_now_or_never<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match std::pin::Pin::new(future).poll(&mut context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn capture_returns_without_a_track_and_after_its_end() {
+        let (source, _clock) = source(50);
+        assert!(elapsed(source.capture_frame(&frame(300, 1))).await < Duration::from_millis(310));
+        let (track, recorder) = published(&source);
+        track.end();
+        assert!(*recorder.ended.lock());
+        assert!(elapsed(source.capture_frame(&frame(300, 1))).await < Duration::from_millis(310));
+        drop(track);
+        assert!(elapsed(source.capture_frame(&frame(300, 1))).await < Duration::from_millis(310));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_queue_frames_are_delivered_before_capture_returns() {
+        let (source, clock) = source(0);
+        let (_track, recorder) = published(&source);
+        assert_eq!(
+            elapsed(source.capture_frame(&frame(10, 3))).await,
+            Duration::ZERO
+        );
+        assert_eq!(recorder.samples(), vec![3; TICK_LEN]);
+        let error = source
+            .capture_frame(&frame(20, 3))
+            .await
+            .expect_err("not 10 ms");
+        assert!(error.message.contains("frames of 10 ms"), "{error}");
+        assert_eq!(clock.members(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frame_of_another_format_is_refused() {
+        let (source, _clock) = source(50);
+        let wrong_rate = AudioFrame {
+            sample_rate: 8_000,
+            ..frame(10, 1)
+        };
+        let wrong_channels = AudioFrame {
+            num_channels: 2,
+            ..frame(10, 1)
+        };
+        for wrong in [wrong_rate, wrong_channels] {
+            let error = source
+                .capture_frame(&wrong)
+                .await
+                .expect_err("another format");
+            assert_eq!(error.error_type, crate::RtcErrorType::InvalidState);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn disabled_track_sends_silence_in_the_same_cadence() {
+        let (source, _clock) = source(100);
+        let (track, recorder) = published(&source);
+        assert!(track.set_enabled(false));
+        assert!(!track.set_enabled(false));
+        source
+            .capture_frame(&frame(100, 9))
+            .await
+            .expect("the frame is taken");
+        tokio::time::sleep(Duration::from_millis(95)).await;
+        assert!(recorder.count() >= 10);
+        assert!(recorder.samples().iter().all(|sample| *sample == 0));
     }
 }

@@ -1,10 +1,11 @@
 //! Speech-like sound through the encoder, an emulated link and the jitter buffer, in virtual time.
 
-use std::{f64::consts::TAU, sync::OnceLock};
+use std::f64::consts::TAU;
 
 use super::*;
 use crate::audio::{
     encoder::{OpusSendConfig, PacketEncoder},
+    testing::second_of_voice,
     track::Pcm,
 };
 
@@ -53,42 +54,6 @@ impl Default for Call {
             pause: None,
         }
     }
-}
-
-/// A vowel at a pitch that moves a little, four syllables a second. All of it repeats itself after a second.
-fn second_of_voice() -> &'static [i16] {
-    static SECOND: OnceLock<Vec<i16>> = OnceLock::new();
-    SECOND.get_or_init(|| {
-        let formants = [
-            (600.0, 250.0, 1.0),
-            (1200.0, 300.0, 0.6),
-            (2500.0, 400.0, 0.3),
-        ];
-        let harmonics: Vec<(f64, f64)> = (1..=25)
-            .map(|harmonic| {
-                let frequency = 120.0 * f64::from(harmonic);
-                let strength = formants
-                    .iter()
-                    .map(|(centre, width, gain)| {
-                        gain * (-((frequency - centre) / width).powi(2)).exp()
-                    })
-                    .sum();
-                (f64::from(harmonic), strength)
-            })
-            .collect();
-        (0..48_000)
-            .map(|index| {
-                let time = f64::from(index) / 48_000.0;
-                let phase = time * 120.0 + (time * 3.0 * TAU).sin() * 0.8;
-                let buzz: f64 = harmonics
-                    .iter()
-                    .map(|(harmonic, strength)| strength * (phase * harmonic * TAU).sin())
-                    .sum();
-                let syllable = 0.55 + 0.45 * (time * 4.0 * TAU).sin();
-                (buzz * syllable * 5_000.0) as i16
-            })
-            .collect()
-    })
 }
 
 struct Heard {

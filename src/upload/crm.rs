@@ -1,0 +1,194 @@
+//! The CRM's two requests. Knows what is sent and how; [`super::policy`] knows what the answers mean.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use reqwest::header::RETRY_AFTER;
+use reqwest::multipart::{Form, Part};
+use reqwest::{Body, Client, RequestBuilder, Url, redirect};
+use serde_json::Value;
+use tokio::io::AsyncReadExt as _;
+use tokio_util::io::ReaderStream;
+
+use crate::session::time;
+
+use super::policy::{self, Verdict};
+use super::{CrmConfig, CrmToken, UploadError};
+
+/// More than this of an answer is not read.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// Pieces in which a recording is read from disk: all of it that is in memory at a time.
+const READ_BYTES: usize = 64 * 1024;
+
+/// A CRM that can be sent to.
+#[derive(Debug)]
+pub(super) struct Crm {
+    client: Client,
+    config: CrmConfig,
+    base: Url,
+    token: Option<CrmToken>,
+}
+
+impl Crm {
+    pub(super) fn new(config: CrmConfig, token: Option<CrmToken>) -> Result<Self, UploadError> {
+        let base = config.parsed_base_url()?;
+        let client = Client::builder()
+            .user_agent(concat!("voicebot/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
+            // A POST that follows a redirect turns into a GET, and the token would go to somebody else.
+            .redirect(redirect::Policy::none())
+            .build()
+            .map_err(|error| UploadError::Client(error.to_string()))?;
+        Ok(Self {
+            client,
+            config,
+            base,
+            token,
+        })
+    }
+
+    pub(super) fn base(&self) -> &Url {
+        &self.base
+    }
+
+    pub(super) fn url_pointers(&self) -> &[String] {
+        &self.config.url_pointers
+    }
+
+    /// `POST {base}/upload` with the file streamed from disk. A file that has grown since is sent up to `size`.
+    pub(super) async fn upload(&self, path: &Path, size: u64, key: &str) -> Verdict {
+        let file = match tokio::fs::File::open(path).await {
+            Ok(file) => file,
+            Err(error) => return try_again(format!("failed to read {}: {error}", path.display())),
+        };
+        let stream = ReaderStream::with_capacity(file.take(size), READ_BYTES);
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let part = Part::stream_with_length(Body::wrap_stream(stream), size)
+            .file_name(name)
+            .mime_str(media_type(path));
+        let part = match part {
+            Ok(part) => part,
+            Err(error) => {
+                return try_again(format!("failed to describe {}: {error}", path.display()));
+            }
+        };
+        let (who, url) = self.endpoint(&self.config.upload_path);
+        let request = self
+            .client
+            .post(url)
+            .timeout(Duration::from_secs(self.config.upload_timeout_s))
+            .multipart(Form::new().part("file", part));
+        self.send(request, &who, key).await
+    }
+
+    /// `POST {base}/call-data`.
+    pub(super) async fn call_data(&self, payload: &Value, key: &str) -> Verdict {
+        let (who, url) = self.endpoint(&self.config.call_data_path);
+        let request = self
+            .client
+            .post(url)
+            .timeout(Duration::from_millis(self.config.timeout_ms))
+            .json(payload);
+        self.send(request, &who, key).await
+    }
+
+    /// The name for sentences, without anything secret, and the address.
+    fn endpoint(&self, path: &str) -> (String, Url) {
+        let mut url = self.base.clone();
+        let joined = format!(
+            "{}/{}",
+            url.path().trim_end_matches('/'),
+            path.trim_start_matches('/')
+        );
+        url.set_path(&joined);
+        let port = url
+            .port()
+            .map(|port| format!(":{port}"))
+            .unwrap_or_default();
+        (
+            format!("POST {}{port}{joined}", url.host_str().unwrap_or_default()),
+            url,
+        )
+    }
+
+    async fn send(&self, request: RequestBuilder, who: &str, key: &str) -> Verdict {
+        let mut request = request.header("Idempotency-Key", key);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token.expose());
+        }
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => return try_again(format!("{who} failed: {}", explain(&error))),
+        };
+        let status = response.status().as_u16();
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        let mut body = Vec::new();
+        let mut chunks = response.bytes_stream();
+        while let Some(chunk) = chunks.next().await {
+            match chunk {
+                Ok(chunk) => body.extend_from_slice(&chunk),
+                // It may have accepted; the same key makes asking again harmless.
+                Err(error) => {
+                    return try_again(format!(
+                        "{who} answered {status}, but the answer broke off: {}",
+                        explain(&error)
+                    ));
+                }
+            }
+            if body.len() >= MAX_ANSWER_BYTES {
+                body.truncate(MAX_ANSWER_BYTES);
+                break;
+            }
+        }
+        policy::judge(who, status, retry_after.as_deref(), &body, time::now())
+    }
+}
+
+fn try_again(why: String) -> Verdict {
+    Verdict::TryAgain {
+        why,
+        body: None,
+        after: None,
+    }
+}
+
+/// The innermost cause says what happened ("connection refused"); the outer ones only say that something did. Without the address,
+/// which may have secrets in it.
+fn explain(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return if error.is_connect() {
+            "no connection within the time allowed"
+        } else {
+            "no answer within the time allowed"
+        }
+        .to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn media_type(path: &Path) -> &'static str {
+    match path
+        .extension()
+        .and_then(|extension| extension.to_str())
+        .unwrap_or_default()
+    {
+        "ogg" | "opus" | "oga" => "audio/ogg",
+        "mp3" => "audio/mpeg",
+        "mp4" | "m4a" => "audio/mp4",
+        "wav" => "audio/wav",
+        "webm" => "audio/webm",
+        _ => "application/octet-stream",
+    }
+}

@@ -6,6 +6,12 @@
 
 mod config;
 mod event;
+pub mod playout;
+mod resample;
+mod speech_text;
+pub mod turn;
+pub mod vad;
+mod wording;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,761 @@
+//! The machine in made-up time: what a caller would notice, and what must hold in any order of events.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::voice::VoiceConfig;
+
+/// A machine, its clock and everything it has asked for.
+struct Table {
+    machine: TurnMachine,
+    now: Time,
+    log: Vec<(Time, Output)>,
+}
+
+impl Table {
+    fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut VoiceConfig)) -> Self {
+        let mut config = VoiceConfig::default();
+        change(&mut config);
+        let machine = TurnMachine::new(config.turn, config.lines, &config.limits);
+        let mut table = Self {
+            machine,
+            now: Time::ZERO,
+            log: Vec::new(),
+        };
+        table.input(Input::Started { greeting: None });
+        table
+    }
+
+    fn input(&mut self, input: Input) {
+        let outputs = self.machine.handle(self.now, input);
+        self.log
+            .extend(outputs.into_iter().map(|output| (self.now, output)));
+    }
+
+    /// Lets time pass up to `ms` after the start; every deadline on the way is kept, and the caller's line stays alive.
+    fn until(&mut self, ms: u64) {
+        let end = Duration::from_millis(ms);
+        assert!(end >= self.now, "the test goes back in time");
+        while let Some(deadline) = self
+            .machine
+            .next_deadline()
+            .filter(|deadline| *deadline <= end)
+        {
+            self.now = deadline;
+            self.input(Input::CallerAudio { loud: false });
+        }
+        self.now = end;
+        self.input(Input::CallerAudio { loud: false });
+    }
+
+    /// Speech from `from` to `to`, as the detector reports it.
+    fn speak(&mut self, from: u64, to: u64) {
+        self.until(from + 50);
+        self.input(Input::SpeechStarted {
+            onset: Duration::from_millis(from),
+        });
+        self.until(to + 100);
+        self.input(Input::SpeechPaused);
+        self.until(to + 250);
+        self.input(Input::SpeechEnded {
+            end: Duration::from_millis(to),
+        });
+    }
+
+    fn last_segment(&self) -> SegmentId {
+        let mut asked = self
+            .log
+            .iter()
+            .rev()
+            .filter_map(|(_, output)| match output {
+                Output::Transcribe { segment } => Some(*segment),
+                _ => None,
+            });
+        asked.next().expect("no segment was sent to recognition")
+    }
+
+    fn heard(&mut self, text: &str) {
+        let segment = self.last_segment();
+        self.input(Input::Transcript {
+            segment,
+            text: text.to_owned(),
+            confidence: None,
+            is_final: true,
+        });
+    }
+
+    fn reply(&self) -> ReplyId {
+        self.machine.active_reply().expect("there is no reply")
+    }
+
+    /// The reply's first sound comes, and it is heard at once.
+    fn plays(&mut self) -> ReplyId {
+        let reply = self.reply();
+        self.input(Input::AudioReady { reply });
+        assert!(
+            self.has(&|o| matches!(o, Output::Play { reply: r, .. } if *r == reply)),
+            "{:#?}",
+            self.log
+        );
+        reply
+    }
+
+    /// Sound goes on being taken until then.
+    fn playing_until(&mut self, reply: ReplyId, ms: u64) {
+        while self.now + Duration::from_millis(500) < Duration::from_millis(ms) {
+            let next = self.now.as_millis() as u64 + 500;
+            self.until(next);
+            self.input(Input::Progress { reply });
+        }
+        self.until(ms);
+        self.input(Input::Progress { reply });
+    }
+
+    fn has(&self, wanted: &dyn Fn(&Output) -> bool) -> bool {
+        self.log.iter().any(|(_, output)| wanted(output))
+    }
+
+    fn at(&self, wanted: &dyn Fn(&Output) -> bool) -> Option<u64> {
+        self.log
+            .iter()
+            .find(|(_, output)| wanted(output))
+            .map(|(at, _)| at.as_millis() as u64)
+    }
+
+    fn prompts(&self) -> Vec<String> {
+        let prompts = self.log.iter().filter_map(|(_, output)| match output {
+            Output::StartReply {
+                prompt: Prompt::Answer { to },
+                ..
+            } => Some(format!("answer: {to}")),
+            Output::StartReply {
+                prompt: Prompt::Say { text },
+                ..
+            } => Some(format!("say: {text}")),
+            _ => None,
+        });
+        prompts.collect()
+    }
+
+    fn committed(&self) -> Vec<String> {
+        let items = self.log.iter().filter_map(|(_, output)| match output {
+            Output::CommitUser(turn) => Some(turn.text.clone()),
+            _ => None,
+        });
+        items.collect()
+    }
+
+    fn ended(&self) -> Option<VoiceEnd> {
+        self.log.iter().find_map(|(_, output)| match output {
+            Output::End(end) => Some(end.clone()),
+            _ => None,
+        })
+    }
+}
+
+fn is_play(output: &Output) -> bool {
+    matches!(output, Output::Play { .. })
+}
+
+fn is_cancel(output: &Output) -> bool {
+    matches!(output, Output::Cancel { .. })
+}
+
+#[test]
+fn recognition_and_the_model_start_before_the_turn_is_over() {
+    let mut table = Table::new();
+    table.speak(1_000, 3_000);
+    assert_eq!(
+        table.at(&|o| matches!(o, Output::Transcribe { .. })),
+        Some(3_100)
+    );
+    table.heard("what are your opening hours");
+    assert_eq!(
+        table.at(&|o| matches!(o, Output::StartReply { .. })),
+        Some(3_250)
+    );
+    // The answer is there early; the caller may still go on, so that it waits for the end of the turn.
+    let reply = table.reply();
+    table.until(3_400);
+    table.input(Input::AudioReady { reply });
+    table.until(5_000);
+    assert_eq!(table.at(&is_play), Some(3_500));
+    assert_eq!(table.committed(), ["what are your opening hours"]);
+}
+
+#[test]
+fn a_whole_sentence_is_answered_sooner_and_half_of_one_later() {
+    for (text, expected) in [
+        ("Yes, that is right.", 3_300),
+        ("my number is", 6_000),
+        ("reference seventeen", 3_500),
+    ] {
+        let mut table = Table::new();
+        table.speak(1_000, 3_000);
+        table.heard(text);
+        let reply = table.reply();
+        table.input(Input::AudioReady { reply });
+        table.until(7_000);
+        assert_eq!(table.at(&is_play), Some(expected), "{text}");
+    }
+}
+
+#[test]
+fn caller_goes_on_before_the_answer_and_both_halves_are_one_turn() {
+    let mut table = Table::new();
+    table.speak(1_000, 3_000);
+    table.heard("I would like");
+    table.speak(3_300, 4_500);
+    table.heard("a large pizza");
+    table.plays_when_over();
+    assert_eq!(
+        table.prompts(),
+        ["answer: I would like", "answer: I would like a large pizza"]
+    );
+    assert_eq!(table.committed(), ["I would like a large pizza"]);
+}
+
+#[test]
+fn a_cough_before_the_answer_does_not_lose_it() {
+    let mut table = Table::new();
+    table.speak(1_000, 3_000);
+    table.heard("what does it cost");
+    table.speak(3_300, 3_400);
+    table.heard("");
+    table.plays_when_over();
+    assert_eq!(table.prompts(), ["answer: what does it cost"]);
+    assert!(!table.has(&is_cancel));
+}
+
+#[test]
+fn caller_interrupts_and_agent_stops() {
+    let mut table = Table::new();
+    let reply = table.answer_plays("tell me everything");
+    table.playing_until(reply, 6_000);
+    table.until(6_050);
+    table.input(Input::SpeechStarted {
+        onset: Duration::from_millis(6_000),
+    });
+    table.until(8_000);
+    assert_eq!(
+        table.at(&|o| matches!(o, Output::Pause { .. })),
+        Some(6_500)
+    );
+    table.input(Input::SpeechEnded {
+        end: Duration::from_millis(7_750),
+    });
+    assert!(!table.has(&is_cancel), "a cough may be all that it was");
+    table.heard("wait, I have another question");
+    assert!(table.has(&|o| *o == Output::Cancel { reply }));
+    table.plays_when_over();
+    assert_eq!(
+        table.prompts()[1..],
+        ["answer: wait, I have another question"]
+    );
+}
+
+#[test]
+fn one_short_word_stops_the_agent_as_soon_as_it_is_understood() {
+    let mut table = Table::new();
+    let reply = table.answer_plays("tell me everything");
+    table.playing_until(reply, 6_000);
+    table.speak(6_000, 6_300);
+    assert!(!table.has(&|o| matches!(o, Output::Pause { .. })));
+    table.heard("stop");
+    assert!(table.has(&|o| *o == Output::Cancel { reply }));
+}
+
+#[test]
+fn a_cough_pauses_the_agent_and_it_goes_on() {
+    let mut table = Table::new();
+    let reply = table.answer_plays("tell me everything");
+    table.playing_until(reply, 6_000);
+    table.speak(6_000, 6_700);
+    table.until(7_100);
+    table.heard("");
+    assert_eq!(table.at(&|o| *o == Output::Resume { reply }), Some(7_100));
+    assert!(!table.has(&is_cancel));
+    assert_eq!(table.committed(), ["tell me everything"]);
+}
+
+#[test]
+fn a_recogniser_that_takes_too_long_does_not_keep_the_agent_silent() {
+    let mut table = Table::new();
+    let reply = table.answer_plays("tell me everything");
+    table.playing_until(reply, 6_000);
+    table.speak(6_000, 6_700);
+    table.until(9_000);
+    assert_eq!(table.at(&|o| *o == Output::Resume { reply }), Some(8_700));
+    // It was an interruption after all.
+    table.heard("hold on please");
+    assert!(table.has(&is_cancel));
+}
+
+#[test]
+fn agreement_does_not_stop_the_agent_but_answers_its_question() {
+    let mut table = Table::new();
+    let reply = table.answer_plays("tell me everything");
+    table.playing_until(reply, 6_000);
+    table.speak(6_000, 6_200);
+    table.heard("uh-huh");
+    table.playing_until(reply, 9_000);
+    table.speak(9_000, 9_300);
+    table.heard("Yeah");
+    table.input(Input::ReplyFinished { reply });
+    assert!(!table.has(&is_cancel));
+    assert_eq!(
+        table.prompts(),
+        ["answer: tell me everything", "answer: Yeah"]
+    );
+    assert_eq!(table.committed(), ["tell me everything", "uh-huh"]);
+}
+
+#[test]
+fn what_is_said_over_an_uninterruptible_line_is_answered_after_it() {
+    let mut table = Table::new();
+    table.input(Input::Say {
+        text: "This call is recorded.".to_owned(),
+        interruptible: false,
+    });
+    let reply = table.plays();
+    table.speak(500, 1_500);
+    table.heard("I have a question");
+    assert!(!table.has(&is_cancel) && !table.has(&|o| matches!(o, Output::Pause { .. })));
+    table.input(Input::ReplyFinished { reply });
+    assert_eq!(table.prompts()[1..], ["answer: I have a question"]);
+}
+
+#[test]
+fn hello_before_the_greeting_is_answered_by_it() {
+    let machine = TurnMachine::new(
+        TurnConfig::default(),
+        LinesConfig::default(),
+        &LimitsConfig::default(),
+    );
+    let mut table = Table {
+        machine,
+        now: Time::ZERO,
+        log: Vec::new(),
+    };
+    table.input(Input::Started {
+        greeting: Some("Good morning!".to_owned()),
+    });
+    table.speak(100, 500);
+    table.heard("Hello?");
+    let reply = table.plays();
+    table.until(2_000);
+    table.input(Input::ReplyFinished { reply });
+    table.until(4_000);
+    assert_eq!(table.prompts(), ["say: Good morning!"]);
+    assert_eq!(table.committed(), ["Hello?"]);
+}
+
+#[test]
+fn silence_is_asked_about_and_then_hung_up_on() {
+    let mut table = Table::new();
+    table.until(10_000);
+    assert_eq!(table.prompts(), ["say: Are you still there?"]);
+    let reply = table.plays();
+    table.until(11_500);
+    table.input(Input::ReplyFinished { reply });
+    table.until(30_000);
+    assert_eq!(table.ended(), Some(VoiceEnd::SilenceHangup));
+    // The agent's own question is not conversation: it does not start the clock anew.
+    assert_eq!(table.at(&|o| matches!(o, Output::End(_))), Some(20_000));
+    assert_eq!(table.prompts().len(), 1);
+}
+
+#[test]
+fn a_caller_who_answers_the_question_is_no_longer_away() {
+    let mut table = Table::new();
+    table.until(10_000);
+    let reply = table.plays();
+    table.until(11_500);
+    table.input(Input::ReplyFinished { reply });
+    table.speak(12_000, 13_000);
+    table.heard("Yes, I am looking for my card.");
+    let reply = table.plays_when_over();
+    table.until(16_000);
+    table.input(Input::ReplyFinished { reply });
+    table.until(25_000);
+    assert_eq!(table.ended(), None);
+    assert!(table.has(&|o| *o == Output::UserState(UserState::Away)));
+}
+
+#[test]
+fn tools_wait_for_the_end_of_the_turn_and_are_seen_through() {
+    let mut table = Table::new();
+    table.speak(1_000, 3_000);
+    table.heard("please create a lead");
+    let reply = table.reply();
+    table.input(Input::ToolsWanted { reply });
+    table.until(3_600);
+    assert_eq!(
+        table.at(&|o| matches!(o, Output::RunTools { .. })),
+        Some(3_500)
+    );
+    // The caller goes on while it runs: the tool's effect is real, so that its reply is kept until it is known.
+    table.speak(3_700, 4_700);
+    table.heard("and call me tomorrow");
+    assert!(!table.has(&is_cancel));
+    table.input(Input::ToolsDone {
+        reply,
+        end_call: false,
+    });
+    assert!(table.has(&is_cancel));
+    assert_eq!(table.prompts()[1..], ["answer: and call me tomorrow"]);
+}
+
+#[test]
+fn end_call_is_followed_by_the_goodbye_and_the_hangup_and_nothing_else() {
+    let mut table = Table::new();
+    table.speak(1_000, 3_000);
+    table.heard("No, thank you. Goodbye.");
+    let reply = table.reply();
+    table.input(Input::ToolsWanted { reply });
+    table.until(3_400);
+    table.input(Input::ToolsDone {
+        reply,
+        end_call: true,
+    });
+    table.plays();
+    table.until(4_000);
+    table.speak(4_100, 5_000);
+    table.heard("bye bye then");
+    assert!(
+        !table.has(&is_cancel),
+        "a goodbye over ours does not open the conversation again"
+    );
+    table.input(Input::ReplyFinished { reply });
+    assert_eq!(table.ended(), Some(VoiceEnd::EndCall));
+    assert_eq!(
+        table.committed(),
+        ["No, thank you. Goodbye.", "bye bye then"]
+    );
+}
+
+#[test]
+fn caller_hangs_up_in_mid_speech_and_the_words_are_kept() {
+    let mut table = Table::new();
+    table.until(1_050);
+    table.input(Input::SpeechStarted {
+        onset: Duration::from_millis(1_000),
+    });
+    table.until(2_000);
+    table.input(Input::Stop);
+    assert_eq!(table.ended(), None);
+    table.until(2_150);
+    table.heard("please call me back at");
+    assert_eq!(table.committed(), ["please call me back at"]);
+    assert_eq!(table.ended(), Some(VoiceEnd::Stopped));
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_recogniser_that_is_gone() {
+    let mut table = Table::new();
+    table.speak(1_000, 2_000);
+    table.input(Input::Stop);
+    table.until(10_000);
+    assert_eq!(table.at(&|o| matches!(o, Output::End(_))), Some(4_250));
+}
+
+#[test]
+fn a_polite_end_lets_the_sentence_finish_and_says_goodbye() {
+    let mut table = Table::new();
+    let reply = table.answer_plays("tell me everything");
+    table.input(Input::Close {
+        say: Some("We have to stop here.".to_owned()),
+    });
+    assert!(!table.has(&is_cancel));
+    table.input(Input::ReplyFinished { reply });
+    let reply = table.plays();
+    table.input(Input::ReplyFinished { reply });
+    assert_eq!(table.ended(), Some(VoiceEnd::Closed));
+}
+
+#[test]
+fn a_polite_end_is_bounded() {
+    let mut table = Table::new();
+    table.answer_plays("tell me everything");
+    let now = table.now.as_millis() as u64;
+    table.input(Input::Close { say: None });
+    table.until(now + 20_000);
+    assert_eq!(
+        table.at(&|o| matches!(o, Output::End(_))),
+        Some(now + 10_000)
+    );
+    assert!(table.has(&is_cancel));
+}
+
+fn failure(component: Component, kind: FailureKind) -> Failure {
+    Failure {
+        component,
+        message: "it is down".to_owned(),
+        kind,
+    }
+}
+
+#[test]
+fn one_failure_is_asked_about_and_the_second_ends_the_call_with_an_apology() {
+    let mut table = Table::new();
+    for end in [3_000, 8_000] {
+        table.speak(end - 1_000, end);
+        table.heard("what does it cost");
+        let reply = table.reply();
+        table.input(Input::ReplyFailed {
+            reply,
+            failure: failure(Component::Llm, FailureKind::Temporary),
+        });
+        let reply = table.plays();
+        table.until(end + 1_000);
+        table.input(Input::ReplyFinished { reply });
+    }
+    assert!(
+        table.prompts()[1].contains("say it again")
+            && table.prompts()[3].contains("technical problem")
+    );
+    assert_eq!(
+        table.committed(),
+        ["what does it cost", "what does it cost"]
+    );
+    assert!(matches!(
+        table.ended(),
+        Some(VoiceEnd::ProviderFailed {
+            component: Component::Llm,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn a_wrong_key_ends_the_call_at_once_and_a_mute_agent_does_not_try_to_apologise() {
+    for (component, lines) in [(Component::Llm, 2), (Component::Tts, 1)] {
+        let mut table = Table::new();
+        table.speak(2_000, 3_000);
+        table.heard("what does it cost");
+        let reply = table.reply();
+        table.input(Input::ReplyFailed {
+            reply,
+            failure: failure(component, FailureKind::Config),
+        });
+        assert_eq!(table.prompts().len(), lines);
+        if lines == 2 {
+            let reply = table.plays();
+            table.input(Input::ReplyFinished { reply });
+        }
+        assert!(matches!(
+            table.ended(),
+            Some(VoiceEnd::ProviderFailed { .. })
+        ));
+    }
+}
+
+#[test]
+fn no_answer_in_time_is_noticed() {
+    let mut table = Table::new();
+    table.speak(2_000, 3_000);
+    table.heard("What does it cost?");
+    table.until(12_000);
+    assert_eq!(table.at(&is_cancel), Some(11_300));
+    assert!(table.prompts()[1].contains("say it again"));
+}
+
+#[test]
+fn no_transcript_in_time_is_noticed() {
+    let mut table = Table::new();
+    table.speak(2_000, 3_000);
+    table.until(12_000);
+    assert!(table.prompts()[0].contains("say it again"));
+    assert_eq!(
+        table.at(&|o| matches!(o, Output::StartReply { .. })),
+        Some(11_000)
+    );
+}
+
+#[test]
+fn an_agent_that_is_not_heard_does_not_say_that_it_speaks() {
+    let mut table = Table::new();
+    let reply = table.answer_plays("tell me everything");
+    let began = table.at(&is_play).expect("it has been heard");
+    table.until(began + 2_500);
+    assert_eq!(
+        table.at(&|o| matches!(
+            o,
+            Output::Report {
+                component: "playout",
+                ..
+            }
+        )),
+        Some(began + 2_000)
+    );
+    assert!(matches!(
+        table.log.last(),
+        Some((_, Output::AgentState(AgentState::Thinking)))
+    ));
+    table.input(Input::Progress { reply });
+    assert!(matches!(
+        table.log.last(),
+        Some((_, Output::AgentState(AgentState::Speaking)))
+    ));
+}
+
+#[test]
+fn a_deaf_detector_is_started_anew_before_the_caller_is_asked() {
+    let mut table = Table::new();
+    for tenth in 1..=90 {
+        table.now = Duration::from_millis(tenth * 100);
+        table.input(Input::CallerAudio { loud: true });
+    }
+    assert_eq!(table.at(&|o| *o == Output::RestartHearing), Some(8_100));
+    assert!(table.prompts().is_empty());
+}
+
+#[test]
+fn a_typed_message_stops_the_agent_and_is_answered_at_once() {
+    let mut table = Table::new();
+    let reply = table.answer_plays("tell me everything");
+    table.input(Input::UserText("what is your address".to_owned()));
+    assert!(table.has(&|o| *o == Output::Cancel { reply }));
+    let before = table.now;
+    table.plays();
+    assert_eq!(table.now, before);
+    assert_eq!(table.committed()[1..], ["what is your address"]);
+}
+
+impl Table {
+    /// The caller says `text` in the first three seconds, and the answer to it begins.
+    fn answer_plays(&mut self, text: &str) -> ReplyId {
+        self.speak(1_000, 3_000);
+        self.heard(text);
+        self.plays_when_over()
+    }
+
+    fn plays_when_over(&mut self) -> ReplyId {
+        let reply = self.reply();
+        self.input(Input::AudioReady { reply });
+        let now = self.now.as_millis() as u64;
+        self.until(now + 500);
+        assert!(
+            self.has(&|o| matches!(o, Output::Play { reply: r, .. } if *r == reply)),
+            "{:#?}",
+            self.log
+        );
+        reply
+    }
+}
+
+/// Any input at all, mostly about segments and replies that exist.
+fn any_input() -> impl Strategy<Value = Input> {
+    let segment = (0u32..6).prop_map(SegmentId);
+    let reply = || (0u32..8).prop_map(ReplyId);
+    let text = prop_oneof![
+        Just(String::new()),
+        Just("yeah".to_owned()),
+        Just("what about my".to_owned()),
+        Just("Stop it.".to_owned())
+    ];
+    let kind = prop_oneof![
+        Just(FailureKind::Temporary),
+        Just(FailureKind::BadInput),
+        Just(FailureKind::Config)
+    ];
+    let component = prop_oneof![
+        Just(Component::Stt),
+        Just(Component::Llm),
+        Just(Component::Tts)
+    ];
+    let failure = (component, kind).prop_map(|(component, kind)| failure(component, kind));
+    prop_oneof![
+        4 => Just(Input::SpeechStarted { onset: Time::ZERO }),
+        2 => Just(Input::SpeechPaused),
+        2 => Just(Input::SpeechResumed),
+        4 => Just(Input::SpeechEnded { end: Time::MAX }),
+        6 => (segment.clone(), text.clone(), any::<bool>())
+            .prop_map(|(segment, text, is_final)| Input::Transcript { segment, text, confidence: None, is_final }),
+        1 => (segment, failure.clone()).prop_map(|(segment, failure)| Input::TranscriptionFailed { segment, failure }),
+        6 => reply().prop_map(|reply| Input::AudioReady { reply }),
+        2 => reply().prop_map(|reply| Input::ToolsWanted { reply }),
+        2 => (reply(), prop::bool::weighted(0.1)).prop_map(|(reply, end_call)| Input::ToolsDone { reply, end_call }),
+        2 => reply().prop_map(|reply| Input::Progress { reply }),
+        3 => reply().prop_map(|reply| Input::ReplyFinished { reply }),
+        1 => (reply(), failure).prop_map(|(reply, failure)| Input::ReplyFailed { reply, failure }),
+        2 => any::<bool>().prop_map(|loud| Input::CallerAudio { loud }),
+        1 => any::<bool>().prop_map(|interruptible| Input::Say { text: "A line.".to_owned(), interruptible }),
+        1 => text.prop_map(Input::UserText),
+        1 => prop::option::of(Just("Goodbye.".to_owned())).prop_map(|say| Input::Close { say }),
+        1 => Just(Input::Stop),
+        4 => Just(Input::Tick),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_order_of_events_keeps_one_reply_and_comes_to_an_end(
+        steps in prop::collection::vec((0u64..3_000, any_input()), 0..80),
+        greeting in prop::option::of(Just("Good morning.".to_owned())),
+    ) {
+        let config = VoiceConfig::default();
+        let mut machine = TurnMachine::new(config.turn, config.lines, &config.limits);
+        let mut now = Time::ZERO;
+        let mut active: Option<ReplyId> = None;
+        let mut ended = 0;
+        let mut check = |machine: &TurnMachine, now: Time, input: &Input, outputs: Vec<Output>| -> Result<(), TestCaseError> {
+            // What the driver knows: a reply that reports its end is over.
+            if let Input::ReplyFinished { reply } | Input::ReplyFailed { reply, .. } = input && active == Some(*reply) {
+                active = None;
+            }
+            for output in outputs {
+                prop_assert_eq!(ended, 0, "{:?} follows the end", output);
+                match output {
+                    Output::StartReply { reply, .. } => {
+                        prop_assert_eq!(active, None, "{:?} starts beside another", reply);
+                        active = Some(reply);
+                    }
+                    Output::Cancel { reply } => {
+                        prop_assert_eq!(active, Some(reply));
+                        active = None;
+                    }
+                    Output::Play { reply, .. } | Output::Pause { reply } | Output::Resume { reply } | Output::RunTools { reply } => {
+                        prop_assert_eq!(active, Some(reply));
+                    }
+                    Output::End(_) => ended += 1,
+                    _ => {}
+                }
+            }
+            prop_assert_eq!(active, machine.active_reply());
+            if let Some(deadline) = machine.next_deadline() {
+                prop_assert!(deadline > now, "a deadline that does not pass would spin");
+            }
+            Ok(())
+        };
+        let started = Input::Started { greeting };
+        let outputs = machine.handle(now, started.clone());
+        check(&machine, now, &started, outputs)?;
+        for (wait, input) in steps {
+            now += Duration::from_millis(wait);
+            let outputs = machine.handle(now, input.clone());
+            check(&machine, now, &input, outputs)?;
+        }
+        // Left alone, with a caller who says nothing and providers that do nothing, it asks, waits and hangs up.
+        let end = Input::SpeechEnded { end: now };
+        let outputs = machine.handle(now, end.clone());
+        check(&machine, now, &end, outputs)?;
+        let mut ticks = 0;
+        while !machine.is_over() {
+            now = machine.next_deadline().expect("a conversation without a deadline would last for ever");
+            let outputs = machine.handle(now, Input::Tick);
+            check(&machine, now, &Input::Tick, outputs)?;
+            ticks += 1;
+            prop_assert!(ticks < 200, "it does not come to an end");
+        }
+        prop_assert_eq!(machine.active_reply(), None);
+    }
+}

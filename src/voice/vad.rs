@@ -1,0 +1,370 @@
+//! Hears where speech begins and ends, and keeps its sound for recognition.
+//!
+//! Time is counted in samples received, not by a clock, so that the same sound gives the same segments however it arrives. Knows
+//! nothing of turns: a pause and an end are facts about the sound.
+
+use std::sync::Arc;
+
+use earshot::Detector;
+
+use super::INPUT_SAMPLE_RATE_HZ;
+use super::config::VadConfig;
+
+/// What earshot takes at a time: 16 ms.
+const WINDOW: usize = 256;
+
+/// Something that the detector has heard. Positions count samples since the beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VadEvent {
+    /// Speech has begun.
+    Started {
+        /// Where its first sound is.
+        onset: u64,
+    },
+    /// The speaker pauses.
+    Paused,
+    /// The speaker goes on after a pause.
+    Resumed,
+    /// The speech is over.
+    Ended {
+        /// Where its last sound is.
+        end: u64,
+    },
+}
+
+/// What is being heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hearing {
+    Silence,
+    /// Speech-like, too short yet to be speech.
+    Onset {
+        at: u64,
+    },
+    Speech,
+    /// Silent since then, too short yet for an end.
+    Gap {
+        since: u64,
+        reported: bool,
+    },
+}
+
+/// Voice activity detection on 16 kHz mono sound.
+pub struct Vad {
+    detector: Box<Detector>,
+    config: VadConfig,
+    early_pause: u64,
+    hearing: Hearing,
+    /// Samples that have been judged.
+    position: u64,
+    /// Samples that wait for a full window.
+    pending: Vec<i16>,
+    /// The sound before `position`: the prefix of a speech to come, or the prefix and all of the one that is under way.
+    sound: Vec<i16>,
+    /// Position of the first sample in `sound`.
+    sound_from: u64,
+    /// End of the last segment; the next one does not reach back over it.
+    last_end: u64,
+    /// Judges the windows; replaced in tests that are about time and not about sound.
+    #[cfg(test)]
+    scores: Option<std::collections::VecDeque<f32>>,
+}
+
+/// Milliseconds as samples.
+fn samples(ms: u64) -> u64 {
+    ms * u64::from(INPUT_SAMPLE_RATE_HZ) / 1_000
+}
+
+impl Vad {
+    /// A detector that reports [`VadEvent::Paused`] after `early_pause_ms` of silence.
+    pub fn new(config: VadConfig, early_pause_ms: u64) -> Self {
+        Self {
+            detector: Detector::default_boxed(),
+            early_pause: samples(early_pause_ms.min(config.min_silence_ms)),
+            config,
+            hearing: Hearing::Silence,
+            position: 0,
+            pending: Vec::with_capacity(WINDOW),
+            sound: Vec::new(),
+            sound_from: 0,
+            last_end: 0,
+            #[cfg(test)]
+            scores: None,
+        }
+    }
+
+    /// Takes sound of any length and appends what it means to `events`.
+    pub fn push(&mut self, mut sound: &[i16], events: &mut Vec<VadEvent>) {
+        while !sound.is_empty() {
+            let take = (WINDOW - self.pending.len()).min(sound.len());
+            self.pending.extend_from_slice(&sound[..take]);
+            sound = &sound[take..];
+            if self.pending.len() == WINDOW {
+                let score = self.score();
+                self.sound.extend_from_slice(&self.pending);
+                self.pending.clear();
+                self.judge(score, events);
+            }
+        }
+    }
+
+    /// Samples received so far, judged or not.
+    pub fn position(&self) -> u64 {
+        self.position + self.pending.len() as u64
+    }
+
+    /// Whether speech is under way; a pause belongs to it.
+    pub fn in_speech(&self) -> bool {
+        matches!(self.hearing, Hearing::Speech | Hearing::Gap { .. })
+    }
+
+    /// The sound of the segment that is under way or has just ended, with what came before it and the silence after it.
+    pub fn segment(&self) -> Arc<[i16]> {
+        self.sound.as_slice().into()
+    }
+
+    /// Forgets everything that was learnt about this line, and any speech under way.
+    pub fn reset(&mut self) {
+        self.detector.reset();
+        self.hearing = Hearing::Silence;
+        self.trim();
+    }
+
+    fn score(&mut self) -> f32 {
+        #[cfg(test)]
+        if let Some(scores) = &mut self.scores {
+            return scores.pop_front().unwrap_or(0.0);
+        }
+        self.detector.predict_i16(&self.pending)
+    }
+
+    fn judge(&mut self, score: f32, events: &mut Vec<VadEvent>) {
+        let from = self.position;
+        self.position += WINDOW as u64;
+        if self.in_speech() && self.sound_from < self.last_end {
+            // The segment before this one was cut off by its length, and has been fetched by now.
+            self.drop_before(self.last_end);
+        }
+        let starts = score >= self.config.activation_threshold;
+        let goes_on = score >= self.config.deactivation_threshold;
+        match self.hearing {
+            Hearing::Silence => {
+                if starts {
+                    self.hearing = Hearing::Onset { at: from };
+                    self.maybe_start(from, events);
+                }
+            }
+            Hearing::Onset { at } => {
+                if goes_on {
+                    self.maybe_start(at, events);
+                } else {
+                    self.hearing = Hearing::Silence;
+                }
+            }
+            Hearing::Speech => {
+                if !goes_on {
+                    self.hearing = Hearing::Gap {
+                        since: from,
+                        reported: false,
+                    };
+                    self.maybe_pause(events);
+                }
+            }
+            Hearing::Gap { reported, .. } => {
+                if goes_on {
+                    self.hearing = Hearing::Speech;
+                    if reported {
+                        events.push(VadEvent::Resumed);
+                    }
+                } else {
+                    self.maybe_pause(events);
+                }
+            }
+        }
+        if self.in_speech() {
+            if self.position - self.sound_from.max(self.last_end)
+                >= samples(self.config.max_segment_ms)
+            {
+                // A speaker without a pause, or a noisy line: what there is goes to recognition, the rest is another segment.
+                let at = self.position;
+                self.end(at, events);
+                self.hearing = Hearing::Speech;
+                events.push(VadEvent::Started { onset: at });
+            }
+        } else {
+            self.trim();
+        }
+    }
+
+    fn maybe_start(&mut self, onset: u64, events: &mut Vec<VadEvent>) {
+        if self.position - onset >= samples(self.config.min_speech_ms) {
+            self.hearing = Hearing::Speech;
+            self.drop_before(
+                onset
+                    .saturating_sub(samples(self.config.prefix_ms))
+                    .max(self.last_end),
+            );
+            events.push(VadEvent::Started { onset });
+        }
+    }
+
+    fn maybe_pause(&mut self, events: &mut Vec<VadEvent>) {
+        let Hearing::Gap { since, reported } = self.hearing else {
+            return;
+        };
+        let silent = self.position - since;
+        if !reported && silent >= self.early_pause {
+            self.hearing = Hearing::Gap {
+                since,
+                reported: true,
+            };
+            events.push(VadEvent::Paused);
+        }
+        if silent >= samples(self.config.min_silence_ms) {
+            self.end(since, events);
+        }
+    }
+
+    /// The sound stays until the next window, so that whoever hears of the end can fetch it.
+    fn end(&mut self, end: u64, events: &mut Vec<VadEvent>) {
+        self.hearing = Hearing::Silence;
+        self.last_end = self.position;
+        events.push(VadEvent::Ended { end });
+    }
+
+    /// Keeps what may be the prefix of the next speech.
+    fn trim(&mut self) {
+        // The sound of a segment that has just ended is kept for its reader.
+        if self.last_end == self.position {
+            return;
+        }
+        let keep =
+            samples(self.config.prefix_ms) + samples(self.config.min_speech_ms) + WINDOW as u64;
+        // Moving the tail down costs time; twice the need makes it rare.
+        if self.sound.len() as u64 > 2 * keep {
+            self.drop_before(self.position - keep);
+        }
+    }
+
+    fn drop_before(&mut self, position: u64) {
+        let drop = (position.saturating_sub(self.sound_from) as usize).min(self.sound.len());
+        self.sound.drain(..drop);
+        self.sound_from += drop as u64;
+        // A long speech leaves a long buffer behind; the next one is likely to be short.
+        if self.sound.capacity() > 8 * self.sound.len().max(samples(1_000) as usize) {
+            self.sound.shrink_to(samples(2_000) as usize);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW_MS: u64 = 16;
+
+    fn run(
+        pattern: &[(u64, f32)],
+        change: impl FnOnce(&mut VadConfig),
+    ) -> (Vad, Vec<(u64, VadEvent)>) {
+        let mut config = VadConfig::default();
+        change(&mut config);
+        let mut vad = Vad::new(config, 100);
+        let scores = pattern
+            .iter()
+            .flat_map(|(ms, score)| std::iter::repeat_n(*score, (ms / WINDOW_MS) as usize));
+        vad.scores = Some(scores.collect());
+        let mut heard = Vec::new();
+        let windows = vad
+            .scores
+            .as_ref()
+            .map_or(0, std::collections::VecDeque::len);
+        for _ in 0..windows {
+            let mut events = Vec::new();
+            vad.push(&[0; WINDOW], &mut events);
+            let at = vad.position() * 1_000 / u64::from(INPUT_SAMPLE_RATE_HZ);
+            heard.extend(events.into_iter().map(|event| (at, event)));
+        }
+        (vad, heard)
+    }
+
+    #[test]
+    fn speech_is_reported_with_its_beginning_its_pause_and_its_end() {
+        let (vad, events) = run(&[(800, 0.0), (1_600, 0.9), (256, 0.1)], |_| {});
+        let expected = [
+            (
+                864,
+                VadEvent::Started {
+                    onset: samples(800),
+                },
+            ),
+            (2_512, VadEvent::Paused),
+            (
+                2_656,
+                VadEvent::Ended {
+                    end: samples(2_400),
+                },
+            ),
+        ];
+        assert_eq!(events, expected);
+        // Half a second before the speech, the speech, and the silence that ended it.
+        assert_eq!(vad.segment().len() as u64, samples(500 + 1_600 + 256));
+    }
+
+    #[test]
+    fn a_short_pause_is_part_of_the_speech_and_a_click_is_none() {
+        let (_, events) = run(
+            &[
+                (160, 0.0),
+                (32, 0.9),
+                (160, 0.0),
+                (480, 0.9),
+                (160, 0.2),
+                (480, 0.4),
+                (320, 0.2),
+            ],
+            |_| {},
+        );
+        let kinds: Vec<VadEvent> = events.into_iter().map(|(_, event)| event).collect();
+        let onset = samples(352);
+        let end = samples(352 + 480 + 160 + 480);
+        assert_eq!(
+            kinds,
+            [
+                VadEvent::Started { onset },
+                VadEvent::Paused,
+                VadEvent::Resumed,
+                VadEvent::Paused,
+                VadEvent::Ended { end },
+            ]
+        );
+    }
+
+    #[test]
+    fn the_next_segment_does_not_repeat_the_end_of_the_last() {
+        let (vad, _) = run(
+            &[(800, 0.0), (800, 0.9), (256, 0.0), (96, 0.0), (800, 0.9)],
+            |_| {},
+        );
+        assert_eq!(vad.segment().len() as u64, samples(96 + 800));
+    }
+
+    #[test]
+    fn a_speaker_without_a_pause_is_cut_into_segments() {
+        let (vad, events) = run(&[(800, 0.0), (4_000, 0.9)], |config| {
+            config.max_segment_ms = 2_000
+        });
+        let ends = events
+            .iter()
+            .filter(|(_, event)| matches!(event, VadEvent::Ended { .. }))
+            .count();
+        assert!(ends >= 2, "{events:?}");
+        assert!(vad.segment().len() as u64 <= samples(2_000));
+    }
+
+    #[test]
+    fn hours_of_silence_take_no_memory() {
+        let (vad, events) = run(&[(60_000, 0.0)], |_| {});
+        assert!(events.is_empty());
+        assert!(vad.sound.capacity() < samples(3_000) as usize);
+    }
+}

@@ -8,6 +8,7 @@ use axum::routing::any;
 use bytes::Bytes;
 
 use crate::agents::{self, Agents};
+use crate::egress::{self, Egress};
 use crate::room_service;
 use crate::server::Server;
 use crate::twirp::{Call, Code, TwirpError};
@@ -16,15 +17,25 @@ use crate::twirp::{Call, Code, TwirpError};
 struct Api {
     server: Server,
     agents: Agents,
+    egress: Egress,
 }
 
 /// The routes, and the tasks behind them, which end with the server.
 pub(crate) fn router(server: Server) -> Router {
     let agents = Agents::new(server.clone());
-    let events = server.rooms().subscribe();
-    server.tasks().spawn(agents.clone().follow(events));
+    let egress = Egress::new(server.clone());
+    server
+        .tasks()
+        .spawn(agents.clone().follow(server.rooms().subscribe()));
+    server
+        .tasks()
+        .spawn(egress.clone().follow(server.rooms().subscribe()));
     let agent_socket = agents.router();
-    let api = Api { server, agents };
+    let api = Api {
+        server,
+        agents,
+        egress,
+    };
     Router::new()
         .route("/twirp/{service}/{method}", any(call))
         .with_state(api)
@@ -45,6 +56,7 @@ async fn call(
     };
     let response = match service.as_str() {
         "livekit.RoomService" => room_service::serve(api.server.rooms(), &method, call).await,
+        "livekit.Egress" => egress::serve(&api.egress, &method, call).await,
         "livekit.AgentDispatchService" => agents::serve(&api.agents, &method, call).await,
         _ => None,
     };

@@ -20,6 +20,8 @@ pub const DISPATCH: &str = "AD_";
 pub const JOB: &str = "AJ_";
 /// `AW_`, an agent worker's connection.
 pub const WORKER: &str = "AW_";
+/// `EG_`, a recording.
+pub const EGRESS: &str = "EG_";
 /// `ND_`, this server.
 pub const NODE: &str = "ND_";
 

@@ -9,7 +9,7 @@
 //! - [`rooms`]: the handle through which API calls, agents and recorders see and change rooms.
 //! - `room`: one room's state. `speakers`: who speaks.
 //! - `api`: the routes of API calls. `twirp`: their protocol. `room_service`: rooms and participants by API.
-//! - `agents`: workers, dispatches and jobs.
+//! - `agents`: workers, dispatches and jobs. `egress`: recordings.
 //! - `signal`: a client's WebSocket. `peer`: the task that owns a participant's connections.
 
 #![forbid(unsafe_code)]
@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) mod agents;
 pub(crate) mod api;
+pub(crate) mod egress;
 pub(crate) mod ids;
 #[expect(dead_code, reason = "signalling, which uses it, comes next")]
 pub(crate) mod room;

@@ -30,8 +30,10 @@ mod audio;
 mod callback;
 mod connection;
 mod core;
+mod driver;
 mod engine;
 mod enum_dispatch;
+mod ice_tcp;
 mod jsep;
 mod rtp;
 

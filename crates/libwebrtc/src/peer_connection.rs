@@ -216,7 +216,11 @@ impl PeerConnection {
                 .collect(),
             send_encodings: vec![],
         };
-        Ok(self.add_transceiver(track, init)?.sender())
+        let kind = sendable(&track)?;
+        Ok(self
+            .connection
+            .add_transceiver(kind, Some(track), init, true)?
+            .sender())
     }
 
     /// Stops sending: the track is taken out of the sender.
@@ -235,15 +239,9 @@ impl PeerConnection {
         track: MediaStreamTrack,
         init: RtpTransceiverInit,
     ) -> Result<RtpTransceiver, RtcError> {
-        let kind = match &track {
-            MediaStreamTrack::Audio(_) => MediaType::Audio,
-            MediaStreamTrack::Video(_) => {
-                return Err(RtcError::internal(
-                    "sending video is not supported by this media engine",
-                ));
-            }
-        };
-        self.connection.add_transceiver(kind, Some(track), init)
+        let kind = sendable(&track)?;
+        self.connection
+            .add_transceiver(kind, Some(track), init, false)
     }
 
     /// Adds a transceiver without a track.
@@ -257,7 +255,8 @@ impl PeerConnection {
                 "a transceiver cannot carry {media_type:?}"
             )));
         }
-        self.connection.add_transceiver(media_type, None, init)
+        self.connection
+            .add_transceiver(media_type, None, init, false)
     }
 
     /// Closes the connection. When this returns, nothing is sent or received any more.
@@ -364,6 +363,15 @@ impl PeerConnection {
     /// Sets or removes the callback.
     pub fn on_track(&self, f: Option<OnTrack>) {
         self.connection.callbacks.track.set(f);
+    }
+}
+
+fn sendable(track: &MediaStreamTrack) -> Result<MediaType, RtcError> {
+    match track {
+        MediaStreamTrack::Audio(_) => Ok(MediaType::Audio),
+        MediaStreamTrack::Video(_) => Err(RtcError::internal(
+            "sending video is not supported by this media engine",
+        )),
     }
 }
 

@@ -1,75 +1,386 @@
 //! Transceivers with their halves, as the handles of the application share them with the connection.
+//!
+//! The core writes what was negotiated into them; [`Transceiver::sync`] then attaches or detaches the audio. It
+//! runs without the lock of the core, because attaching calls into audio sources, which may be sending just now.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use str0m::media::Mid;
 
 use crate::{
-    RtcError,
+    MediaType, RtcError,
+    audio::{
+        encoder::{AudioSender, OpusSendConfig},
+        receiver::AudioReceiver,
+        track::PcmSink,
+    },
+    audio_track::RtcAudioTrack,
+    connection::Connection,
     media_stream_track::MediaStreamTrack,
-    rtp_parameters::{RtpCodecCapability, RtpParameters},
+    native::create_random_uuid,
+    rtp_parameters::{
+        RtcpParameters, RtpCodecCapability, RtpCodecParameters, RtpEncodingParameters,
+        RtpParameters,
+    },
     rtp_transceiver::RtpTransceiverDirection,
     stats::RtcStats,
+    video_track::RtcVideoTrack,
 };
 
 /// What the application may know of a transceiver.
+#[derive(Debug, Clone)]
 pub(crate) struct TransceiverView {
     pub mid: Option<String>,
     pub direction: RtpTransceiverDirection,
     pub current_direction: Option<RtpTransceiverDirection>,
+    /// What is to be sent, once negotiated.
+    pub sending: Option<SendStream>,
+    pub receiving: bool,
 }
 
+/// A negotiated stream of this side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SendStream {
+    pub mid: Mid,
+    pub payload_type: u8,
+    pub config: OpusSendConfig,
+}
+
+/// A sender and a receiver that share a section.
 pub(crate) struct Transceiver {
+    pub kind: MediaType,
     pub sender: Arc<Sender>,
     pub receiver: Arc<Receiver>,
-    never: Infallible,
-}
-
-pub(crate) struct Sender {
-    never: Infallible,
-}
-
-pub(crate) struct Receiver {
-    pub track: MediaStreamTrack,
-    never: Infallible,
+    connection: Weak<Connection>,
+    view: Mutex<TransceiverView>,
 }
 
 impl Transceiver {
+    pub fn new(
+        connection: Weak<Connection>,
+        kind: MediaType,
+        direction: RtpTransceiverDirection,
+        track: Option<MediaStreamTrack>,
+        encodings: Vec<RtpEncodingParameters>,
+        remote_track_id: Option<&str>,
+    ) -> Self {
+        let remote_track_id = remote_track_id.map_or_else(create_random_uuid, str::to_owned);
+        Self {
+            kind,
+            sender: Arc::new(Sender::new(connection.clone(), kind, track, encodings)),
+            receiver: Arc::new(Receiver::new(connection.clone(), kind, remote_track_id)),
+            connection,
+            view: Mutex::new(TransceiverView {
+                mid: None,
+                direction,
+                current_direction: None,
+                sending: None,
+                receiving: false,
+            }),
+        }
+    }
+
     pub fn view(&self) -> TransceiverView {
-        match self.never {}
+        self.view.lock().clone()
     }
-    pub fn set_codec_preferences(&self, _codecs: &[RtpCodecCapability]) -> Result<(), RtcError> {
-        match self.never {}
+
+    /// Called by the core with what was negotiated.
+    pub fn publish(&self, view: TransceiverView, remote_streams: Vec<String>) {
+        *self.view.lock() = view;
+        *self.receiver.stream_ids.lock() = remote_streams;
     }
+
+    /// Attaches or detaches the audio as negotiated.
+    pub fn sync(&self) {
+        let view = self.view();
+        self.sender.configure(view.sending);
+        if let Some(audio) = &self.receiver.audio {
+            audio.set_active(view.receiving);
+        }
+    }
+
+    /// The connection is gone: nothing is sent or received any more, and the remote track has ended.
+    pub fn end(&self) {
+        self.sender.configure(None);
+        if let Some(audio) = &self.receiver.audio {
+            audio.set_active(false);
+        }
+        match &self.receiver.track {
+            MediaStreamTrack::Audio(track) => track.handle.end(),
+            MediaStreamTrack::Video(track) => track.end(),
+        }
+    }
+
+    pub fn set_codec_preferences(&self, codecs: &[RtpCodecCapability]) -> Result<(), RtcError> {
+        let usable = |codec: &RtpCodecCapability| match self.kind {
+            MediaType::Audio => codec.mime_type.eq_ignore_ascii_case("audio/opus"),
+            _ => codec.mime_type.eq_ignore_ascii_case("video/vp8"),
+        };
+        // With one codec for each kind, the order of preference has nothing to decide.
+        if codecs.is_empty() || codecs.iter().any(usable) {
+            return Ok(());
+        }
+        let names: Vec<_> = codecs
+            .iter()
+            .map(|codec| codec.mime_type.as_str())
+            .collect();
+        Err(RtcError::internal(format!(
+            "none of these codecs is supported: {}",
+            names.join(", ")
+        )))
+    }
+
     pub fn stop(&self) -> Result<(), RtcError> {
-        match self.never {}
+        let connection = self
+            .connection
+            .upgrade()
+            .ok_or_else(|| RtcError::state("the connection is closed"))?;
+        connection.stop_transceiver(self)
+    }
+}
+
+/// The sending half.
+pub(crate) struct Sender {
+    connection: Weak<Connection>,
+    kind: MediaType,
+    state: Mutex<SenderState>,
+}
+
+struct SenderState {
+    track: Option<MediaStreamTrack>,
+    encodings: Vec<RtpEncodingParameters>,
+    stream: Option<SendStream>,
+    attached: Option<Attached>,
+}
+
+/// An encoder that listens to a track.
+struct Attached {
+    encoder: Arc<AudioSender>,
+    track: RtcAudioTrack,
+}
+
+impl Attached {
+    fn detach(&self) {
+        let sink: Arc<dyn PcmSink> = self.encoder.clone();
+        self.track.handle.remove_sink(&sink);
     }
 }
 
 impl Sender {
+    fn new(
+        connection: Weak<Connection>,
+        kind: MediaType,
+        track: Option<MediaStreamTrack>,
+        mut encodings: Vec<RtpEncodingParameters>,
+    ) -> Self {
+        if encodings.is_empty() {
+            encodings.push(RtpEncodingParameters::default());
+        }
+        let state = SenderState {
+            track,
+            encodings,
+            stream: None,
+            attached: None,
+        };
+        Self {
+            connection,
+            kind,
+            state: Mutex::new(state),
+        }
+    }
+
     pub fn track(&self) -> Option<MediaStreamTrack> {
-        match self.never {}
+        self.state.lock().track.clone()
     }
-    pub fn set_track(&self, _track: Option<MediaStreamTrack>) -> Result<(), RtcError> {
-        match self.never {}
+
+    /// Sends what was negotiated, or nothing. The encoder stays as long as its configuration does.
+    fn configure(&self, stream: Option<SendStream>) {
+        let mut state = self.state.lock();
+        if state.stream != stream {
+            let old = state.attached.take();
+            state.stream = stream;
+            if let Some(old) = old {
+                old.detach();
+            }
+        }
+        self.attach(&mut state);
     }
-    pub fn stats(&self) -> Result<Vec<RtcStats>, RtcError> {
-        match self.never {}
+
+    fn attach(&self, state: &mut SenderState) {
+        let active = state
+            .encodings
+            .first()
+            .is_none_or(|encoding| encoding.active);
+        let wanted = match &state.track {
+            Some(MediaStreamTrack::Audio(track)) if active => Some(track.clone()),
+            _ => None,
+        };
+        let (Some(track), Some(stream)) = (wanted, &state.stream) else {
+            if let Some(old) = state.attached.take() {
+                old.detach();
+            }
+            return;
+        };
+        let encoder = match state.attached.take() {
+            Some(old) => {
+                old.detach();
+                old.encoder
+            }
+            None => {
+                let connection = self.connection.clone();
+                let (mid, payload_type) = (stream.mid, stream.payload_type);
+                let encoder = AudioSender::new(stream.config, move |packet| {
+                    if let Some(connection) = connection.upgrade() {
+                        connection.send_audio(mid, payload_type, packet);
+                    }
+                });
+                match encoder {
+                    Ok(encoder) => Arc::new(encoder),
+                    Err(error) => {
+                        log::error!("the track {} is not sent: {error}", track.id());
+                        return;
+                    }
+                }
+            }
+        };
+        let limit = state
+            .encodings
+            .first()
+            .and_then(|encoding| encoding.max_bitrate);
+        encoder.set_max_bitrate(stream.config.max_bitrate_bps.or(limit));
+        let sink: Arc<dyn PcmSink> = encoder.clone();
+        track.handle.add_sink(sink);
+        state.attached = Some(Attached { encoder, track });
     }
+
+    pub fn set_track(&self, track: Option<MediaStreamTrack>) -> Result<(), RtcError> {
+        let fits = match &track {
+            None => true,
+            Some(MediaStreamTrack::Audio(_)) => self.kind == MediaType::Audio,
+            Some(MediaStreamTrack::Video(_)) => self.kind == MediaType::Video,
+        };
+        if !fits {
+            return Err(RtcError::internal(
+                "the track is of another kind than its sender",
+            ));
+        }
+        let mut state = self.state.lock();
+        state.track = track;
+        self.attach(&mut state);
+        Ok(())
+    }
+
+    /// Limit of the first encoding, in bits per second.
+    pub fn max_bitrate(&self) -> Option<u64> {
+        self.state
+            .lock()
+            .encodings
+            .first()
+            .and_then(|encoding| encoding.max_bitrate)
+    }
+
+    pub fn set_packet_loss_percent(&self, percent: u8) {
+        if let Some(attached) = &self.state.lock().attached {
+            attached.encoder.set_packet_loss_percent(percent);
+        }
+    }
+
+    /// The encoder, while there is one.
+    pub fn encoder(&self) -> Option<Arc<AudioSender>> {
+        self.state
+            .lock()
+            .attached
+            .as_ref()
+            .map(|attached| attached.encoder.clone())
+    }
+
+    pub fn stats(self: &Arc<Self>) -> Result<Vec<RtcStats>, RtcError> {
+        match self.connection.upgrade() {
+            Some(connection) => connection.sender_stats(self),
+            None => Ok(vec![]),
+        }
+    }
+
     pub fn parameters(&self) -> RtpParameters {
-        match self.never {}
+        let state = self.state.lock();
+        let payload_type = state.stream.as_ref().map(|stream| stream.payload_type);
+        RtpParameters {
+            encodings: state.encodings.clone(),
+            ..parameters(self.kind, payload_type)
+        }
     }
-    pub fn set_parameters(&self, _parameters: RtpParameters) -> Result<(), RtcError> {
-        match self.never {}
+
+    pub fn set_parameters(&self, parameters: RtpParameters) -> Result<(), RtcError> {
+        let mut state = self.state.lock();
+        if parameters.encodings.len() != state.encodings.len() {
+            return Err(RtcError::state(
+                "encodings can be changed, but not added or removed",
+            ));
+        }
+        state.encodings = parameters.encodings;
+        self.attach(&mut state);
+        Ok(())
     }
 }
 
+/// The receiving half.
+pub(crate) struct Receiver {
+    pub track: MediaStreamTrack,
+    /// Jitter buffer and decoder; video has none.
+    pub audio: Option<Arc<AudioReceiver>>,
+    kind: MediaType,
+    connection: Weak<Connection>,
+    stream_ids: Mutex<Vec<String>>,
+}
+
 impl Receiver {
+    fn new(connection: Weak<Connection>, kind: MediaType, track_id: String) -> Self {
+        let (track, audio) = if kind == MediaType::Audio {
+            let track = RtcAudioTrack::remote(track_id);
+            let receiver = AudioReceiver::new(&track.handle);
+            (MediaStreamTrack::Audio(track), Some(receiver))
+        } else {
+            (MediaStreamTrack::Video(RtcVideoTrack::new(track_id)), None)
+        };
+        Self {
+            track,
+            audio,
+            kind,
+            connection,
+            stream_ids: Mutex::default(),
+        }
+    }
+
     pub fn stream_ids(&self) -> Vec<String> {
-        match self.never {}
+        self.stream_ids.lock().clone()
     }
-    pub fn stats(&self) -> Result<Vec<RtcStats>, RtcError> {
-        match self.never {}
+
+    pub fn stats(self: &Arc<Self>) -> Result<Vec<RtcStats>, RtcError> {
+        match self.connection.upgrade() {
+            Some(connection) => connection.receiver_stats(self),
+            None => Ok(vec![]),
+        }
     }
+
     pub fn parameters(&self) -> RtpParameters {
-        match self.never {}
+        parameters(self.kind, None)
+    }
+}
+
+fn parameters(kind: MediaType, payload_type: Option<u8>) -> RtpParameters {
+    let codec = (kind == MediaType::Audio).then(|| RtpCodecParameters {
+        payload_type: payload_type.unwrap_or(111),
+        mime_type: "audio/opus".to_owned(),
+        clock_rate: Some(48_000),
+        channels: Some(2),
+    });
+    RtpParameters {
+        codecs: codec.into_iter().collect(),
+        rtcp: RtcpParameters {
+            cname: String::new(),
+            reduced_size: false,
+        },
+        ..RtpParameters::default()
     }
 }

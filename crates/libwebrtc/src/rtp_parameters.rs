@@ -36,7 +36,7 @@ pub struct RtpParameters {
     pub header_extensions: Vec<RtpHeaderExtensionParameters>,
     pub encodings: Vec<RtpEncodingParameters>,
     pub rtcp: RtcpParameters,
-    degradation_preference: Option<DegradationPreference>,
+    pub(crate) degradation_preference: Option<DegradationPreference>,
 }
 
 impl RtpParameters {

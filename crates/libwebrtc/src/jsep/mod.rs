@@ -1,5 +1,6 @@
 //! Session descriptions and transceivers: the offer/answer exchange as pure logic, without sockets and time.
 
+pub(crate) mod negotiation;
 pub(crate) mod sdp;
 
 /// Header extensions that audio sections offer, with the ids that Google's engine gives them.

@@ -1,0 +1,771 @@
+//! The offer/answer exchange (RFC 8829).
+//!
+//! The list of transceivers is the truth: every offer is written from it, so an offer is always possible, and
+//! nothing of an exchange takes effect before its answer, so that rolling back is forgetting. When an exchange
+//! is complete, [`Agreement`] says what both sides agreed on, in the form of a description of the other side that
+//! contains nothing else.
+
+use super::{
+    AUDIO_EXTENSIONS,
+    sdp::{Codec, Direction, Kind, Sdp, Section, Setup, Transport},
+};
+use crate::{
+    RtcError,
+    peer_connection::SignalingState,
+    session_description::{SdpType, SessionDescription},
+};
+
+/// Payload type that audio sections offer for Opus unless the other side has chosen another one. Google's number.
+const OPUS_PAYLOAD_TYPE: u8 = 111;
+/// Payload type that video sections offer.
+const VP8_PAYLOAD_TYPE: u8 = 96;
+
+/// Largest data channel message that this side takes, in bytes; what Google's engine says.
+pub(crate) const MAX_MESSAGE_SIZE: u64 = 262_144;
+
+/// What of the transport stands in a description of this side.
+#[derive(Debug, Clone)]
+pub(crate) struct LocalTransport {
+    pub ufrag: String,
+    pub password: String,
+    /// As in SDP: `sha-256 AB:CD:…`.
+    pub fingerprint: String,
+    /// As in SDP, without `a=`.
+    pub candidates: Vec<String>,
+}
+
+/// A sender and a receiver that share a section.
+#[derive(Debug, Clone)]
+pub(crate) struct Transceiver {
+    pub kind: Kind,
+    /// What this side wants.
+    pub direction: Direction,
+    /// Set for ever by `stop` or by a refusal of the other side.
+    pub stopped: bool,
+    /// Set as long as the transceiver belongs to a section.
+    pub mid: Option<String>,
+    /// What both sides agreed on.
+    pub current_direction: Option<Direction>,
+    /// Made by `add_track`, so that an offer of the other side may take it over (RFC 8829, section 5.10).
+    pub may_be_taken: bool,
+    /// Stream id and track id under which this side sends.
+    pub msid: (String, String),
+    /// SSRC with which this side sends, and its CNAME.
+    pub ssrc: (u32, String),
+    /// What the other side wants to be sent, once agreed.
+    pub send_codec: Option<Codec>,
+    /// Streams that the other side puts its track into, while it sends.
+    pub remote_streams: Vec<String>,
+    /// Track id that the other side gave first.
+    pub remote_track_id: Option<String>,
+    /// SSRCs that the other side announced.
+    pub remote_ssrcs: Vec<u32>,
+}
+
+/// Who a section belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Transceiver(usize),
+    Application,
+    Nobody,
+}
+
+#[derive(Debug, Clone)]
+struct Slot {
+    mid: String,
+    kind: Kind,
+    owner: Owner,
+}
+
+#[derive(Debug)]
+enum Pending {
+    Local {
+        description: SessionDescription,
+        sdp: Sdp,
+        agreed_slots: usize,
+    },
+    Remote {
+        description: SessionDescription,
+        sdp: Sdp,
+        agreed_slots: usize,
+    },
+}
+
+/// What an exchange has led to.
+#[derive(Debug)]
+pub(crate) struct Agreement {
+    /// The other side as an offer that contains only what was agreed on: applied as it is, it must be
+    /// answered by exactly what this side has said.
+    pub remote: String,
+    /// ICE credentials of this side from now on.
+    pub credentials: (String, String),
+    /// Transceivers in which the other side has begun to send.
+    pub started_receiving: Vec<usize>,
+}
+
+/// State of the exchange.
+#[derive(Debug)]
+pub(crate) struct Negotiation {
+    pub transceivers: Vec<Transceiver>,
+    slots: Vec<Slot>,
+    wants_application: bool,
+    pending: Option<Pending>,
+    current_local: Option<SessionDescription>,
+    current_remote: Option<SessionDescription>,
+    /// Whether this side starts the DTLS handshake; fixed by the first exchange.
+    dtls_active: Option<bool>,
+    /// Whether this side decides about the candidate pair; fixed by the first exchange.
+    controlling: Option<bool>,
+    extensions: Vec<(u8, String)>,
+    opus_payload_type: u8,
+    session_id: u64,
+    version: u64,
+}
+
+impl Negotiation {
+    pub fn new(session_id: u64) -> Self {
+        Self {
+            transceivers: vec![],
+            slots: vec![],
+            wants_application: false,
+            pending: None,
+            current_local: None,
+            current_remote: None,
+            dtls_active: None,
+            controlling: None,
+            extensions: AUDIO_EXTENSIONS
+                .iter()
+                .map(|(id, uri)| (*id, (*uri).to_owned()))
+                .collect(),
+            opus_payload_type: OPUS_PAYLOAD_TYPE,
+            session_id,
+            version: 0,
+        }
+    }
+
+    pub fn state(&self) -> SignalingState {
+        match &self.pending {
+            None => SignalingState::Stable,
+            Some(Pending::Local { .. }) => SignalingState::HaveLocalOffer,
+            Some(Pending::Remote { .. }) => SignalingState::HaveRemoteOffer,
+        }
+    }
+
+    pub fn current_local(&self) -> Option<&SessionDescription> {
+        self.current_local.as_ref()
+    }
+
+    pub fn current_remote(&self) -> Option<&SessionDescription> {
+        self.current_remote.as_ref()
+    }
+
+    pub fn is_controlling(&self) -> bool {
+        self.controlling.unwrap_or(true)
+    }
+
+    pub fn is_dtls_active(&self) -> Option<bool> {
+        self.dtls_active
+    }
+
+    /// Lets the next offer have a section for data channels.
+    pub fn want_application(&mut self) {
+        self.wants_application = true;
+    }
+
+    /// Whether both sides have agreed on a section for data channels.
+    pub fn has_application(&self) -> bool {
+        let agreed = match &self.pending {
+            Some(Pending::Local { agreed_slots, .. } | Pending::Remote { agreed_slots, .. }) => {
+                *agreed_slots
+            }
+            None => self.slots.len(),
+        };
+        self.slots[..agreed]
+            .iter()
+            .any(|slot| slot.owner == Owner::Application)
+    }
+
+    /// Whether the remote offer that waits for an answer, or the local one, restarts ICE of the other side.
+    pub fn remote_offer_restarts_ice(&self) -> bool {
+        let Some(Pending::Remote { sdp, .. }) = &self.pending else {
+            return false;
+        };
+        let before = self
+            .current_remote
+            .as_ref()
+            .and_then(|it| Sdp::parse(it.text()).ok());
+        before.is_some_and(|before| before.credentials() != sdp.credentials())
+    }
+
+    /// Mid of the first section, for candidates that are announced one by one.
+    pub fn first_mid(&self) -> String {
+        self.slots
+            .first()
+            .map(|slot| slot.mid.clone())
+            .unwrap_or_default()
+    }
+
+    /// Writes an offer of everything that the transceivers want.
+    pub fn create_offer(&mut self, local: &LocalTransport) -> SessionDescription {
+        let mut sections: Vec<Section> = self
+            .slots
+            .iter()
+            .map(|slot| self.offered_section(slot, local))
+            .collect();
+        let mut taken: Vec<String> = self.slots.iter().map(|slot| slot.mid.clone()).collect();
+        let mut next_mid = || {
+            let mid = (0..)
+                .map(|n: u32| n.to_string())
+                .find(|mid| !taken.contains(mid));
+            let mid = mid.expect("there are more numbers than sections");
+            taken.push(mid.clone());
+            mid
+        };
+        for (index, transceiver) in self.transceivers.iter().enumerate() {
+            if transceiver.mid.is_none() && !transceiver.stopped {
+                let owner = Owner::Transceiver(index);
+                let slot = Slot {
+                    mid: next_mid(),
+                    kind: transceiver.kind.clone(),
+                    owner,
+                };
+                sections.push(self.offered_section(&slot, local));
+            }
+        }
+        let has_slot = self
+            .slots
+            .iter()
+            .any(|slot| slot.owner == Owner::Application);
+        if self.wants_application && !has_slot {
+            let owner = Owner::Application;
+            let slot = Slot {
+                mid: next_mid(),
+                kind: Kind::Application,
+                owner,
+            };
+            sections.push(self.offered_section(&slot, local));
+        }
+        self.describe(SdpType::Offer, sections, local)
+    }
+
+    /// Writes the answer to the remote offer.
+    pub fn create_answer(
+        &mut self,
+        local: &LocalTransport,
+    ) -> Result<SessionDescription, RtcError> {
+        let Some(Pending::Remote { sdp, .. }) = &self.pending else {
+            return Err(RtcError::state(
+                "an answer needs an offer of the other side first",
+            ));
+        };
+        let setup = match (self.dtls_active, sdp.setup()) {
+            (Some(active), _) => setup_of(active),
+            (None, Some(Setup::Active)) => Setup::Passive,
+            (None, _) => Setup::Active,
+        };
+        let sections = sdp
+            .sections
+            .iter()
+            .zip(&self.slots)
+            .map(|(offered, slot)| self.answered_section(offered, slot, setup, local))
+            .collect();
+        Ok(self.describe(SdpType::Answer, sections, local))
+    }
+
+    /// Makes an offer of this side the pending one. A pending one of before is forgotten.
+    pub fn set_local_offer(&mut self, description: SessionDescription) -> Result<(), RtcError> {
+        if matches!(self.pending, Some(Pending::Remote { .. })) {
+            return Err(RtcError::state(
+                "an offer cannot be set while an offer of the other side waits for its answer",
+            ));
+        }
+        let sdp = parse(&description)?;
+        self.rollback();
+        let agreed_slots = self.slots.len();
+        self.check_order(&sdp)?;
+        for section in &sdp.sections[agreed_slots..] {
+            let owner = match section.kind {
+                Kind::Application => Owner::Application,
+                _ => {
+                    let index = self.transceivers.iter().position(|transceiver| {
+                        transceiver.mid.is_none()
+                            && !transceiver.stopped
+                            && transceiver.kind == section.kind
+                    });
+                    let Some(index) = index else {
+                        self.forget_slots_from(agreed_slots);
+                        return Err(RtcError::sdp(format!(
+                            "section {} of the offer has no transceiver",
+                            section.mid
+                        )));
+                    };
+                    self.transceivers[index].mid = Some(section.mid.clone());
+                    Owner::Transceiver(index)
+                }
+            };
+            self.slots.push(Slot {
+                mid: section.mid.clone(),
+                kind: section.kind.clone(),
+                owner,
+            });
+        }
+        self.pending = Some(Pending::Local {
+            description,
+            sdp,
+            agreed_slots,
+        });
+        Ok(())
+    }
+
+    /// Takes the other side's answer to the pending offer of this side.
+    pub fn set_remote_answer(
+        &mut self,
+        description: SessionDescription,
+    ) -> Result<Option<Agreement>, RtcError> {
+        if !matches!(self.pending, Some(Pending::Local { .. })) {
+            return Err(RtcError::state(
+                "there is no offer of this side that could be answered",
+            ));
+        }
+        // Applying the last answer again is how livekit takes a pending offer back.
+        if self
+            .current_remote
+            .as_ref()
+            .is_some_and(|it| it.text() == description.text())
+        {
+            self.rollback();
+            return Ok(None);
+        }
+        let remote = parse(&description)?;
+        let Some(Pending::Local {
+            description: local_description,
+            sdp: local,
+            ..
+        }) = &self.pending
+        else {
+            return Err(RtcError::state(
+                "there is no offer of this side that could be answered",
+            ));
+        };
+        let same_order = local.sections.len() == remote.sections.len()
+            && local
+                .sections
+                .iter()
+                .zip(&remote.sections)
+                .all(|(a, b)| a.mid == b.mid);
+        if !same_order {
+            return Err(RtcError::sdp(
+                "the order of m-lines in the answer does not match the order in the offer",
+            ));
+        }
+        let (local_description, local) = (local_description.clone(), local.clone());
+        if self.dtls_active.is_none() {
+            // Without the attribute an answerer is the active side (RFC 8842, section 5.3).
+            self.dtls_active = Some(remote.setup() == Some(Setup::Passive));
+        }
+        self.controlling.get_or_insert(true);
+        let agreement = self.agree(&local, &remote)?;
+        self.current_local = Some(local_description);
+        self.current_remote = Some(description);
+        self.pending = None;
+        Ok(Some(agreement))
+    }
+
+    /// Takes an offer of the other side. Answers how many transceivers were made for it.
+    pub fn set_remote_offer(
+        &mut self,
+        description: SessionDescription,
+        new_transceiver: &mut dyn FnMut(Kind, Option<&str>) -> Transceiver,
+    ) -> Result<usize, RtcError> {
+        match &self.pending {
+            Some(Pending::Local { .. }) => {
+                return Err(RtcError::state(
+                    "an offer of this side waits for its answer",
+                ));
+            }
+            Some(Pending::Remote { .. }) => self.rollback(),
+            None => {}
+        }
+        let sdp = parse(&description)?;
+        if sdp.sections.is_empty() || sdp.credentials().is_none() || sdp.fingerprint().is_none() {
+            return Err(RtcError::sdp(
+                "an offer needs sections, ICE credentials and a fingerprint",
+            ));
+        }
+        self.check_order(&sdp)?;
+        let agreed_slots = self.slots.len();
+        let before = self.transceivers.len();
+        for section in &sdp.sections[agreed_slots..] {
+            let owner = match &section.kind {
+                Kind::Application => Owner::Application,
+                Kind::Other(_) => Owner::Nobody,
+                _ if section.refused => Owner::Nobody,
+                kind => {
+                    let known = self.transceivers.iter().position(|transceiver| {
+                        transceiver.may_be_taken
+                            && transceiver.mid.is_none()
+                            && !transceiver.stopped
+                            && transceiver.kind == *kind
+                    });
+                    let index = known.unwrap_or_else(|| {
+                        let track_id = section.msid.first().map(|(_, track)| track.as_str());
+                        let track_id = track_id.filter(|track| !track.is_empty());
+                        self.transceivers
+                            .push(new_transceiver(kind.clone(), track_id));
+                        self.transceivers.len() - 1
+                    });
+                    self.transceivers[index].mid = Some(section.mid.clone());
+                    Owner::Transceiver(index)
+                }
+            };
+            self.slots.push(Slot {
+                mid: section.mid.clone(),
+                kind: section.kind.clone(),
+                owner,
+            });
+        }
+        self.learn_numbers(&sdp);
+        self.pending = Some(Pending::Remote {
+            description,
+            sdp,
+            agreed_slots,
+        });
+        Ok(self.transceivers.len() - before)
+    }
+
+    /// Makes the answer of this side valid, which completes the exchange.
+    pub fn set_local_answer(
+        &mut self,
+        description: SessionDescription,
+    ) -> Result<Agreement, RtcError> {
+        let local = parse(&description)?;
+        let Some(Pending::Remote {
+            description: remote_description,
+            sdp: remote,
+            ..
+        }) = &self.pending
+        else {
+            return Err(RtcError::state(
+                "an answer needs an offer of the other side first",
+            ));
+        };
+        if local.sections.len() != remote.sections.len() {
+            return Err(RtcError::sdp(
+                "the answer has not as many sections as the offer",
+            ));
+        }
+        let (remote_description, remote) = (remote_description.clone(), remote.clone());
+        if self.dtls_active.is_none() {
+            self.dtls_active = Some(local.setup() == Some(Setup::Active));
+        }
+        self.controlling.get_or_insert(remote.ice_lite);
+        let agreement = self.agree(&local, &remote)?;
+        self.current_local = Some(description);
+        self.current_remote = Some(remote_description);
+        self.pending = None;
+        Ok(agreement)
+    }
+
+    /// Forgets a pending offer of either side.
+    pub fn rollback(&mut self) {
+        if let Some(Pending::Local { agreed_slots, .. } | Pending::Remote { agreed_slots, .. }) =
+            self.pending.take()
+        {
+            self.forget_slots_from(agreed_slots);
+        }
+    }
+
+    fn forget_slots_from(&mut self, count: usize) {
+        for slot in self.slots.drain(count..) {
+            if let Owner::Transceiver(index) = slot.owner {
+                self.transceivers[index].mid = None;
+            }
+        }
+    }
+
+    /// Sections never change their place and never vanish (RFC 8829, section 5.2.2).
+    fn check_order(&self, sdp: &Sdp) -> Result<(), RtcError> {
+        let in_order = sdp.sections.len() >= self.slots.len()
+            && self
+                .slots
+                .iter()
+                .zip(&sdp.sections)
+                .all(|(slot, section)| slot.mid == section.mid);
+        if in_order {
+            Ok(())
+        } else {
+            Err(RtcError::sdp(
+                "the order of m-lines in the offer differs from the order before",
+            ))
+        }
+    }
+
+    /// The other side's offer decides about payload types and extension ids.
+    fn learn_numbers(&mut self, offer: &Sdp) {
+        for section in &offer.sections {
+            if let Some(opus) = section.codecs.iter().find(|codec| codec.is("opus")) {
+                self.opus_payload_type = opus.payload_type;
+            }
+            for (id, uri) in &section.extensions {
+                if let Some(known) = self.extensions.iter_mut().find(|(_, known)| known == uri) {
+                    known.0 = *id;
+                }
+            }
+        }
+    }
+
+    fn describe(
+        &mut self,
+        sdp_type: SdpType,
+        mut sections: Vec<Section>,
+        local: &LocalTransport,
+    ) -> SessionDescription {
+        if let Some(first) = sections.iter_mut().find(|section| !section.refused) {
+            first.transport.candidates = local.candidates.clone();
+        }
+        self.version += 1;
+        let sdp = Sdp {
+            ice_lite: false,
+            transport: Transport::default(),
+            sections,
+        };
+        SessionDescription::from_checked(sdp_type, sdp.to_text(self.session_id, self.version))
+    }
+
+    fn local_section(&self, slot: &Slot, setup: Setup, local: &LocalTransport) -> Section {
+        let mut section = Section::new(slot.kind.clone(), &slot.mid);
+        section.transport = Transport {
+            ufrag: Some(local.ufrag.clone()),
+            password: Some(local.password.clone()),
+            fingerprint: Some(local.fingerprint.clone()),
+            setup: Some(setup),
+            candidates: vec![],
+        };
+        section
+    }
+
+    fn offered_section(&self, slot: &Slot, local: &LocalTransport) -> Section {
+        let mut section = self.local_section(slot, Setup::ActPass, local);
+        match slot.owner {
+            Owner::Nobody => return section.refusal(),
+            Owner::Application => section.max_message_size = Some(MAX_MESSAGE_SIZE),
+            Owner::Transceiver(index) => {
+                let transceiver = &self.transceivers[index];
+                section.codecs = match slot.kind {
+                    Kind::Audio => vec![opus(self.opus_payload_type)],
+                    _ => vec![vp8(VP8_PAYLOAD_TYPE)],
+                };
+                section.extensions = self.extensions_of(&slot.kind);
+                section.direction = transceiver.direction;
+                if transceiver.stopped {
+                    return section.refusal();
+                }
+                add_sending(&mut section, transceiver);
+            }
+        }
+        section
+    }
+
+    fn answered_section(
+        &self,
+        offered: &Section,
+        slot: &Slot,
+        setup: Setup,
+        local: &LocalTransport,
+    ) -> Section {
+        if offered.refused {
+            return offered.refusal();
+        }
+        let mut section = self.local_section(slot, setup, local);
+        section.protocol = offered.protocol.clone();
+        match slot.owner {
+            Owner::Nobody => return offered.refusal(),
+            Owner::Application => section.max_message_size = Some(MAX_MESSAGE_SIZE),
+            Owner::Transceiver(index) => {
+                let transceiver = &self.transceivers[index];
+                let codec = usable_codec(offered);
+                let (Some(codec), false) = (codec, transceiver.stopped) else {
+                    return offered.refusal();
+                };
+                section.codecs = vec![match slot.kind {
+                    Kind::Audio => opus(codec.payload_type),
+                    _ => vp8(codec.payload_type),
+                }];
+                let known = self.extensions_of(&slot.kind);
+                section.extensions = offered
+                    .extensions
+                    .iter()
+                    .filter(|(_, uri)| known.iter().any(|(_, known)| known == uri))
+                    .cloned()
+                    .collect();
+                section.direction = transceiver.direction.and(offered.direction.reversed());
+                add_sending(&mut section, transceiver);
+            }
+        }
+        section
+    }
+
+    fn extensions_of(&self, kind: &Kind) -> Vec<(u8, String)> {
+        let is_audio = *kind == Kind::Audio;
+        let audio_only = AUDIO_EXTENSIONS[0].1;
+        self.extensions
+            .iter()
+            .filter(|(_, uri)| is_audio || uri != audio_only)
+            .cloned()
+            .collect()
+    }
+
+    /// Puts into effect what two descriptions have in common.
+    fn agree(&mut self, local: &Sdp, remote: &Sdp) -> Result<Agreement, RtcError> {
+        let missing =
+            |what| RtcError::sdp(format!("the description of the other side has no {what}"));
+        let (ufrag, password) = remote
+            .credentials()
+            .ok_or_else(|| missing("ICE credentials"))?;
+        let fingerprint = remote.fingerprint().ok_or_else(|| missing("fingerprint"))?;
+        let credentials = local
+            .credentials()
+            .ok_or_else(|| RtcError::sdp("the description of this side has no ICE credentials"))?;
+        let active = self.dtls_active == Some(true);
+        let transport = Transport {
+            ufrag: Some(ufrag),
+            password: Some(password),
+            fingerprint: Some(fingerprint),
+            setup: Some(setup_of(!active)),
+            candidates: vec![],
+        };
+        let mut started_receiving = Vec::new();
+        let mut sections = Vec::new();
+        for (index, (ours, theirs)) in local.sections.iter().zip(&remote.sections).enumerate() {
+            let refused = ours.refused || theirs.refused;
+            let mut agreed = Section::new(self.slots[index].kind.clone(), &theirs.mid);
+            agreed.transport = transport.clone();
+            match self.slots[index].owner {
+                Owner::Nobody => {}
+                Owner::Application if refused => self.slots[index].owner = Owner::Nobody,
+                Owner::Application => agreed.max_message_size = theirs.max_message_size,
+                Owner::Transceiver(which) => {
+                    let transceiver = &mut self.transceivers[which];
+                    let received_before = transceiver
+                        .current_direction
+                        .is_some_and(|direction| direction.receive);
+                    let codec = usable_codec(theirs).filter(|_| !refused);
+                    let direction = match &codec {
+                        Some(_) => ours.direction.and(theirs.direction.reversed()),
+                        None => Direction::INACTIVE,
+                    };
+                    transceiver.current_direction = Some(direction);
+                    transceiver.send_codec = codec.clone().filter(|_| direction.send);
+                    if refused {
+                        transceiver.stopped = true;
+                        transceiver.current_direction = None;
+                        self.slots[index].owner = Owner::Nobody;
+                    }
+                    transceiver.remote_streams.clear();
+                    transceiver.remote_ssrcs.clear();
+                    if direction.receive {
+                        transceiver.remote_ssrcs =
+                            theirs.ssrcs.iter().map(|(ssrc, _)| *ssrc).collect();
+                        let streams = theirs.msid.iter().filter(|(stream, _)| stream != "-");
+                        transceiver.remote_streams =
+                            streams.map(|(stream, _)| stream.clone()).collect();
+                        if transceiver.remote_track_id.is_none() {
+                            transceiver.remote_track_id =
+                                theirs.msid.first().map(|(_, track)| track.clone());
+                        }
+                        agreed.ssrcs = theirs.ssrcs.clone();
+                        if !received_before {
+                            started_receiving.push(which);
+                        }
+                    }
+                    agreed.direction = direction.reversed();
+                    agreed.codecs = codec.into_iter().collect();
+                    for codec in &mut agreed.codecs {
+                        codec.feedback.retain(|feedback| feedback == "transport-cc");
+                    }
+                    agreed.extensions = theirs
+                        .extensions
+                        .iter()
+                        .filter(|(_, uri)| ours.extensions.iter().any(|(_, known)| known == uri))
+                        .cloned()
+                        .collect();
+                }
+            }
+            if self.slots[index].owner == Owner::Nobody {
+                // Foreign kinds cannot be expressed; a refused audio section keeps the numbering.
+                let kind = match &agreed.kind {
+                    Kind::Other(_) => Kind::Audio,
+                    kind => kind.clone(),
+                };
+                agreed = Section::new(kind, &theirs.mid).refusal();
+            }
+            sections.push(agreed);
+        }
+        if let Some(first) = sections.iter_mut().find(|section| !section.refused) {
+            first.transport.candidates = remote.candidates().map(str::to_owned).collect();
+        }
+        // The engine below takes the controlling role from an offer that says that its writer only answers.
+        let remote = Sdp {
+            ice_lite: self.is_controlling(),
+            transport: Transport::default(),
+            sections,
+        };
+        Ok(Agreement {
+            remote: remote.to_text(1, self.version),
+            credentials,
+            started_receiving,
+        })
+    }
+}
+
+fn parse(description: &SessionDescription) -> Result<Sdp, RtcError> {
+    Sdp::parse(description.text()).map_err(|error| RtcError::sdp(error.to_string()))
+}
+
+fn setup_of(active: bool) -> Setup {
+    if active {
+        Setup::Active
+    } else {
+        Setup::Passive
+    }
+}
+
+fn add_sending(section: &mut Section, transceiver: &Transceiver) {
+    if section.direction.send {
+        section.msid = vec![transceiver.msid.clone()];
+        section.ssrcs = vec![transceiver.ssrc.clone()];
+    }
+}
+
+/// The codec of a section that this engine can work with.
+fn usable_codec(section: &Section) -> Option<Codec> {
+    let name = match section.kind {
+        Kind::Audio => "opus",
+        Kind::Video => "VP8",
+        _ => return None,
+    };
+    section.codecs.iter().find(|codec| codec.is(name)).cloned()
+}
+
+fn opus(payload_type: u8) -> Codec {
+    Codec {
+        payload_type,
+        name: "opus".to_owned(),
+        clock_rate: 48_000,
+        channels: Some(2),
+        parameters: "minptime=10;useinbandfec=1".to_owned(),
+        feedback: vec!["transport-cc".to_owned()],
+    }
+}
+
+/// Offered to receive, so that servers which insist on a video section get one; nothing is decoded.
+fn vp8(payload_type: u8) -> Codec {
+    Codec {
+        payload_type,
+        name: "VP8".to_owned(),
+        clock_rate: 90_000,
+        channels: None,
+        parameters: String::new(),
+        feedback: vec!["transport-cc".to_owned()],
+    }
+}

@@ -82,6 +82,10 @@ def write_package(livekit: Path, files: list[str]):
         '[package]\nname = "sdk-e2e"\nversion = "0.0.0"\npublish = false\nautotests = false',
         f"edition = {json.dumps(theirs['package']['edition'])}",
         '[lib]\npath = "lib.rs"',
+        # The test files switch themselves off without this feature of the package that they are part of.
+        '[features]\ndefault = ["__lk-e2e-test"]\n__lk-e2e-test = []',
+        # Warnings about their code are not ours to mend.
+        '[lints.rust]\nunused = "allow"',
         "[dev-dependencies]",
         *(f"{name} = {as_toml(table)}" for name, table in dependencies.items()),
         "[patch.crates-io]",

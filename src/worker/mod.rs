@@ -1,1 +1,25 @@
-//! worker.
+//! The long-lived process: takes jobs from the LiveKit server, starts one process for each call, and sees to it that every call
+//! ends in a record.
+//!
+//! It never touches media and never talks to the CRM (the upload task does). By file: `run` is the one task that decides, fed by events;
+//! `registration` keeps the connection to the server; `admission` counts slots; `process` follows one call's process from its
+//! start to its record; `orphans` looks after calls that an earlier worker left; `wire` alone knows the worker protocol;
+//! `http` and `metrics` show the worker to operators.
+
+mod admission;
+mod config;
+mod http;
+mod metrics;
+mod orphans;
+mod pressure;
+mod process;
+mod registration;
+mod run;
+mod wire;
+
+pub use self::metrics::install as install_metrics;
+pub use config::WorkerConfig;
+pub use http::{HttpError, HttpServer};
+pub use process::CallProgram;
+pub use run::{StopRequests, Worker, WorkerError, WorkerStatus, stop_signals};
+pub use wire::BadLiveKitUrl;

@@ -1,0 +1,157 @@
+//! What operators and orchestrators ask the worker over HTTP: is it alive, does it take calls, how is it doing.
+//!
+//! It reads the worker's status and changes nothing. Liveness and readiness differ on purpose: a worker that has lost its
+//! server must not be restarted, because it may be holding calls.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::run::WorkerStatus;
+use super::{metrics, wire};
+
+/// How often the metrics are tidied: without it, the samples of histograms that nobody asks for would pile up.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long requests in progress may take when the worker stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why there is no page.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// Somebody else has the port, or the address is not ours.
+    #[error(
+        "cannot listen on {address} (worker.http_bind) for health and metrics: {source}; choose another address, port 0 takes any free one"
+    )]
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The listener broke.
+    #[error("the page for health and metrics (worker.http_bind) stopped: {0}")]
+    Serve(std::io::Error),
+}
+
+/// The page, bound and not yet serving.
+#[derive(Debug)]
+pub struct HttpServer {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+#[derive(Clone)]
+struct Page {
+    status: watch::Receiver<WorkerStatus>,
+    metrics: Option<PrometheusHandle>,
+}
+
+impl HttpServer {
+    /// Takes the address. Do this before anything else starts, so that a taken port is said at once.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub async fn bind(address: SocketAddr) -> Result<Self, HttpError> {
+        let bind = async {
+            let listener = TcpListener::bind(address).await?;
+            let address = listener.local_addr()?;
+            Ok(Self { listener, address })
+        };
+        bind.await
+            .map_err(|source| HttpError::Bind { address, source })
+    }
+
+    /// Where it listens; the real port when 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop`. `extra` comes first: its routes win over ours (a page at `/`, for example).
+    ///
+    /// # Errors
+    /// When the listener breaks.
+    pub async fn serve(
+        self,
+        status: watch::Receiver<WorkerStatus>,
+        metrics: Option<PrometheusHandle>,
+        extra: Router,
+        stop: CancellationToken,
+    ) -> Result<(), HttpError> {
+        let app = extra.fallback_service(routes(status, metrics.clone()));
+        let upkeep = async {
+            let mut ticks = interval(UPKEEP_EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                if let Some(metrics) = &metrics {
+                    metrics.run_upkeep();
+                }
+            }
+        };
+        let serving =
+            axum::serve(self.listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let stopped = async {
+            stop.cancelled().await;
+            // Long-lived connections of the extra routes must not hold up the end.
+            tokio::time::sleep(STOP_TIMEOUT).await;
+        };
+        tokio::select! {
+            served = serving.into_future() => served.map_err(HttpError::Serve),
+            () = upkeep => Ok(()),
+            () = stopped => Ok(()),
+        }
+    }
+}
+
+fn routes(status: watch::Receiver<WorkerStatus>, metrics: Option<PrometheusHandle>) -> Router {
+    Router::new()
+        .route("/", get(alive))
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
+        .route("/worker", get(worker))
+        .route("/metrics", get(render_metrics))
+        .with_state(Page { status, metrics })
+}
+
+async fn alive() -> &'static str {
+    "OK"
+}
+
+async fn ready(State(page): State<Page>) -> (StatusCode, String) {
+    match page.status.borrow().not_ready() {
+        None => (StatusCode::OK, "ready".into()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+    }
+}
+
+async fn worker(State(page): State<Page>) -> Json<serde_json::Value> {
+    let status = page.status.borrow();
+    Json(json!({
+        "agent_name": status.agent_name,
+        "worker_type": "JT_ROOM",
+        "active_jobs": status.active_jobs,
+        "worker_load": status.load,
+        "sdk_version": env!("CARGO_PKG_VERSION"),
+        "protocol_version": wire::PROTOCOL_VERSION,
+    }))
+}
+
+async fn render_metrics(State(page): State<Page>) -> impl IntoResponse {
+    let Some(handle) = &page.metrics else {
+        return (StatusCode::NOT_FOUND, "this process keeps no metrics").into_response();
+    };
+    metrics::set_process_figures();
+    let text_format = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (text_format, handle.render()).into_response()
+}

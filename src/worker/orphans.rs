@@ -1,0 +1,96 @@
+//! Calls that an earlier worker left: those that still run are counted until they end, and whichever of them ends without
+//! a record gets one from its journal.
+//!
+//! Only journals that were there before this worker's first call are looked at, so its own calls are never touched here.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::process::{Recovered, recover};
+use crate::session::{Outcome, SessionId};
+use crate::store::{OrphanJournal, Store};
+
+/// How often the journals are looked at while any is left. Their calls may last for an hour; nobody waits for this but a slot.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A journal that nobody holds and that was written more recently than this may belong to a call whose process is just starting
+/// (its worker waits up to ten seconds for it).
+const MAY_BE_STARTING: Duration = Duration::from_secs(15);
+
+/// Follows the journals of an earlier worker to their ends. Tells which calls are running whenever that changes, and returns
+/// when nothing is left to look after.
+pub(super) async fn follow(
+    store: Store,
+    found: Vec<OrphanJournal>,
+    running: watch::Sender<HashSet<SessionId>>,
+    upload_poke: mpsc::Sender<()>,
+) {
+    let mut left: HashSet<SessionId> = found
+        .into_iter()
+        .map(|journal| journal.session_id)
+        .collect();
+    let mut seen_alive: HashSet<SessionId> = running.borrow().clone();
+    if !seen_alive.is_empty() {
+        info!(
+            calls = seen_alive.len(),
+            "calls of an earlier worker are still running"
+        );
+    }
+    let mut looks = interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !left.is_empty() {
+        looks.tick().await;
+        let journals = find(&store).await;
+        let mut alive = HashSet::new();
+        let mut still_left = HashSet::new();
+        for journal in journals
+            .into_iter()
+            .filter(|journal| left.contains(&journal.session_id))
+        {
+            if journal.alive {
+                alive.insert(journal.session_id.clone());
+                still_left.insert(journal.session_id);
+                continue;
+            }
+            let age = Utc::now().signed_duration_since(journal.last_written);
+            let starting = age.to_std().is_ok_and(|age| age < MAY_BE_STARTING);
+            if starting && !seen_alive.contains(&journal.session_id) {
+                still_left.insert(journal.session_id);
+                continue;
+            }
+            let why = "the call's process ended while no worker looked after it";
+            // When it ended is told by the journal's last line.
+            match recover(&store, &journal.session_id, Outcome::recovered(why, None)).await {
+                Recovered::Made | Recovered::NotNeeded => {}
+                Recovered::Failed => {
+                    warn!(session.id = %journal.session_id, "the journal stays until the next start of a worker")
+                }
+            }
+        }
+        if still_left.len() < left.len() {
+            // A call that ended by itself has a record that waits, too.
+            let _ = upload_poke.try_send(());
+        }
+        seen_alive.extend(alive.iter().cloned());
+        left = still_left;
+        running.send_if_modified(|running| {
+            let changed = *running != alive;
+            *running = alive;
+            changed
+        });
+    }
+}
+
+/// All journals in the data folder.
+pub(super) async fn find(store: &Store) -> Vec<OrphanJournal> {
+    let store = store.clone();
+    spawn_blocking(move || store.orphans())
+        .await
+        .unwrap_or_default()
+}

@@ -12,6 +12,7 @@ use crate::egress::{self, Egress};
 use crate::room_service;
 use crate::server::Server;
 use crate::twirp::{Call, Code, TwirpError};
+use crate::webhooks::Webhooks;
 
 #[derive(Clone)]
 struct Api {
@@ -23,7 +24,8 @@ struct Api {
 /// The routes, and the tasks behind them, which end with the server.
 pub(crate) fn router(server: Server) -> Router {
     let agents = Agents::new(server.clone());
-    let egress = Egress::new(server.clone());
+    let webhooks = Webhooks::new(server.clone());
+    let egress = Egress::new(server.clone(), webhooks.clone());
     server
         .tasks()
         .spawn(agents.clone().follow(server.rooms().subscribe()));
@@ -31,6 +33,9 @@ pub(crate) fn router(server: Server) -> Router {
         .tasks()
         .spawn(egress.clone().follow(server.rooms().subscribe()));
     let agent_socket = agents.router();
+    server
+        .tasks()
+        .spawn(webhooks.follow(server.rooms().subscribe()));
     let api = Api {
         server,
         agents,

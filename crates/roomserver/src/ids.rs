@@ -22,6 +22,8 @@ pub const JOB: &str = "AJ_";
 pub const WORKER: &str = "AW_";
 /// `EG_`, a recording.
 pub const EGRESS: &str = "EG_";
+/// `EV_`, a webhook.
+pub const EVENT: &str = "EV_";
 /// `ND_`, this server.
 pub const NODE: &str = "ND_";
 

@@ -10,6 +10,7 @@
 //! - `room`: one room's state. `speakers`: who speaks.
 //! - `api`: the routes of API calls. `twirp`: their protocol. `room_service`: rooms and participants by API.
 //! - `agents`: workers, dispatches and jobs. `egress`: recordings.
+//! - `webhooks`: telling others what happened.
 //! - `signal`: a client's WebSocket. `peer`: the task that owns a participant's connections.
 
 #![forbid(unsafe_code)]
@@ -39,6 +40,7 @@ pub(crate) mod speakers;
 mod testkit;
 pub mod token;
 pub(crate) mod twirp;
+pub(crate) mod webhooks;
 
 pub use rooms::{RoomEvent, RoomOptions, Rooms};
 pub use server::Server;
@@ -54,6 +56,8 @@ pub struct Options {
     pub node_ip: IpAddr,
     /// Where recordings with relative paths are written; `None` is the current directory.
     pub recordings_dir: Option<PathBuf>,
+    /// Addresses that are told of everything that happens (webhooks).
+    pub webhook_urls: Vec<String>,
     /// Accept media over UDP.
     pub udp: bool,
     /// Accept media over TCP (RFC 6544), for clients that cannot use UDP.
@@ -68,6 +72,7 @@ impl Default for Options {
             keys: vec![("devkey".into(), "secret".into())],
             node_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
             recordings_dir: None,
+            webhook_urls: Vec::new(),
             udp: true,
             rtc_tcp: true,
         }

@@ -96,10 +96,17 @@ fn router(server: Server) -> Router {
         .merge(signal::router(server))
 }
 
-pub(crate) async fn serve(listener: TcpListener, server: Server, stop: CancellationToken) {
-    let serving =
-        axum::serve(listener, router(server)).with_graceful_shutdown(stop.cancelled_owned());
-    if let Err(error) = serving.await {
-        tracing::error!("the room server stopped serving: {error}");
+/// Serves until the server stops. The routes and the tasks behind them exist when this returns, so that no room event escapes them.
+pub(crate) fn serve(
+    listener: TcpListener,
+    server: Server,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + Send {
+    let router = router(server);
+    async move {
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+        if let Err(error) = serving.await {
+            tracing::error!("the room server stopped serving: {error}");
+        }
     }
 }

@@ -32,6 +32,7 @@ use crate::rooms::{RoomEvent, TappedPacket};
 use crate::server::Server;
 use crate::token::Claims;
 use crate::twirp::{Call, Code, TwirpError};
+use crate::webhooks::Webhooks;
 use plan::{Manifest, ManifestFile, Plan, location};
 use recorder::Recorder;
 
@@ -50,6 +51,7 @@ pub(crate) struct Egress {
 
 struct Shared {
     server: Server,
+    webhooks: Webhooks,
     recordings: Mutex<Vec<Recording>>,
 }
 
@@ -100,10 +102,11 @@ pub(crate) async fn serve(
 }
 
 impl Egress {
-    pub fn new(server: Server) -> Self {
+    pub fn new(server: Server, webhooks: Webhooks) -> Self {
         Self {
             shared: Arc::new(Shared {
                 server,
+                webhooks,
                 recordings: Mutex::default(),
             }),
         }
@@ -210,6 +213,7 @@ impl Egress {
             started_at: now,
             stop,
         };
+        self.shared.webhooks.egress("egress_started", &info);
         server.tasks().spawn(job.run(packets, events));
         Ok(info)
     }
@@ -265,15 +269,26 @@ impl Egress {
         })
     }
 
+    /// Changes what is known about a recording and tells of it.
     fn update(&self, egress_id: &str, change: impl FnOnce(&mut proto::EgressInfo)) {
-        let mut recordings = self.shared.recordings.lock();
-        if let Some(recording) = recordings
-            .iter_mut()
-            .find(|recording| recording.info.egress_id == egress_id)
-        {
+        let changed = {
+            let mut recordings = self.shared.recordings.lock();
+            let Some(recording) = recordings
+                .iter_mut()
+                .find(|recording| recording.info.egress_id == egress_id)
+            else {
+                return;
+            };
             change(&mut recording.info);
             recording.info.updated_at = unix_now_ns();
-        }
+            recording.info.clone()
+        };
+        let name = if is_active(changed.status()) {
+            "egress_updated"
+        } else {
+            "egress_ended"
+        };
+        self.shared.webhooks.egress(name, &changed);
     }
 }
 

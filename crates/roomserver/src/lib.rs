@@ -12,6 +12,8 @@
 //! - `agents`: workers, dispatches and jobs. `egress`: recordings.
 //! - `webhooks`: telling others what happened.
 //! - `signal`: a client's WebSocket. `peer`: the task that owns a participant's connections.
+//! - `transport`: one peer connection. `network`: its sockets. `sdp`: what descriptions say beyond negotiation.
+//!   `forward`: how forwarded packets are numbered.
 
 #![forbid(unsafe_code)]
 
@@ -26,19 +28,21 @@ use tokio_util::task::TaskTracker;
 pub(crate) mod agents;
 pub(crate) mod api;
 pub(crate) mod egress;
+pub(crate) mod forward;
 pub(crate) mod ids;
-#[expect(dead_code, reason = "signalling, which uses it, comes next")]
+pub(crate) mod network;
+pub(crate) mod peer;
 pub(crate) mod room;
 pub(crate) mod room_service;
 pub mod rooms;
+pub(crate) mod sdp;
 pub mod server;
-#[expect(dead_code, reason = "comes next")]
 pub(crate) mod signal;
-#[expect(dead_code, reason = "forwarding, which uses it, comes next")]
 pub(crate) mod speakers;
 #[cfg(test)]
 mod testkit;
 pub mod token;
+pub(crate) mod transport;
 pub(crate) mod twirp;
 pub(crate) mod webhooks;
 

@@ -23,6 +23,7 @@ use crate::rooms::{
     RoomOptions, TappedPacket,
 };
 use crate::speakers::LevelWindow;
+use crate::transport::Lane;
 
 /// Control messages that a participant's task may leave unread. It reads them all before it does anything
 /// else, so a full inbox means that the task hangs.
@@ -49,7 +50,9 @@ pub(crate) enum ToPeer {
     /// The participant may no longer publish this track.
     RevokeTrack { track_sid: String },
     /// Send this packet on the data channel of its kind.
-    Data { kind: DataKind, packet: Bytes },
+    Data { lane: Lane, packet: Bytes },
+    /// The participant's metadata, name, attributes or permission changed; its token should say the same.
+    ClaimsChanged,
     /// Tell the client to leave and end.
     Close { reason: proto::DisconnectReason },
     /// A client has come back with a new signalling connection.
@@ -149,6 +152,7 @@ struct RoomState {
     data_cache_bytes: usize,
     recent_nonces: VecDeque<Vec<u8>>,
     speakers: HashMap<String, f32>,
+    quality_changed: bool,
 }
 
 struct CachedData {
@@ -169,6 +173,7 @@ struct Member {
     /// Whom this participant lets hear its tracks; `None` means everybody.
     subscription_permission: Option<proto::SubscriptionPermission>,
     last_reliable_sequence: u32,
+    quality: proto::ConnectionQuality,
 }
 
 struct Track {
@@ -176,6 +181,8 @@ struct Track {
     sid: Arc<str>,
     subscribers: Vec<Subscriber>,
     level: LevelWindow,
+    /// Somebody hears the track, and the publisher has been told so.
+    heard: bool,
 }
 
 struct Subscriber {
@@ -454,6 +461,7 @@ impl Room {
             data_cache_bytes: 0,
             recent_nonces: VecDeque::new(),
             speakers: HashMap::new(),
+            quality_changed: false,
         };
         Self {
             name: name.to_owned(),
@@ -571,6 +579,7 @@ impl Room {
             wanted: HashMap::new(),
             subscription_permission: None,
             last_reliable_sequence: 0,
+            quality: proto::ConnectionQuality::Excellent,
         });
         state.count();
         state.broadcast(&info, false);
@@ -630,6 +639,7 @@ impl Room {
         member.info.set_state(State::Active);
         member.bump();
         let info = member.info.clone();
+        state.quality_changed = true;
         state.broadcast(&info, false);
         state.reconcile();
         drop(state);
@@ -745,6 +755,9 @@ impl Room {
         for track in &revoked {
             state.drop_track(track);
         }
+        if let Some(member) = state.member(identity) {
+            member.inbox.send(ToPeer::ClaimsChanged);
+        }
         state.count();
         state.broadcast(&info, true);
         state.reconcile();
@@ -781,6 +794,7 @@ impl Room {
             info: track.clone(),
             subscribers: Vec::new(),
             level: LevelWindow::default(),
+            heard: false,
         });
         member.bump();
         let info = member.info.clone();
@@ -939,6 +953,70 @@ impl Room {
             }
         }
         state.reconcile();
+    }
+
+    /// Whether a track of the room was announced as stereo.
+    pub fn is_stereo(&self, track_sid: &str) -> bool {
+        let state = self.state.lock();
+        let mut tracks = state.members.iter().flat_map(|member| &member.tracks);
+        let track = tracks.find(|track| &*track.sid == track_sid);
+        #[expect(
+            deprecated,
+            reason = "the flag says the same as the feature and is always set with it"
+        )]
+        track.is_some_and(|track| track.info.stereo)
+    }
+
+    /// Somebody hears a track from now on. The publisher is told at the first one.
+    pub fn note_heard(&self, publisher_sid: &str, track_sid: &str) {
+        let mut state = self.state.lock();
+        let Some(member) = state.session_mut(publisher_sid) else {
+            return;
+        };
+        let Some(track) = member
+            .tracks
+            .iter_mut()
+            .find(|track| &*track.sid == track_sid)
+        else {
+            return;
+        };
+        if !std::mem::replace(&mut track.heard, true) {
+            member
+                .inbox
+                .signal(Signal::TrackSubscribed(proto::TrackSubscribed {
+                    track_sid: track_sid.to_owned(),
+                }));
+        }
+    }
+
+    /// How well a participant's connection works; the next sweep tells the room.
+    pub fn set_quality(&self, sid: &str, quality: proto::ConnectionQuality) {
+        let mut state = self.state.lock();
+        let Some(member) = state.session_mut(sid) else {
+            return;
+        };
+        if std::mem::replace(&mut member.quality, quality) != quality {
+            state.quality_changed = true;
+        }
+    }
+
+    /// Shows a participant as speaking, because a client's developer wants to see what it looks like.
+    pub fn pretend_speaking(&self, sid: &str, _seconds: i32) {
+        let speaker = proto::SpeakerInfo {
+            sid: sid.to_owned(),
+            level: 0.9,
+            active: true,
+        };
+        let mut state = self.state.lock();
+        // The next sweep finds that nobody speaks and says so.
+        state.speakers.insert(sid.to_owned(), 0.9);
+        for member in &state.members {
+            member
+                .inbox
+                .signal(Signal::SpeakersChanged(proto::SpeakersChanged {
+                    speakers: vec![speaker.clone()],
+                }));
+        }
     }
 
     pub fn set_metadata(&self, metadata: &str) {
@@ -1100,7 +1178,7 @@ impl Room {
                 || destination_sids.contains(&member.info.sid);
             if !is_sender && (to_all || named) {
                 member.inbox.send(ToPeer::Data {
-                    kind,
+                    lane: Lane::Packets(kind),
                     packet: encoded.clone(),
                 });
             }
@@ -1132,18 +1210,12 @@ impl Room {
             .collect()
     }
 
-    /// Sends everybody a message that concerns them all.
-    pub fn signal_all(&self, message: &Signal) {
-        for member in &self.state.lock().members {
-            member.inbox.signal(message.clone());
-        }
-    }
-
     /// Tells who speaks now, and whether the room has been idle for too long.
     pub fn sweep(&self, now: Instant) -> Sweep {
         let mut state = self.state.lock();
         state.forget_old_data(now);
         state.compare_speakers();
+        state.tell_quality();
         if state.closed || state.members.iter().any(Member::holds_room_open) {
             return Sweep::Keep;
         }
@@ -1193,6 +1265,34 @@ impl RoomState {
             .is_some_and(|oldest| now.duration_since(oldest.added) > DATA_CACHE_AGE)
         {
             self.drop_oldest_data();
+        }
+    }
+
+    fn tell_quality(&mut self) {
+        if !std::mem::take(&mut self.quality_changed) {
+            return;
+        }
+        let active = || self.members.iter().filter(|member| member.is_active());
+        let updates = active()
+            .map(|member| {
+                let score = match member.quality {
+                    proto::ConnectionQuality::Excellent => 5.0,
+                    proto::ConnectionQuality::Good => 4.0,
+                    proto::ConnectionQuality::Poor => 2.0,
+                    proto::ConnectionQuality::Lost => 0.0,
+                };
+                let mut info = proto::ConnectionQualityInfo {
+                    participant_sid: member.info.sid.clone(),
+                    score,
+                    ..Default::default()
+                };
+                info.set_quality(member.quality);
+                info
+            })
+            .collect();
+        let update = Signal::ConnectionQuality(proto::ConnectionQualityUpdate { updates });
+        for member in active() {
+            member.inbox.signal(update.clone());
         }
     }
 

@@ -12,8 +12,6 @@ pub const ROOM: &str = "RM_";
 pub const PARTICIPANT: &str = "PA_";
 /// `TR_`, a published audio or video track.
 pub const TRACK: &str = "TR_";
-/// `DTR_`, a published data track.
-pub const DATA_TRACK: &str = "DTR_";
 /// `AD_`, the request for an agent in a room.
 pub const DISPATCH: &str = "AD_";
 /// `AJ_`, one agent's work in a room.

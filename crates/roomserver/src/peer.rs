@@ -461,7 +461,7 @@ impl Peer {
             ToPeer::ClaimsChanged => self.refresh_token(),
             ToPeer::Data { lane, packet } => self.connections.subscriber().send_data(lane, packet),
             ToPeer::Close { reason } => self.end(reason, Some(Action::Disconnect)),
-            ToPeer::Resume(resumed) => self.on_resume(resumed),
+            ToPeer::Resume(resumed) => self.on_resume(*resumed),
         }
     }
 

@@ -56,7 +56,7 @@ pub(crate) enum ToPeer {
     /// Tell the client to leave and end.
     Close { reason: proto::DisconnectReason },
     /// A client has come back with a new signalling connection.
-    Resume(crate::signal::Resumed),
+    Resume(Box<crate::signal::Resumed>),
 }
 
 /// A track that a participant is to hear.
@@ -64,7 +64,6 @@ pub(crate) enum ToPeer {
 pub(crate) struct Subscription {
     pub track_sid: Arc<str>,
     pub publisher_sid: String,
-    pub kind: proto::TrackType,
 }
 
 /// One RTP packet on its way from a publisher to a subscriber.
@@ -132,7 +131,6 @@ pub(crate) enum Sweep {
 
 pub(crate) struct Room {
     name: String,
-    sid: String,
     events: broadcast::Sender<RoomEvent>,
     options: Arc<RoomOptions>,
     state: Mutex<RoomState>,
@@ -366,7 +364,6 @@ impl RoomState {
                             viewer.inbox.send(ToPeer::Subscribe(Subscription {
                                 track_sid: Arc::clone(&track.sid),
                                 publisher_sid: publisher.info.sid.clone(),
-                                kind: track.info.r#type(),
                             }));
                         }
                         (false, Some(position)) => {
@@ -431,11 +428,10 @@ impl RoomState {
 
 impl Room {
     pub fn new(name: &str, options: RoomOptions, events: broadcast::Sender<RoomEvent>) -> Self {
-        let sid = ids::new_id(ids::ROOM);
         let now_ms = chrono::Utc::now().timestamp_millis();
         let or_default = |value: u32, default| if value == 0 { default } else { value };
         let info = proto::Room {
-            sid: sid.clone(),
+            sid: ids::new_id(ids::ROOM),
             name: name.to_owned(),
             empty_timeout: or_default(options.empty_timeout_s, DEFAULT_EMPTY_TIMEOUT_S),
             departure_timeout: or_default(options.departure_timeout_s, DEFAULT_DEPARTURE_TIMEOUT_S),
@@ -465,7 +461,6 @@ impl Room {
         };
         Self {
             name: name.to_owned(),
-            sid,
             events,
             options: Arc::new(options),
             state: Mutex::new(state),
@@ -474,10 +469,6 @@ impl Room {
 
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    pub fn sid(&self) -> &str {
-        &self.sid
     }
 
     pub fn snapshot(&self) -> proto::Room {

@@ -329,10 +329,10 @@ async fn resume(server: &Server, init: Init, connection: Connection) {
     let room = server.rooms().find(&init.claims.video.room);
     let inbox = room.and_then(|room| room.inbox_of(identity, sid));
     let outlet = connection.outlet.clone();
-    let resumed = ToPeer::Resume(Resumed {
+    let resumed = ToPeer::Resume(Box::new(Resumed {
         connection,
         sync_state: init.sync_state,
-    });
+    }));
     let found = match inbox {
         Some(inbox) => inbox.send(resumed).await.is_ok(),
         None => false,

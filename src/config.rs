@@ -1,5 +1,29 @@
-//! config.
+//! The settings: one TOML file, overridden by environment variables; secrets from the environment alone.
+//!
+//! Each part of the program owns the struct of its section; this module only puts them together, reads them, and says in a
+//! sentence what is wrong: which key, in which file or variable. A command asks only for the settings that it uses.
+
 use std::fmt;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+use crate::call::{CallConfig, PersonaConfig};
+use crate::providers::ProvidersConfig;
+use crate::recording::RecordingConfig;
+use crate::tools::ToolsConfig;
+use crate::upload::{CrmConfig, UploadConfig};
+use crate::voice::VoiceConfig;
+use crate::worker::WorkerConfig;
+
+/// The config file that is read when none is named, if it is there.
+pub const DEFAULT_FILE: &str = "config/voicebot.toml";
+/// Names the config file.
+pub const FILE_VARIABLE: &str = "VOICEBOT_CONFIG";
+/// `VOICEBOT__SECTION__KEY` sets one key.
+const KEY_PREFIX: &str = "VOICEBOT__";
 
 /// A value from the environment that must not be seen: it prints as `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -13,7 +37,10 @@ impl Secret {
 
     /// The value of an environment variable; nothing when it is unset or empty.
     pub fn from_env(name: &str) -> Option<Self> {
-        std::env::var(name).ok().filter(|value| !value.is_empty()).map(Self)
+        std::env::var(name)
+            .ok()
+            .filter(|value| !value.is_empty())
+            .map(Self)
     }
 
     /// The value itself, for the request that needs it.
@@ -28,6 +55,96 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Everything that can be set, with its default.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The folder that holds `recordings`, `conversations`, `leads`, `call_metadata` and `processed_metadata`.
+    pub data_dir: PathBuf,
+    /// The LiveKit server.
+    pub livekit: LiveKitConfig,
+    /// The long-lived process.
+    pub worker: WorkerConfig,
+    /// One call.
+    pub call: CallConfig,
+    /// Where personas come from.
+    pub persona: PersonaConfig,
+    /// Turn taking and speech.
+    pub voice: VoiceConfig,
+    /// Speech recognition, language model, speech synthesis.
+    pub providers: ProvidersConfig,
+    /// The functions that the model may call.
+    pub tools: ToolsConfig,
+    /// Recording of calls.
+    pub recording: RecordingConfig,
+    /// The customer's CRM.
+    pub crm: CrmConfig,
+    /// Delivery to the CRM.
+    pub upload: UploadConfig,
+    /// Log output.
+    pub log: LogConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: ".".into(),
+            livekit: Default::default(),
+            worker: Default::default(),
+            call: Default::default(),
+            persona: Default::default(),
+            voice: Default::default(),
+            providers: Default::default(),
+            tools: Default::default(),
+            recording: Default::default(),
+            crm: Default::default(),
+            upload: Default::default(),
+            log: Default::default(),
+        }
+    }
+}
+
+/// `[livekit]`: the server and the name under which jobs are dispatched to us.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LiveKitConfig {
+    /// `ws://`, `wss://`, `http://` or `https://` address. `LIVEKIT_URL` overrides it.
+    pub url: String,
+    /// Name for explicit dispatch; empty: automatic dispatch to every new room. `LIVEKIT_AGENT_NAME` overrides it.
+    pub agent_name: String,
+}
+
+/// `[log]`: what is logged, and how.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `text`, `json`, or `auto`: text in a terminal, JSON elsewhere.
+    pub format: LogFormat,
+    /// A level or a filter such as `info,voicebot::voice=debug`. `RUST_LOG` overrides it.
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Auto,
+            level: "info".into(),
+        }
+    }
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text in a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// For machines: one object a line.
+    Json,
+}
+
 /// The three values without which no LiveKit server can be talked to.
 #[derive(Debug, Clone)]
 pub struct LiveKitSettings {
@@ -37,4 +154,216 @@ pub struct LiveKitSettings {
     pub api_key: String,
     /// API secret.
     pub api_secret: Secret,
+}
+
+/// What is wrong with the settings, for the person who wrote them.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file that was named is not there or cannot be read.
+    #[error("the config file {path} cannot be read: {why}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        why: std::io::Error,
+    },
+    /// Keys that are unknown or have wrong values, one sentence each.
+    #[error("{}", .0.join("\n"))]
+    Keys(Vec<String>),
+    /// A setting that the command cannot do without.
+    #[error("{name} is not set: {what} (environment variable {name}{})", .key.map(|key| format!(" or key {key}")).unwrap_or_default())]
+    Missing {
+        /// The environment variable.
+        name: &'static str,
+        /// The key of the file that serves as well, if one does.
+        key: Option<&'static str>,
+        /// What it is for.
+        what: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads the settings: defaults, then the file, then the environment. `file`: the one named on the command line.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let named = file
+            .map(Path::to_owned)
+            .or_else(|| std::env::var_os(FILE_VARIABLE).map(PathBuf::from));
+        let path = named.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+        if named.is_some() {
+            std::fs::metadata(&path).map_err(|why| ConfigError::File {
+                path: path.clone(),
+                why,
+            })?;
+        }
+        let file = Figment::new().merge(Toml::file_exact(&path));
+        let mut config = Self::extract(file.merge(Env::prefixed(KEY_PREFIX).split("__")))?;
+        config.take_usual_variables();
+        Ok(config)
+    }
+
+    fn extract(given: Figment) -> Result<Self, ConfigError> {
+        let all = Figment::from(Serialized::defaults(Config::default())).merge(given);
+        all.extract().map_err(|error| {
+            ConfigError::Keys(error.into_iter().map(|error| sentence(&error)).collect())
+        })
+    }
+
+    /// The variables that LiveKit's and the vendors' own tools use win over the file.
+    fn take_usual_variables(&mut self) {
+        let take = |name: &str, key: &mut String| {
+            if let Some(value) = std::env::var(name).ok().filter(|value| !value.is_empty()) {
+                *key = value;
+            }
+        };
+        take("LIVEKIT_URL", &mut self.livekit.url);
+        take("LIVEKIT_AGENT_NAME", &mut self.livekit.agent_name);
+        take("CRM_BASE_URL", &mut self.crm.base_url);
+        take("OPENAI_BASE_URL", &mut self.providers.openai_base_url);
+    }
+
+    /// The LiveKit server's address and keys, for the commands that need them.
+    pub fn livekit_settings(&self) -> Result<LiveKitSettings, ConfigError> {
+        if self.livekit.url.is_empty() {
+            let what = "the address of the LiveKit server, such as wss://my-project.livekit.cloud";
+            return Err(ConfigError::Missing {
+                name: "LIVEKIT_URL",
+                key: Some("livekit.url"),
+                what,
+            });
+        }
+        let secret = |name, what| {
+            Secret::from_env(name).ok_or(ConfigError::Missing {
+                name,
+                key: None,
+                what,
+            })
+        };
+        Ok(LiveKitSettings {
+            url: self.livekit.url.clone(),
+            api_key: secret("LIVEKIT_API_KEY", "the API key of the LiveKit server")?
+                .expose()
+                .to_owned(),
+            api_secret: secret(
+                "LIVEKIT_API_SECRET",
+                "the secret that belongs to LIVEKIT_API_KEY",
+            )?,
+        })
+    }
+}
+
+/// One fault of the settings in words: the key, where it stands, and what is wrong.
+fn sentence(error: &figment::Error) -> String {
+    use figment::error::Kind;
+    let key = error.path.join(".");
+    let place = match error.metadata.as_ref() {
+        Some(metadata) => match (&metadata.source, metadata.name.contains("environment")) {
+            (Some(figment::Source::File(path)), _) => path.display().to_string(),
+            (_, true) => format!(
+                "the environment variable {KEY_PREFIX}{}",
+                key.to_uppercase().replace('.', "__")
+            ),
+            _ => metadata.name.to_string(),
+        },
+        None => "the config".into(),
+    };
+    match &error.kind {
+        Kind::UnknownField(field, known) => {
+            let full =
+                if error.path.is_empty() || error.path.last().is_some_and(|last| last == field) {
+                    if key.is_empty() {
+                        field.clone()
+                    } else {
+                        key.clone()
+                    }
+                } else {
+                    format!("{key}.{field}")
+                };
+            format!(
+                "unknown key {full} in {place}; known there: {}",
+                known.join(", ")
+            )
+        }
+        Kind::InvalidType(actual, expected) => {
+            format!("the key {key} in {place} must be {expected}, not {actual}")
+        }
+        Kind::InvalidValue(actual, expected) => {
+            format!("the key {key} in {place} must be {expected}, not {actual}")
+        }
+        Kind::UnknownVariant(actual, known) => format!(
+            "the key {key} in {place} must be one of {}, not {actual}",
+            known.join(", ")
+        ),
+        _ if key.is_empty() => format!("{place} cannot be used: {error}"),
+        kind => format!("the key {key} in {place} cannot be used: {kind}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(toml: &str) -> String {
+        Config::extract(Figment::new().merge(Toml::string(toml)))
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_section() {
+        let text = faults("[worker]\nmax_cals = 3\n");
+        assert!(
+            text.contains("worker.max_cals") && text.contains("max_calls"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_wrong_value_says_what_would_be_right() {
+        assert!(faults("[persona]\ntimeout_ms = \"soon\"\n").contains("persona.timeout_ms"));
+        assert!(faults("[log]\nformat = \"xml\"\n").contains("log.format"));
+    }
+
+    #[test]
+    fn the_file_in_the_repository_sets_nothing_but_the_defaults() {
+        let text =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/voicebot.toml"))
+                .unwrap();
+        let shown = Config::extract(Figment::new().merge(Toml::string(&text))).unwrap();
+        assert_eq!(
+            serde_json::to_value(&shown).unwrap(),
+            serde_json::to_value(Config::default()).unwrap()
+        );
+    }
+
+    #[test]
+    fn every_key_stands_in_the_file_in_the_repository() {
+        let text =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/voicebot.toml"))
+                .unwrap();
+        let shown: toml::Table = toml::from_str(&text).unwrap();
+        let mut missing = Vec::new();
+        let all = toml::Table::try_from(Config::default()).unwrap();
+        missing_keys(&all, &shown, "", &mut missing);
+        assert!(
+            missing.is_empty(),
+            "not in config/voicebot.toml: {missing:?}"
+        );
+    }
+
+    fn missing_keys(all: &toml::Table, shown: &toml::Table, path: &str, missing: &mut Vec<String>) {
+        for (key, value) in all {
+            match (value, shown.get(key)) {
+                (toml::Value::Table(all), Some(toml::Value::Table(shown))) => {
+                    missing_keys(all, shown, &format!("{path}{key}."), missing)
+                }
+                (_, Some(_)) => {}
+                (_, None) => missing.push(format!("{path}{key}")),
+            }
+        }
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        assert_eq!(format!("{:?}", Secret::new("hunter2")), "***");
+    }
 }

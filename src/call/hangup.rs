@@ -1,0 +1,211 @@
+//! Why a call ended, and what that means for the record and for the job's status.
+//!
+//! Pure: a table from causes to outcomes. Every cause has one, so that no call ends without a word about why.
+
+use crate::session::{CallStatus, CloseReason};
+
+/// What ended the call. The first one counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HangupCause {
+    /// The caller is gone; LiveKit's reason, such as `CLIENT_INITIATED`.
+    CallerLeft {
+        /// LiveKit's name of the reason.
+        reason: &'static str,
+    },
+    /// We are out of the room without having left it.
+    RoomGone {
+        /// LiveKit's name of the reason.
+        reason: &'static str,
+    },
+    /// Nobody came.
+    CallerNeverCame,
+    /// The caller's telephone was never picked up.
+    NeverAnswered,
+    /// The agent said goodbye.
+    AgentEnded,
+    /// Nobody said anything for too long.
+    Silence,
+    /// The longest a call may last is over.
+    MaxDuration,
+    /// A provider stayed down.
+    ProviderFailed {
+        /// `stt`, `llm` or `tts`.
+        component: String,
+        /// What it said.
+        message: String,
+    },
+    /// The server ended the job.
+    Terminated,
+    /// This process was told to stop at once.
+    Finalised,
+    /// The room could not be joined, or the call not set up.
+    SetUpFailed {
+        /// The sentence for the operator.
+        message: String,
+    },
+}
+
+/// What the record and the job say about the end of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// LiveKit Agents' word for why the session closed.
+    pub close_reason: CloseReason,
+    /// The exact cause in one word.
+    pub disconnect_reason: String,
+    /// How the call counts for a campaign.
+    pub call_status: CallStatus,
+    /// Something that an operator should look at.
+    pub error: Option<String>,
+}
+
+impl Ending {
+    /// Whether the job did what it was dispatched for; else it ends as failed on the server.
+    pub fn job_succeeded(&self) -> bool {
+        self.error.is_none()
+    }
+}
+
+impl HangupCause {
+    /// The ending that this cause makes; `answered` is whether caller and agent could ever hear each other.
+    pub fn ending(&self, answered: bool) -> Ending {
+        let completed = |otherwise| {
+            if answered {
+                CallStatus::Completed
+            } else {
+                otherwise
+            }
+        };
+        let (close_reason, disconnect_reason, call_status) = match self {
+            Self::CallerLeft { reason } | Self::RoomGone { reason } => {
+                let status = match *reason {
+                    "USER_UNAVAILABLE" => CallStatus::NoAnswer,
+                    "USER_REJECTED" => CallStatus::Busy,
+                    "SIP_TRUNK_FAILURE" => CallStatus::Failed,
+                    "CLIENT_INITIATED" | "ROOM_DELETED" | "ROOM_CLOSED" | "PARTICIPANT_REMOVED" => {
+                        completed(CallStatus::NoAnswer)
+                    }
+                    _ => completed(CallStatus::Failed),
+                };
+                let close = match self {
+                    Self::CallerLeft { .. } => CloseReason::ParticipantDisconnected,
+                    _ => CloseReason::JobShutdown,
+                };
+                (close, (*reason).to_owned(), status)
+            }
+            Self::CallerNeverCame => (
+                CloseReason::JobShutdown,
+                "CALLER_NEVER_CAME".into(),
+                CallStatus::NoAnswer,
+            ),
+            Self::NeverAnswered => (
+                CloseReason::JobShutdown,
+                "NEVER_ANSWERED".into(),
+                CallStatus::NoAnswer,
+            ),
+            Self::AgentEnded => (
+                CloseReason::TaskCompleted,
+                "AGENT_ENDED".into(),
+                CallStatus::Completed,
+            ),
+            Self::Silence => (
+                CloseReason::TaskCompleted,
+                "SILENCE".into(),
+                CallStatus::Completed,
+            ),
+            Self::MaxDuration => (
+                CloseReason::TaskCompleted,
+                "MAX_DURATION".into(),
+                CallStatus::Completed,
+            ),
+            Self::ProviderFailed { component, .. } => (
+                CloseReason::Error,
+                format!("{}_FAILED", component.to_uppercase()),
+                CallStatus::Failed,
+            ),
+            Self::Terminated => (
+                CloseReason::JobShutdown,
+                "JOB_TERMINATED".into(),
+                completed(CallStatus::Failed),
+            ),
+            Self::Finalised => (
+                CloseReason::JobShutdown,
+                "WORKER_STOPPED".into(),
+                completed(CallStatus::Failed),
+            ),
+            Self::SetUpFailed { .. } => (
+                CloseReason::Error,
+                "SET_UP_FAILED".into(),
+                CallStatus::Failed,
+            ),
+        };
+        let error = match self {
+            Self::ProviderFailed { component, message } => {
+                Some(format!("{component} provider failed: {message}"))
+            }
+            Self::SetUpFailed { message } => Some(message.clone()),
+            _ => None,
+        };
+        Ending {
+            close_reason,
+            disconnect_reason,
+            call_status,
+            error,
+        }
+    }
+
+    /// Whether the same identity usually comes back within a moment after this reason.
+    pub fn may_return(reason: &str) -> bool {
+        matches!(reason, "DUPLICATE_IDENTITY" | "MIGRATION")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_of_a_telephone_call_has_its_status() {
+        for (reason, answered, status) in [
+            ("CLIENT_INITIATED", true, CallStatus::Completed),
+            ("CLIENT_INITIATED", false, CallStatus::NoAnswer),
+            ("USER_UNAVAILABLE", false, CallStatus::NoAnswer),
+            ("USER_REJECTED", false, CallStatus::Busy),
+            ("SIP_TRUNK_FAILURE", false, CallStatus::Failed),
+            ("CONNECTION_TIMEOUT", true, CallStatus::Completed),
+            ("MEDIA_FAILURE", false, CallStatus::Failed),
+            ("ROOM_DELETED", true, CallStatus::Completed),
+            ("SIGNAL_CLOSE", true, CallStatus::Completed),
+            ("UNKNOWN_REASON", false, CallStatus::Failed),
+        ] {
+            let ending = HangupCause::CallerLeft { reason }.ending(answered);
+            assert_eq!(ending.call_status, status, "{reason} {answered}");
+            assert_eq!(ending.close_reason, CloseReason::ParticipantDisconnected);
+            assert_eq!(ending.disconnect_reason, reason);
+            assert!(ending.job_succeeded(), "{reason} is no fault of ours");
+        }
+    }
+
+    #[test]
+    fn a_provider_that_stays_down_fails_the_job_and_says_which() {
+        let ending = HangupCause::ProviderFailed {
+            component: "tts".into(),
+            message: "503".into(),
+        }
+        .ending(true);
+        assert_eq!(ending.call_status, CallStatus::Failed);
+        assert_eq!(ending.disconnect_reason, "TTS_FAILED");
+        assert!(!ending.job_succeeded() && ending.error.unwrap().contains("503"));
+    }
+
+    #[test]
+    fn a_call_that_we_end_is_completed() {
+        for cause in [
+            HangupCause::AgentEnded,
+            HangupCause::Silence,
+            HangupCause::MaxDuration,
+        ] {
+            assert_eq!(cause.ending(true).call_status, CallStatus::Completed);
+            assert_eq!(cause.ending(true).close_reason, CloseReason::TaskCompleted);
+        }
+    }
+}

@@ -429,15 +429,18 @@ impl Transport {
     /// The client is no longer to hear a track.
     pub fn unsubscribe(&mut self, track_sid: &str) {
         self.wanted.retain(|wanted| &*wanted.track_sid != track_sid);
-        for sending in &mut self.sending {
-            if sending
-                .subscription
-                .as_ref()
-                .is_some_and(|one| &*one.track_sid == track_sid)
-            {
-                sending.subscription = None;
-                self.stale = true;
-            }
+        let carries = |sending: &Sending| {
+            let carried = sending.subscription.as_ref();
+            carried.is_some_and(|subscription| &*subscription.track_sid == track_sid)
+        };
+        if let Some(mid) = self
+            .sending
+            .iter()
+            .find(|sending| carries(sending))
+            .map(|sending| sending.mid)
+        {
+            self.free(mid);
+            self.stale = true;
         }
         if let Some(pending) = &mut self.pending {
             let before = pending.offered.len();
@@ -488,8 +491,21 @@ impl Transport {
     fn withdraw(&mut self, mid: Mid) {
         if let Some(sending) = self.sending.iter_mut().find(|sending| sending.mid == mid) {
             sending.available = false;
-            self.wanted.extend(sending.subscription.take());
+            let carried = self.free(mid);
+            self.wanted.extend(carried);
         }
+    }
+
+    /// Takes the track out of a section. What comes next there is a stream of its own, with another SSRC: clients
+    /// do not play a stream again that they were told has ended.
+    fn free(&mut self, mid: Mid) -> Option<Subscription> {
+        let sending = self.sending_mut(mid);
+        let carried = sending.subscription.take()?;
+        sending.numbering = Renumbering::default();
+        let mut api = self.rtc.direct_api();
+        let ssrc = api.new_ssrc();
+        api.reset_stream_tx(mid, None, ssrc, None);
+        Some(carried)
     }
 
     /// An offer to the client, if there is something new to offer. Only for a subscriber connection.

@@ -8,6 +8,8 @@
 //! [`delay`], [`stretch`], [`jitter`], [`level`]. Nothing here knows RTP headers, SDP or peer connections.
 
 pub(crate) mod clock;
+#[cfg(test)]
+mod cost;
 pub(crate) mod decoder;
 pub(crate) mod delay;
 pub(crate) mod encoder;

@@ -156,15 +156,15 @@ impl Heard {
         self.stats.concealed_samples as f64 / self.stats.total_samples_received as f64
     }
 
-    fn from_second(&self, second: f64) -> &[i16] {
+    fn after_second(&self, second: f64) -> &[i16] {
         &self.pcm[(second * 48_000.0) as usize..]
     }
 
     /// Longest run of sound softer than a hundredth of full scale, in milliseconds, from a second on.
-    fn longest_gap_ms(&self, from_second: f64) -> f64 {
+    fn longest_gap_ms(&self, second: f64) -> f64 {
         let mut longest = 0;
         let mut run = 0;
-        for sample in self.from_second(from_second) {
+        for sample in self.after_second(from_second) {
             run = if sample.unsigned_abs() < 328 {
                 run + 1
             } else {
@@ -211,9 +211,9 @@ fn amplitude(pcm: &[i16], frequency_hz: f64) -> f64 {
 #[test]
 fn tone_over_a_good_link_keeps_its_frequency_and_level() {
     let heard = Call::default().over(&mut |_, _| Some(STEADY));
-    let tone = amplitude(heard.from_second(1.0), 440.0);
+    let tone = amplitude(heard.after_second(1.0), 440.0);
     assert!((9_000.0..11_000.0).contains(&tone), "amplitude {tone}");
-    assert!(amplitude(heard.from_second(1.0), 600.0) < 300.0);
+    assert!(amplitude(heard.after_second(1.0), 600.0) < 300.0);
     assert_eq!(heard.stats.concealed_samples, 0);
     assert_eq!(heard.stats.packets_discarded, 0);
     assert!(heard.longest_gap_ms(1.0) < 1.0);
@@ -240,7 +240,7 @@ fn jitter_is_absorbed_with_few_guesses_and_no_more_delay_than_it_needs() {
             );
             let delay = heard.delay_ms(5.0, 20.0);
             assert!(delay < delay_ms, "{jitter_ms} ms, seed {seed}: {delay}");
-            let tone = amplitude(heard.from_second(2.0), 440.0);
+            let tone = amplitude(heard.after_second(2.0), 440.0);
             assert!(
                 tone > 8_500.0,
                 "{jitter_ms} ms, seed {seed}: amplitude {tone}"
@@ -277,7 +277,7 @@ fn lost_packets_are_guessed_without_silence() {
             "{loss}: {}",
             heard.delay_ms(15.0, 20.0)
         );
-        let tone = amplitude(heard.from_second(1.0), 440.0);
+        let tone = amplitude(heard.after_second(1.0), 440.0);
         assert!(tone > 8_000.0, "{loss}: amplitude {tone}");
     }
 }
@@ -402,7 +402,7 @@ fn pauses_of_the_sender_are_no_losses() {
         "{}",
         heard.delay_ms(13.0, 20.0)
     );
-    let again = &heard.from_second(12.2)[..48_000];
+    let again = &heard.after_second(12.2)[..48_000];
     assert!(amplitude(again, 440.0) > 9_000.0);
     assert!(heard.longest_gap_ms(12.2) < 1.0);
 }
@@ -412,7 +412,7 @@ fn sender_that_falls_silent_without_a_word_is_heard_at_once_when_it_comes_back()
     let heard =
         Call::default().over(&mut |index, _| (!(300..600).contains(&index)).then_some(STEADY));
     assert!(heard.stats.silent_concealed_samples > 5 * 48_000);
-    let again = &heard.from_second(12.15)[..48_000];
+    let again = &heard.after_second(12.15)[..48_000];
     assert!(
         amplitude(again, 440.0) > 9_000.0,
         "{}",
@@ -434,7 +434,7 @@ fn timestamps_that_stood_still_while_muted_cost_no_delay() {
         "{}",
         heard.delay_ms(12.0, 16.0)
     );
-    assert!(amplitude(&heard.from_second(10.3)[..48_000], 440.0) > 9_000.0);
+    assert!(amplitude(&heard.after_second(10.3)[..48_000], 440.0) > 9_000.0);
 }
 
 #[test]
@@ -460,8 +460,8 @@ fn new_stream_on_the_same_line_is_played() {
         *at += STEADY;
     }
     let heard = hear(packets, 10.0);
-    assert!(amplitude(heard.from_second(5.5), 800.0) > 9_000.0);
-    assert!(amplitude(heard.from_second(5.5), 440.0) < 300.0);
+    assert!(amplitude(heard.after_second(5.5), 800.0) > 9_000.0);
+    assert!(amplitude(heard.after_second(5.5), 440.0) < 300.0);
 }
 
 #[test]

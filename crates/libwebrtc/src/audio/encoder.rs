@@ -34,6 +34,9 @@ const DEFAULT_STEREO_BPS: u64 = 64_000;
 /// The range of bitrates that Opus supports (RFC 6716, section 2.1.1), in bits per second.
 const BITRATE_RANGE_BPS: std::ops::RangeInclusive<u64> = 6_000..=510_000;
 
+/// As thorough as Google's engine on a desktop. Half of it would save a quarter of the time.
+const COMPLEXITY: i32 = 9;
+
 /// Sound louder than this counts as voice for the audio-level extension: well over the noise of a quiet room, under quiet speech.
 const VOICE_DBOV: i8 = -50;
 
@@ -182,6 +185,7 @@ impl PacketEncoder {
         let mut opus = opus::Encoder::new(OPUS_RATE_HZ, channels, application)?;
         opus.set_inband_fec(config.fec)?;
         opus.set_dtx(config.dtx)?;
+        opus.set_complexity(COMPLEXITY)?;
         let mut encoder = Self {
             opus,
             config,

@@ -45,6 +45,7 @@ impl SourceQueue {
     }
 
     /// How many interleaved samples lie ready.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.samples.len()
     }

@@ -164,7 +164,7 @@ impl Heard {
     fn longest_gap_ms(&self, second: f64) -> f64 {
         let mut longest = 0;
         let mut run = 0;
-        for sample in self.after_second(from_second) {
+        for sample in self.after_second(second) {
             run = if sample.unsigned_abs() < 328 {
                 run + 1
             } else {

@@ -1,7 +1,5 @@
 //! The language model: what to say next, and which tools to use for it.
 
-pub(super) mod openai;
-
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 

@@ -5,11 +5,14 @@
 
 mod error;
 pub mod llm;
+mod openai;
+pub mod scripted;
 pub mod stt;
 pub mod tts;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -78,4 +81,64 @@ pub struct Providers {
     pub llm: Arc<dyn ChatModel>,
     /// Text to speech.
     pub tts: Arc<dyn TextToSpeech>,
+}
+
+/// How long a connection to a provider may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an unused connection is kept: longer than the pauses of a conversation.
+const KEEP_IDLE: Duration = Duration::from_secs(90);
+
+/// The client of a call: its connections are shared by everything that the call asks over HTTP.
+///
+/// # Errors
+/// When the system's certificates cannot be used.
+pub fn http_client() -> Result<reqwest::Client, ProviderError> {
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(KEEP_IDLE)
+        .tcp_nodelay(true)
+        // A POST with a key in it is not sent on to wherever an answer points.
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|error| ProviderError::config(format!("no HTTP client can be made: {error}")))
+}
+
+/// The providers that the settings name. Nothing is sent yet.
+///
+/// # Errors
+/// When a setting or a key is missing or wrong.
+pub fn build(config: &ProvidersConfig, http: reqwest::Client) -> Result<Providers, ProviderError> {
+    match config.vendor {
+        Vendor::Openai => {
+            let api = openai::Api::new(http, &config.openai_base_url)?;
+            Ok(Providers {
+                stt: Arc::new(stt::openai::OpenAiSpeechToText::new(
+                    api.clone(),
+                    &config.stt_model,
+                )),
+                llm: Arc::new(llm::openai::OpenAiChat::new(
+                    api.clone(),
+                    &config.llm_model,
+                    config.llm_temperature,
+                    config.llm_max_tokens,
+                )),
+                tts: Arc::new(tts::openai::OpenAiTextToSpeech::new(
+                    api,
+                    &config.tts_model,
+                    &config.tts_voice,
+                )),
+            })
+        }
+        Vendor::Scripted => {
+            let path = config.script.as_ref().ok_or_else(|| {
+                ProviderError::config("providers.script is not set: it names the conversation that providers.vendor = \"scripted\" plays")
+            })?;
+            let scripted = Arc::new(scripted::Scripted::new(scripted::Script::read(path)?));
+            Ok(Providers {
+                stt: scripted.clone(),
+                llm: scripted.clone(),
+                tts: scripted,
+            })
+        }
+    }
 }

@@ -170,6 +170,11 @@ impl Toolbox {
         .collect()
     }
 
+    /// How long one call of a tool may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Calls a tool with the arguments as the model wrote them.
     pub async fn call(&self, name: &str, arguments_json: &str) -> ToolOutput {
         let started = tokio::time::Instant::now();

@@ -163,8 +163,6 @@ pub struct LimitsConfig {
     pub retry_ms: u64,
     /// How many rounds of tools the model may use for one reply.
     pub max_tool_steps: u32,
-    /// How long a tool may take, in milliseconds.
-    pub tool_timeout_ms: u64,
     /// The longest reply that is spoken, in bytes of text.
     pub max_reply_bytes: usize,
 }
@@ -179,7 +177,6 @@ impl Default for LimitsConfig {
             first_retry_ms: 100,
             retry_ms: 2_000,
             max_tool_steps: 3,
-            tool_timeout_ms: 10_000,
             max_reply_bytes: 8_192,
         }
     }

@@ -1,12 +1,15 @@
 //! The conversation: the caller's sound in, the agent's sound out, and what was said as events.
 //!
-//! [`turn`] decides whose turn it is and what to do about it; it is pure. [`driver`] does what it decided: it owns the sound, the
-//! requests to the providers and the clock. [`vad`] hears speech, [`playout`] knows what was heard of a reply. Nothing here knows
-//! LiveKit, files or the CRM.
+//! [`turn`] decides whose turn it is and what to do about it; it is pure. `driver` does what it decided: it owns the clock, the
+//! caller's sound and the history. `reply` makes one reply, from the model's first token to the last sample. [`vad`] hears speech,
+//! [`playout`] knows what was heard. All of it runs inside the one future of [`Conversation::run`]: dropping that stops everything.
+//! Nothing here knows LiveKit, files or the CRM.
 
 mod config;
+mod driver;
 mod event;
 pub mod playout;
+mod reply;
 mod resample;
 mod speech_text;
 pub mod turn;
@@ -21,9 +24,10 @@ use async_trait::async_trait;
 pub use config::{LimitsConfig, LinesConfig, TurnConfig, VadConfig, VoiceConfig};
 pub use event::{AgentState, UserState, VoiceCommand, VoiceEnd, VoiceEvent};
 
-use crate::providers::llm::{ChatModel, ToolDefinition};
+use crate::providers::llm::ChatModel;
 use crate::providers::stt::SpeechToText;
 use crate::providers::tts::TextToSpeech;
+use crate::tools::{ToolDefinition, ToolOutput, Toolbox};
 
 /// The caller's sound: mono samples at [`INPUT_SAMPLE_RATE_HZ`], usually 10 ms.
 pub type AudioFrame = Vec<i16>;
@@ -52,25 +56,32 @@ pub trait AudioOutput: Send + Sync + 'static {
     fn queued(&self) -> Duration;
 }
 
-/// What a tool answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ToolReply {
-    /// What the model is told.
-    pub text: String,
-    /// The tool refused or failed.
-    pub is_error: bool,
-    /// The call is to end after this reply has been spoken.
-    pub end_call: bool,
-}
-
-/// What the model may use. [`crate::tools::Toolbox`] is one.
+/// What the model may use. The call's [`Toolbox`] is one.
 #[async_trait]
 pub trait Tools: Send + Sync + 'static {
     /// Everything that the model is told about.
     fn definitions(&self) -> Vec<ToolDefinition>;
 
-    /// Runs one tool. Everything that goes wrong is an answer for the model.
-    async fn call(&self, name: &str, arguments_json: &str) -> ToolReply;
+    /// Runs one tool. Everything that goes wrong is an answer for the model. Not longer than [`Tools::timeout`].
+    async fn call(&self, name: &str, arguments_json: &str) -> ToolOutput;
+
+    /// How long a tool may take.
+    fn timeout(&self) -> Duration;
+}
+
+#[async_trait]
+impl Tools for Toolbox {
+    fn definitions(&self) -> Vec<ToolDefinition> {
+        Toolbox::definitions(self)
+    }
+
+    async fn call(&self, name: &str, arguments_json: &str) -> ToolOutput {
+        Toolbox::call(self, name, arguments_json).await
+    }
+
+    fn timeout(&self) -> Duration {
+        Toolbox::timeout(self)
+    }
 }
 
 /// Everything that one conversation needs.

@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::config::{LimitsConfig, LinesConfig, TurnConfig, ms};
+use super::config::{LinesConfig, TurnConfig, ms};
 use super::wording::{self, Ending};
 use super::{AgentState, UserState, VoiceEnd};
 use crate::providers::Component;
@@ -470,11 +470,11 @@ pub struct TurnMachine {
 
 impl TurnMachine {
     /// A conversation that has not begun.
-    pub fn new(config: TurnConfig, lines: LinesConfig, limits: &LimitsConfig) -> Self {
+    pub fn new(config: TurnConfig, lines: LinesConfig, tool_timeout: Duration) -> Self {
         Self {
             config,
             lines,
-            tool_timeout: ms(limits.tool_timeout_ms),
+            tool_timeout,
             now: Time::ZERO,
             stage: Stage::New,
             floor: Floor::Free,

@@ -22,7 +22,7 @@ impl Table {
     fn with(change: impl FnOnce(&mut VoiceConfig)) -> Self {
         let mut config = VoiceConfig::default();
         change(&mut config);
-        let machine = TurnMachine::new(config.turn, config.lines, &config.limits);
+        let machine = TurnMachine::new(config.turn, config.lines, Duration::from_secs(10));
         let mut table = Self {
             machine,
             now: Time::ZERO,
@@ -336,7 +336,7 @@ fn hello_before_the_greeting_is_answered_by_it() {
     let machine = TurnMachine::new(
         TurnConfig::default(),
         LinesConfig::default(),
-        &LimitsConfig::default(),
+        Duration::from_secs(10),
     );
     let mut table = Table {
         machine,
@@ -703,7 +703,7 @@ proptest! {
         greeting in prop::option::of(Just("Good morning.".to_owned())),
     ) {
         let config = VoiceConfig::default();
-        let mut machine = TurnMachine::new(config.turn, config.lines, &config.limits);
+        let mut machine = TurnMachine::new(config.turn, config.lines, Duration::from_secs(10));
         let mut now = Time::ZERO;
         let mut active: Option<ReplyId> = None;
         let mut ended = 0;

@@ -1,20 +1,12 @@
 //! The language model: what to say next, and which tools to use for it.
 
+pub(super) mod openai;
+
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
 use super::ProviderError;
-
-/// A tool, as the model is told about it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ToolDefinition {
-    /// The name to call it by.
-    pub name: String,
-    /// What it does and when to use it.
-    pub description: String,
-    /// JSON schema of its arguments.
-    pub parameters: serde_json::Value,
-}
+use crate::tools::ToolDefinition;
 
 /// One request of the model to run a tool.
 #[derive(Debug, Clone, PartialEq, Eq)]

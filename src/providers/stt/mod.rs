@@ -1,5 +1,7 @@
 //! Speech to text: the words in one stretch of the caller's speech.
 
+pub(super) mod openai;
+
 use std::sync::Arc;
 use std::time::Duration;
 

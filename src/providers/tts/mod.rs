@@ -1,5 +1,7 @@
 //! Text to speech: the sound of one sentence, as it is made.
 
+pub(super) mod openai;
+
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 

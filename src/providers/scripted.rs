@@ -1,0 +1,392 @@
+//! A vendor without a network: plays a prepared conversation, for the demo, for development without keys, and for tests.
+//!
+//! It keeps no state, so it does not matter how often or how early it is asked: a stretch of speech is told by its length, an answer
+//! by what the caller said last. The voice is made up: a hum with syllables, so that a recording has something to hear.
+
+use std::f32::consts::TAU;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{StreamExt as _, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::sleep;
+
+use super::ProviderError;
+use super::llm::{ChatChunk, ChatMessage, ChatModel, ChatRequest, ChatStream, ToolCall};
+use super::stt::{SpeechSegment, SpeechToText, Transcript};
+use super::tts::{SpeechRequest, SpeechStream, TextToSpeech};
+
+/// Rate of the made-up voice.
+const SAMPLE_RATE_HZ: u32 = 24_000;
+/// Characters that the made-up voice says in a second, like a quick speaker.
+const CHARACTERS_PER_S: f32 = 16.0;
+/// Samples of one piece of the made-up voice: 100 ms.
+const PIECE: usize = SAMPLE_RATE_HZ as usize / 10;
+
+/// A prepared conversation.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Script {
+    /// What the caller may say. A stretch of speech is taken for the line whose length is nearest.
+    pub caller: Vec<CallerLine>,
+    /// What the agent answers; the first that fits.
+    pub agent: Vec<AgentLine>,
+    /// What it answers when nothing fits.
+    pub otherwise: String,
+    /// How long each provider takes.
+    #[serde(default)]
+    pub delays: Delays,
+}
+
+/// One thing that the caller may say.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallerLine {
+    /// How long it is, in seconds.
+    pub seconds: f64,
+    /// The words.
+    pub text: String,
+}
+
+/// One thing that the agent answers.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentLine {
+    /// Fits when the caller's last words contain this, in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// Fits when this tool has just answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_tool: Option<String>,
+    /// The words; may be empty.
+    #[serde(default)]
+    pub say: String,
+    /// A tool to ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<ScriptedTool>,
+}
+
+/// A tool that the agent asks for.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScriptedTool {
+    /// Its name.
+    pub name: String,
+    /// What it is given.
+    #[serde(default)]
+    pub arguments: Value,
+}
+
+/// How long each provider takes, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Delays {
+    /// To recognise a stretch of speech.
+    pub stt_ms: u64,
+    /// To the model's first word.
+    pub llm_ms: u64,
+    /// From one word of the model to the next.
+    pub word_ms: u64,
+    /// To the first sound.
+    pub tts_ms: u64,
+}
+
+impl Default for Delays {
+    /// What good providers nearby take.
+    fn default() -> Self {
+        Self {
+            stt_ms: 150,
+            llm_ms: 200,
+            word_ms: 12,
+            tts_ms: 150,
+        }
+    }
+}
+
+impl Script {
+    /// Reads a script from a file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no script.
+    pub fn read(path: &Path) -> Result<Self, ProviderError> {
+        let fault = |why: String| {
+            ProviderError::config(format!(
+                "the script {} (providers.script) cannot be used: {why}",
+                path.display()
+            ))
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
+        serde_json::from_str(&text).map_err(|error| fault(error.to_string()))
+    }
+
+    fn caller_line(&self, seconds: f64) -> &str {
+        let distance = |line: &&CallerLine| (line.seconds - seconds).abs();
+        self.caller
+            .iter()
+            .min_by(|a, b| distance(a).total_cmp(&distance(b)))
+            .map_or("", |line| &line.text)
+    }
+
+    fn agent_line(&self, messages: &[ChatMessage]) -> AgentLine {
+        let otherwise = || AgentLine {
+            when: None,
+            after_tool: None,
+            say: self.otherwise.clone(),
+            tool: None,
+        };
+        let tool = match messages.last() {
+            Some(ChatMessage::Tool { call_id, .. }) => tool_name(messages, call_id),
+            _ => None,
+        };
+        let heard = messages.iter().rev().find_map(|message| match message {
+            ChatMessage::User(text) => Some(text.to_lowercase()),
+            _ => None,
+        });
+        let heard = heard.unwrap_or_default();
+        let fits = |line: &&AgentLine| match (&line.after_tool, &tool) {
+            (Some(wanted), Some(tool)) => wanted == tool,
+            (None, None) => line
+                .when
+                .as_ref()
+                .is_some_and(|when| heard.contains(&when.to_lowercase())),
+            _ => false,
+        };
+        match self.agent.iter().find(fits) {
+            Some(line) => line.clone(),
+            // After a tool that nothing is to be said about, all has been said.
+            None if tool.is_some() => AgentLine {
+                say: String::new(),
+                ..otherwise()
+            },
+            None => otherwise(),
+        }
+    }
+}
+
+fn tool_name(messages: &[ChatMessage], id: &str) -> Option<String> {
+    messages.iter().rev().find_map(|message| match message {
+        ChatMessage::Assistant { tool_calls, .. } => tool_calls
+            .iter()
+            .find(|call| call.id == id)
+            .map(|call| call.name.clone()),
+        _ => None,
+    })
+}
+
+/// All three providers of a prepared conversation.
+pub struct Scripted {
+    script: Arc<Script>,
+}
+
+impl Scripted {
+    /// Plays `script`.
+    pub fn new(script: Script) -> Self {
+        Self {
+            script: Arc::new(script),
+        }
+    }
+}
+
+#[async_trait]
+impl SpeechToText for Scripted {
+    fn name(&self) -> &str {
+        "scripted"
+    }
+
+    async fn transcribe(&self, segment: SpeechSegment) -> Result<Transcript, ProviderError> {
+        sleep(Duration::from_millis(self.script.delays.stt_ms)).await;
+        let text = self.script.caller_line(segment.duration().as_secs_f64());
+        Ok(Transcript {
+            text: text.to_owned(),
+            confidence: Some(1.0),
+        })
+    }
+}
+
+#[async_trait]
+impl ChatModel for Scripted {
+    fn name(&self) -> &str {
+        "scripted"
+    }
+
+    async fn chat(&self, request: ChatRequest) -> Result<ChatStream, ProviderError> {
+        let line = self.script.agent_line(&request.messages);
+        let delays = self.script.delays;
+        let mut chunks: Vec<ChatChunk> = line
+            .say
+            .split_inclusive(' ')
+            .map(|word| ChatChunk::Text(word.to_owned()))
+            .collect();
+        if let Some(tool) = line.tool {
+            let arguments = if tool.arguments.is_null() {
+                "{}".to_owned()
+            } else {
+                tool.arguments.to_string()
+            };
+            chunks.push(ChatChunk::ToolCall(ToolCall {
+                id: format!("call_{}", request.messages.len()),
+                name: tool.name,
+                arguments,
+            }));
+        }
+        let chunks = chunks.into_iter().enumerate();
+        Ok(stream::iter(chunks)
+            .then(move |(index, chunk)| async move {
+                let pause = if index == 0 {
+                    delays.llm_ms
+                } else {
+                    delays.word_ms
+                };
+                sleep(Duration::from_millis(pause)).await;
+                Ok(chunk)
+            })
+            .boxed())
+    }
+}
+
+#[async_trait]
+impl TextToSpeech for Scripted {
+    fn name(&self) -> &str {
+        "scripted"
+    }
+
+    fn sample_rate_hz(&self) -> u32 {
+        SAMPLE_RATE_HZ
+    }
+
+    async fn synthesize(&self, request: SpeechRequest) -> Result<SpeechStream, ProviderError> {
+        let delay = Duration::from_millis(self.script.delays.tts_ms);
+        let pieces: Vec<Vec<i16>> = hum(&request.text)
+            .chunks(PIECE)
+            .map(<[i16]>::to_vec)
+            .collect();
+        Ok(stream::iter(pieces.into_iter().enumerate())
+            .then(move |(index, piece)| async move {
+                if index == 0 {
+                    sleep(delay).await;
+                }
+                Ok(piece)
+            })
+            .boxed())
+    }
+}
+
+/// A hum as long as `text` takes to say: each letter has its own colour, words are set apart by a dip that is never silent.
+fn hum(text: &str) -> Vec<i16> {
+    const LEVEL: f32 = 9_000.0;
+    const PITCH_HZ: f32 = 130.0;
+    let letters: Vec<char> = text.chars().collect();
+    let per_letter = SAMPLE_RATE_HZ as f32 / CHARACTERS_PER_S;
+    let length = (letters.len() as f32 * per_letter) as usize;
+    let mut phase = 0.0f32;
+    let mut level = 0.0f32;
+    (0..length)
+        .map(|at| {
+            let index = (at as f32 / per_letter) as usize;
+            let letter = letters.get(index).copied().unwrap_or(' ');
+            let said = index as f32 / letters.len().max(1) as f32;
+            let target = if letter.is_alphanumeric() { 1.0 } else { 0.25 };
+            level += (target - level) / (SAMPLE_RATE_HZ as f32 * 0.008);
+            // The pitch sinks over a sentence, as a speaker's does.
+            phase = (phase + PITCH_HZ * (1.1 - 0.2 * said) / SAMPLE_RATE_HZ as f32).fract();
+            let colour = (u32::from(letter) % 7) as f32 / 7.0;
+            let wave = (TAU * phase).sin()
+                + 0.5 * (TAU * phase * 2.0).sin()
+                + colour * (TAU * phase * 5.0).sin();
+            (LEVEL * level * wave / 2.0) as i16
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn script() -> Script {
+        let line = |when: Option<&str>, after: Option<&str>, say: &str| AgentLine {
+            when: when.map(str::to_owned),
+            after_tool: after.map(str::to_owned),
+            say: say.to_owned(),
+            tool: None,
+        };
+        Script {
+            caller: vec![
+                CallerLine {
+                    seconds: 2.0,
+                    text: "short".into(),
+                },
+                CallerLine {
+                    seconds: 6.0,
+                    text: "long".into(),
+                },
+            ],
+            agent: vec![
+                line(Some("Short"), None, "yes"),
+                line(None, Some("create_lead"), "done"),
+            ],
+            otherwise: "what".into(),
+            delays: Delays::default(),
+        }
+    }
+
+    #[test]
+    fn speech_is_told_by_its_length_and_answers_by_the_last_words() {
+        let script = script();
+        assert_eq!(script.caller_line(2.7), "short");
+        assert_eq!(script.caller_line(5.0), "long");
+        let user = |text: &str| ChatMessage::User(text.into());
+        assert_eq!(script.agent_line(&[user("it is SHORT")]).say, "yes");
+        assert_eq!(script.agent_line(&[user("else")]).say, "what");
+        let call = ToolCall {
+            id: "1".into(),
+            name: "create_lead".into(),
+            arguments: "{}".into(),
+        };
+        let asked = ChatMessage::Assistant {
+            text: String::new(),
+            tool_calls: vec![call],
+        };
+        let answered = ChatMessage::Tool {
+            call_id: "1".into(),
+            output: "ok".into(),
+        };
+        assert_eq!(
+            script.agent_line(&[user("short"), asked, answered]).say,
+            "done"
+        );
+        let call = ToolCall {
+            id: "1".into(),
+            name: "detect_intent".into(),
+            arguments: "{}".into(),
+        };
+        let asked = ChatMessage::Assistant {
+            text: "said".into(),
+            tool_calls: vec![call],
+        };
+        let answered = ChatMessage::Tool {
+            call_id: "1".into(),
+            output: "ok".into(),
+        };
+        assert_eq!(script.agent_line(&[user("short"), asked, answered]).say, "");
+    }
+
+    #[test]
+    fn the_voice_is_as_long_as_the_words_and_never_silent_within_them() {
+        let sound = hum("We open at nine.");
+        assert_eq!(sound.len(), SAMPLE_RATE_HZ as usize);
+        let quietest = sound[1_200..]
+            .chunks(480)
+            .map(|piece| {
+                piece
+                    .iter()
+                    .map(|sample| sample.unsigned_abs())
+                    .max()
+                    .unwrap_or(0)
+            })
+            .min();
+        assert!(quietest > Some(600), "{quietest:?}");
+    }
+}

@@ -1,0 +1,837 @@
+//! Does what the turn machine decides: owns the clock, the caller's sound, the requests to recognition, the one reply and the
+//! history.
+//!
+//! Everything runs inside one future. Its parts are polled by one `select!`, so that a part that is dropped has stopped, and nothing
+//! changes between looking and acting: no handler here awaits anything.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, FutureExt, join_all};
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::config::ms;
+use super::playout::{PlayMode, Track};
+use super::reply::{self, ReplyEvent, Source, Studio};
+use super::turn::{
+    Failure, Input, Output, Prompt, ReplyId, SegmentId, Time, TurnMachine, UserTurn,
+};
+use super::vad::{Vad, VadEvent};
+use super::{AudioFrame, Conversation, INPUT_SAMPLE_RATE_HZ, VoiceCommand, VoiceEnd, VoiceEvent};
+use crate::providers::llm::{ChatMessage, ToolCall};
+use crate::providers::stt::{SpeechSegment, SpeechToText, Transcript};
+use crate::providers::{Component, ProviderError};
+use crate::session::{ConversationItem, TurnMetrics, Usage};
+use crate::tools::{ToolEffect, ToolOutput};
+
+/// Events that wait for a slow reader. Beyond that, states and transcripts are dropped; items are not.
+const MAX_WAITING_EVENTS: usize = 512;
+
+/// Events of a reply that wait for the driver.
+const REPLY_EVENTS: usize = 32;
+
+/// How often the machine hears that the caller's line is alive, in samples: 250 ms.
+const LEVEL_PERIOD: usize = INPUT_SAMPLE_RATE_HZ as usize / 4;
+
+/// Mean square above which a line is loud: -40 dBFS.
+const LOUD: f64 = 328.0 * 328.0;
+
+/// A line that goes dead in mid speech is silent, for the detector as for everybody.
+const DEAD_LINE: Duration = Duration::from_millis(400);
+
+/// Time-out for the last events and the last tools, when everything else is over.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Conversation {
+    /// Holds the conversation until one side ends it. `audio` is the caller's sound; its end does not end the conversation, but that
+    /// of `commands` does. Dropping the future stops everything at once, without a trace of what was being said.
+    pub async fn run(
+        self,
+        audio: mpsc::Receiver<AudioFrame>,
+        commands: mpsc::Receiver<VoiceCommand>,
+        events: mpsc::Sender<VoiceEvent>,
+    ) -> VoiceEnd {
+        Driver::new(self).run(audio, commands, events).await
+    }
+}
+
+/// The reply that exists.
+struct ActiveReply {
+    id: ReplyId,
+    track: Arc<Track>,
+    making: BoxFuture<'static, Result<(), Failure>>,
+    events: mpsc::Receiver<ReplyEvent>,
+    /// The tools that it waits for.
+    wanted: Option<WantedTools>,
+    /// The tools that it has used, by round.
+    tool_steps: Vec<ToolStep>,
+    /// Sentences that the world has been told about.
+    announced: usize,
+    speech_ended: Option<Time>,
+    first_sound: Option<Time>,
+    ready: Option<Time>,
+    metrics: TurnMetrics,
+}
+
+struct WantedTools {
+    calls: Vec<ToolCall>,
+    outputs: oneshot::Sender<Vec<ToolOutput>>,
+}
+
+struct ToolStep {
+    calls: Vec<ToolCall>,
+    outputs: Vec<String>,
+}
+
+/// One request to recognition.
+struct Transcription {
+    segment: SegmentId,
+    request: BoxFuture<'static, Result<Transcript, Failure>>,
+}
+
+/// Tools that have run.
+struct ToolsRun {
+    reply: ReplyId,
+    wanted: WantedTools,
+    results: Vec<(ToolOutput, Duration)>,
+}
+
+/// What the driver's `select!` has come upon.
+enum Happening {
+    Command(Option<VoiceCommand>),
+    Reply(ReplyEvent),
+    ReplyOver(Result<(), Failure>),
+    Transcribed(SegmentId, Result<Transcript, Failure>),
+    ToolsRun(ToolsRun),
+    Audio(Option<AudioFrame>),
+    EventSent,
+    Deadline,
+}
+
+struct Driver {
+    machine: TurnMachine,
+    studio: Arc<Studio>,
+    stt: Arc<dyn SpeechToText>,
+    instructions: String,
+    greeting: Option<String>,
+    history: Vec<ChatMessage>,
+    vad: Vad,
+    vad_events: Vec<VadEvent>,
+    level: (usize, f64),
+    last_audio: Instant,
+    active: Option<ActiveReply>,
+    transcriptions: Vec<Transcription>,
+    tools: FuturesUnordered<BoxFuture<'static, ToolsRun>>,
+    prewarming: Option<BoxFuture<'static, ()>>,
+    outbox: VecDeque<VoiceEvent>,
+    began: Instant,
+    began_at: DateTime<Utc>,
+    heard_once: bool,
+    end: Option<VoiceEnd>,
+}
+
+impl Driver {
+    fn new(conversation: Conversation) -> Self {
+        let Conversation {
+            config,
+            instructions,
+            greeting,
+            language,
+            voice,
+            stt,
+            llm,
+            tts,
+            tools,
+            output,
+        } = conversation;
+        let early_pause = if config.turn.preemptive {
+            config.turn.early_transcription_ms
+        } else {
+            config.vad.min_silence_ms
+        };
+        let prewarming = {
+            let (stt, llm, tts) = (stt.clone(), llm.clone(), tts.clone());
+            async move {
+                tokio::join!(stt.prewarm(), llm.prewarm(), tts.prewarm());
+            }
+            .boxed()
+        };
+        Self {
+            machine: TurnMachine::new(config.turn, config.lines, tools.timeout()),
+            vad: Vad::new(config.vad, early_pause),
+            studio: Arc::new(Studio {
+                limits: config.limits,
+                voice,
+                language,
+                llm,
+                tts,
+                tools,
+                output,
+            }),
+            stt,
+            instructions,
+            greeting,
+            history: Vec::new(),
+            vad_events: Vec::new(),
+            level: (0, 0.0),
+            last_audio: Instant::now(),
+            active: None,
+            transcriptions: Vec::new(),
+            tools: FuturesUnordered::new(),
+            prewarming: Some(prewarming),
+            outbox: VecDeque::new(),
+            began: Instant::now(),
+            began_at: Utc::now(),
+            heard_once: false,
+            end: None,
+        }
+    }
+
+    async fn run(
+        mut self,
+        mut audio: mpsc::Receiver<AudioFrame>,
+        mut commands: mpsc::Receiver<VoiceCommand>,
+        events: mpsc::Sender<VoiceEvent>,
+    ) -> VoiceEnd {
+        let mut audio_open = true;
+        let greeting = self.greeting.take();
+        self.tell(Input::Started { greeting });
+        let end = loop {
+            if let Some(end) = self.end.take() {
+                break end;
+            }
+            match self
+                .next(&mut audio, &mut audio_open, &mut commands, &events)
+                .await
+            {
+                Happening::Command(command) => self.command(command),
+                Happening::Reply(event) => self.reply_event(event),
+                Happening::ReplyOver(result) => self.reply_over(result),
+                Happening::Transcribed(segment, result) => self.transcribed(segment, result),
+                Happening::ToolsRun(run) => self.tools_run(run),
+                Happening::Audio(Some(frame)) => {
+                    self.last_audio = Instant::now();
+                    self.hear(&frame);
+                }
+                Happening::Audio(None) => audio_open = false,
+                Happening::EventSent => {}
+                Happening::Deadline => self.deadline(),
+            }
+        };
+        self.finish(&events).await;
+        end
+    }
+
+    /// Waits for the next thing to happen.
+    async fn next(
+        &mut self,
+        audio: &mut mpsc::Receiver<AudioFrame>,
+        audio_open: &mut bool,
+        commands: &mut mpsc::Receiver<VoiceCommand>,
+        events: &mpsc::Sender<VoiceEvent>,
+    ) -> Happening {
+        let deadline = self.next_deadline();
+        let Self {
+            active,
+            transcriptions,
+            tools,
+            outbox,
+            prewarming,
+            ..
+        } = self;
+        tokio::select! {
+            biased;
+            command = commands.recv() => Happening::Command(command),
+            happening = next_of_reply(active) => happening,
+            (segment, result) = next_transcript(transcriptions) => Happening::Transcribed(segment, result),
+            Some(run) = tools.next(), if !tools.is_empty() => Happening::ToolsRun(run),
+            place = events.reserve(), if !outbox.is_empty() => {
+                match (place, outbox.pop_front()) {
+                    (Ok(place), Some(event)) => place.send(event),
+                    // Nobody listens; the conversation goes on all the same.
+                    _ => outbox.clear(),
+                }
+                Happening::EventSent
+            }
+            frame = audio.recv(), if *audio_open => Happening::Audio(frame),
+            () = async { match prewarming { Some(warming) => warming.await, None => std::future::pending().await } } => {
+                *prewarming = None;
+                Happening::EventSent
+            }
+            () = sleep_until(deadline) => Happening::Deadline,
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        // Nothing to wait for is rare and short; a look once a minute costs nothing.
+        let far = self.began + self.now() + Duration::from_secs(60);
+        let machine = self
+            .machine
+            .next_deadline()
+            .map_or(far, |deadline| self.began + deadline);
+        if self.vad.in_speech() {
+            machine.min(self.last_audio + DEAD_LINE)
+        } else {
+            machine
+        }
+    }
+
+    fn deadline(&mut self) {
+        if self.vad.in_speech() && self.last_audio.elapsed() >= DEAD_LINE {
+            self.last_audio = Instant::now();
+            let silence =
+                vec![0; (DEAD_LINE.as_secs_f64() * f64::from(INPUT_SAMPLE_RATE_HZ)) as usize];
+            self.vad_hears(&silence);
+        }
+        self.tell(Input::Tick);
+    }
+
+    /// After the end: what was promised to be written down is, and nothing is left running.
+    async fn finish(&mut self, events: &mpsc::Sender<VoiceEvent>) {
+        self.transcriptions.clear();
+        let tools = async {
+            while let Some(run) = self.tools.next().await {
+                for (call, (output, took)) in run.wanted.calls.iter().zip(&run.results) {
+                    self.outbox.push_back(tool_called(call, output, *took));
+                }
+            }
+        };
+        // A lead that is being taken when the caller hangs up is taken.
+        let _ = timeout(FLUSH_TIMEOUT, tools).await;
+        let outbox = std::mem::take(&mut self.outbox);
+        let flush = async {
+            for event in outbox {
+                if events.send(event).await.is_err() {
+                    break;
+                }
+            }
+        };
+        if timeout(FLUSH_TIMEOUT, flush).await.is_err() {
+            tracing::warn!("the last events of the conversation were not taken in time");
+        }
+    }
+
+    // ---- what happened ----
+
+    fn now(&self) -> Time {
+        self.began.elapsed()
+    }
+
+    fn tell(&mut self, input: Input) {
+        for output in self.machine.handle(self.now(), input) {
+            self.act(output);
+        }
+    }
+
+    fn command(&mut self, command: Option<VoiceCommand>) {
+        match command {
+            Some(VoiceCommand::Say {
+                text,
+                allow_interruptions,
+            }) => {
+                self.tell(Input::Say {
+                    text,
+                    interruptible: allow_interruptions,
+                });
+            }
+            Some(VoiceCommand::UserText(text)) => self.tell(Input::UserText(text)),
+            Some(VoiceCommand::Close { reason, say }) => {
+                tracing::debug!(reason, "the conversation is to end");
+                self.tell(Input::Close { say });
+            }
+            Some(VoiceCommand::Stop) | None => self.tell(Input::Stop),
+        }
+    }
+
+    fn hear(&mut self, frame: &[i16]) {
+        self.level.0 += frame.len();
+        self.level.1 += frame
+            .iter()
+            .map(|sample| f64::from(*sample).powi(2))
+            .sum::<f64>();
+        if self.level.0 >= LEVEL_PERIOD {
+            let loud = self.level.1 / self.level.0 as f64 > LOUD;
+            self.level = (0, 0.0);
+            self.tell(Input::CallerAudio { loud });
+        }
+        self.vad_hears(frame);
+    }
+
+    fn vad_hears(&mut self, sound: &[i16]) {
+        let mut events = std::mem::take(&mut self.vad_events);
+        self.vad.push(sound, &mut events);
+        for event in events.drain(..) {
+            let now = self.now();
+            let position = self.vad.position();
+            // The last sample has just arrived; earlier ones came before it by as much as they are earlier.
+            let at = |sample: u64| {
+                let ago = position.saturating_sub(sample) as f64 / f64::from(INPUT_SAMPLE_RATE_HZ);
+                now.saturating_sub(Duration::from_secs_f64(ago))
+            };
+            self.tell(match event {
+                VadEvent::Started { onset } => Input::SpeechStarted { onset: at(onset) },
+                VadEvent::Paused => Input::SpeechPaused,
+                VadEvent::Resumed => Input::SpeechResumed,
+                VadEvent::Ended { end } => Input::SpeechEnded { end: at(end) },
+            });
+        }
+        self.vad_events = events;
+    }
+
+    fn transcribed(&mut self, segment: SegmentId, result: Result<Transcript, Failure>) {
+        self.tell(match result {
+            Ok(Transcript { text, confidence }) => Input::Transcript {
+                segment,
+                text,
+                confidence,
+                is_final: true,
+            },
+            Err(failure) => Input::TranscriptionFailed { segment, failure },
+        });
+    }
+
+    fn reply_event(&mut self, event: ReplyEvent) {
+        let now = self.now();
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        let reply = active.id;
+        match event {
+            ReplyEvent::AudioReady => {
+                active.ready = Some(now);
+                self.tell(Input::AudioReady { reply });
+            }
+            ReplyEvent::Progress { first } => {
+                if first {
+                    self.first_sound();
+                }
+                self.announce_sentences();
+                self.tell(Input::Progress { reply });
+            }
+            ReplyEvent::ToolsWanted { calls, outputs } => {
+                active.wanted = Some(WantedTools { calls, outputs });
+                self.tell(Input::ToolsWanted { reply });
+            }
+            ReplyEvent::LlmFirstToken(took) => {
+                active.metrics.llm_ttft_ms.get_or_insert(millis(took));
+            }
+            ReplyEvent::TtsFirstByte(took) => active.metrics.tts_ttfb_ms = Some(millis(took)),
+            ReplyEvent::Usage(usage) => self.emit(VoiceEvent::Usage(usage)),
+            ReplyEvent::Trouble(failure) => {
+                self.report(failure.component.as_str(), failure.message, true)
+            }
+        }
+    }
+
+    fn reply_over(&mut self, result: Result<(), Failure>) {
+        // Its last events came before its end.
+        while let Some(event) = self
+            .active
+            .as_mut()
+            .and_then(|active| active.events.try_recv().ok())
+        {
+            self.reply_event(event);
+        }
+        let Some(active) = self.active.take() else {
+            return;
+        };
+        let reply = active.id;
+        match result {
+            Ok(()) => {
+                self.write_down(active, Duration::ZERO, false);
+                self.tell(Input::ReplyFinished { reply });
+            }
+            Err(failure) => {
+                let queued = self.studio.output.queued();
+                self.write_down(active, queued, true);
+                self.tell(Input::ReplyFailed { reply, failure });
+            }
+        }
+    }
+
+    fn first_sound(&mut self) {
+        let now = self.now();
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        active.first_sound = Some(now);
+        active.metrics.started_speaking_at = Some(self.began_at + now);
+        active.metrics.playback_latency_ms =
+            active.ready.map(|ready| millis(now.saturating_sub(ready)));
+        let latency = active.speech_ended.map(|ended| now.saturating_sub(ended));
+        active.metrics.e2e_latency_ms = latency.map(millis);
+        if !std::mem::replace(&mut self.heard_once, true) {
+            self.emit(VoiceEvent::FirstAudio);
+        }
+        if let Some(latency) = latency {
+            self.emit(VoiceEvent::TurnAnswered { latency });
+        }
+    }
+
+    fn announce_sentences(&mut self) {
+        let queued = self.studio.output.queued();
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        let begun: Vec<String> = active
+            .track
+            .lock()
+            .begun(queued)
+            .skip(active.announced)
+            .map(str::to_owned)
+            .collect();
+        let segment_id = format!("reply_{}", active.id.0);
+        for text in begun {
+            let delta = if active.announced == 0 {
+                text
+            } else {
+                format!(" {text}")
+            };
+            active.announced += 1;
+            self.outbox.push_back(VoiceEvent::AgentTranscript {
+                segment_id: segment_id.clone(),
+                delta,
+                is_final: false,
+            });
+        }
+    }
+
+    fn tools_run(&mut self, run: ToolsRun) {
+        let ToolsRun {
+            reply,
+            wanted: WantedTools { calls, outputs },
+            results,
+        } = run;
+        for (call, (output, took)) in calls.iter().zip(&results) {
+            self.emit(tool_called(call, output, *took));
+        }
+        let results: Vec<ToolOutput> = results.into_iter().map(|(output, _)| output).collect();
+        let end_call = results
+            .iter()
+            .any(|output| output.effect == ToolEffect::EndCall);
+        let step = ToolStep {
+            calls,
+            outputs: results.iter().map(|output| output.text.clone()).collect(),
+        };
+        match self.active.as_mut().filter(|active| active.id == reply) {
+            Some(active) => active.tool_steps.push(step),
+            // The reply is gone, but not what its tools did.
+            None => self.remember(String::new(), Some(step)),
+        }
+        let _ = outputs.send(results);
+        self.tell(Input::ToolsDone { reply, end_call });
+    }
+
+    // ---- what to do ----
+
+    fn act(&mut self, output: Output) {
+        match output {
+            Output::Transcribe { segment } => self.transcribe(segment),
+            Output::DropTranscription { segment } => self
+                .transcriptions
+                .retain(|request| request.segment != segment),
+            Output::StartReply { reply, prompt } => self.start_reply(reply, prompt),
+            Output::Play { speech_ended, .. } => {
+                if let Some(active) = &mut self.active {
+                    active.speech_ended = speech_ended;
+                    active.track.set_mode(PlayMode::Playing);
+                }
+            }
+            Output::RunTools { reply } => self.run_tools(reply),
+            Output::Pause { .. } => {
+                if let Some(active) = &self.active {
+                    active.track.set_mode(PlayMode::Paused);
+                    let unheard = self.studio.output.queued();
+                    self.studio.output.clear();
+                    active.track.lock().rewind(unheard);
+                }
+            }
+            Output::Resume { .. } => {
+                if let Some(active) = &self.active {
+                    active.track.set_mode(PlayMode::Playing);
+                }
+            }
+            Output::Cancel { .. } => self.cancel_reply(),
+            Output::CommitUser(turn) => self.commit_user(turn),
+            Output::AgentState(state) => self.emit(VoiceEvent::AgentState(state)),
+            Output::UserState(state) => self.emit(VoiceEvent::UserState(state)),
+            Output::UserTranscript {
+                segment,
+                text,
+                is_final,
+            } => {
+                self.emit(VoiceEvent::UserTranscript {
+                    segment_id: format!("speech_{}", segment.0),
+                    text,
+                    is_final,
+                });
+            }
+            Output::FalseInterruption => self.emit(VoiceEvent::FalseInterruption),
+            Output::RestartHearing => self.vad.reset(),
+            Output::Report {
+                component,
+                message,
+                recoverable,
+            } => self.report(component, message, recoverable),
+            Output::End(end) => self.end = Some(end),
+        }
+    }
+
+    fn transcribe(&mut self, segment: SegmentId) {
+        self.transcriptions
+            .retain(|request| request.segment != segment);
+        let sound = SpeechSegment {
+            samples: self.vad.segment(),
+            sample_rate_hz: INPUT_SAMPLE_RATE_HZ,
+            language: self.studio.language.clone(),
+        };
+        self.emit(VoiceEvent::Usage(Usage {
+            stt_requests: 1,
+            stt_audio_ms: millis(sound.duration()),
+            ..Usage::default()
+        }));
+        let (stt, studio) = (self.stt.clone(), self.studio.clone());
+        let request = async move {
+            let limits = &studio.limits;
+            let ask = || -> BoxFuture<'_, Result<Transcript, ProviderError>> {
+                let request = stt.transcribe(sound.clone());
+                let name = stt.name();
+                Box::pin(async move {
+                    let after = limits.request_timeout_ms;
+                    timeout(ms(after), request).await.unwrap_or_else(|_| {
+                        Err(ProviderError::temporary(format!(
+                            "{name} sent no transcript for {after} ms"
+                        )))
+                    })
+                })
+            };
+            reply::with_retries(limits, Component::Stt, ask).await
+        };
+        self.transcriptions.push(Transcription {
+            segment,
+            request: request.boxed(),
+        });
+    }
+
+    fn start_reply(&mut self, id: ReplyId, prompt: Prompt) {
+        let source = match prompt {
+            Prompt::Say { text } => Source::Line(text),
+            Prompt::Answer { to } => {
+                let mut messages = Vec::with_capacity(self.history.len() + 2);
+                messages.push(ChatMessage::System(self.instructions.clone()));
+                messages.extend(self.history.iter().cloned());
+                messages.push(ChatMessage::User(to));
+                Source::Model(messages)
+            }
+        };
+        let track = Arc::new(Track::new(self.studio.output.sample_rate_hz()));
+        let (sender, events) = mpsc::channel(REPLY_EVENTS);
+        let making = reply::make(self.studio.clone(), source, track.clone(), sender).boxed();
+        self.active = Some(ActiveReply {
+            id,
+            track,
+            making,
+            events,
+            wanted: None,
+            tool_steps: Vec::new(),
+            announced: 0,
+            speech_ended: None,
+            first_sound: None,
+            ready: None,
+            metrics: TurnMetrics::default(),
+        });
+    }
+
+    fn run_tools(&mut self, reply: ReplyId) {
+        let Some(wanted) = self.active.as_mut().and_then(|active| active.wanted.take()) else {
+            return;
+        };
+        let tools = self.studio.tools.clone();
+        self.tools.push(
+            async move {
+                let calls = wanted.calls.iter().map(|call| {
+                    let tools = &tools;
+                    async move {
+                        let began = Instant::now();
+                        let output = tools.call(&call.name, &call.arguments).await;
+                        (output, began.elapsed())
+                    }
+                });
+                let results = join_all(calls).await;
+                ToolsRun {
+                    reply,
+                    wanted,
+                    results,
+                }
+            }
+            .boxed(),
+        );
+    }
+
+    fn cancel_reply(&mut self) {
+        let Some(active) = self.active.take() else {
+            return;
+        };
+        let queued = self.studio.output.queued();
+        if active.track.lock().mode() != PlayMode::Held {
+            self.studio.output.clear();
+        }
+        // What a pause has cleared is not in the output any more.
+        self.write_down(active, queued, true);
+    }
+
+    /// The reply is over: what was heard of it goes to the record and into the history.
+    fn write_down(&mut self, active: ActiveReply, queued: Duration, cut_off: bool) {
+        let heard = active.track.lock().heard(queued);
+        let ActiveReply {
+            id,
+            tool_steps,
+            mut metrics,
+            first_sound,
+            announced,
+            making,
+            ..
+        } = active;
+        drop(making);
+        if announced > 0 {
+            let segment_id = format!("reply_{}", id.0);
+            self.emit(VoiceEvent::AgentTranscript {
+                segment_id,
+                delta: String::new(),
+                is_final: true,
+            });
+        }
+        let whole = heard.iter().all(|step| step.whole);
+        let texts: Vec<String> = heard.into_iter().map(|step| step.text).collect();
+        let content = texts
+            .iter()
+            .filter(|text| !text.is_empty())
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(" ");
+        let mut texts = texts.into_iter();
+        for step in tool_steps {
+            self.remember(texts.next().unwrap_or_default(), Some(step));
+        }
+        for text in texts {
+            self.remember(text, None);
+        }
+        if content.is_empty() {
+            return;
+        }
+        let now = self.now();
+        if first_sound.is_some() {
+            metrics.stopped_speaking_at = Some(self.began_at + now);
+        }
+        let mut item = ConversationItem::assistant(content, self.began_at + now);
+        item.interrupted = cut_off && !whole;
+        item.metrics = Some(metrics);
+        self.emit(VoiceEvent::ItemCommitted(item));
+    }
+
+    /// One round of the model in the history; a request for tools never without its answers.
+    fn remember(&mut self, text: String, step: Option<ToolStep>) {
+        let (tool_calls, outputs) = step
+            .map(|step| (step.calls, step.outputs))
+            .unwrap_or_default();
+        if text.is_empty() && tool_calls.is_empty() {
+            return;
+        }
+        let ids: Vec<String> = tool_calls.iter().map(|call| call.id.clone()).collect();
+        self.history
+            .push(ChatMessage::Assistant { text, tool_calls });
+        self.history.extend(
+            ids.into_iter()
+                .zip(outputs)
+                .map(|(call_id, output)| ChatMessage::Tool { call_id, output }),
+        );
+    }
+
+    fn commit_user(&mut self, turn: UserTurn) {
+        self.history.push(ChatMessage::User(turn.text.clone()));
+        let since_speech = |at: Time| {
+            turn.speech_ended
+                .map(|ended| millis(at.saturating_sub(ended)))
+        };
+        let metrics = TurnMetrics {
+            started_speaking_at: turn.speech_started.map(|at| self.began_at + at),
+            stopped_speaking_at: turn.speech_ended.map(|at| self.began_at + at),
+            transcription_delay_ms: since_speech(turn.transcribed),
+            end_of_turn_delay_ms: since_speech(turn.decided),
+            ..TurnMetrics::default()
+        };
+        let mut item = ConversationItem::user(turn.text, self.began_at + self.now());
+        item.transcript_confidence = turn.confidence;
+        item.metrics = Some(metrics);
+        self.emit(VoiceEvent::ItemCommitted(item));
+    }
+
+    fn report(&mut self, component: &str, message: String, recoverable: bool) {
+        tracing::warn!(
+            component,
+            recoverable,
+            "trouble in the conversation: {message}"
+        );
+        self.emit(VoiceEvent::Error {
+            component: component.to_owned(),
+            message,
+            recoverable,
+        });
+    }
+
+    fn emit(&mut self, event: VoiceEvent) {
+        let must_arrive = matches!(
+            event,
+            VoiceEvent::ItemCommitted(_) | VoiceEvent::ToolCalled { .. } | VoiceEvent::Usage(_)
+        );
+        if must_arrive || self.outbox.len() < MAX_WAITING_EVENTS {
+            self.outbox.push_back(event);
+        }
+    }
+}
+
+fn tool_called(call: &ToolCall, output: &ToolOutput, took: Duration) -> VoiceEvent {
+    VoiceEvent::ToolCalled {
+        name: call.name.clone(),
+        duration_ms: millis(took),
+        is_error: output.is_error,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The reply's next event, or its end.
+async fn next_of_reply(active: &mut Option<ActiveReply>) -> Happening {
+    let Some(active) = active else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        biased;
+        Some(event) = active.events.recv() => Happening::Reply(event),
+        result = &mut active.making => Happening::ReplyOver(result),
+    }
+}
+
+/// The next answer of recognition. Pending while nothing is asked.
+async fn next_transcript(
+    transcriptions: &mut Vec<Transcription>,
+) -> (SegmentId, Result<Transcript, Failure>) {
+    poll_fn(|context| {
+        for at in 0..transcriptions.len() {
+            if let Poll::Ready(result) = transcriptions[at].request.as_mut().poll(context) {
+                return Poll::Ready((transcriptions.swap_remove(at).segment, result));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}

@@ -11,6 +11,7 @@ use crate::agents::{self, Agents};
 use crate::egress::{self, Egress};
 use crate::room_service;
 use crate::server::Server;
+use crate::sip::{self, Sip};
 use crate::twirp::{Call, Code, TwirpError};
 use crate::webhooks::Webhooks;
 
@@ -19,11 +20,13 @@ struct Api {
     server: Server,
     agents: Agents,
     egress: Egress,
+    sip: Sip,
 }
 
 /// The routes, and the tasks behind them, which end with the server.
 pub(crate) fn router(server: Server) -> Router {
     let agents = Agents::new(server.clone());
+    let sip = Sip::new(server.clone());
     let webhooks = Webhooks::new(server.clone());
     let egress = Egress::new(server.clone(), webhooks.clone());
     server
@@ -40,6 +43,7 @@ pub(crate) fn router(server: Server) -> Router {
         server,
         agents,
         egress,
+        sip,
     };
     Router::new()
         .route("/twirp/{service}/{method}", any(call))
@@ -61,6 +65,7 @@ async fn call(
     };
     let response = match service.as_str() {
         "livekit.RoomService" => room_service::serve(api.server.rooms(), &method, call).await,
+        "livekit.SIP" => sip::serve(&api.sip, &method, call).await,
         "livekit.Egress" => egress::serve(&api.egress, &method, call).await,
         "livekit.AgentDispatchService" => agents::serve(&api.agents, &method, call).await,
         _ => None,

@@ -20,6 +20,8 @@ pub const JOB: &str = "AJ_";
 pub const WORKER: &str = "AW_";
 /// `EG_`, a recording.
 pub const EGRESS: &str = "EG_";
+/// `SCL_`, a telephone call.
+pub const SIP_CALL: &str = "SCL_";
 /// `EV_`, a webhook.
 pub const EVENT: &str = "EV_";
 /// `ND_`, this server.

@@ -10,7 +10,7 @@
 //! - `room`: one room's state. `speakers`: who speaks.
 //! - `api`: the routes of API calls. `twirp`: their protocol. `room_service`: rooms and participants by API.
 //! - `agents`: workers, dispatches and jobs. `egress`: recordings.
-//! - `webhooks`: telling others what happened.
+//! - `sip`: simulated telephone calls. `webhooks`: telling others what happened.
 //! - `signal`: a client's WebSocket. `peer`: the task that owns a participant's connections.
 //! - `transport`: one peer connection. `network`: its sockets. `sdp`: what descriptions say beyond negotiation.
 //!   `forward`: how forwarded packets are numbered.
@@ -38,6 +38,7 @@ pub mod rooms;
 pub(crate) mod sdp;
 pub mod server;
 pub(crate) mod signal;
+pub(crate) mod sip;
 pub(crate) mod speakers;
 #[cfg(test)]
 mod testkit;

@@ -224,16 +224,20 @@ impl RecordingResolver {
             Resolution::NotYet(waited_for) => waited_for,
             other => return other,
         };
-        let wait =
-            TimeDelta::seconds(i64::try_from(self.config.wait_s).unwrap_or(i64::MAX / 1_000_000));
         // A record without any time is not waited for: there is nothing to measure the wait from.
-        match record.ended_at() {
-            Some(end) if now < end + wait => Resolution::NotYet(waited_for),
+        match self.deadline(record) {
+            Some(deadline) if now < deadline => Resolution::NotYet(waited_for),
             _ => Resolution::Lost(format!(
                 "{waited_for}, {} s after the call ended",
                 self.config.wait_s
             )),
         }
+    }
+
+    /// Until when the recording of a call is waited for.
+    pub fn deadline(&self, record: &CallRecord) -> Option<DateTime<Utc>> {
+        let wait = TimeDelta::try_seconds(i64::try_from(self.config.wait_s).ok()?)?;
+        record.ended_at()?.checked_add_signed(wait)
     }
 
     async fn look(&self, record: &CallRecord) -> Resolution {

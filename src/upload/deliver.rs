@@ -357,7 +357,8 @@ impl Parcel<'_> {
             .ended_at()
             .map(|end| (self.now - end).to_std().unwrap_or_default());
         let pause = (since_end.unwrap_or_default() / 4).clamp(FIRST_LOOK, LONGEST_LOOK);
-        let due = later(self.now, pause);
+        let deadline = self.uploader.resolver.deadline(&self.record);
+        let due = later(self.now, pause).min(deadline.unwrap_or(self.now));
         debug!(
             why,
             pause_ms = pause.as_millis() as u64,

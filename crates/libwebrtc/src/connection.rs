@@ -256,8 +256,12 @@ impl Connection {
         self.core.lock().current_remote_description()
     }
 
+    /// All transceivers; none when closed, so that nobody goes on with what has ended.
     pub fn transceivers(&self) -> Vec<RtpTransceiver> {
         let core = self.core.lock();
+        if core.is_closed() {
+            return vec![];
+        }
         core.transceivers()
             .map(|transceiver| RtpTransceiver {
                 transceiver: transceiver.clone(),

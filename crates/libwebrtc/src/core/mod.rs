@@ -9,6 +9,8 @@
 
 pub(crate) mod channel;
 pub(crate) mod report;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -51,8 +53,11 @@ use crate::{
     session_description::{SdpType, SessionDescription},
 };
 
-/// How long a connection may be disconnected before it counts as failed. Google's engine needs 5 s without an
-/// answer to call a connection disconnected and 15 s or more to give it up; livekit waits as long.
+/// A connection on which nothing arrives for so long is disconnected. Connectivity checks are answered every second
+/// even when nothing else is sent; Google's engine shows a lost path after about the same time.
+const DISCONNECTED_AFTER_SILENCE: Duration = Duration::from_secs(5);
+/// How long a connection may be disconnected before it counts as failed. Google's engine takes 15 s or more from the
+/// last packet; livekit then looks for another way.
 const FAILED_AFTER_DISCONNECT: Duration = Duration::from_secs(12);
 /// How long the first connectivity checks may take.
 const FAILED_AFTER_CHECKING: Duration = Duration::from_secs(30);
@@ -111,10 +116,14 @@ pub(crate) struct Core {
     restart_requested: bool,
     ice: EngineIceState,
     dtls_connected: bool,
+    /// The other side has closed its end, which cannot be undone.
+    ended_by_peer: bool,
     failed: bool,
     closed: bool,
     published_state: PeerConnectionState,
     published_ice: IceConnectionState,
+    /// When the last packet came.
+    last_received: Instant,
     /// Since when there has been no connection although there should be one.
     without_connection_since: Option<Instant>,
     sent: HashMap<Mid, SentStream>,
@@ -140,7 +149,7 @@ impl Core {
             .set_extension_map(extensions)
             .set_sctp_max_buffered_amount(MAX_BUFFERED_BYTES)
             .set_stats_interval(Some(Duration::from_secs(1)));
-        // A lost path shall show within about five seconds, as in Google's engine.
+        // A check every second, so that a lost path shows soon.
         config.set_max_stun_retransmits(6);
         config.set_max_stun_rto(Duration::from_secs(1));
         Self {
@@ -161,10 +170,12 @@ impl Core {
             restart_requested: false,
             ice: EngineIceState::New,
             dtls_connected: false,
+            ended_by_peer: false,
             failed: false,
             closed: false,
             published_state: PeerConnectionState::New,
             published_ice: IceConnectionState::New,
+            last_received: now,
             without_connection_since: None,
             sent: HashMap::new(),
             incoming: HashMap::new(),
@@ -223,6 +234,7 @@ impl Core {
         self.counters.packet_received(packet.len());
         match Receive::new(protocol, source, destination, packet) {
             Ok(receive) => {
+                self.last_received = now;
                 if let Err(error) = self.rtc.handle_input(Input::Receive(now, receive)) {
                     log::warn!("a packet from {source} led to an error: {error}");
                 }
@@ -324,6 +336,7 @@ impl Core {
             RtcEvent::Closed => {
                 log::debug!("the other side has closed the connection");
                 self.dtls_connected = false;
+                self.ended_by_peer = true;
             }
             _ => {}
         }
@@ -336,18 +349,23 @@ impl Core {
             self.ice,
             EngineIceState::Connected | EngineIceState::Completed
         );
-        let lost = !self.rtc.is_alive()
-            || self.ice == EngineIceState::Disconnected
-            || (!self.dtls_connected && self.published_state == PeerConnectionState::Connected);
-        if up && self.dtls_connected && self.rtc.is_alive() {
+        let silent_from = self.last_received + DISCONNECTED_AFTER_SILENCE;
+        let silent = up && now >= silent_from;
+        if up && !silent {
+            self.next_timeout = self.next_timeout.min(silent_from);
+        }
+        let lost = silent
+            || self.ended_by_peer
+            || !self.rtc.is_alive()
+            || self.ice == EngineIceState::Disconnected;
+        if up && self.dtls_connected && !lost {
             self.without_connection_since = None;
             self.failed = false;
         } else if lost || self.ice != EngineIceState::New {
             let since = *self.without_connection_since.get_or_insert(now);
-            let patience = if lost {
-                FAILED_AFTER_DISCONNECT
-            } else {
-                FAILED_AFTER_CHECKING
+            let patience = match lost {
+                true => FAILED_AFTER_DISCONNECT,
+                false => FAILED_AFTER_CHECKING,
             };
             if now >= since + patience {
                 self.failed = true;
@@ -357,6 +375,7 @@ impl Core {
         }
         let ice = match self.ice {
             _ if self.failed => IceConnectionState::Failed,
+            _ if silent => IceConnectionState::Disconnected,
             EngineIceState::New => IceConnectionState::New,
             EngineIceState::Checking => IceConnectionState::Checking,
             EngineIceState::Connected => IceConnectionState::Connected,
@@ -577,6 +596,10 @@ impl Core {
         if direct.local_ice_credentials() != credentials {
             direct.set_local_ice_credentials(credentials);
             self.restart_requested = false;
+            // A restart is a new chance, also for a connection that was given up.
+            self.without_connection_since = None;
+            self.failed = false;
+            self.last_received = now;
         }
         for transceiver in &self.negotiation.transceivers {
             let (Some(mid), true) = (&transceiver.mid, transceiver.send_codec.is_some()) else {

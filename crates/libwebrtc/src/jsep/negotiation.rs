@@ -769,3 +769,222 @@ fn vp8(payload_type: u8) -> Codec {
         feedback: vec!["transport-cc".to_owned()],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(name: &str) -> LocalTransport {
+        LocalTransport {
+            ufrag: format!("user-{name}"),
+            password: "a-password-that-is-long-enough".to_owned(),
+            fingerprint: "sha-256 AA:BB".to_owned(),
+            candidates: vec![],
+        }
+    }
+
+    fn transceiver(kind: Kind, direction: Direction, stream: &str) -> Transceiver {
+        Transceiver {
+            kind,
+            direction,
+            stopped: false,
+            mid: None,
+            current_direction: None,
+            may_be_taken: false,
+            msid: (stream.to_owned(), "track".to_owned()),
+            ssrc: (77, "cname".to_owned()),
+            send_codec: None,
+            remote_streams: vec![],
+            remote_track_id: None,
+            remote_ssrcs: vec![],
+        }
+    }
+
+    fn made(kind: Kind, _track: Option<&str>) -> Transceiver {
+        transceiver(kind, Direction::RECV_ONLY, "-")
+    }
+
+    fn directions(negotiation: &Negotiation) -> Vec<Option<Direction>> {
+        negotiation
+            .transceivers
+            .iter()
+            .map(|it| it.current_direction)
+            .collect()
+    }
+
+    /// `from` offers, `to` answers.
+    fn exchange(from: &mut Negotiation, to: &mut Negotiation) -> (Agreement, Agreement) {
+        let offer = from.create_offer(&local("from"));
+        from.set_local_offer(offer.clone()).expect("our own offer");
+        to.set_remote_offer(offer, &mut made).expect("a good offer");
+        let answer = to.create_answer(&local("to")).expect("there is an offer");
+        let theirs = to.set_local_answer(answer.clone()).expect("our own answer");
+        let ours = from
+            .set_remote_answer(answer)
+            .expect("a good answer")
+            .expect("a new one");
+        (ours, theirs)
+    }
+
+    #[test]
+    fn slots_to_receive_are_filled_by_a_later_answer() {
+        let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+        client.want_application();
+        for kind in [Kind::Audio, Kind::Audio, Kind::Video] {
+            client
+                .transceivers
+                .push(transceiver(kind, Direction::RECV_ONLY, "-"));
+        }
+        exchange(&mut client, &mut server);
+        assert_eq!(directions(&client), [Some(Direction::INACTIVE); 3]);
+        assert!(client.has_application() && server.has_application());
+
+        server.transceivers[1].direction = Direction::new(true, false);
+        server.transceivers[1].msid.0 = "PA_1|TR_1".to_owned();
+        let (ours, _) = exchange(&mut client, &mut server);
+        assert_eq!(ours.started_receiving, [1]);
+        assert_eq!(client.transceivers[1].remote_streams, ["PA_1|TR_1"]);
+        assert_eq!(client.transceivers[1].remote_ssrcs, [77]);
+
+        server.transceivers[1].direction = Direction::INACTIVE;
+        let (ours, _) = exchange(&mut client, &mut server);
+        assert!(ours.started_receiving.is_empty());
+        assert!(client.transceivers[1].remote_streams.is_empty());
+    }
+
+    #[test]
+    fn an_answer_never_sends_more_than_this_side_wants() {
+        let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+        server
+            .transceivers
+            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "PA_1|TR_1"));
+        let (_, agreement) = exchange(&mut server, &mut client);
+        assert_eq!(directions(&client), [Some(Direction::RECV_ONLY)]);
+        let told = Sdp::parse(&agreement.remote).expect("our own text");
+        assert_eq!(told.sections[0].direction, Direction::new(true, false));
+    }
+
+    #[test]
+    fn a_forgotten_offer_leaves_no_trace() {
+        let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+        client.want_application();
+        exchange(&mut client, &mut server);
+        client
+            .transceivers
+            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "mine"));
+        let offer = client.create_offer(&local("from"));
+        client
+            .set_local_offer(offer.clone())
+            .expect("our own offer");
+        assert_eq!(client.state(), SignalingState::HaveLocalOffer);
+        assert_eq!(client.transceivers[0].mid.as_deref(), Some("1"));
+        let last = client.current_remote().expect("agreed before").clone();
+        assert!(client.set_remote_answer(last).expect("known").is_none());
+        assert_eq!(client.state(), SignalingState::Stable);
+        assert_eq!(client.transceivers[0].mid, None);
+        let again = client.create_offer(&local("from"));
+        let sections = |offer: &SessionDescription| {
+            let sdp = Sdp::parse(offer.text()).expect("our own text");
+            sdp.sections
+                .iter()
+                .map(|it| (it.mid.clone(), it.direction))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(sections(&again), sections(&offer));
+    }
+
+    #[test]
+    fn refused_sections_stop_their_transceiver_and_keep_their_place() {
+        let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+        client
+            .transceivers
+            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "one"));
+        client
+            .transceivers
+            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "two"));
+        exchange(&mut client, &mut server);
+        server.transceivers[0].stopped = true;
+        exchange(&mut client, &mut server);
+        assert!(client.transceivers[0].stopped);
+        assert_eq!(client.transceivers[0].current_direction, None);
+        client
+            .transceivers
+            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "three"));
+        let (agreement, _) = exchange(&mut client, &mut server);
+        let told = Sdp::parse(&agreement.remote).expect("our own text");
+        let refused: Vec<_> = told
+            .sections
+            .iter()
+            .map(|section| section.refused)
+            .collect();
+        assert_eq!(refused, [true, false, false]);
+    }
+
+    #[test]
+    fn numbers_of_the_other_side_are_used_from_its_offer_on() {
+        let mut client = Negotiation::new(1);
+        let offer = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=group:BUNDLE x\r\n\
+            m=audio 9 UDP/TLS/RTP/SAVPF 0 96\r\na=mid:x\r\na=ice-ufrag:u\r\na=ice-pwd:p\r\n\
+            a=fingerprint:sha-256 AA\r\na=setup:actpass\r\na=sendrecv\r\na=rtpmap:0 PCMU/8000\r\n\
+            a=rtpmap:96 opus/48000/2\r\na=extmap:9 urn:ietf:params:rtp-hdrext:sdes:mid\r\n";
+        let offer = SessionDescription::parse(offer, SdpType::Offer).expect("well formed");
+        client
+            .set_remote_offer(offer, &mut made)
+            .expect("a good offer");
+        let answer = client
+            .create_answer(&local("to"))
+            .expect("there is an offer");
+        let sdp = Sdp::parse(answer.text()).expect("our own text");
+        assert_eq!(sdp.sections[0].codecs.len(), 1);
+        assert_eq!(sdp.sections[0].codecs[0].payload_type, 96);
+        assert_eq!(
+            sdp.sections[0].extensions,
+            [(9, "urn:ietf:params:rtp-hdrext:sdes:mid".into())]
+        );
+        assert_eq!(sdp.setup(), Some(Setup::Active));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error_and_changes_nothing() {
+        let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+        client.want_application();
+        assert!(client.create_answer(&local("x")).is_err());
+        exchange(&mut client, &mut server);
+        let stray = server.current_local().expect("answered").clone();
+        assert!(
+            client.set_remote_answer(stray.clone()).is_err(),
+            "nothing was offered"
+        );
+        client
+            .transceivers
+            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "mine"));
+        let offer = client.create_offer(&local("from"));
+        client
+            .set_local_offer(offer.clone())
+            .expect("our own offer");
+        let short = SessionDescription::from_checked(
+            SdpType::Answer,
+            stray.text().replace("s=-", "s=other"),
+        );
+        assert!(
+            client.set_remote_answer(short).is_err(),
+            "a section is missing"
+        );
+        assert_eq!(client.state(), SignalingState::HaveLocalOffer);
+        server
+            .set_remote_offer(offer, &mut made)
+            .expect("a good offer");
+        let answer = server
+            .create_answer(&local("to"))
+            .expect("there is an offer");
+        server
+            .set_local_answer(answer.clone())
+            .expect("our own answer");
+        assert!(
+            client
+                .set_remote_answer(answer)
+                .expect("a good answer")
+                .is_some()
+        );
+    }
+}

@@ -479,11 +479,11 @@ fn parse_transport_attribute(
         "ice-ufrag" => transport.ufrag = Some(value.to_owned()),
         "ice-pwd" => transport.password = Some(value.to_owned()),
         // Several may be given for several hashes; the strongest common one is SHA-256, which everybody has.
-        "fingerprint" => {
-            if transport.fingerprint.is_none() || value.to_ascii_lowercase().starts_with("sha-256")
-            {
-                transport.fingerprint = Some(value.to_owned());
-            }
+        "fingerprint"
+            if transport.fingerprint.is_none()
+                || value.to_ascii_lowercase().starts_with("sha-256") =>
+        {
+            transport.fingerprint = Some(value.to_owned());
         }
         "setup" => {
             transport.setup = Some(match value {

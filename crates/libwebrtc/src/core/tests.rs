@@ -1,0 +1,276 @@
+//! Two cores on a made-up network, in made-up time.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::Weak,
+    time::{Duration, Instant},
+};
+
+use super::*;
+
+/// One way through the network.
+const DELAY: Duration = Duration::from_millis(20);
+
+struct Pair {
+    now: Instant,
+    cores: [Core; 2],
+    /// Packets on their way: when they arrive, for whom, and what.
+    network: BTreeMap<(Instant, u64), (usize, Transmit)>,
+    packets: u64,
+    /// Whether the line is cut.
+    cut: bool,
+    events: [Vec<Event>; 2],
+}
+
+impl Pair {
+    fn new() -> Self {
+        let now = Instant::now();
+        let core = |address: &str| {
+            let mut core = Core::new(now, Weak::new());
+            core.add_udp_candidate(address.parse::<SocketAddr>().expect("an address"));
+            core
+        };
+        Self {
+            now,
+            cores: [core("192.0.2.1:1000"), core("192.0.2.2:2000")],
+            network: BTreeMap::new(),
+            packets: 0,
+            cut: false,
+            events: [vec![], vec![]],
+        }
+    }
+
+    fn negotiate(&mut self, from: usize, ice_restart: bool) {
+        let (now, to) = (self.now, 1 - from);
+        let offer = self.cores[from]
+            .create_offer(ice_restart)
+            .expect("an offer");
+        let [a, b] = &mut self.cores;
+        let (from, to) = if to == 1 { (a, b) } else { (b, a) };
+        from.set_local_description(now, offer.clone())
+            .expect("our own offer");
+        to.set_remote_description(now, offer).expect("a good offer");
+        let answer = to.create_answer().expect("there is an offer");
+        to.set_local_description(now, answer.clone())
+            .expect("our own answer");
+        from.set_remote_description(now, answer)
+            .expect("a good answer");
+    }
+
+    fn collect(&mut self) {
+        for index in 0..2 {
+            self.cores[index].settle(self.now);
+            for transmit in std::mem::take(&mut self.cores[index].transmits) {
+                self.packets += 1;
+                if !self.cut {
+                    let key = (self.now + DELAY, self.packets);
+                    self.network.insert(key, (1 - index, transmit));
+                }
+            }
+            self.events[index].extend(std::mem::take(&mut self.cores[index].events));
+        }
+    }
+
+    /// Lets time pass until `done`, at most for `patience`; answers how long it took.
+    fn run(&mut self, patience: Duration, done: impl Fn(&Self) -> bool) -> Option<Duration> {
+        let start = self.now;
+        self.collect();
+        while !done(self) {
+            if self.now >= start + patience {
+                return None;
+            }
+            let timeout = self.cores.iter().map(|core| core.next_timeout).min();
+            let arrival = self.network.keys().next().map(|(at, _)| *at);
+            let next = timeout
+                .into_iter()
+                .chain(arrival)
+                .min()
+                .expect("there are two cores");
+            // A timeout that lies in the past is due now, and a millisecond is as good as now.
+            self.now = next
+                .max(self.now + Duration::from_millis(1))
+                .min(start + patience);
+            while let Some(entry) = self.network.first_entry() {
+                if entry.key().0 > self.now {
+                    break;
+                }
+                let (to, packet) = entry.remove();
+                let (source, destination) = (packet.source, packet.destination);
+                self.cores[to].receive(
+                    self.now,
+                    Protocol::Udp,
+                    source,
+                    destination,
+                    &packet.contents,
+                );
+            }
+            self.collect();
+        }
+        Some(self.now - start)
+    }
+
+    fn states(&self) -> [PeerConnectionState; 2] {
+        [
+            self.cores[0].connection_state(),
+            self.cores[1].connection_state(),
+        ]
+    }
+
+    fn connected() -> Self {
+        let mut pair = Self::new();
+        let init = DataChannelInit::default();
+        pair.cores[0]
+            .create_channel(pair.now, "data", init)
+            .expect("a channel");
+        pair.negotiate(0, false);
+        let both = [PeerConnectionState::Connected; 2];
+        pair.run(Duration::from_secs(5), |pair| pair.states() == both)
+            .expect("connected");
+        let open = |pair: &Self| pair.cores[0].channels()[0].state() == DataChannelState::Open;
+        pair.run(Duration::from_secs(5), open)
+            .expect("the channel opens");
+        pair
+    }
+}
+
+#[test]
+fn connecting_takes_a_few_round_trips() {
+    let mut pair = Pair::new();
+    pair.cores[0]
+        .create_channel(pair.now, "data", DataChannelInit::default())
+        .expect("a channel");
+    pair.negotiate(0, false);
+    let opened = |pair: &Pair| {
+        pair.events[1]
+            .iter()
+            .any(|event| matches!(event, Event::Channel(channel) if channel.label() == "data"))
+    };
+    let took = pair
+        .run(Duration::from_secs(5), opened)
+        .expect("the channel opens");
+    assert!(took < DELAY * 2 * 12, "{took:?}");
+}
+
+#[test]
+fn a_cut_line_is_disconnected_first_and_then_failed() {
+    let mut pair = Pair::connected();
+    pair.cut = true;
+    let disconnected = pair
+        .run(Duration::from_secs(30), |pair| {
+            pair.states() == [PeerConnectionState::Disconnected; 2]
+        })
+        .expect("a cut line is noticed");
+    assert!(
+        disconnected > Duration::from_secs(2),
+        "a hiccup is no cut: {disconnected:?}"
+    );
+    assert!(disconnected < Duration::from_secs(12), "{disconnected:?}");
+    let failed = pair
+        .run(Duration::from_secs(30), |pair| {
+            pair.states() == [PeerConnectionState::Failed; 2]
+        })
+        .expect("it is given up");
+    assert!(
+        failed <= FAILED_AFTER_DISCONNECT + Duration::from_secs(1),
+        "{failed:?}"
+    );
+}
+
+#[test]
+fn a_restart_of_ice_brings_a_cut_connection_back() {
+    let mut pair = Pair::connected();
+    pair.cut = true;
+    pair.run(Duration::from_secs(60), |pair| {
+        pair.states() == [PeerConnectionState::Failed; 2]
+    })
+    .expect("it is given up");
+    pair.cut = false;
+    pair.negotiate(0, true);
+    let both = [PeerConnectionState::Connected; 2];
+    pair.run(Duration::from_secs(10), |pair| pair.states() == both)
+        .expect("it is back");
+    let send = |pair: &mut Pair| {
+        let channel = pair.cores[0].channels()[0].clone();
+        let now = pair.now;
+        pair.cores[0].send_data(now, &channel, b"again", true)
+    };
+    assert!(send(&mut pair));
+    let arrived = |pair: &Pair| {
+        pair.events[1]
+            .iter()
+            .any(|event| matches!(event, Event::ChannelMessage { data, .. } if data == b"again"))
+    };
+    pair.run(Duration::from_secs(10), arrived)
+        .expect("data flows again");
+}
+
+#[test]
+fn a_connection_that_never_comes_up_fails() {
+    let mut pair = Pair::new();
+    pair.cut = true;
+    pair.cores[0]
+        .create_channel(pair.now, "data", DataChannelInit::default())
+        .expect("a channel");
+    pair.negotiate(0, false);
+    let took = pair
+        .run(Duration::from_secs(60), |pair| {
+            pair.states() == [PeerConnectionState::Failed; 2]
+        })
+        .expect("it is given up");
+    assert!(
+        took <= FAILED_AFTER_CHECKING + Duration::from_secs(1),
+        "{took:?}"
+    );
+}
+
+#[test]
+fn closing_tells_the_other_side_at_once() {
+    let mut pair = Pair::connected();
+    let now = pair.now;
+    pair.cores[0].close(now);
+    let lost = |pair: &Pair| pair.cores[1].connection_state() == PeerConnectionState::Disconnected;
+    let took = pair
+        .run(Duration::from_secs(5), lost)
+        .expect("the other side hears of it");
+    assert!(took <= DELAY * 2, "{took:?}");
+}
+
+#[test]
+fn a_full_buffer_refuses_instead_of_growing() {
+    let mut pair = Pair::connected();
+    let open = |pair: &Pair| pair.cores[0].channels()[0].state() == DataChannelState::Open;
+    pair.run(Duration::from_secs(5), open)
+        .expect("the channel opens");
+    pair.cut = true;
+    let channel = pair.cores[0].channels()[0].clone();
+    let message = vec![0; 60_000];
+    let now = pair.now;
+    let accepted = (0..1000).take_while(|_| pair.cores[0].send_data(now, &channel, &message, true));
+    let accepted = accepted.count();
+    assert!(
+        (200..=MAX_BUFFERED_BYTES / 60_000 + 1).contains(&accepted),
+        "{accepted}"
+    );
+    assert!(channel.buffered_amount() <= (accepted * 60_000) as u64);
+}
+
+#[test]
+fn opus_parameters_of_the_other_side_are_followed() {
+    let codec = Codec {
+        payload_type: 111,
+        name: "opus".to_owned(),
+        clock_rate: 48_000,
+        channels: Some(2),
+        parameters: "minptime=10; stereo=1;usedtx=1;useinbandfec=1;maxaveragebitrate=24000"
+            .to_owned(),
+        feedback: vec![],
+    };
+    let expected = OpusSendConfig {
+        stereo: true,
+        dtx: true,
+        fec: true,
+        max_bitrate_bps: Some(24_000),
+    };
+    assert_eq!(opus_config(&codec, Some(48_000)), expected);
+}

@@ -97,6 +97,14 @@ impl DelayEstimator {
         self.count(transit - base);
     }
 
+    /// Takes note of a packet that came after its turn. What is very late, such as a copy that was sent again, says nothing about the link.
+    pub fn late_packet_arrived(&mut self, now: Instant, rtp_timestamp: u64) {
+        let delay = self.delay_us(now, rtp_timestamp);
+        if delay.is_some_and(|delay| delay <= NEW_TIME_LINE_US) {
+            self.packet_arrived(now, rtp_timestamp);
+        }
+    }
+
     fn count(&mut self, delay_us: i64) {
         self.packets = self.packets.saturating_add(1);
         // The first packets weigh equally; later ones push the older ones out.

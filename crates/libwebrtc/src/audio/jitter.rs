@@ -244,14 +244,15 @@ impl JitterBuffer {
             self.stats.packets_discarded += 1;
             return;
         }
-        self.delay.packet_arrived(now, packet.rtp_timestamp);
         if self
             .position
             .is_some_and(|position| packet.extended_seq < position.seq)
         {
+            self.delay.late_packet_arrived(now, packet.rtp_timestamp);
             self.stats.packets_discarded += 1;
             return;
         }
+        self.delay.packet_arrived(now, packet.rtp_timestamp);
         let misses_previous = place == self.waiting.len()
             && self
                 .next_after_last()

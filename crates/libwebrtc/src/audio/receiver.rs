@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 
 pub(crate) use super::jitter::{AudioReceiverStats, RtpAudioPacket};
 use super::{
-    OPUS_RATE_HZ,
-    clock::{self, Tick, TickResult},
+    OPUS_RATE_HZ, TICK_SAMPLES,
+    clock::{self, Clock, Tick, TickResult},
     jitter::JitterBuffer,
     track::{AudioTrack, Feed, Pcm},
 };
@@ -21,6 +21,7 @@ use super::{
 pub(crate) struct AudioReceiver {
     track: AudioTrack,
     state: Mutex<State>,
+    clock: Arc<Clock>,
     this: Weak<AudioReceiver>,
 }
 
@@ -38,9 +39,14 @@ struct State {
 impl AudioReceiver {
     /// Makes the receiver that feeds `track`. It does nothing until [`set_active`](Self::set_active).
     pub fn new(track: &AudioTrack) -> Arc<Self> {
+        Self::with_clock(track, clock::media_clock().clone())
+    }
+
+    fn with_clock(track: &AudioTrack, clock: Arc<Clock>) -> Arc<Self> {
         let receiver = Arc::new_cyclic(|this| Self {
             track: track.clone(),
             state: Mutex::default(),
+            clock,
             this: this.clone(),
         });
         let feed: Weak<AudioReceiver> = receiver.this.clone();
@@ -106,7 +112,7 @@ impl Feed for AudioReceiver {
             state.ticking = true;
         }
         let this: Weak<AudioReceiver> = self.this.clone();
-        clock::media_clock().add(this);
+        self.clock.add(this);
     }
 }
 
@@ -123,7 +129,7 @@ impl Tick for AudioReceiver {
             Some(jitter) => jitter.pull(now, &mut frame),
             None => {
                 frame.clear();
-                frame.resize(super::TICK_SAMPLES, 0);
+                frame.resize(TICK_SAMPLES, 0);
                 1
             }
         };
@@ -135,5 +141,146 @@ impl Tick for AudioReceiver {
         });
         self.state.lock().frame = frame;
         TickResult::Continue
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{
+        super::{
+            encoder::{OpusSendConfig, PacketEncoder},
+            testing::{Recorder, fit_tone, tone},
+            track::PcmSink,
+        },
+        *,
+    };
+
+    struct Line {
+        track: AudioTrack,
+        receiver: Arc<AudioReceiver>,
+        clock: Arc<Clock>,
+        encoder: PacketEncoder,
+        sent: u64,
+    }
+
+    impl Line {
+        fn new() -> Self {
+            let clock = Arc::new(Clock::default());
+            let running = clock.clone();
+            tokio::spawn(async move { running.run().await });
+            let track = AudioTrack::remote("remote");
+            let receiver = AudioReceiver::with_clock(&track, clock.clone());
+            let encoder = PacketEncoder::new(OpusSendConfig::default(), 0).expect("an encoder");
+            Self {
+                track,
+                receiver,
+                clock,
+                encoder,
+                sent: 0,
+            }
+        }
+
+        /// Packets arrive evenly for that long.
+        async fn receive(&mut self, seconds: u64) {
+            // Nine whole periods, so that the pieces fit together.
+            let sound = tone(450.0, 48_000, 1, 960, 10_000.0);
+            for _ in 0..seconds * 50 {
+                let now = tokio::time::Instant::now().into_std();
+                let pcm = Pcm {
+                    samples: &sound,
+                    sample_rate_hz: OPUS_RATE_HZ,
+                    channels: 1,
+                };
+                self.encoder.push(now, pcm);
+                while let Some(packet) = self.encoder.next_packet() {
+                    let packet = RtpAudioPacket {
+                        ssrc: 1,
+                        extended_seq: self.sent,
+                        rtp_timestamp: u64::from(packet.rtp_timestamp),
+                        payload: packet.payload.into(),
+                    };
+                    self.sent += 1;
+                    self.receiver.push(now, packet);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn listener_hears_what_arrives_and_silence_before() {
+        let mut line = Line::new();
+        let recorder = Arc::new(Recorder::default());
+        line.receiver.set_active(true);
+        line.track.add_sink(recorder.clone());
+        tokio::time::sleep(Duration::from_millis(95)).await;
+        assert_eq!(
+            recorder.samples(),
+            vec![0; 10 * TICK_SAMPLES],
+            "a frame every 10 ms"
+        );
+        line.receive(2).await;
+        let heard = recorder.samples();
+        let steady = &heard[heard.len() - 48_000..];
+        let (amplitude, snr) = fit_tone(steady, 450.0, 48_000);
+        assert!(
+            (9_000.0..11_000.0).contains(&amplitude) && snr > 10.0,
+            "{amplitude}, {snr} dB"
+        );
+        let stats = line.receiver.stats();
+        assert_eq!((stats.packets_received, stats.concealed_samples), (100, 0));
+        assert!(stats.audio_level > 0.1 && stats.total_audio_energy > 0.05);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_decoded_while_nobody_listens() {
+        let mut line = Line::new();
+        line.receiver.set_active(true);
+        line.receive(5).await;
+        assert_eq!(line.clock.members(), 0);
+        let stats = line.receiver.stats();
+        assert_eq!(
+            (stats.packets_received, stats.jitter_buffer_emitted_count),
+            (250, 0)
+        );
+
+        // Who comes then hears the present, not the five seconds before.
+        let recorder = Arc::new(Recorder::default());
+        line.track.add_sink(recorder.clone());
+        line.receive(1).await;
+        let emitted_ms = line.receiver.stats().jitter_buffer_emitted_count / 48;
+        assert!((940..=1_040).contains(&emitted_ms), "{emitted_ms}");
+
+        let sink: Arc<dyn PcmSink> = recorder;
+        line.track.remove_sink(&sink);
+        line.receive(1).await;
+        assert_eq!(line.clock.members(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn inactive_or_ended_line_plays_nothing() {
+        let mut line = Line::new();
+        let recorder = Arc::new(Recorder::default());
+        line.track.add_sink(recorder.clone());
+        line.receive(1).await;
+        assert_eq!(
+            (line.receiver.stats().packets_received, recorder.count()),
+            (0, 0)
+        );
+        line.receiver.set_active(true);
+        line.receive(1).await;
+        line.receiver.set_active(false);
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let heard = recorder.count();
+        assert!(heard >= 100);
+        line.receive(1).await;
+        assert_eq!((recorder.count(), line.clock.members()), (heard, 0));
+        line.receiver.set_active(true);
+        line.track.end();
+        line.receive(1).await;
+        assert_eq!((recorder.count(), line.clock.members()), (heard, 0));
+        assert!(*recorder.ended.lock());
     }
 }

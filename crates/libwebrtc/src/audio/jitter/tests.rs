@@ -336,6 +336,25 @@ fn reordered_and_doubled_packets_are_put_right() {
 }
 
 #[test]
+fn packets_that_are_sent_again_much_later_change_nothing() {
+    let mut packets: Vec<_> = Call::default()
+        .packets()
+        .into_iter()
+        .enumerate()
+        .flat_map(|(index, (at, packet))| {
+            let copy = (index % 10 == 0).then(|| (at + 1_500.0, packet.clone()));
+            [Some((at + STEADY, packet)), copy]
+        })
+        .flatten()
+        .collect();
+    packets.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let heard = hear(packets, 18.0);
+    assert_eq!(heard.stats.concealed_samples, 0);
+    assert_eq!(heard.stats.inserted_samples_for_deceleration, 0);
+    assert_eq!(heard.stats.target_delay_ms, 20.0);
+}
+
+#[test]
 fn outage_with_everything_late_loses_no_speech_and_the_delay_comes_back() {
     // From second 5 on nothing arrives for 200 ms; then it all comes at once.
     let heard = Call::default().over(&mut |index, _| {

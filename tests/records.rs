@@ -513,3 +513,80 @@ fn odd_metadata_files_are_told_apart_and_stop_nothing() {
     );
     assert_eq!(data.store.pending().unwrap().len(), 6);
 }
+
+/// Names the data folder for [`a_process_that_talks_until_it_is_killed`], which is a process of its own.
+const CHILD_FOLDER: &str = "VOICEBOT_TEST_CHILD_FOLDER";
+
+#[test]
+#[ignore = "the other half of killing_a_call_process_loses_nothing_that_was_said"]
+fn a_process_that_talks_until_it_is_killed() {
+    let Ok(folder) = std::env::var(CHILD_FOLDER) else {
+        return;
+    };
+    let store = voicebot::store::Store::open(std::path::Path::new(&folder)).unwrap();
+    let (session, _lock) = store.open_session(&session_id(ID)).unwrap();
+    for number in 0_u64.. {
+        session::lock(&session)
+            .commit_item(ConversationItem::user(format!("word {number}"), at(0)));
+        println!("said {number}");
+    }
+}
+
+#[test]
+fn killing_a_call_process_loses_nothing_that_was_said() {
+    use std::io::{BufRead as _, BufReader};
+    let data = DataFolder::new();
+    data.store.begin(&call_start(ID)).unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_process_that_talks_until_it_is_killed",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env(CHILD_FOLDER, data.store.root())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map(|line| line.unwrap())
+        .filter_map(|line| {
+            line.strip_prefix("said ")
+                .and_then(|number| number.parse::<usize>().ok())
+        });
+    assert!(said.by_ref().any(|number| number == 300));
+    assert!(data.store.orphans()[0].alive);
+    assert_eq!(
+        data.store
+            .recover(&session_id(ID), &Outcome::recovered("x", None))
+            .unwrap(),
+        None,
+        "it is alive"
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let last = said.last().unwrap_or(300);
+
+    data.store
+        .recover(&session_id(ID), &Outcome::recovered("killed", None))
+        .unwrap()
+        .expect("a record");
+    let record = data.store.read_record(&session_id(ID)).unwrap();
+    let items =
+        data.json(record.files.conversation.as_deref().unwrap())["conversation_items"].clone();
+    let items = items.as_array().unwrap();
+    // What was said is written before it is printed, so there may be one more.
+    assert!(
+        items.len() == last + 1 || items.len() == last + 2,
+        "{} items, {last} was the last",
+        items.len()
+    );
+    assert!(
+        items
+            .iter()
+            .enumerate()
+            .all(|(number, item)| item["content"] == format!("word {number}"))
+    );
+    data.assert_nothing_left_over();
+}

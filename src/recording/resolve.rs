@@ -16,7 +16,7 @@ use livekit_protocol as proto;
 use serde::Deserialize;
 use tracing::{debug, warn};
 
-use crate::session::{CallRecord, RecordingSource, RecordingState, sanitise};
+use crate::session::{CallRecord, RecordingSource, RecordingState, mask_numbers, sanitise};
 use crate::store::Store;
 
 use super::RecordingConfig;
@@ -290,7 +290,11 @@ impl RecordingResolver {
         let manifest = match self.store.resolve(&name) {
             Ok(path) => path,
             Err(error) => {
-                warn!(egress.id = egress_id, %error, "manifest refused");
+                warn!(
+                    egress.id = egress_id,
+                    "manifest refused: {}",
+                    mask_numbers(&error.to_string())
+                );
                 return Candidate::Nothing;
             }
         };
@@ -338,7 +342,11 @@ impl RecordingResolver {
                 return Resolution::NotYet(error);
             }
         };
-        debug!(count = reports.len(), wanted, "egresses found");
+        debug!(
+            count = reports.len(),
+            wanted = mask_numbers(&wanted),
+            "egresses found"
+        );
         let mut verdict = Resolution::NotYet(format!(
             "{wanted} is not known to the server and has left no manifest in recordings/"
         ));
@@ -379,7 +387,7 @@ impl RecordingResolver {
                 let path = match self.store.resolve(&relative) {
                     Ok(path) => path,
                     Err(error) => {
-                        warn!(%error, "recording refused");
+                        warn!("recording refused: {}", mask_numbers(&error.to_string()));
                         verdict = Candidate::NotThere(format!(
                             "the recording's path {given:?} is not inside the data folder"
                         ));

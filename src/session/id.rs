@@ -64,6 +64,29 @@ pub fn sanitise(text: &str) -> String {
     name
 }
 
+/// Makes a text fit for the log: what looks like a phone number (nine digits or more in a row) keeps its last two digits. Dates and
+/// session ids are shorter and stay as they are.
+pub fn mask_numbers(text: &str) -> String {
+    const SHORTEST: usize = 9;
+    const KEPT: usize = 2;
+    let mut masked = String::with_capacity(text.len());
+    let mut digits = String::new();
+    for c in text.chars().map(Some).chain([None]) {
+        if let Some(digit) = c.filter(char::is_ascii_digit) {
+            digits.push(digit);
+            continue;
+        }
+        if digits.len() >= SHORTEST {
+            masked.push('…');
+            digits.drain(..digits.len() - KEPT);
+        }
+        masked.push_str(&digits);
+        digits.clear();
+        masked.extend(c);
+    }
+    masked
+}
+
 macro_rules! file_safe_id {
     ($name:ident) => {
         impl $name {
@@ -172,6 +195,20 @@ mod tests {
         ] {
             assert!(good.parse::<SessionId>().is_ok(), "{good:?}");
         }
+    }
+
+    #[test]
+    fn phone_numbers_are_masked_and_dates_are_not() {
+        assert_eq!(mask_numbers("call from +918655066243"), "call from +…43");
+        assert_eq!(
+            mask_numbers("recordings/number-_918655066243-1698567890.ogg"),
+            "recordings/number-_…43-…90.ogg"
+        );
+        assert_eq!(
+            mask_numbers("session_20251029_113920_abc123"),
+            "session_20251029_113920_abc123"
+        );
+        assert_eq!(mask_numbers(""), "");
     }
 
     #[test]

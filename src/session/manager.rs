@@ -562,3 +562,168 @@ impl SessionManager {
         self.data.outcome.as_ref()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+    use std::sync::{Arc, Mutex};
+
+    fn start() -> CallStart {
+        CallStart {
+            session_id: "session_20251029_113920_abc123".parse().unwrap(),
+            job_id: "AJ_1".to_owned(),
+            room_name: "room".to_owned(),
+            room_sid: None,
+            job_metadata: Some("{\"number\": \"+15550100123\"}".to_owned()),
+            direction: Direction::Outbound,
+            call_start: "2025-10-29T11:39:20Z".parse().unwrap(),
+            agent_name: "sales".to_owned(),
+        }
+    }
+
+    /// Keeps events as the lines of a journal.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<String>>>);
+
+    impl EventSink for Lines {
+        fn append(&mut self, event: &SessionEvent) {
+            self.0
+                .lock()
+                .unwrap()
+                .push(serde_json::to_string(event).unwrap());
+        }
+    }
+
+    fn any_event() -> impl Strategy<Value = SessionEvent> {
+        let at = (0_i64..100_000)
+            .prop_map(|ms| start().call_start + chrono::TimeDelta::milliseconds(ms));
+        let text = "\\PC{0,10}";
+        prop_oneof![
+            (text, text).prop_map(
+                |(number, persona)| SessionEvent::CallMetadata(CallMetadata {
+                    dialed_number: Some(number).filter(|n| !n.is_empty()),
+                    persona: Some(persona).filter(|p| !p.is_empty()),
+                    ..CallMetadata::default()
+                })
+            ),
+            text.prop_map(|value| SessionEvent::CampaignMetadata {
+                metadata: json!({ "key": value })
+                    .as_object()
+                    .cloned()
+                    .unwrap_or_default()
+            }),
+            text.prop_map(|id| SessionEvent::Recording(RecordingMetadata {
+                egress_id: Some(id),
+                ..RecordingMetadata::default()
+            })),
+            (text, at.clone(), prop::option::of(0_u8..=100)).prop_map(|(words, at, percent)| {
+                let transcript_confidence = percent.map(|percent| f32::from(percent) / 128.0);
+                SessionEvent::Item(ConversationItem {
+                    transcript_confidence,
+                    ..ConversationItem::user(words, at)
+                })
+            }),
+            (1_u8..5).prop_map(|n| SessionEvent::LeadFile {
+                path: format!("leads/{n}.json")
+            }),
+            (1_u8..5).prop_map(|n| SessionEvent::LeadLinked {
+                lead_id: format!("l{n}").parse().unwrap()
+            }),
+            (0_u64..1000).prop_map(|n| SessionEvent::Usage(Usage {
+                tts_characters: n,
+                llm_requests: 1,
+                ..Usage::default()
+            })),
+            at.clone().prop_map(|at| SessionEvent::Answered { at }),
+            (text, at)
+                .prop_map(|(error, at)| SessionEvent::Outcome(Outcome::recovered(error, Some(at)))),
+        ]
+    }
+
+    proptest! {
+        /// The journal is the call: what its lines tell is exactly what the running call knew.
+        #[test]
+        fn a_replayed_journal_is_the_same_call(events in prop::collection::vec(any_event(), 0..30)) {
+            let lines = Lines::default();
+            let mut live = SessionManager::with_sink(start(), Box::new(lines.clone()));
+            for event in events {
+                match event {
+                    SessionEvent::CallMetadata(metadata) => live.set_call_metadata(metadata),
+                    SessionEvent::CampaignMetadata { metadata } => live.set_campaign_metadata(metadata),
+                    SessionEvent::Recording(recording) => live.set_recording_metadata(recording),
+                    SessionEvent::Item(item) => live.commit_item(item),
+                    SessionEvent::LeadFile { path } => live.set_lead_file_path(&path),
+                    SessionEvent::LeadLinked { lead_id } => live.link_lead_to_session(&lead_id),
+                    SessionEvent::Intent(intent) => live.add_intent(intent),
+                    SessionEvent::Usage(usage) => live.add_usage(usage),
+                    SessionEvent::Answered { at } => live.set_answered(at),
+                    SessionEvent::Outcome(outcome) => live.set_outcome(outcome),
+                    SessionEvent::Dispatched(_) => {}
+                }
+            }
+            let lines = lines.0.lock().unwrap();
+            let replayed = SessionManager::replay(lines.iter().map(|line| serde_json::from_str(line).unwrap())).unwrap();
+            prop_assert_eq!(replayed.get_complete_session_data(), live.get_complete_session_data());
+        }
+    }
+
+    #[test]
+    fn what_the_call_has_added_outlives_a_second_fetch_of_the_campaign() {
+        let mut session = SessionManager::new(start());
+        session.set_campaign_metadata(
+            json!({ "egressId": "EG_theirs", "a": 1 })
+                .as_object()
+                .unwrap()
+                .clone(),
+        );
+        assert_eq!(session.get_campaign_metadata()["egressId"], "EG_theirs");
+        session.set_lead_file_path("leads/1.json");
+        session.set_recording_metadata(RecordingMetadata {
+            egress_id: Some("EG_ours".to_owned()),
+            ..RecordingMetadata::default()
+        });
+        session.set_campaign_metadata(json!({ "a": 2 }).as_object().unwrap().clone());
+        let expected = json!({ "a": 2, "egressId": "EG_ours", "lead_file": "leads/1.json" });
+        assert_eq!(
+            Value::Object(session.get_campaign_metadata().clone()),
+            expected
+        );
+    }
+
+    #[test]
+    fn the_first_outcome_stands_and_what_is_known_is_not_unlearnt() {
+        let mut session = SessionManager::new(start());
+        let number = Some("+15550100123".to_owned());
+        session.set_call_metadata(CallMetadata {
+            dialed_number: number.clone(),
+            ..CallMetadata::default()
+        });
+        session.set_call_metadata(CallMetadata {
+            persona: Some("pumps".to_owned()),
+            ..CallMetadata::default()
+        });
+        assert_eq!(session.get_call_metadata().dialed_number, number);
+        session.set_outcome(Outcome {
+            call_status: CallStatus::Busy,
+            ..Outcome::recovered("first", None)
+        });
+        session.set_outcome(Outcome::recovered("second", None));
+        assert_eq!(
+            session.outcome().and_then(|o| o.error.as_deref()),
+            Some("first")
+        );
+    }
+
+    #[test]
+    fn a_journal_without_its_dispatch_is_no_call() {
+        assert!(SessionManager::replay([]).is_none());
+        assert!(
+            SessionManager::replay([SessionEvent::Answered {
+                at: start().call_start
+            }])
+            .is_none()
+        );
+    }
+}

@@ -12,7 +12,7 @@ mod transcript;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use id::{IdError, LeadId, SessionId, sanitise};
+pub use id::{IdError, LeadId, SessionId, mask_numbers, sanitise};
 pub use lead::Lead;
 pub use manager::{
     CallMetadata, CallStart, CallStatus, CloseReason, CompleteSessionData, Direction, EventSink,

@@ -689,3 +689,167 @@ fn item_for_crm(item: &Value) -> Value {
         "transcript_confidence": item["transcript_confidence"],
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STATUSES: [RecordStatus; 4] = [
+        RecordStatus::ReadyForUpload,
+        RecordStatus::Uploading,
+        RecordStatus::Uploaded,
+        RecordStatus::Failed,
+    ];
+    const PARTS: [PartState; 5] = [
+        PartState::Pending,
+        PartState::Waiting,
+        PartState::Sent,
+        PartState::Missing,
+        PartState::Failed,
+    ];
+
+    fn named() -> SessionId {
+        "session_20251029_113920_abc123".parse().unwrap()
+    }
+
+    #[test]
+    fn ids_of_a_campaign_are_found_in_every_form() {
+        for persona in [
+            json!({ "campaigns": [{ "_id": "c", "client": "k", "voiceAgents": [{ "_id": "v" }] }] }),
+            json!({ "campaigns": [{ "_id": { "$oid": "c" }, "client": { "_id": "k" }, "voiceAgents": [{ "_id": "v" }, {}] }, {}] }),
+        ] {
+            let ids = CampaignIds::from_persona(&persona);
+            assert_eq!(ids.campaign_id.as_deref(), Some("c"));
+            assert_eq!(ids.voice_agent_id.as_deref(), Some("v"));
+            assert_eq!(ids.client.as_deref(), Some("k"));
+            let Value::Object(metadata) = persona else {
+                unreachable!("it is an object")
+            };
+            assert_eq!(CampaignIds::from_campaign_metadata(&metadata), ids);
+        }
+        for nothing in [
+            json!({}),
+            json!({ "campaigns": [] }),
+            json!({ "campaigns": null }),
+            json!(null),
+            json!({ "campaigns": [{}] }),
+        ] {
+            assert_eq!(CampaignIds::from_persona(&nothing), CampaignIds::default());
+        }
+        let ours = json!({ "campaignId": 7, "voice_agent_id": "v", "client_id": "k", "campaigns": [{ "_id": "other" }] });
+        let Value::Object(ours) = ours else {
+            unreachable!("it is an object")
+        };
+        let ids = CampaignIds::from_campaign_metadata(&ours);
+        assert_eq!(
+            (ids.campaign_id.as_deref(), ids.client.as_deref()),
+            (Some("7"), Some("k"))
+        );
+    }
+
+    #[test]
+    fn a_call_id_has_the_day_and_the_last_eight_digits() {
+        let start = "2025-10-29T23:59:59Z".parse().unwrap();
+        for (number, expected) in [
+            (Some("+918655066243"), "CALL-20251029-55066243"),
+            (Some("+1 (555) 010-0123"), "CALL-20251029-50100123"),
+            (Some("112"), "CALL-20251029-112"),
+            (Some("anonymous"), "CALL-20251029-abc123"),
+            (None, "CALL-20251029-abc123"),
+        ] {
+            assert_eq!(call_id_base(start, number, &named()), expected);
+        }
+    }
+
+    #[test]
+    fn paths_of_other_machines_begin_at_our_folder() {
+        for (path, expected) in [
+            ("/srv/bot/leads/lead_1.json", "leads/lead_1.json"),
+            ("C:\\bot\\conversations\\c.json", "conversations/c.json"),
+            ("leads\\lead_1.json", "leads/lead_1.json"),
+            ("./recordings/a.ogg", "recordings/a.ogg"),
+            ("/leads/old/leads/l.json", "leads/l.json"),
+            ("/etc/passwd", "/etc/passwd"),
+        ] {
+            assert_eq!(data_folder_path(path), expected);
+        }
+    }
+
+    /// Any JSON, with our own field names in it often enough to get past the first check.
+    fn any_json() -> impl Strategy<Value = Value> {
+        let names = prop::sample::select(vec![
+            "session_id",
+            "schema_version",
+            "files",
+            "recording",
+            "lead",
+            "leads",
+            "timestamps",
+            "call_start",
+            "campaign_metadata",
+            "uploads",
+            "state",
+            "status",
+            "direction",
+            "outcome",
+            "usage",
+            "intents",
+            "other",
+        ]);
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "\\PC{0,12}".prop_map(Value::from),
+            Just(json!("session_1")),
+            Just(json!(2)),
+        ];
+        leaf.prop_recursive(4, 40, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(names.clone(), inner, 0..8).prop_map(|fields| {
+                    fields
+                        .into_iter()
+                        .map(|(name, value)| (name.to_owned(), value))
+                        .collect::<Map<_, _>>()
+                        .into()
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Whatever is tried in whatever order: what was confirmed stays confirmed, and a refusal is undone by an operator only.
+        #[test]
+        fn a_record_only_moves_forward(
+            statuses in prop::collection::vec(prop::sample::select(STATUSES.to_vec()), 0..12),
+            parts in prop::collection::vec(prop::sample::select(PARTS.to_vec()), 0..12),
+        ) {
+            let mut status = RecordStatus::ReadyForUpload;
+            for next in statuses.into_iter().filter_map(|next| status.can_become(next).then(|| { let before = status; status = next; (before, next) })) {
+                let (before, after) = next;
+                prop_assert!(before != RecordStatus::Uploaded || after == RecordStatus::Uploaded);
+                prop_assert!(after != RecordStatus::ReadyForUpload || before == RecordStatus::ReadyForUpload);
+            }
+            let mut part = PartState::Pending;
+            for next in parts {
+                if part.can_become(next) {
+                    prop_assert!(!part.is_settled() || next.is_settled());
+                    prop_assert!(part != PartState::Sent || next == PartState::Sent);
+                    part = next;
+                }
+            }
+        }
+
+        /// A file that anybody may have written is read or refused, without a panic, and what is read is written and read back the same.
+        #[test]
+        fn any_file_is_read_or_refused(value in any_json()) {
+            if let Ok(record) = CallRecord::from_json(value.to_string().as_bytes(), &named()) {
+                let again = serde_json::to_vec(&record).unwrap();
+                prop_assert_eq!(CallRecord::from_json(&again, &named()).unwrap(), record.clone());
+                crm_payload(&record, Some(&value), Some(&value), None);
+            }
+        }
+    }
+}

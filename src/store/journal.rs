@@ -210,6 +210,9 @@ mod tests {
     }
 
     proptest! {
+        // Each case tears the journal at every one of its bytes.
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         /// Wherever a crash tears the journal, every line that was complete is there again.
         #[test]
         fn a_journal_torn_anywhere_keeps_its_complete_lines(words in prop::collection::vec("\\PC{0,40}", 0..8)) {

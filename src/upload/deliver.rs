@@ -8,7 +8,7 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::recording::resolve::{RecordingFile, Resolution};
 use crate::session::{
-    CallRecord, DeliveredRecording, PartState, RecordStatus, SessionId, crm_payload,
+    CallRecord, DeliveredRecording, PartState, RecordStatus, SessionId, crm_payload, mask_numbers,
 };
 use crate::store::{Claim, PendingRecord, Store, StoreError};
 
@@ -84,6 +84,8 @@ struct Parcel<'a> {
     /// With us between two writes, with the thread that writes during one. A write that failed keeps it, and the try ends there.
     claim: Option<Claim>,
     now: DateTime<Utc>,
+    /// The try is noted in the record.
+    tried: bool,
     recording_uploaded: bool,
     call_data_sent: bool,
 }
@@ -138,6 +140,7 @@ impl Uploader {
             record,
             claim: Some(claim),
             now,
+            tried: false,
             recording_uploaded: false,
             call_data_sent: false,
         };
@@ -154,9 +157,8 @@ impl Uploader {
             (None, None) => End::ClaimedElsewhere,
             (None, Some(claim)) => {
                 let store = self.store.clone();
-                let call_id = record.call_id.unwrap_or_default();
                 let file = on_disk(move || store.archive(claim)).await?;
-                info!(call.id = call_id, file = %file.display(), "call delivered to the CRM");
+                info!(file = %file.display(), attempts = record.upload_attempts, "call delivered to the CRM");
                 metrics::counter!("voicebot_records_delivered_total").increment(1);
                 End::Delivered
             }
@@ -224,45 +226,42 @@ impl Parcel<'_> {
             RecordStatus::Failed => return Ok(Some(End::Failed)),
             RecordStatus::ReadyForUpload | RecordStatus::Uploading => {}
         }
-        self.begin().await?;
         if let Step::Stop(end) = self.deliver_recording().await? {
             return Ok(Some(end));
         }
         if let Step::Stop(end) = self.deliver_call_data().await? {
             return Ok(Some(end));
         }
-        let uploads = &self.record.uploads;
-        let refused =
-            [uploads.recording.state, uploads.call_data.state].contains(&PartState::Failed);
-        if refused {
-            self.mark(|record| {
-                record.advance(RecordStatus::Failed);
-            })
-            .await?;
+        // Only a record whose process was killed right after its last answer has not concluded by now.
+        if !matches!(
+            self.record.status,
+            RecordStatus::Uploaded | RecordStatus::Failed
+        ) {
+            self.mark(conclude).await?;
+        }
+        if self.record.status == RecordStatus::Failed {
             metrics::counter!("voicebot_records_failed_total").increment(1);
             error!(
                 "the CRM has refused the call; it stays in call_metadata/ until `uploads retry` is called for it"
             );
             return Ok(Some(End::Failed));
         }
-        self.mark(|record| {
-            record.advance(RecordStatus::Uploaded);
-        })
-        .await?;
         Ok(None)
     }
 
-    /// Notes the try, and gives the call the id that the CRM will know it by, before anything is sent under it.
-    async fn begin(&mut self) -> Result<(), StoreError> {
-        let call_id = self.uploader.store.call_id_for_record(&self.record)?;
+    /// What is noted before the first request of a try: the try itself, and the id that the CRM will know the call by.
+    fn begin(&mut self) -> Result<impl FnOnce(&mut CallRecord) + use<>, StoreError> {
+        let first = !std::mem::replace(&mut self.tried, true);
         let now = self.now;
-        self.mark(|record| {
+        let call_id = self.uploader.store.call_id_for_record(&self.record)?;
+        Ok(move |record: &mut CallRecord| {
             record.call_id = Some(call_id);
-            record.advance(RecordStatus::Uploading);
-            record.upload_attempts = record.upload_attempts.saturating_add(1);
-            record.last_upload_attempt = Some(now);
+            if first {
+                record.advance(RecordStatus::Uploading);
+                record.upload_attempts = record.upload_attempts.saturating_add(1);
+                record.last_upload_attempt = Some(now);
+            }
         })
-        .await
     }
 
     async fn deliver_recording(&mut self) -> Result<Step, StoreError> {
@@ -274,13 +273,18 @@ impl Parcel<'_> {
             Resolution::NotYet(why) => return self.wait_for_recording(why).await,
             Resolution::NotRecorded => return self.go_without_recording(None).await,
             Resolution::Lost(why) => {
-                warn!(why, "the call is delivered without its recording");
+                warn!(
+                    why = mask_numbers(&why),
+                    "the call is delivered without its recording"
+                );
                 return self.go_without_recording(Some(why)).await;
             }
         };
         let attempts = self.record.uploads.recording.attempts.saturating_add(1);
         let found = file.clone();
+        let begin = self.begin()?;
         self.mark(|record| {
+            begin(record);
             record.files.recording = Some(found.relative);
             let part = &mut record.uploads.recording;
             part.size = Some(found.size);
@@ -360,7 +364,7 @@ impl Parcel<'_> {
         let deadline = self.uploader.resolver.deadline(&self.record);
         let due = later(self.now, pause).min(deadline.unwrap_or(self.now));
         debug!(
-            why,
+            why = mask_numbers(&why),
             pause_ms = pause.as_millis() as u64,
             "the recording is waited for"
         );
@@ -436,14 +440,18 @@ impl Parcel<'_> {
         if state.is_settled() {
             return Ok(Step::Go);
         }
+        let attempts = self.record.uploads.call_data.attempts.saturating_add(1);
+        let begin = self.begin()?;
+        self.mark(|record| {
+            begin(record);
+            record.uploads.call_data.attempts = attempts;
+        })
+        .await?;
         let payload = match self.payload() {
             Ok(payload) => payload,
             // A file that cannot be read is not sent as if nothing had been said.
             Err(error) => return self.fail_call_data(error.to_string(), None).await,
         };
-        let attempts = self.record.uploads.call_data.attempts.saturating_add(1);
-        self.mark(|record| record.uploads.call_data.attempts = attempts)
-            .await?;
         let key = format!("{}/call_data", self.record.session_id);
         let verdict = self.uploader.crm.call_data(&payload, &key).await;
         count_attempt("call_data", &verdict);
@@ -456,6 +464,7 @@ impl Parcel<'_> {
                     part.next_attempt = None;
                     part.last_error = None;
                     part.response = Some(policy::shorten(body));
+                    conclude(record);
                 })
                 .await?;
                 Ok(Step::Go)
@@ -500,6 +509,7 @@ impl Parcel<'_> {
             part.next_attempt = None;
             part.last_error = Some(why);
             part.response = response;
+            conclude(record);
         })
         .await?;
         Ok(Step::Go)
@@ -534,6 +544,17 @@ impl Parcel<'_> {
             recording.as_ref(),
         ))
     }
+}
+
+/// Both parts are settled: the record is delivered, or refused.
+fn conclude(record: &mut CallRecord) {
+    let uploads = &record.uploads;
+    let refused = [uploads.recording.state, uploads.call_data.state].contains(&PartState::Failed);
+    record.advance(if refused {
+        RecordStatus::Failed
+    } else {
+        RecordStatus::Uploaded
+    });
 }
 
 /// Runs what waits for the disk where it holds nothing else up.

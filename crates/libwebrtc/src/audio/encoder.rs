@@ -40,7 +40,7 @@ const COMPLEXITY: i32 = 9;
 /// Sound louder than this counts as voice for the audio-level extension: well over the noise of a quiet room, under quiet speech.
 const VOICE_DBOV: i8 = -50;
 
-/// When no PCM came for longer than this, the RTP timestamp follows the wall clock over the pause instead of hiding it.
+/// When PCM is due this much later than what came before it ended, the RTP timestamp follows the time over the pause instead of hiding it.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What was negotiated for the Opus stream.
@@ -144,8 +144,8 @@ impl AudioSender {
 }
 
 impl PcmSink for AudioSender {
-    fn on_pcm(&self, pcm: Pcm<'_>) {
-        self.encoder.lock().push(Instant::now(), pcm);
+    fn on_pcm(&self, at: Instant, pcm: Pcm<'_>) {
+        self.encoder.lock().push(at, pcm);
         // The lock is not held while a packet is sent. Only one thread feeds a track, so the order stays.
         loop {
             let packet = self.encoder.lock().next_packet();
@@ -167,8 +167,8 @@ pub(crate) struct PacketEncoder {
     pcm: Vec<i16>,
     consumed: usize,
     next_timestamp: u32,
-    /// When the last PCM came.
-    last_push: Option<Instant>,
+    /// When the next PCM is due if there is no pause.
+    next_due: Option<Instant>,
     /// Whether the last packet said that there is nothing to hear, or there was none yet.
     silent: bool,
     loss_percent: u8,
@@ -194,7 +194,7 @@ impl PacketEncoder {
             pcm: Vec::new(),
             consumed: 0,
             next_timestamp: first_timestamp,
-            last_push: None,
+            next_due: None,
             silent: true,
             loss_percent: 0,
             stats: AudioSenderStats::default(),
@@ -230,20 +230,21 @@ impl PacketEncoder {
         }
     }
 
-    /// Takes PCM of any format. Call [`next_packet`](Self::next_packet) until it gives nothing.
-    pub fn push(&mut self, now: Instant, pcm: Pcm<'_>) {
+    /// Takes PCM of any format that is due `at`. Call [`next_packet`](Self::next_packet) until it gives nothing.
+    pub fn push(&mut self, at: Instant, pcm: Pcm<'_>) {
         self.pcm.drain(..self.consumed);
         self.consumed = 0;
-        if let Some(last) = self.last_push {
-            let pause = now.saturating_duration_since(last);
+        if let Some(expected) = self.next_due {
+            let pause = at.saturating_duration_since(expected);
             if pause > PAUSE {
                 let samples = pause.as_millis() * u128::from(OPUS_RATE_HZ / 1000);
                 self.next_timestamp = self.next_timestamp.wrapping_add(samples as u32);
-                self.pcm.clear();
                 self.silent = true;
             }
         }
-        self.last_push = Some(now);
+        let frames = pcm.samples.len() / pcm.channels;
+        let length = Duration::from_secs_f64(frames as f64 / f64::from(pcm.sample_rate_hz));
+        self.next_due = Some(at + length);
         let converted = self.resampler.convert(pcm, self.channels, OPUS_RATE_HZ);
         self.pcm.extend_from_slice(converted);
     }
@@ -468,7 +469,8 @@ mod tests {
             packets.extend(std::iter::from_fn(|| encoder.next_packet()));
         }
         let timestamps: Vec<_> = packets.iter().map(|packet| packet.rtp_timestamp).collect();
-        assert_eq!(timestamps, [0, 960, 1920 + 96_000]);
+        // The pause is from 40 ms, where the sound ended, to 2030 ms.
+        assert_eq!(timestamps, [0, 960, 1920 + 1_990 * 48]);
         assert_eq!(
             packets
                 .iter()
@@ -515,11 +517,14 @@ mod tests {
         })
         .expect("a sender");
         let samples = tone(440.0, 48_000, 1, 4_800, 10_000.0);
-        sender.on_pcm(Pcm {
-            samples: &samples,
-            sample_rate_hz: 48_000,
-            channels: 1,
-        });
+        sender.on_pcm(
+            Instant::now(),
+            Pcm {
+                samples: &samples,
+                sample_rate_hz: 48_000,
+                channels: 1,
+            },
+        );
         let timestamps: Vec<u32> = take.try_iter().collect();
         assert_eq!(timestamps.len(), 5);
         assert!(

@@ -134,11 +134,12 @@ impl Tick for AudioReceiver {
             }
         };
         drop(state);
-        self.track.deliver(Pcm {
+        let pcm = Pcm {
             samples: &frame,
             sample_rate_hz: OPUS_RATE_HZ,
             channels,
-        });
+        };
+        self.track.deliver(now, pcm);
         self.state.lock().frame = frame;
         TickResult::Continue
     }

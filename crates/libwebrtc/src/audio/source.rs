@@ -171,7 +171,7 @@ impl SourceCore {
                 "a source without a queue takes frames of 10 ms: {expected} samples of each channel, not {given}"
             )));
         }
-        self.deliver(samples);
+        self.deliver(Instant::now(), samples);
         Ok(())
     }
 
@@ -202,7 +202,7 @@ impl SourceCore {
         Ok(())
     }
 
-    fn deliver(&self, samples: &[i16]) {
+    fn deliver(&self, at: Instant, samples: &[i16]) {
         let pcm = Pcm {
             samples,
             sample_rate_hz: self.sample_rate_hz,
@@ -216,7 +216,7 @@ impl SourceCore {
             .filter_map(Weak::upgrade)
             .collect();
         for track in tracks {
-            track.deliver(pcm);
+            track.deliver(at, pcm);
         }
     }
 
@@ -270,7 +270,7 @@ impl Feed for SourceCore {
 }
 
 impl Tick for SourceCore {
-    fn tick(&self, _now: Instant) -> TickResult {
+    fn tick(&self, now: Instant) -> TickResult {
         let Some(queue) = &self.queue else {
             return TickResult::Stop;
         };
@@ -287,7 +287,7 @@ impl Tick for SourceCore {
             }
             frame
         };
-        self.deliver(&frame);
+        self.deliver(now, &frame);
         queue.state.lock().frame = frame;
         TickResult::Continue
     }

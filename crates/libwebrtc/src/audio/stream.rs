@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use parking_lot::Mutex;
@@ -69,7 +70,7 @@ impl FrameQueue {
 }
 
 impl PcmSink for FrameQueue {
-    fn on_pcm(&self, pcm: Pcm<'_>) {
+    fn on_pcm(&self, _at: Instant, pcm: Pcm<'_>) {
         let mut state = self.state.lock();
         if state.ended {
             return;
@@ -145,11 +146,12 @@ mod tests {
     }
 
     fn deliver(track: &RtcAudioTrack, samples: &[i16], channels: usize) {
-        track.handle.deliver(Pcm {
+        let pcm = Pcm {
             samples,
             sample_rate_hz: 48_000,
             channels,
-        });
+        };
+        track.handle.deliver(Instant::now(), pcm);
     }
 
     fn poll(stream: &mut NativeAudioStream) -> Poll<Option<AudioFrame<'static>>> {

@@ -1,6 +1,6 @@
 //! Sounds and measures that several tests need.
 
-use std::{f64::consts::TAU, sync::OnceLock};
+use std::{f64::consts::TAU, sync::OnceLock, time::Instant};
 
 use parking_lot::Mutex;
 
@@ -113,7 +113,7 @@ impl Recorder {
 }
 
 impl PcmSink for Recorder {
-    fn on_pcm(&self, pcm: Pcm<'_>) {
+    fn on_pcm(&self, _at: Instant, pcm: Pcm<'_>) {
         self.frames
             .lock()
             .push((tokio::time::Instant::now(), pcm.samples.to_vec()));

@@ -3,9 +3,12 @@
 //! A local track is fed by a [`SourceCore`], a remote one by an [`AudioReceiver`](super::receiver::AudioReceiver). The track keeps neither
 //! sound nor time.
 
-use std::sync::{
-    Arc, OnceLock, Weak,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
 use parking_lot::Mutex;
@@ -22,8 +25,9 @@ pub(crate) struct Pcm<'a> {
 
 /// One who listens to a track.
 pub(crate) trait PcmSink: Send + Sync {
-    /// Takes the next piece of sound, usually 10 ms. Called from the media thread, so it must be quick.
-    fn on_pcm(&self, pcm: Pcm<'_>);
+    /// Takes the next piece of sound, usually 10 ms. It was due `at`: a late clock makes up for its delay, and then the pieces come closer
+    /// together than they are due. Called from the media thread, so it must be quick.
+    fn on_pcm(&self, at: Instant, pcm: Pcm<'_>);
 
     /// The track will never bring sound again.
     fn on_ended(&self) {}
@@ -152,8 +156,8 @@ impl AudioTrack {
         self.shared.has_sinks()
     }
 
-    pub(super) fn deliver(&self, pcm: Pcm<'_>) {
-        self.shared.deliver(pcm);
+    pub(super) fn deliver(&self, at: Instant, pcm: Pcm<'_>) {
+        self.shared.deliver(at, pcm);
     }
 }
 
@@ -169,7 +173,7 @@ impl TrackShared {
     }
 
     /// Hands sound to all listeners. No lock is held while they run.
-    pub(super) fn deliver(&self, pcm: Pcm<'_>) {
+    pub(super) fn deliver(&self, at: Instant, pcm: Pcm<'_>) {
         let sinks = self.sinks.lock().clone();
         if sinks.is_empty() {
             return;
@@ -186,7 +190,7 @@ impl TrackShared {
             pcm
         };
         for sink in sinks.iter() {
-            sink.on_pcm(pcm);
+            sink.on_pcm(at, pcm);
         }
     }
 }

@@ -188,19 +188,19 @@ impl Personas {
             if digits.is_empty() {
                 continue;
             }
-            if let Some(persona) = self.from_source(&digits).await {
+            if let Some(persona) = self.ask_source(&digits).await {
                 return persona;
             }
-            if let Some(persona) = self.from_file(&digits) {
+            if let Some(persona) = self.read_file(&digits) {
                 return persona;
             }
         }
-        self.from_file(&self.config.default).unwrap_or_else(|| {
+        self.read_file(&self.config.default).unwrap_or_else(|| {
             Persona::read(BUILT_IN, "built-in").expect("the built-in persona is checked by a test")
         })
     }
 
-    async fn from_source(&self, digits: &str) -> Option<Persona> {
+    async fn ask_source(&self, digits: &str) -> Option<Persona> {
         if self.config.url.is_empty() {
             return None;
         }
@@ -286,7 +286,7 @@ impl Personas {
         Ok(Some((text, persona)))
     }
 
-    fn from_file(&self, name: &str) -> Option<Persona> {
+    fn read_file(&self, name: &str) -> Option<Persona> {
         let path = self.config.directory.join(format!("{name}.json"));
         let file_error = |why: String| PersonaError::File {
             path: path.display().to_string(),

@@ -394,7 +394,7 @@ async fn play(
             track.lock().finish();
             return Ok(());
         }
-        if frames % FRAMES_PER_PROGRESS == 0 {
+        if frames.is_multiple_of(FRAMES_PER_PROGRESS) {
             send(events, ReplyEvent::Progress { first: frames == 0 }).await;
         }
         frames = frames.wrapping_add(1);

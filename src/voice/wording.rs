@@ -71,7 +71,7 @@ pub fn is_backchannel(text: &str, backchannels: &[String]) -> bool {
     words.peek().is_some()
         && words.all(|word| {
             let word = word.to_lowercase();
-            backchannels.iter().any(|known| *known == word)
+            backchannels.contains(&word)
         })
 }
 

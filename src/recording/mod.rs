@@ -1,8 +1,14 @@
 //! The recording of a call: who makes it, and where its file is in the end.
 
+mod egress;
+mod local;
+mod recorder;
 pub mod resolve;
 
 use serde::{Deserialize, Serialize};
+
+pub use local::LocalRecordingError;
+pub use recorder::Recorder;
 
 /// Who records a call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]

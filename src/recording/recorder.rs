@@ -1,0 +1,141 @@
+//! One call's recording, however it is made.
+
+use livekit::webrtc::audio_stream::native::NativeAudioStream;
+use livekit_api::services::egress::EgressClient;
+use tracing::warn;
+
+use super::egress::EgressRecording;
+use super::local::{LocalRecording, SAMPLE_RATE_HZ};
+use super::{RecordingConfig, RecordingMode};
+use crate::config::LiveKitSettings;
+use crate::session::{self, RecordingMetadata, RecordingSource, RecordingState, SharedSession};
+use crate::store::Store;
+
+/// A recording in progress.
+pub enum Recorder {
+    /// LiveKit Egress makes it.
+    Egress(EgressRecording),
+    /// This process makes it.
+    Local(LocalRecording),
+}
+
+impl Recorder {
+    /// Starts recording as configured. Where somebody else records the call already (the campaign metadata names an egress), only
+    /// that is noted. A recording that cannot be made is noted and never ends a call.
+    pub fn start(
+        config: &RecordingConfig,
+        livekit: Option<&LiveKitSettings>,
+        store: &Store,
+        session: &SharedSession,
+        room: &str,
+        agent: impl FnOnce() -> NativeAudioStream,
+    ) -> Option<Self> {
+        if let Some(egress_id) = egress_of_somebody_else(session) {
+            session::lock(session).set_recording_metadata(RecordingMetadata {
+                egress_id: Some(egress_id),
+                state: RecordingState::Active,
+                source: RecordingSource::External,
+                ..Default::default()
+            });
+            return None;
+        }
+        let session_id = session::lock(session)
+            .get_complete_session_data()
+            .start
+            .session_id;
+        let (path, file) = store.recording_path(&session_id, "ogg");
+        match (config.mode, livekit) {
+            (RecordingMode::Off, _) => None,
+            (RecordingMode::Egress, Some(livekit)) => {
+                let host = crate::call::http_address(&livekit.url);
+                let client = EgressClient::with_api_key(
+                    &host,
+                    &livekit.api_key,
+                    livekit.api_secret.expose(),
+                );
+                Some(Self::Egress(EgressRecording::start(
+                    client,
+                    session,
+                    room.to_owned(),
+                    path,
+                )))
+            }
+            (RecordingMode::Egress, None) => {
+                note_failure(
+                    session,
+                    RecordingSource::Egress,
+                    "LIVEKIT_API_KEY and LIVEKIT_API_SECRET are needed to start an egress",
+                );
+                None
+            }
+            (RecordingMode::Local, _) => match LocalRecording::start(&file, &path, agent()) {
+                Ok(recording) => {
+                    session::lock(session).set_recording_metadata(RecordingMetadata {
+                        recording_filename: Some(path),
+                        recording_start_time: Some(chrono::Utc::now()),
+                        state: RecordingState::Active,
+                        source: RecordingSource::Local,
+                        ..Default::default()
+                    });
+                    Some(Self::Local(recording))
+                }
+                Err(error) => {
+                    note_failure(session, RecordingSource::Local, &error.to_string());
+                    None
+                }
+            },
+        }
+    }
+
+    /// Adds the caller's sound to a recording that this process makes; `listen` opens it at the given rate.
+    pub fn add_caller(&self, listen: impl FnOnce(u32) -> NativeAudioStream) {
+        if let Self::Local(recording) = self {
+            recording.add_caller(listen(SAMPLE_RATE_HZ));
+        }
+    }
+
+    /// Ends the recording. Afterwards the session says what became of it. `room_stays`: nobody deletes the room after the call.
+    pub async fn finish(self, session: &SharedSession, room_stays: bool) {
+        match self {
+            Self::Egress(recording) => recording.finish(session, room_stays).await,
+            Self::Local(recording) => {
+                let result = recording.finish().await;
+                let mut session = session::lock(session);
+                let known = session
+                    .get_recording_metadata()
+                    .cloned()
+                    .unwrap_or_default();
+                session.set_recording_metadata(match result {
+                    Ok(()) => RecordingMetadata {
+                        state: RecordingState::Resolved,
+                        ..known
+                    },
+                    Err(error) => {
+                        warn!(%error, "the recording is incomplete");
+                        RecordingMetadata {
+                            state: RecordingState::Failed,
+                            error: Some(error.to_string()),
+                            ..known
+                        }
+                    }
+                });
+            }
+        }
+    }
+}
+
+fn egress_of_somebody_else(session: &SharedSession) -> Option<String> {
+    let session = session::lock(session);
+    let id = session.get_campaign_metadata().get("egressId")?.as_str()?;
+    (!id.is_empty()).then(|| id.to_owned())
+}
+
+fn note_failure(session: &SharedSession, source: RecordingSource, why: &str) {
+    warn!(error = why, "the call is not recorded");
+    session::lock(session).set_recording_metadata(RecordingMetadata {
+        state: RecordingState::Failed,
+        source,
+        error: Some(why.to_owned()),
+        ..Default::default()
+    });
+}

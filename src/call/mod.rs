@@ -1,14 +1,34 @@
-//! One call.
+//! One call: the process that the worker starts for it, from joining the room to leaving it.
+//!
+//! `run` tells the story; `room` is the LiveKit room; `numbers`, `persona` and `hangup` answer single questions; `publish` tells the
+//! room what is said. A call never talks to the CRM: it leaves a record on disk and the worker delivers it.
 
 mod hangup;
 mod numbers;
 mod persona;
+mod publish;
+mod room;
+mod run;
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{Instrument as _, info_span};
+
+use crate::config::{Config, LiveKitSettings, Secret};
+use crate::ipc::{self, FromCall, FromWorker, IpcError, JobDescription, ToWorker};
+use crate::providers::{self, ProviderError};
+use crate::store::{Store, StoreError};
 
 pub use hangup::{Ending, HangupCause};
 pub use numbers::{Numbers, mask, mask_room_name, normalise};
 pub use persona::{Persona, PersonaConfig, PersonaError, Personas};
+pub use run::{CallError, CallParts, http_address, run};
+
+/// The bearer token for the persona source.
+const PERSONA_TOKEN: &str = "PERSONA_TOKEN";
 
 /// `[call]`: how long a call waits for what, and how it ends.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,4 +67,92 @@ impl CallConfig {
         let text = self.max_duration_goodbye.trim();
         (!text.is_empty()).then(|| text.to_owned())
     }
+}
+
+/// Why a call process could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CallProcessError {
+    /// The worker's pipes are not as they should be.
+    #[error(transparent)]
+    Ipc(#[from] IpcError),
+    /// The data folder cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A provider is not set up.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    /// The record could not be made.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Signals cannot be received.
+    #[error("signals cannot be received: {0}")]
+    Signals(std::io::Error),
+}
+
+impl CallParts {
+    /// Everything that a call needs, from the settings and the environment.
+    pub fn from_config(config: Arc<Config>) -> Result<Self, CallProcessError> {
+        let store = Store::open(&config.data_dir)?;
+        let http = providers::http_client()?;
+        let providers = providers::build(&config.providers, http.clone())?;
+        let token = Secret::from_env(PERSONA_TOKEN);
+        let personas = Personas::new(config.persona.clone(), http, token, &config.data_dir);
+        let livekit: Option<LiveKitSettings> = config.livekit_settings().ok();
+        Ok(Self {
+            config,
+            store,
+            providers,
+            personas,
+            livekit,
+        })
+    }
+}
+
+/// The life of a call process: says that it is ready, gets its job, holds the call.
+pub async fn run_process(config: Arc<Config>) -> Result<(), CallProcessError> {
+    let (mut from_worker, to_worker) = ipc::child()?;
+    let stop = stop_signal()?;
+    let parts = CallParts::from_config(config)?;
+    to_worker.send(FromCall::Ready);
+    let job = from_worker.job().await?;
+    hold(job, parts, from_worker, to_worker, stop).await?;
+    Ok(())
+}
+
+/// Holds one call with everything that is logged meanwhile carrying its ids.
+pub async fn hold(
+    job: JobDescription,
+    parts: CallParts,
+    from_worker: FromWorker,
+    to_worker: ToWorker,
+    stop: mpsc::Receiver<()>,
+) -> Result<Ending, CallError> {
+    let span = info_span!(
+        "call",
+        session.id = %job.session_id,
+        job.id = job.job_id,
+        room.name = mask_room_name(&job.room_name),
+    );
+    run(job, parts, from_worker, to_worker, stop)
+        .instrument(span)
+        .await
+}
+
+/// SIGTERM and SIGINT as messages. The first one ends the call at once, with its record.
+pub fn stop_signal() -> Result<mpsc::Receiver<()>, CallProcessError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(CallProcessError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CallProcessError::Signals)?;
+    let (told, stop) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if told.send(()).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(stop)
 }

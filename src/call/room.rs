@@ -1,0 +1,601 @@
+//! The LiveKit room as one call sees it: joined, our track published, the caller found, sound both ways, words going out.
+//!
+//! The only place of `call/` that knows LiveKit's types. Connecting and closing are not safe to cancel (rust-sdks#1334, #1340),
+//! so both run as tasks of their own and only the wait for them is bounded.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use livekit::options::TrackPublishOptions;
+use livekit::participant::ParticipantKind;
+use livekit::prelude::*;
+use livekit::webrtc::audio_frame::AudioFrame as RtcAudioFrame;
+use livekit::webrtc::audio_source::native::NativeAudioSource;
+use livekit::webrtc::audio_source::{AudioSourceOptions, RtcAudioSource};
+use livekit::webrtc::audio_stream::native::NativeAudioStream;
+use livekit::{SendTextOptions, StreamTextOptions, StreamWriter as _, TextStreamWriter};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::voice::{AudioFrame, AudioOutput, OutputClosed};
+
+/// Rate of the track in the room. SIP bridges and browsers use 48 kHz whatever the telephone carries.
+pub const ROOM_SAMPLE_RATE_HZ: u32 = 48_000;
+/// Rate of the sound that turn taking and speech recognition get.
+pub const LISTEN_SAMPLE_RATE_HZ: u32 = 16_000;
+/// How much sound may wait in the source, ms. Long enough for an even stream under load; `clear` empties it at once.
+const SOURCE_QUEUE_MS: u32 = 200;
+/// Frames of 10 ms of the caller's sound that may wait for a reader; older ones are dropped.
+const LISTEN_QUEUE_FRAMES: usize = 50;
+/// Name of the agent's track, as LiveKit Agents call theirs.
+const TRACK_NAME: &str = "roomio_audio";
+/// Topic of transcriptions (LiveKit Agents' `types.py`).
+const TRANSCRIPTION_TOPIC: &str = "lk.transcription";
+/// Topic of chat messages to the agent.
+const CHAT_TOPIC: &str = "lk.chat";
+/// Attribute with what the agent is doing.
+const AGENT_STATE: &str = "lk.agent.state";
+/// The largest chat message that is taken, bytes.
+const MAX_CHAT_BYTES: usize = 16 * 1024;
+
+/// Why the room could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RoomLinkError {
+    /// The server did not let us in.
+    #[error("could not join room {room} at {url} (LIVEKIT_URL): {source}")]
+    Join {
+        /// The room.
+        room: String,
+        /// The server.
+        url: String,
+        /// LiveKit's reason.
+        source: Box<RoomError>,
+    },
+    /// The server did not answer in time.
+    #[error("could not join room {room} at {url} (LIVEKIT_URL): no answer within {seconds} s")]
+    JoinTimeout {
+        /// The room.
+        room: String,
+        /// The server.
+        url: String,
+        /// How long we waited, s.
+        seconds: u64,
+    },
+    /// Our track was not accepted.
+    #[error("could not publish the agent's track in room {room}: {source}")]
+    Publish {
+        /// The room.
+        room: String,
+        /// LiveKit's reason.
+        source: Box<RoomError>,
+    },
+}
+
+/// Somebody in the room who may be our caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// LiveKit identity.
+    pub identity: String,
+    /// Whether the caller is on the telephone.
+    pub sip: bool,
+    /// All attributes, with the `sip.*` ones.
+    pub attributes: HashMap<String, String>,
+}
+
+/// `sip.callStatus` of callers on the telephone.
+const SIP_CALL_STATUS: &str = "sip.callStatus";
+
+impl Caller {
+    fn of(participant: &RemoteParticipant) -> Option<Self> {
+        let sip = match participant.kind() {
+            ParticipantKind::Sip => true,
+            ParticipantKind::Standard | ParticipantKind::Connector | ParticipantKind::Bridge => {
+                false
+            }
+            ParticipantKind::Agent | ParticipantKind::Egress | ParticipantKind::Ingress => {
+                return None;
+            }
+        };
+        Some(Self {
+            identity: participant.identity().to_string(),
+            sip,
+            attributes: participant.attributes(),
+        })
+    }
+
+    /// Whether the caller can hear us: on the telephone only once the call was answered.
+    pub fn has_answered(&self) -> bool {
+        !self.sip
+            || self
+                .attributes
+                .get(SIP_CALL_STATUS)
+                .is_none_or(|status| status == "active" || status == "automation")
+    }
+}
+
+/// What happens in the room, as far as a call cares.
+#[derive(Debug)]
+pub enum RoomHappening {
+    /// Somebody who may be the caller is here; told again when the attributes change.
+    CallerHere(Caller),
+    /// A participant who may have been the caller has gone.
+    Left {
+        /// Who.
+        identity: String,
+        /// Why, in LiveKit's words, such as `CLIENT_INITIATED`.
+        reason: &'static str,
+    },
+    /// The caller's sound can be heard from now on.
+    Audible {
+        /// Whose.
+        identity: String,
+        /// The sound.
+        track: CallerTrack,
+    },
+    /// A chat message to the agent.
+    Chat {
+        /// From whom.
+        identity: String,
+        /// The words.
+        text: String,
+    },
+    /// The connection was lost and is back.
+    Reconnected,
+    /// We are out of the room for good.
+    Gone {
+        /// Why, in LiveKit's words.
+        reason: &'static str,
+    },
+}
+
+/// The caller's subscribed track.
+#[derive(Debug, Clone)]
+pub struct CallerTrack {
+    track: RemoteAudioTrack,
+}
+
+impl CallerTrack {
+    /// The caller's sound, mono, in frames of 10 ms at the given rate. It ends with the track.
+    pub fn listen(&self, sample_rate_hz: u32) -> NativeAudioStream {
+        listen(self.track.rtc_track(), sample_rate_hz)
+    }
+
+    /// The sid that transcriptions of this track carry.
+    pub fn sid(&self) -> String {
+        self.track.sid().to_string()
+    }
+}
+
+fn listen(
+    track: livekit::webrtc::audio_track::RtcAudioTrack,
+    sample_rate_hz: u32,
+) -> NativeAudioStream {
+    let options = livekit::webrtc::audio_stream::native::NativeAudioStreamOptions {
+        queue_size_frames: Some(LISTEN_QUEUE_FRAMES),
+    };
+    NativeAudioStream::with_options(track, sample_rate_hz as i32, 1, options)
+}
+
+/// A joined room with the agent's track in it.
+pub struct CallRoom {
+    room: Arc<Room>,
+    track: LocalAudioTrack,
+    speaker: Arc<Speaker>,
+}
+
+impl CallRoom {
+    /// Joins and publishes the agent's track at once: an inbound telephone call rings until it is subscribed.
+    ///
+    /// The second value is everything that happens in the room from the start, including who was there before us.
+    pub async fn join(
+        url: &str,
+        token: &str,
+        room_name: &str,
+        timeout: Duration,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<RoomEvent>), RoomLinkError> {
+        let connect = {
+            let (url, token) = (url.to_owned(), token.to_owned());
+            async move {
+                let mut options = RoomOptions::default();
+                options.auto_subscribe = true;
+                options.single_peer_connection = true;
+                // A retry with the same identity makes the server take the replaced participant for an agent that left and
+                // fail the job (livekit#4887).
+                options.join_retries = 0;
+                Room::connect(&url, &token, options).await
+            }
+        };
+        let joined = bounded(connect, timeout, |connected| {
+            // It came too late: leave properly, or its sockets stay open for the life of the process.
+            if let Ok((room, _)) = connected {
+                tokio::spawn(async move { room.close().await });
+            }
+        });
+        let place = || (room_name.to_owned(), url.to_owned());
+        let (room, events) = match joined.await {
+            Some(Ok(connected)) => connected,
+            Some(Err(source)) => {
+                let (room, url) = place();
+                return Err(RoomLinkError::Join {
+                    room,
+                    url,
+                    source: Box::new(source),
+                });
+            }
+            None => {
+                let (room, url) = place();
+                return Err(RoomLinkError::JoinTimeout {
+                    room,
+                    url,
+                    seconds: timeout.as_secs(),
+                });
+            }
+        };
+        let source = NativeAudioSource::new(
+            AudioSourceOptions::default(),
+            ROOM_SAMPLE_RATE_HZ,
+            1,
+            SOURCE_QUEUE_MS,
+        );
+        let track =
+            LocalAudioTrack::create_audio_track(TRACK_NAME, RtcAudioSource::Native(source.clone()));
+        let options = TrackPublishOptions {
+            source: TrackSource::Microphone,
+            dtx: false,
+            red: false,
+            ..Default::default()
+        };
+        let published = room
+            .local_participant()
+            .publish_track(LocalTrack::Audio(track.clone()), options)
+            .await;
+        let room = Arc::new(room);
+        if let Err(source) = published {
+            let room = room.clone();
+            tokio::spawn(async move { room.close().await });
+            return Err(RoomLinkError::Publish {
+                room: room_name.to_owned(),
+                source: Box::new(source),
+            });
+        }
+        Ok((
+            Self {
+                room,
+                track,
+                speaker: Arc::new(Speaker::new(source)),
+            },
+            events,
+        ))
+    }
+
+    /// The server's id of the room, once known.
+    pub fn sid(&self) -> Option<String> {
+        self.room.maybe_sid().map(|sid| sid.to_string())
+    }
+
+    /// Everybody here now who may be the caller.
+    pub fn callers(&self) -> Vec<Caller> {
+        self.room
+            .remote_participants()
+            .values()
+            .filter_map(Caller::of)
+            .collect()
+    }
+
+    /// The agent's mouth.
+    pub fn speaker(&self) -> Arc<Speaker> {
+        self.speaker.clone()
+    }
+
+    /// What the agent's track carries, evenly, as it leaves; for the recording.
+    pub fn listen_to_agent(&self) -> NativeAudioStream {
+        listen(self.track.rtc_track(), ROOM_SAMPLE_RATE_HZ)
+    }
+
+    /// The agent's voice in the room's side channels.
+    pub fn voice(&self) -> RoomVoice {
+        RoomVoice {
+            participant: self.room.local_participant(),
+            agent_track_sid: self.track.sid().to_string(),
+        }
+    }
+
+    /// Leaves in the order that leaks nothing (rust-sdks#1443, #1378): unpublish, then close. Bounded by `timeout`.
+    pub async fn leave(self, timeout: Duration) {
+        let Self { room, track, .. } = self;
+        let leave = async move {
+            if let Err(error) = room.local_participant().unpublish_track(&track.sid()).await {
+                debug!(%error, "the agent's track could not be unpublished");
+            }
+            if let Err(error) = room.close().await {
+                debug!(%error, "the room was closed already");
+            }
+        };
+        if bounded(leave, timeout, drop).await.is_none() {
+            warn!(
+                seconds = timeout.as_secs_f32(),
+                "leaving the room took too long"
+            );
+        }
+    }
+}
+
+/// What the agent tells the room beside its sound: its state, and both sides' words.
+#[derive(Clone)]
+pub struct RoomVoice {
+    participant: LocalParticipant,
+    agent_track_sid: String,
+}
+
+impl RoomVoice {
+    /// Tells everybody what the agent is doing.
+    pub async fn agent_state(&self, state: &str) {
+        let attributes = HashMap::from([(AGENT_STATE.to_owned(), state.to_owned())]);
+        if let Err(error) = self.participant.set_attributes(attributes).await {
+            debug!(%error, state, "agent state could not be published");
+        }
+    }
+
+    /// The caller's words so far: a stream of its own for each state of the segment, as LiveKit's clients expect.
+    pub async fn caller_words(
+        &self,
+        caller: &str,
+        track_sid: &str,
+        segment_id: &str,
+        text: &str,
+        is_final: bool,
+    ) {
+        let mut options = SendTextOptions::new_with_topic(TRANSCRIPTION_TOPIC);
+        options.attributes = transcription_attributes(track_sid, segment_id, is_final);
+        options.sender_identity = Some(caller.to_owned().into());
+        if let Err(error) = self.participant.send_text(text, options).await {
+            debug!(%error, "caller's transcription could not be published");
+        }
+    }
+
+    /// A stream for one segment of the agent's speech.
+    pub async fn open_agent_words(&self, segment_id: &str) -> Option<AgentWords> {
+        let mut options = StreamTextOptions::new_with_topic(TRANSCRIPTION_TOPIC);
+        options.attributes = transcription_attributes(&self.agent_track_sid, segment_id, false);
+        match self.participant.stream_text(options).await {
+            Ok(writer) => Some(AgentWords { writer }),
+            Err(error) => {
+                debug!(%error, "agent's transcription could not be published");
+                None
+            }
+        }
+    }
+}
+
+/// Runs a future that must not be cancelled as a task; waits for it only for so long. `late` gets what comes afterwards.
+async fn bounded<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+    timeout: Duration,
+    late: impl FnOnce(T) + Send + 'static,
+) -> Option<T> {
+    let mut task = tokio::spawn(future);
+    match tokio::time::timeout(timeout, &mut task).await {
+        Ok(joined) => Some(joined.expect("the future under a bounded wait does not panic")),
+        Err(_) => {
+            tokio::spawn(async move {
+                if let Ok(value) = task.await {
+                    late(value);
+                }
+            });
+            None
+        }
+    }
+}
+
+fn transcription_attributes(
+    track_sid: &str,
+    segment_id: &str,
+    is_final: bool,
+) -> HashMap<String, String> {
+    HashMap::from([
+        ("lk.transcription_final".into(), is_final.to_string()),
+        ("lk.transcribed_track_id".into(), track_sid.to_owned()),
+        ("lk.segment_id".into(), segment_id.to_owned()),
+    ])
+}
+
+/// An open stream of the agent's words.
+pub struct AgentWords {
+    writer: TextStreamWriter,
+}
+
+impl AgentWords {
+    /// Adds words.
+    pub async fn write(&self, words: &str) {
+        if let Err(error) = self.writer.write(words).await {
+            debug!(%error, "agent's words could not be published");
+        }
+    }
+
+    /// Ends the segment.
+    pub async fn finish(self) {
+        let attributes = HashMap::from([("lk.transcription_final".to_owned(), "true".to_owned())]);
+        if let Err(error) = self.writer.close_with_options(None, Some(attributes)).await {
+            debug!(%error, "agent's transcription could not be ended");
+        }
+    }
+}
+
+/// Turns LiveKit's events into what a call cares about; the rest is dropped.
+pub fn happening(event: RoomEvent) -> Option<RoomHappening> {
+    match event {
+        RoomEvent::ParticipantConnected(participant) => {
+            Caller::of(&participant).map(RoomHappening::CallerHere)
+        }
+        RoomEvent::ParticipantAttributesChanged {
+            participant: Participant::Remote(participant),
+            ..
+        } => Caller::of(&participant).map(RoomHappening::CallerHere),
+        RoomEvent::ParticipantDisconnected(participant) => {
+            Caller::of(&participant)?;
+            Some(RoomHappening::Left {
+                identity: participant.identity().to_string(),
+                reason: left_reason(participant.disconnect_reason()),
+            })
+        }
+        RoomEvent::TrackSubscribed {
+            track: RemoteTrack::Audio(track),
+            participant,
+            ..
+        } => {
+            Caller::of(&participant)?;
+            Some(RoomHappening::Audible {
+                identity: participant.identity().to_string(),
+                track: CallerTrack { track },
+            })
+        }
+        RoomEvent::Reconnecting => {
+            info!("connection to the room lost, reconnecting");
+            None
+        }
+        RoomEvent::Reconnected => Some(RoomHappening::Reconnected),
+        RoomEvent::Disconnected { reason } => Some(RoomHappening::Gone {
+            reason: reason.as_str_name(),
+        }),
+        _ => None,
+    }
+}
+
+/// Reads a chat message to the agent in the background; it arrives as a [`RoomHappening::Chat`].
+pub fn read_chat(event: &RoomEvent, to: mpsc::Sender<RoomHappening>) {
+    let RoomEvent::TextStreamOpened {
+        reader,
+        topic,
+        participant_identity,
+    } = event
+    else {
+        return;
+    };
+    if topic != CHAT_TOPIC {
+        return;
+    }
+    let Some(mut reader) = reader.take() else {
+        return;
+    };
+    let identity = participant_identity.to_string();
+    tokio::spawn(async move {
+        let mut text = String::new();
+        while let Some(Ok(chunk)) = reader.next().await {
+            text.push_str(&chunk);
+            if text.len() > MAX_CHAT_BYTES {
+                warn!("a chat message longer than {MAX_CHAT_BYTES} bytes was ignored");
+                return;
+            }
+        }
+        if !text.trim().is_empty() {
+            // The call has ended when nobody takes it any more.
+            let _ = to.send(RoomHappening::Chat { identity, text }).await;
+        }
+    });
+}
+
+/// LiveKit's name of a reason (`livekit_models.proto`, `DisconnectReason`).
+fn left_reason(reason: DisconnectReason) -> &'static str {
+    match reason {
+        DisconnectReason::UnknownReason => "UNKNOWN_REASON",
+        DisconnectReason::ClientInitiated => "CLIENT_INITIATED",
+        DisconnectReason::DuplicateIdentity => "DUPLICATE_IDENTITY",
+        DisconnectReason::ServerShutdown => "SERVER_SHUTDOWN",
+        DisconnectReason::ParticipantRemoved => "PARTICIPANT_REMOVED",
+        DisconnectReason::RoomDeleted => "ROOM_DELETED",
+        DisconnectReason::StateMismatch => "STATE_MISMATCH",
+        DisconnectReason::JoinFailure => "JOIN_FAILURE",
+        DisconnectReason::Migration => "MIGRATION",
+        DisconnectReason::SignalClose => "SIGNAL_CLOSE",
+        DisconnectReason::RoomClosed => "ROOM_CLOSED",
+        DisconnectReason::UserUnavailable => "USER_UNAVAILABLE",
+        DisconnectReason::UserRejected => "USER_REJECTED",
+        DisconnectReason::SipTrunkFailure => "SIP_TRUNK_FAILURE",
+        DisconnectReason::ConnectionTimeout => "CONNECTION_TIMEOUT",
+        DisconnectReason::MediaFailure => "MEDIA_FAILURE",
+        DisconnectReason::AgentError => "AGENT_ERROR",
+    }
+}
+
+/// The agent's mouth: sound given to it leaves in an even stream of frames.
+pub struct Speaker {
+    source: NativeAudioSource,
+    /// When the sound given so far will have been played. The source plays in real time without a break, so this is exact
+    /// to a frame.
+    ends_at: Mutex<Instant>,
+}
+
+impl Speaker {
+    fn new(source: NativeAudioSource) -> Self {
+        Self {
+            source,
+            ends_at: Mutex::new(Instant::now()),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl AudioOutput for Speaker {
+    fn sample_rate_hz(&self) -> u32 {
+        ROOM_SAMPLE_RATE_HZ
+    }
+
+    async fn capture(&self, frame: &[i16]) -> Result<(), OutputClosed> {
+        let samples = frame.len() as u32;
+        {
+            let mut ends_at = self
+                .ends_at
+                .lock()
+                .expect("the speaker's clock is never held over a panic");
+            *ends_at = (*ends_at).max(Instant::now())
+                + Duration::from_secs_f64(f64::from(samples) / f64::from(ROOM_SAMPLE_RATE_HZ));
+        }
+        let frame = RtcAudioFrame {
+            data: frame.into(),
+            sample_rate: ROOM_SAMPLE_RATE_HZ,
+            num_channels: 1,
+            samples_per_channel: samples,
+        };
+        self.source
+            .capture_frame(&frame)
+            .await
+            .map_err(|_| OutputClosed)
+    }
+
+    fn clear(&self) {
+        self.source.clear_buffer();
+        *self
+            .ends_at
+            .lock()
+            .expect("the speaker's clock is never held over a panic") = Instant::now();
+    }
+
+    fn queued(&self) -> Duration {
+        self.ends_at
+            .lock()
+            .expect("the speaker's clock is never held over a panic")
+            .saturating_duration_since(Instant::now())
+    }
+}
+
+/// Hands the caller's sound on, frame by frame, until the track ends. A reader that does not keep up loses the newest frames.
+pub async fn pump(mut stream: NativeAudioStream, to: mpsc::Sender<AudioFrame>) {
+    let mut dropped = 0u64;
+    while let Some(frame) = stream.next().await {
+        match to.try_send(frame.data.into_owned()) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => dropped += 1,
+            Err(mpsc::error::TrySendError::Closed(_)) => break,
+        }
+    }
+    if dropped > 0 {
+        warn!(
+            frames = dropped,
+            "the conversation did not keep up with the caller's sound"
+        );
+    }
+}

@@ -13,7 +13,7 @@
 //!    hangup the journal is folded into conversation, leads and the record in `call_metadata/`.
 //! 5. [`upload`], a task of the worker, finds the recording, delivers it and the call data to the CRM, and archives the record.
 //!
-//! `cli` has the commands; [`config`] puts the settings together. Beside this
+//! [`cli`] has the commands and what `demo` and `dev` build around a worker; [`config`] puts the settings together. Beside this
 //! package: `crates/libwebrtc`, the media engine under the official `livekit` crate; `crates/roomserver`, the room server for
 //! development and tests; `crates/oggopus`, Opus in Ogg files.
 //!
@@ -22,7 +22,7 @@
 //! - Every dispatched job ends in a record, whoever dies when. The journal's file lock says whether a call is alive.
 //! - Nothing that a record names is deleted or archived before the CRM has confirmed it.
 //! - [`session`] knows no network, no LiveKit, no files; its lock is never held across an await.
-//! - LiveKit's wire types appear only in `worker::wire`, `call::room`, [`recording`]; a vendor's JSON only in
+//! - LiveKit's wire types appear only in `worker::wire`, `call::room`, [`recording`] and the scenery of [`cli`]; a vendor's JSON only in
 //!   that vendor's file.
 //! - A call process never talks to the CRM, the worker never touches media.
 //! - Availability is answered without waiting for anything; there are never more than `max_calls` calls.
@@ -33,7 +33,7 @@
 #![forbid(unsafe_code)]
 
 pub mod call;
-
+pub mod cli;
 pub mod config;
 pub mod ipc;
 pub mod providers;

@@ -1,1 +1,9 @@
-fn main() {}
+//! The `voicebot` program. The only place that exits the process.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    voicebot::cli::main()
+}

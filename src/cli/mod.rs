@@ -1,1 +1,165 @@
-//! cli.
+//! The command line: which command, which settings, how to log, on which runtime.
+
+mod caller;
+mod check;
+mod connect;
+mod crm_sink;
+mod demo;
+mod dev;
+mod roomserver;
+mod stage;
+mod start;
+mod uploads;
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, LogConfig, LogFormat};
+
+/// What libraries may say, unless the filter names them: their `info` is our `debug`.
+const QUIET_LIBRARIES: &str = "livekit=warn,livekit_api=warn,livekit_signaling=warn,libwebrtc=warn,str0m=warn,hyper=warn,reqwest=warn,rustls=warn,h2=warn";
+
+/// Threads for files and name look-ups beside a call: few, because every one of many calls has its own.
+const CALL_BLOCKING_THREADS: usize = 2;
+
+/// A voice-agent worker for LiveKit: holds phone conversations and delivers every call to the CRM.
+#[derive(Debug, Parser)]
+#[command(name = "voicebot", version, disable_help_subcommand = true)]
+struct Arguments {
+    /// The config file [default: config/voicebot.toml, if it is there; environment variable VOICEBOT_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Register with the LiveKit server, take calls, deliver their records (production)
+    Start,
+    /// Everything for local development in one terminal, with a page to talk to the agent (the default)
+    Dev(dev::DevArguments),
+    /// Hold one whole call on this machine, without keys or servers, and tell its story
+    Demo(demo::DemoArguments),
+    /// Join a room as its agent, without dispatch
+    Connect(connect::ConnectArguments),
+    /// Say whether settings, servers and providers are usable
+    Check,
+    /// Look at and push the delivery of records to the CRM
+    #[command(subcommand)]
+    Uploads(uploads::UploadsCommand),
+    /// Hold the call whose job comes on stdin; started by the worker
+    #[command(hide = true)]
+    Call,
+    /// Run the development room server alone
+    #[command(hide = true)]
+    Roomserver(roomserver::RoomserverArguments),
+}
+
+/// The whole program. Gives back how it went.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match Config::load(arguments.config.as_deref()) {
+        Ok(config) => Arc::new(config),
+        Err(error) => return failed(&error),
+    };
+    let command = arguments
+        .command
+        .unwrap_or(Command::Dev(dev::DevArguments::default()));
+    let shown = !matches!(
+        command,
+        Command::Demo(_) | Command::Uploads(_) | Command::Check
+    );
+    if let Err(error) = start_logging(&config.log, shown) {
+        return failed(&error);
+    }
+    // Two TLS back ends are compiled in by our dependencies; this settles which one is used.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+
+    let mut runtime = match command {
+        Command::Call => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    if matches!(command, Command::Call) {
+        runtime.max_blocking_threads(CALL_BLOCKING_THREADS);
+    } else {
+        runtime.worker_threads(2);
+    }
+    let runtime = match runtime.enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    let result = runtime.block_on(run(command, config, arguments.config));
+    // A blocked name look-up must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(error) => failed(error.as_ref()),
+    }
+}
+
+/// Any command's failure: a sentence for the person at the terminal.
+type CommandResult = Result<ExitCode, Box<dyn std::error::Error>>;
+
+async fn run(command: Command, config: Arc<Config>, file: Option<PathBuf>) -> CommandResult {
+    match command {
+        Command::Start => start::run(config, file).await,
+        Command::Dev(arguments) => dev::run(arguments, config, file).await,
+        Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Connect(arguments) => connect::run(arguments, config).await,
+        Command::Check => check::run(&config).await,
+        Command::Uploads(command) => uploads::run(command, &config).await,
+        Command::Call => {
+            crate::call::run_process(config).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Roomserver(arguments) => roomserver::run(arguments).await,
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("voicebot: {error}");
+    ExitCode::FAILURE
+}
+
+/// Logs go to stderr. `shown`: commands that print for people keep their logs to warnings unless RUST_LOG says otherwise.
+fn start_logging(
+    config: &LogConfig,
+    shown: bool,
+) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter)?,
+        _ => {
+            let level = if shown { config.level.as_str() } else { "warn" };
+            EnvFilter::try_new(format!("{QUIET_LIBRARIES},{level}"))?
+        }
+    };
+    let json = match config.format {
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+    };
+    // A terminal that has gone away must not end a call: a line that cannot be written is dropped.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
+    if json {
+        builder
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .init();
+    } else {
+        builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .init();
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! `voicebot check`: says, before the first call does, whether everything that a call needs is there.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use livekit_api::services::room::RoomClient;
+
+use super::CommandResult;
+use crate::call::{Personas, http_address};
+use crate::config::{Config, Secret};
+use crate::providers::{self, Vendor};
+use crate::store::Store;
+
+/// How long any one server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One line of the answer: what was looked at, and how it is or what to do.
+struct Finding {
+    what: &'static str,
+    result: Result<String, String>,
+}
+
+/// Looks at everything; one line each. Fails when anything is unusable.
+pub async fn run(config: &Config) -> CommandResult {
+    let http = providers::http_client()?;
+    let findings = [
+        Finding {
+            what: "data folder",
+            result: data_folder(config),
+        },
+        Finding {
+            what: "LiveKit",
+            result: livekit(config).await,
+        },
+        Finding {
+            what: "CRM",
+            result: crm(config, &http).await,
+        },
+        Finding {
+            what: "providers",
+            result: providers(config, &http).await,
+        },
+        Finding {
+            what: "persona",
+            result: persona(config, &http).await,
+        },
+    ];
+    for Finding { what, result } in &findings {
+        match result {
+            Ok(text) => println!("ok      {what}: {text}"),
+            Err(text) => println!("FAILED  {what}: {text}"),
+        }
+    }
+    let usable = findings.iter().all(|finding| finding.result.is_ok());
+    Ok(if usable {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn data_folder(config: &Config) -> Result<String, String> {
+    let store = Store::open(&config.data_dir).map_err(|error| error.to_string())?;
+    let probe = store.root().join("call_metadata/.check");
+    std::fs::write(&probe, b"")
+        .and_then(|()| std::fs::remove_file(&probe))
+        .map_err(|error| {
+            format!(
+                "{} cannot be written (data_dir): {error}",
+                config.data_dir.display()
+            )
+        })?;
+    Ok(format!("{} can be written", config.data_dir.display()))
+}
+
+async fn livekit(config: &Config) -> Result<String, String> {
+    let settings = config
+        .livekit_settings()
+        .map_err(|error| error.to_string())?;
+    let client = RoomClient::with_api_key(
+        &http_address(&settings.url),
+        &settings.api_key,
+        settings.api_secret.expose(),
+    );
+    match tokio::time::timeout(PATIENCE, client.list_rooms(Vec::new())).await {
+        Ok(Ok(rooms)) => Ok(format!(
+            "{} answers and takes our key; {} rooms are open",
+            settings.url,
+            rooms.len()
+        )),
+        Ok(Err(error)) => Err(format!(
+            "{} (LIVEKIT_URL, LIVEKIT_API_KEY): {error}",
+            settings.url
+        )),
+        Err(_) => Err(format!(
+            "{} (LIVEKIT_URL) did not answer within {} s",
+            settings.url,
+            PATIENCE.as_secs()
+        )),
+    }
+}
+
+async fn crm(config: &Config, http: &reqwest::Client) -> Result<String, String> {
+    let base = &config.crm.base_url;
+    if base.is_empty() {
+        return Err("CRM_BASE_URL is not set: records will wait on disk (environment variable or key crm.base_url)".into());
+    }
+    // Any answer will do: only deliveries have addresses there.
+    match http.get(base).timeout(PATIENCE).send().await {
+        Ok(_) => Ok(format!("{base} answers")),
+        Err(error) => Err(format!(
+            "{base} (CRM_BASE_URL) does not answer: {}",
+            error.without_url()
+        )),
+    }
+}
+
+async fn providers(config: &Config, http: &reqwest::Client) -> Result<String, String> {
+    providers::build(&config.providers, http.clone()).map_err(|error| error.to_string())?;
+    if config.providers.vendor == Vendor::Scripted {
+        return Ok("a prepared conversation (providers.vendor = \"scripted\")".into());
+    }
+    let base = config.providers.openai_base_url.trim_end_matches('/');
+    let mut request = http.get(format!("{base}/models")).timeout(PATIENCE);
+    if let Some(key) = Secret::from_env("OPENAI_API_KEY") {
+        request = request.bearer_auth(key.expose());
+    }
+    match request.send().await {
+        Ok(response) if response.status() == reqwest::StatusCode::UNAUTHORIZED => {
+            Err(format!("{base} refuses OPENAI_API_KEY (401)"))
+        }
+        // Servers that only imitate the interface often have no list of models.
+        Ok(response) => Ok(format!("{base} answers ({})", response.status())),
+        Err(error) => Err(format!(
+            "{base} (OPENAI_BASE_URL) does not answer: {}",
+            error.without_url()
+        )),
+    }
+}
+
+async fn persona(config: &Config, http: &reqwest::Client) -> Result<String, String> {
+    let token = Secret::from_env("PERSONA_TOKEN");
+    let personas = Personas::new(
+        config.persona.clone(),
+        http.clone(),
+        token,
+        &config.data_dir,
+    );
+    let persona = personas.find([]).await;
+    Ok(format!(
+        "\u{201c}{}\u{201d} answers numbers without one of their own",
+        persona.name
+    ))
+}

@@ -1,0 +1,64 @@
+//! `voicebot start`: the worker in production.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use axum::Router;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::CommandResult;
+use crate::config::Config;
+use crate::providers;
+use crate::store::Store;
+use crate::worker::{self, CallProgram, HttpServer, Worker};
+
+/// Takes calls until it is told to stop and the last one has ended. `file`: the config file, which the calls read as well.
+pub async fn run(config: Arc<Config>, file: Option<PathBuf>) -> CommandResult {
+    let livekit = config.livekit_settings()?;
+    // Calls would find these faults one by one; here they end the start.
+    providers::build(&config.providers, providers::http_client()?)?;
+    let store = Store::open(&config.data_dir)?;
+    let http = HttpServer::bind(config.worker.http_bind).await?;
+    let metrics = worker::install_metrics()?;
+    let signals = worker::stop_signals()?;
+
+    let stop = CancellationToken::new();
+    let (poke, pokes) = mpsc::channel(1);
+    let delivery = if config.crm.base_url.is_empty() {
+        warn!(
+            "CRM_BASE_URL is not set: records wait in {}",
+            store.root().join("call_metadata").display()
+        );
+        None
+    } else {
+        Some(tokio::spawn(
+            super::uploads::uploader(&config, &store)?.run(pokes, stop.clone()),
+        ))
+    };
+    let options = file
+        .into_iter()
+        .flat_map(|file| ["--config".into(), file.into_os_string()]);
+    let program = CallProgram::this_binary(options)?;
+    let worker = Worker::new(
+        config.worker.clone(),
+        livekit,
+        config.livekit.agent_name.clone(),
+        store,
+        program,
+        poke,
+    )?;
+    let page =
+        tokio::spawn(http.serve(worker.status(), Some(metrics), Router::new(), stop.clone()));
+    let result = worker.run(signals).await;
+
+    stop.cancel();
+    if let Some(delivery) = delivery {
+        delivery.await?;
+    }
+    page.await??;
+    result?;
+    Ok(ExitCode::SUCCESS)
+}

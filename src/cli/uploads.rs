@@ -1,0 +1,249 @@
+//! `voicebot uploads`: the delivery of records, seen and pushed by an operator.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::CommandResult;
+use crate::call::http_address;
+use crate::config::Config;
+use crate::recording::resolve::{EgressDirectory, LiveKitEgress, RecordingResolver};
+use crate::session::SessionId;
+use crate::store::Store;
+use crate::upload::{self, CrmToken, ListedRecord, PassOptions, PassStats, UploadError, Uploader};
+
+/// The CRM's bearer token.
+const CRM_TOKEN: &str = "CRM_TOKEN";
+
+#[derive(Debug, Subcommand)]
+pub enum UploadsCommand {
+    /// The records that wait, and why
+    List {
+        /// One JSON array instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Deliver what is due
+    Run {
+        /// One pass, then end; without it the task runs until Ctrl-C
+        #[arg(long)]
+        once: bool,
+        /// Say what would be sent; send and write nothing
+        #[arg(long, requires = "once")]
+        dry_run: bool,
+        /// At most this many records
+        #[arg(long, value_name = "RECORDS", requires = "once")]
+        batch: Option<usize>,
+        /// One JSON object instead of a sentence
+        #[arg(long, requires = "once")]
+        json: bool,
+    },
+    /// Try a record again that the CRM has refused
+    Retry {
+        /// The session id, `session_…`
+        session_id: SessionId,
+        /// Only say whether there is anything to try again
+        #[arg(long)]
+        dry_run: bool,
+        /// One JSON object instead of a sentence
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs one of the commands.
+pub async fn run(command: UploadsCommand, config: &Config) -> CommandResult {
+    let store = Store::open(&config.data_dir)?;
+    match command {
+        UploadsCommand::List { json } => {
+            let records = upload::list(&store)?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&records)?);
+            } else {
+                print_table(&records);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        UploadsCommand::Run {
+            once: true,
+            dry_run,
+            batch,
+            json,
+        } => {
+            let stats = uploader(config, &store)?
+                .pass(PassOptions {
+                    dry_run,
+                    batch,
+                    only: None,
+                })
+                .await?;
+            report(&stats, dry_run, json)
+        }
+        UploadsCommand::Run { .. } => {
+            let mut stop = crate::call::stop_signal()?;
+            let token = tokio_util::sync::CancellationToken::new();
+            let (_keep, pokes) = tokio::sync::mpsc::channel(1);
+            let task = tokio::spawn(uploader(config, &store)?.run(pokes, token.clone()));
+            stop.recv().await;
+            token.cancel();
+            task.await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        UploadsCommand::Retry {
+            session_id,
+            dry_run,
+            json,
+        } => {
+            if dry_run {
+                let record = store.read_record(&session_id)?;
+                let again = record.clone().reset_for_retry();
+                say_retry(&session_id, again, None, json)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            let again = upload::retry(&store, &session_id)?;
+            let stats = if again {
+                Some(deliver(config, &store, &session_id).await?)
+            } else {
+                None
+            };
+            let well = stats
+                .as_ref()
+                .is_none_or(|stats| stats.failed + stats.errors == 0);
+            say_retry(&session_id, again, stats, json)?;
+            Ok(if well {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+    }
+}
+
+/// An uploader with everything that the settings and the environment name.
+pub fn uploader(config: &Config, store: &Store) -> Result<Uploader, UploadError> {
+    let token = std::env::var(CRM_TOKEN).ok().and_then(CrmToken::new);
+    let directory = config.livekit_settings().ok().map(|livekit| {
+        let host = http_address(&livekit.url);
+        Arc::new(LiveKitEgress::new(
+            &host,
+            &livekit.api_key,
+            livekit.api_secret.expose(),
+        )) as Arc<dyn EgressDirectory>
+    });
+    let resolver = RecordingResolver::new(store.clone(), config.recording.clone(), directory);
+    Uploader::new(
+        store.clone(),
+        config.upload.clone(),
+        config.crm.clone(),
+        token,
+        resolver,
+    )
+}
+
+/// Delivers one record now.
+pub async fn deliver(
+    config: &Config,
+    store: &Store,
+    session_id: &SessionId,
+) -> Result<PassStats, UploadError> {
+    uploader(config, store)?
+        .pass(PassOptions {
+            only: Some(session_id.clone()),
+            ..Default::default()
+        })
+        .await
+}
+
+fn report(stats: &PassStats, dry_run: bool, json: bool) -> CommandResult {
+    if json {
+        println!("{}", serde_json::to_string_pretty(stats)?);
+    } else if dry_run {
+        println!(
+            "{} records would be delivered, {} are not due yet",
+            stats.would_deliver, stats.not_due
+        );
+    } else {
+        println!(
+            "{} records delivered ({} recordings, {} call data); {} wait for their recording, {} will be tried again, {} refused, {} with errors, {} not due yet",
+            stats.files_processed,
+            stats.recordings_uploaded,
+            stats.call_data_sent,
+            stats.waiting,
+            stats.retrying,
+            stats.failed,
+            stats.errors,
+            stats.not_due
+        );
+    }
+    Ok(if stats.failed + stats.errors == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn say_retry(
+    session_id: &SessionId,
+    again: bool,
+    stats: Option<PassStats>,
+    json: bool,
+) -> Result<(), serde_json::Error> {
+    if json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(
+                &json!({ "session_id": session_id, "tried_again": again, "stats": stats })
+            )?
+        );
+        return Ok(());
+    }
+    match (again, stats) {
+        (false, _) => println!("{session_id}: nothing to try again"),
+        (true, None) => println!("{session_id}: would be tried again"),
+        (true, Some(stats)) if stats.files_processed > 0 => println!("{session_id}: delivered"),
+        (true, Some(_)) => {
+            println!("{session_id}: not delivered; `voicebot uploads list` says why")
+        }
+    }
+    Ok(())
+}
+
+fn print_table(records: &[ListedRecord]) {
+    if records.is_empty() {
+        println!("No record waits for delivery.");
+        return;
+    }
+    fn name<T: serde::Serialize>(value: &Option<T>) -> String {
+        let value = value
+            .as_ref()
+            .and_then(|value| serde_json::to_value(value).ok());
+        value
+            .as_ref()
+            .and_then(|value| value.as_str())
+            .unwrap_or("-")
+            .to_owned()
+    }
+    let time = |time: &Option<chrono::DateTime<chrono::Utc>>| {
+        time.map_or("-".to_owned(), |time| {
+            time.format("%Y-%m-%d %H:%M:%S").to_string()
+        })
+    };
+    println!(
+        "{:32} {:16} {:10} {:10} {:>8}  {:19}  last error",
+        "session", "status", "recording", "call data", "attempts", "next attempt"
+    );
+    for record in records {
+        println!(
+            "{:32} {:16} {:10} {:10} {:>8}  {:19}  {}",
+            record.session_id.to_string(),
+            name(&record.status),
+            name(&record.recording),
+            name(&record.call_data),
+            record.attempts,
+            time(&record.next_attempt),
+            record.last_error.as_deref().unwrap_or("-")
+        );
+    }
+}

@@ -118,7 +118,10 @@ async fn an_answered_call_dials_rings_is_active_and_publishes() {
     );
     let mut decoder = opus::Decoder::new(48_000, opus::Channels::Mono).expect("the codec starts");
     let mut pcm = [1; 960];
-    assert_eq!(decoder.decode(&packet.payload, &mut pcm, false).ok(), Some(960));
+    assert_eq!(
+        decoder.decode(&packet.payload, &mut pcm, false).ok(),
+        Some(960)
+    );
     assert!(pcm.iter().all(|value| value.abs() < 10));
 
     server

@@ -189,7 +189,10 @@ class Client:
 
     def _collect(self, into, reader, identity, reading):
         async def run():
-            into.append((identity, reader.info, await reading))
+            try:
+                into.append((identity, reader.info, await reading))
+            except rtc.StreamError:
+                return  # the room ended in the middle of it
             self._changed.set()
 
         task = asyncio.create_task(run())

@@ -66,6 +66,14 @@ def as_toml(value) -> str:
     return json.dumps(value)
 
 
+def write_if_changed(path: Path, text: str) -> bool:
+    """A file touched without need makes cargo build again."""
+    if path.exists() and path.read_text() == text:
+        return False
+    path.write_text(text)
+    return True
+
+
 def write_package(livekit: Path, files: list[str]):
     theirs = tomllib.loads((livekit / "Cargo.toml").read_text())
     ours = tomllib.loads((REPOSITORY / "Cargo.toml").read_text())
@@ -85,7 +93,7 @@ def write_package(livekit: Path, files: list[str]):
         # The test files switch themselves off without this feature of the package that they are part of.
         '[features]\ndefault = ["__lk-e2e-test"]\n__lk-e2e-test = []',
         # Warnings about their code are not ours to mend.
-        '[lints.rust]\nunused = "allow"',
+        '[lints.rust]\nunused = "allow"\ndeprecated = "allow"',
         "[dev-dependencies]",
         *(f"{name} = {as_toml(table)}" for name, table in dependencies.items()),
         "[patch.crates-io]",
@@ -95,10 +103,11 @@ def write_package(livekit: Path, files: list[str]):
     for file in files:
         lines.append(f"[[test]]\nname = {json.dumps(file)}\npath = {json.dumps(str(livekit / 'tests' / (file + '.rs')))}")
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    (SCRATCH / "lib.rs").write_text("")
-    (SCRATCH / "Cargo.toml").write_text("\n".join(lines) + "\n")
+    write_if_changed(SCRATCH / "lib.rs", "")
+    write_if_changed(SCRATCH / "Cargo.toml", "\n".join(lines) + "\n")
     # The same versions of everything as our workspace; cargo adds what only the tests need.
-    shutil.copy(REPOSITORY / "Cargo.lock", SCRATCH / "Cargo.lock")
+    if write_if_changed(SCRATCH / "workspace.lock", (REPOSITORY / "Cargo.lock").read_text()):
+        shutil.copy(REPOSITORY / "Cargo.lock", SCRATCH / "Cargo.lock")
 
 
 def build(files: list[str]) -> dict[str, str]:

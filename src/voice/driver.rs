@@ -421,6 +421,7 @@ impl Driver {
             }
             ReplyEvent::LlmFirstToken(took) => {
                 active.metrics.llm_ttft_ms.get_or_insert(millis(took));
+                self.tell(Input::WordsReady { reply });
             }
             ReplyEvent::TtsFirstByte(took) => active.metrics.tts_ttfb_ms = Some(millis(took)),
             ReplyEvent::Usage(usage) => self.emit(VoiceEvent::Usage(usage)),

@@ -98,6 +98,11 @@ pub enum Input {
         /// Why.
         failure: Failure,
     },
+    /// The model has begun to answer; what is still missing is sound.
+    WordsReady {
+        /// Which one.
+        reply: ReplyId,
+    },
     /// The first sound of a reply is there.
     AudioReady {
         /// Which one.
@@ -315,6 +320,8 @@ struct Reply {
     interruptible: bool,
     /// How many of the unanswered segments it answers. None of them once they are written down.
     covers: usize,
+    /// Who is to blame if nothing comes.
+    waits_for: Component,
     audio_ready: bool,
     tools: ToolUse,
     /// A tool of it has ended the call: after it, we hang up.
@@ -587,6 +594,11 @@ impl TurnMachine {
             } => self.transcript(segment, text, confidence, is_final),
             Input::TranscriptionFailed { segment, failure } => {
                 self.transcription_failed(segment, failure)
+            }
+            Input::WordsReady { reply } => {
+                if let Some(reply) = self.reply_mut(reply) {
+                    reply.waits_for = Component::Tts;
+                }
             }
             Input::AudioReady { reply } => {
                 if let Some(reply) = self.reply_mut(reply) {
@@ -1119,9 +1131,10 @@ impl TurnMachine {
                 "no sound of the answer within {} ms",
                 self.config.no_reply_timeout_ms
             );
+            let component = reply.waits_for;
             self.cancel_and_commit();
             self.provider_failed(Failure {
-                component: Component::Llm,
+                component,
                 message,
                 kind: FailureKind::Temporary,
             });
@@ -1356,12 +1369,17 @@ impl TurnMachine {
     ) {
         let id = ReplyId(self.next_reply);
         self.next_reply += 1;
+        let waits_for = match prompt {
+            Prompt::Answer { .. } => Component::Llm,
+            Prompt::Say { .. } => Component::Tts,
+        };
         self.out.push(Output::StartReply { reply: id, prompt });
         self.floor = Floor::Preparing(Reply {
             id,
             kind,
             interruptible,
             covers,
+            waits_for,
             audio_ready: false,
             tools: ToolUse::Idle,
             ends_call: false,
@@ -1457,7 +1475,7 @@ impl TurnMachine {
             return;
         }
         if gives_up {
-            let mute = failure.component == Component::Tts && failure.kind == FailureKind::Config;
+            let mute = failure.component == Component::Tts;
             let apology = Some(self.lines.apology.clone()).filter(|_| !mute);
             if matches!(self.floor, Floor::Preparing(_)) {
                 self.cancel();

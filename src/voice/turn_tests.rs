@@ -680,6 +680,7 @@ fn any_input() -> impl Strategy<Value = Input> {
             .prop_map(|(segment, text, is_final)| Input::Transcript { segment, text, confidence: None, is_final }),
         1 => (segment, failure.clone()).prop_map(|(segment, failure)| Input::TranscriptionFailed { segment, failure }),
         6 => reply().prop_map(|reply| Input::AudioReady { reply }),
+        1 => reply().prop_map(|reply| Input::WordsReady { reply }),
         2 => reply().prop_map(|reply| Input::ToolsWanted { reply }),
         2 => (reply(), prop::bool::weighted(0.1)).prop_map(|(reply, end_call)| Input::ToolsDone { reply, end_call }),
         2 => reply().prop_map(|reply| Input::Progress { reply }),

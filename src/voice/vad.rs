@@ -368,3 +368,7 @@ mod tests {
         assert!(vad.sound.capacity() < samples(3_000) as usize);
     }
 }
+
+#[cfg(test)]
+#[path = "vad_speech_tests.rs"]
+mod speech_tests;

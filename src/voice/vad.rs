@@ -3,6 +3,7 @@
 //! Time is counted in samples received, not by a clock, so that the same sound gives the same segments however it arrives. Knows
 //! nothing of turns: a pause and an end are facts about the sound.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use earshot::Detector;
@@ -12,6 +13,21 @@ use super::config::VadConfig;
 
 /// What earshot takes at a time: 16 ms.
 const WINDOW: usize = 256;
+
+/// Sound whose level has stayed within [`STEADY_DB`] over this many windows (320 ms) is a tone or a noise: no speaker holds a level.
+const STEADY_WINDOWS: usize = 20;
+
+/// White noise spreads over 1.5 dB or so in windows of this length, a tone over less, speech over ten and more.
+const STEADY_DB: f32 = 2.0;
+
+/// Below this level nothing is there to be steady.
+const AUDIBLE_DB: f32 = 20.0;
+
+/// Sound so far below the loudest of the speech is silence, whatever the score: it takes 100 ms to come down after the last sound.
+const QUIET_BELOW_SPEECH_DB: f32 = 30.0;
+
+/// The longest that the score may take to come down.
+const HANGOVER_MS: u64 = 160;
 
 /// Something that the detector has heard. Positions count samples since the beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,9 +80,15 @@ pub struct Vad {
     sound_from: u64,
     /// End of the last segment; the next one does not reach back over it.
     last_end: u64,
+    /// Levels of the last windows.
+    levels: VecDeque<f32>,
+    /// The loudest window of the speech under way.
+    loudest: f32,
+    /// Where the sound fell silent, by its level.
+    quiet_since: Option<u64>,
     /// Judges the windows; replaced in tests that are about time and not about sound.
     #[cfg(test)]
-    scores: Option<std::collections::VecDeque<f32>>,
+    scores: Option<VecDeque<f32>>,
 }
 
 /// Milliseconds as samples.
@@ -87,6 +109,9 @@ impl Vad {
             sound: Vec::new(),
             sound_from: 0,
             last_end: 0,
+            levels: VecDeque::with_capacity(STEADY_WINDOWS),
+            loudest: f32::MIN,
+            quiet_since: None,
             #[cfg(test)]
             scores: None,
         }
@@ -100,9 +125,14 @@ impl Vad {
             sound = &sound[take..];
             if self.pending.len() == WINDOW {
                 let score = self.score();
+                let is_steady = self.measure();
                 self.sound.extend_from_slice(&self.pending);
                 self.pending.clear();
-                self.judge(score, events);
+                if is_steady {
+                    self.steady(events);
+                } else {
+                    self.judge(score, events);
+                }
             }
         }
     }
@@ -125,6 +155,7 @@ impl Vad {
     /// Forgets everything that was learnt about this line, and any speech under way.
     pub fn reset(&mut self) {
         self.detector.reset();
+        self.levels.clear();
         self.hearing = Hearing::Silence;
         self.trim();
     }
@@ -135,6 +166,49 @@ impl Vad {
             return scores.pop_front().unwrap_or(0.0);
         }
         self.detector.predict_i16(&self.pending)
+    }
+
+    /// Takes the level of the pending window. True if the sound is steady.
+    fn measure(&mut self) -> bool {
+        let energy: f32 = self
+            .pending
+            .iter()
+            .map(|sample| f32::from(*sample).powi(2))
+            .sum();
+        let level = 10.0 * (energy / WINDOW as f32 + 1.0).log10();
+        if self.levels.len() == STEADY_WINDOWS {
+            self.levels.pop_front();
+        }
+        self.levels.push_back(level);
+        self.loudest = if self.in_speech() {
+            self.loudest.max(level)
+        } else {
+            level
+        };
+        if level > self.loudest - QUIET_BELOW_SPEECH_DB {
+            self.quiet_since = None;
+        } else {
+            self.quiet_since.get_or_insert(self.position);
+        }
+        let (low, high) = self
+            .levels
+            .iter()
+            .fold((f32::MAX, f32::MIN), |(low, high), level| {
+                (low.min(*level), high.max(*level))
+            });
+        self.levels.len() == STEADY_WINDOWS && low > AUDIBLE_DB && high - low < STEADY_DB
+    }
+
+    /// Whatever was taken for speech has been a tone for a while.
+    fn steady(&mut self, events: &mut Vec<VadEvent>) {
+        self.position += WINDOW as u64;
+        if self.in_speech() {
+            let since = self.position - (STEADY_WINDOWS * WINDOW) as u64;
+            self.end(since, events);
+        } else {
+            self.hearing = Hearing::Silence;
+            self.trim();
+        }
     }
 
     fn judge(&mut self, score: f32, events: &mut Vec<VadEvent>) {
@@ -162,8 +236,11 @@ impl Vad {
             }
             Hearing::Speech => {
                 if !goes_on {
+                    // The score comes down slowly; the level tells when the silence began.
+                    let earliest = from.saturating_sub(samples(HANGOVER_MS));
+                    let since = self.quiet_since.unwrap_or(from).clamp(earliest, from);
                     self.hearing = Hearing::Gap {
-                        since: from,
+                        since,
                         reported: false,
                     };
                     self.maybe_pause(events);
@@ -274,10 +351,7 @@ mod tests {
             .flat_map(|(ms, score)| std::iter::repeat_n(*score, (ms / WINDOW_MS) as usize));
         vad.scores = Some(scores.collect());
         let mut heard = Vec::new();
-        let windows = vad
-            .scores
-            .as_ref()
-            .map_or(0, std::collections::VecDeque::len);
+        let windows = vad.scores.as_ref().map_or(0, VecDeque::len);
         for _ in 0..windows {
             let mut events = Vec::new();
             vad.push(&[0; WINDOW], &mut events);

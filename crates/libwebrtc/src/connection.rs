@@ -28,7 +28,7 @@ use crate::{
         OnIceGatheringChange, OnNegotiationNeeded, OnSignalingChange, OnTrack, PeerConnectionState,
         SignalingState,
     },
-    peer_connection_factory::RtcConfiguration,
+    peer_connection_factory::{IceTransportsType, RtcConfiguration},
     rtp::{Receiver, Sender, Transceiver},
     rtp_sender::RtpSender,
     rtp_transceiver::{RtpTransceiver, RtpTransceiverInit},
@@ -62,6 +62,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// Opens the sockets and starts the driver.
     pub fn open(config: RtcConfiguration) -> Result<Arc<Self>, RtcError> {
+        check_candidate_types(&config)?;
         let sockets = driver::Sockets::open()?;
         let connection = Arc::new_cyclic(|this: &Weak<Self>| {
             let mut core = Core::new(Instant::now(), this.clone());
@@ -99,6 +100,7 @@ impl Connection {
 
     pub fn set_configuration(&self, config: RtcConfiguration) -> Result<(), RtcError> {
         self.core.lock().check_open()?;
+        check_candidate_types(&config)?;
         *self.config.lock() = config;
         Ok(())
     }
@@ -135,7 +137,8 @@ impl Connection {
     }
 
     pub fn set_local_description(&self, desc: SessionDescription) -> Result<(), RtcError> {
-        self.change(|core, now| core.set_local_description(now, desc))?;
+        let servers = self.config.lock().ice_servers.clone();
+        self.change(|core, now| core.set_local_description(now, desc, &servers))?;
         self.sync_transceivers();
         Ok(())
     }
@@ -268,4 +271,17 @@ impl Connection {
             })
             .collect()
     }
+}
+
+/// Only host candidates are gathered, and those that the other side finds out by itself. Whoever excludes them
+/// could never connect.
+fn check_candidate_types(config: &RtcConfiguration) -> Result<(), RtcError> {
+    if config.ice_transport_type == IceTransportsType::All {
+        return Ok(());
+    }
+    Err(RtcError::internal(format!(
+        "ice_transport_type {:?} is not supported: this media engine has only host candidates, as it \
+         does not use STUN and TURN servers",
+        config.ice_transport_type
+    )))
 }

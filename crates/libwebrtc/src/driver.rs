@@ -22,7 +22,7 @@ use crate::{
     engine,
     ice_candidate::IceCandidate,
     ice_tcp::TcpConnections,
-    peer_connection::TrackEvent,
+    peer_connection::{IceCandidateError, TrackEvent},
     rtp_transceiver::RtpTransceiver,
 };
 
@@ -211,6 +211,19 @@ fn tell(connection: &Connection, event: Event) {
         Event::IceCandidate { mid, candidate } => {
             let candidate = IceCandidate::new(&mid, 0, &candidate);
             callbacks.ice_candidate.call(|callback| callback(candidate));
+        }
+        Event::ServerNotUsed { url } => {
+            let error = IceCandidateError {
+                address: String::new(),
+                port: 0,
+                url,
+                // The code for a server that could not be reached (W3C WebRTC, RTCPeerConnectionIceErrorEvent).
+                error_code: 701,
+                error_text: "this media engine does not use STUN and TURN servers".to_owned(),
+            };
+            callbacks
+                .ice_candidate_error
+                .call(|callback| callback(error));
         }
         Event::ConnectionState(state) => {
             callbacks.connection_change.call(|callback| callback(state));

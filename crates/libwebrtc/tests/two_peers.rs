@@ -614,3 +614,142 @@ fn nothing_is_left_of_closed_and_dropped_connections() {
         );
     });
 }
+
+/// What `pick` finds in a report, as soon as it does.
+async fn reported<T>(peer: &Peer, what: &str, pick: impl Fn(&RtcStats) -> Option<T>) -> T {
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    timeout(PATIENCE, async {
+        loop {
+            tick.tick().await;
+            let report = peer.connection.get_stats().await.expect("a report");
+            if let Some(found) = report.iter().find_map(&pick) {
+                return found;
+            }
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{what} is not reported"))
+}
+
+#[tokio::test]
+async fn statistics_tell_what_happened() {
+    let (mut alice, mut bob) = (Peer::new(), Peer::new());
+    let channel = alice
+        .connection
+        .create_data_channel("counted", DataChannelInit::default())
+        .expect("a channel");
+    let (source, track) = local_track();
+    let track_id = track.id();
+    alice
+        .connection
+        .add_track(track, &["alice"])
+        .expect("a sender");
+    negotiate(&alice, &bob, OfferOptions::default()).await;
+    alice.reaches(PeerConnectionState::Connected).await;
+    bob.reaches(PeerConnectionState::Connected).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    play(source, stop.clone());
+    is_open(&channel).await;
+    let theirs = within("the data channel", bob.channels.recv()).await;
+    let mut received = messages(&theirs);
+    channel.send(&[1; 500], true).expect("the channel is open");
+    within("a message", received.recv()).await;
+
+    let (sent, bytes) = reported(&alice, "the channel", |entry| match entry {
+        RtcStats::DataChannel(channel) => Some((channel.dc.messages_sent, channel.dc.bytes_sent)),
+        _ => None,
+    })
+    .await;
+    assert_eq!((sent, bytes), (1, 500));
+    let source_track = reported(&alice, "the source", |entry| match entry {
+        RtcStats::MediaSource(source) if source.audio.total_audio_energy > 0.0 => {
+            Some(source.source.track_identifier.clone())
+        }
+        _ => None,
+    })
+    .await;
+    assert_eq!(source_track, track_id);
+    let ssrc = reported(&alice, "the sent stream", |entry| match entry {
+        RtcStats::OutboundRtp(outbound) if outbound.sent.packets_sent > 5 => {
+            Some(outbound.stream.ssrc)
+        }
+        _ => None,
+    })
+    .await;
+    reported(
+        &bob,
+        "the same stream, received without loss",
+        |entry| match entry {
+            RtcStats::InboundRtp(inbound) => (inbound.stream.ssrc == ssrc
+                && inbound.received.packets_received > 5
+                && inbound.received.packets_lost == 0)
+                .then_some(()),
+            _ => None,
+        },
+    )
+    .await;
+    let local = reported(&alice, "the candidate pair", |entry| match entry {
+        RtcStats::LocalCandidate(candidate) => Some(candidate.local_candidate.port),
+        _ => None,
+    })
+    .await;
+    let remote = reported(&bob, "the candidate pair", |entry| match entry {
+        RtcStats::RemoteCandidate(candidate) => Some(candidate.remote_candidate.port),
+        _ => None,
+    })
+    .await;
+    assert_eq!(local, remote, "both report the same path");
+    reported(
+        &alice,
+        "the round-trip time that the other side's reports give",
+        |entry| match entry {
+            RtcStats::RemoteInboundRtp(remote) => (remote.remote_inbound.round_trip_time > 0.0
+                && remote.remote_inbound.round_trip_time < 1.0)
+                .then_some(()),
+            _ => None,
+        },
+    )
+    .await;
+    stop.store(true, Ordering::Relaxed);
+}
+
+#[tokio::test]
+async fn servers_that_are_not_used_are_named() {
+    let mut config = RtcConfiguration::default();
+    config.ice_transport_type = IceTransportsType::Relay;
+    let factory = PeerConnectionFactory::default();
+    let error = factory
+        .create_peer_connection(config.clone())
+        .expect_err("there is no relay");
+    assert!(error.message.contains("TURN"), "{error}");
+
+    config.ice_transport_type = IceTransportsType::All;
+    config.ice_servers = vec![IceServer {
+        urls: vec!["turn:192.0.2.1:3478".to_owned()],
+        username: "user".to_owned(),
+        password: "password".to_owned(),
+    }];
+    let connection = factory
+        .create_peer_connection(config)
+        .expect("host candidates are allowed");
+    let (sender, mut errors) = mpsc::unbounded_channel();
+    connection.on_ice_candidate_error(Some(Box::new(move |error| {
+        let _ = sender.send(error);
+    })));
+    connection
+        .create_data_channel("x", DataChannelInit::default())
+        .expect("a channel");
+    let offer = connection
+        .create_offer(OfferOptions::default())
+        .await
+        .expect("an offer");
+    connection
+        .set_local_description(offer)
+        .await
+        .expect("the offer is ours");
+    let error = within("the error", errors.recv()).await;
+    assert_eq!(
+        (error.url.as_str(), error.error_code),
+        ("turn:192.0.2.1:3478", 701)
+    );
+}

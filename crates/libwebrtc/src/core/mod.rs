@@ -48,6 +48,7 @@ use crate::{
     media_stream_track::MediaStreamTrack,
     native::create_random_uuid,
     peer_connection::{IceConnectionState, IceGatheringState, PeerConnectionState, SignalingState},
+    peer_connection_factory::IceServer,
     rtp::{SendStream, Transceiver, TransceiverView},
     rtp_transceiver::{RtpTransceiverDirection, RtpTransceiverInit},
     session_description::{SdpType, SessionDescription},
@@ -70,6 +71,10 @@ pub(crate) enum Event {
     IceCandidate {
         mid: String,
         candidate: String,
+    },
+    /// A STUN or TURN server of the configuration is not used.
+    ServerNotUsed {
+        url: String,
     },
     ConnectionState(PeerConnectionState),
     IceState(IceConnectionState),
@@ -505,6 +510,7 @@ impl Core {
         &mut self,
         now: Instant,
         description: SessionDescription,
+        servers: &[IceServer],
     ) -> Result<(), RtcError> {
         self.check_open()?;
         match description.sdp_type() {
@@ -526,7 +532,7 @@ impl Core {
         }
         self.events
             .push_back(Event::Signaling(self.negotiation.state()));
-        self.announce_candidates();
+        self.announce_candidates(servers);
         Ok(())
     }
 
@@ -684,7 +690,7 @@ impl Core {
         }
     }
 
-    fn announce_candidates(&mut self) {
+    fn announce_candidates(&mut self, servers: &[IceServer]) {
         if std::mem::replace(&mut self.candidates_announced, true) {
             return;
         }
@@ -696,6 +702,10 @@ impl Core {
             let (mid, candidate) = (mid.clone(), candidate.clone());
             self.events
                 .push_back(Event::IceCandidate { mid, candidate });
+        }
+        for url in servers.iter().flat_map(|server| &server.urls) {
+            let url = url.clone();
+            self.events.push_back(Event::ServerNotUsed { url });
         }
         self.events
             .push_back(Event::Gathering(IceGatheringState::Complete));

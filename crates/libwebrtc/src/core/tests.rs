@@ -48,11 +48,11 @@ impl Pair {
             .expect("an offer");
         let [a, b] = &mut self.cores;
         let (from, to) = if to == 1 { (a, b) } else { (b, a) };
-        from.set_local_description(now, offer.clone())
+        from.set_local_description(now, offer.clone(), &[])
             .expect("our own offer");
         to.set_remote_description(now, offer).expect("a good offer");
         let answer = to.create_answer().expect("there is an offer");
-        to.set_local_description(now, answer.clone())
+        to.set_local_description(now, answer.clone(), &[])
             .expect("our own answer");
         from.set_remote_description(now, answer)
             .expect("a good answer");

@@ -185,7 +185,7 @@ impl Negotiation {
             .any(|slot| slot.owner == Owner::Application)
     }
 
-    /// Whether the remote offer that waits for an answer, or the local one, restarts ICE of the other side.
+    /// Whether the remote offer that waits for its answer restarts ICE, so that the answer must do so too.
     pub fn remote_offer_restarts_ice(&self) -> bool {
         let Some(Pending::Remote { sdp, .. }) = &self.pending else {
             return false;
@@ -986,5 +986,180 @@ mod tests {
                 .expect("a good answer")
                 .is_some()
         );
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Add {
+            side: usize,
+            video: bool,
+            direction: Direction,
+        },
+        Want {
+            side: usize,
+            which: usize,
+            direction: Direction,
+        },
+        Stop {
+            side: usize,
+            which: usize,
+        },
+        Data {
+            side: usize,
+        },
+        Exchange {
+            from: usize,
+        },
+        OfferAndForget {
+            from: usize,
+        },
+        RefuseToAnswer {
+            from: usize,
+        },
+    }
+
+    fn step() -> impl proptest::strategy::Strategy<Value = Step> {
+        use proptest::prelude::*;
+        let direction = || {
+            (any::<bool>(), any::<bool>()).prop_map(|(send, receive)| Direction::new(send, receive))
+        };
+        prop_oneof![
+            (0..2usize, any::<bool>(), direction()).prop_map(|(side, video, direction)| {
+                Step::Add {
+                    side,
+                    video,
+                    direction,
+                }
+            }),
+            (0..2usize, 0..8usize, direction()).prop_map(|(side, which, direction)| Step::Want {
+                side,
+                which,
+                direction
+            }),
+            (0..2usize, 0..8usize).prop_map(|(side, which)| Step::Stop { side, which }),
+            (0..2usize).prop_map(|side| Step::Data { side }),
+            (0..2usize).prop_map(|from| Step::Exchange { from }),
+            (0..2usize).prop_map(|from| Step::OfferAndForget { from }),
+            (0..2usize).prop_map(|from| Step::RefuseToAnswer { from }),
+        ]
+    }
+
+    fn take(sides: &mut [Negotiation; 2], step: Step) {
+        match step {
+            Step::Add {
+                side,
+                video,
+                direction,
+            } => {
+                let kind = if video { Kind::Video } else { Kind::Audio };
+                let mut added = transceiver(kind, direction, "stream");
+                added.may_be_taken = direction.send;
+                sides[side].transceivers.push(added);
+            }
+            Step::Want {
+                side,
+                which,
+                direction,
+            } => {
+                if let Some(known) = sides[side].transceivers.get_mut(which) {
+                    known.direction = direction;
+                }
+            }
+            Step::Stop { side, which } => {
+                if let Some(known) = sides[side].transceivers.get_mut(which) {
+                    known.stopped = true;
+                }
+            }
+            Step::Data { side } => sides[side].want_application(),
+            Step::Exchange { from } => exchange_from(sides, from),
+            Step::OfferAndForget { from } => {
+                let offer = sides[from].create_offer(&local("from"));
+                sides[from].set_local_offer(offer).expect("our own offer");
+                sides[from].rollback();
+            }
+            Step::RefuseToAnswer { from } => {
+                let offer = sides[from].create_offer(&local("from"));
+                if Sdp::parse(offer.text())
+                    .expect("our own text")
+                    .sections
+                    .is_empty()
+                {
+                    return;
+                }
+                if Sdp::parse(offer.text())
+                    .expect("our own text")
+                    .credentials()
+                    .is_none()
+                {
+                    return;
+                }
+                let to = &mut sides[1 - from];
+                to.set_remote_offer(offer, &mut made).expect("a good offer");
+                to.rollback();
+            }
+        }
+    }
+
+    /// An exchange, unless there is nothing that could be agreed on.
+    fn exchange_from(sides: &mut [Negotiation; 2], from: usize) {
+        let offer = sides[from].create_offer(&local("from"));
+        // Without a section that both may use there is no transport either.
+        if Sdp::parse(offer.text())
+            .expect("our own text")
+            .credentials()
+            .is_none()
+        {
+            return;
+        }
+        let [a, b] = sides;
+        let (from, to) = if from == 0 { (a, b) } else { (b, a) };
+        from.set_local_offer(offer.clone()).expect("our own offer");
+        to.set_remote_offer(offer, &mut made).expect("a good offer");
+        let answer = to.create_answer(&local("to")).expect("there is an offer");
+        if Sdp::parse(answer.text())
+            .expect("our own text")
+            .credentials()
+            .is_none()
+        {
+            from.rollback();
+            to.rollback();
+            return;
+        }
+        to.set_local_answer(answer.clone()).expect("our own answer");
+        from.set_remote_answer(answer).expect("a good answer");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_order_of_steps_ends_in_agreement(steps in proptest::collection::vec(step(), 0..40)) {
+            let mut sides = [Negotiation::new(1), Negotiation::new(2)];
+            for step in steps {
+                take(&mut sides, step);
+            }
+            // Data both sides can use, so that the last exchange certainly takes place.
+            sides[0].want_application();
+            sides[1].want_application();
+            exchange_from(&mut sides, 0);
+            let by_mid = |side: &Negotiation| {
+                side.slots
+                    .iter()
+                    .map(|slot| {
+                        let direction = match slot.owner {
+                            Owner::Transceiver(index) => side.transceivers[index].current_direction,
+                            Owner::Application | Owner::Nobody => None,
+                        };
+                        (slot.mid.clone(), slot.kind.clone(), direction)
+                    })
+                    .collect::<Vec<_>>()
+            };
+            let (ours, theirs) = (by_mid(&sides[0]), by_mid(&sides[1]));
+            let mirrored: Vec<_> = theirs
+                .into_iter()
+                .map(|(mid, kind, direction)| (mid, kind, direction.map(Direction::reversed)))
+                .collect();
+            proptest::prop_assert_eq!(ours, mirrored);
+            proptest::prop_assert_eq!(sides[0].state(), SignalingState::Stable);
+            proptest::prop_assert_eq!(sides[1].state(), SignalingState::Stable);
+        }
     }
 }

@@ -80,6 +80,15 @@ impl Description {
         Self { session, sections }
     }
 
+    /// Names no streams for the whole description; each section names its own, and the list would be out of date.
+    pub fn clear_stream_list(&mut self) {
+        for line in &mut self.session {
+            if line.starts_with("a=msid-semantic:") {
+                *line = "a=msid-semantic: WMS *".to_owned();
+            }
+        }
+    }
+
     pub fn section_mut(&mut self, mid: &str) -> Option<&mut Section> {
         self.sections
             .iter_mut()

@@ -36,8 +36,8 @@ const REQUEST_CAPACITY: usize = 64;
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 /// The largest join request after decompression; that of the real server.
 const MAX_JOIN_REQUEST_BYTES: usize = 1024 * 1024;
-/// How long a client may take to accept the last messages before its WebSocket is dropped.
-const FAREWELL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long a client may take to close its side before its WebSocket is dropped.
+const FAREWELL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A client's connection as the participant's task sees it.
 #[derive(Debug)]
@@ -372,9 +372,9 @@ async fn carry(
                 // Text would be JSON, which no current SDK speaks; pings are answered by axum.
                 Message::Text(_) | Message::Ping(_) | Message::Pong(_) => continue,
             };
-            if incoming.send(request).await.is_err() {
-                return;
-            }
+            // When the participant has left, the rest is read for nothing: closing a socket with unread data
+            // would take away from the client what it was told last.
+            let _ = incoming.send(request).await;
         }
     };
     let write = async {
@@ -387,8 +387,12 @@ async fn carry(
                 return;
             }
         }
-        // The participant's task has let go of the client, which is now told so.
-        let _ = tokio::time::timeout(FAREWELL_TIMEOUT, sink.close()).await;
+        // The participant's task has let go of the client, which is told so and closes from its side.
+        let farewell = async {
+            let _ = sink.close().await;
+            std::future::pending::<()>().await;
+        };
+        let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
     };
     tokio::select! {
         () = read => {}

@@ -567,6 +567,7 @@ impl Transport {
         }
         let (offer, change) = changes.apply()?;
         let mut text = Description::parse(&offer.to_sdp_string());
+        text.clear_stream_list();
         let mut mid_to_track_id = HashMap::new();
         for section in &mut text.sections {
             if section.medium() == Medium::Data {
@@ -652,6 +653,7 @@ impl Transport {
             .sdp_api()
             .accept_offer(SdpOffer::from_sdp_string(sdp)?)?;
         let mut text = Description::parse(&answer.to_sdp_string());
+        text.clear_stream_list();
         let mut started = Vec::new();
         let mut mid_to_track_id = HashMap::new();
         for offered in &offer.sections {

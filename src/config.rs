@@ -195,8 +195,8 @@ impl Config {
                 why,
             })?;
         }
-        let file = Figment::new().merge(Toml::file_exact(&path));
-        let mut config = Self::extract(file.merge(Env::prefixed(KEY_PREFIX).split("__")))?;
+        let given = file_layer(&path, named.is_some()).merge(Env::prefixed(KEY_PREFIX).split("__"));
+        let mut config = Self::extract(given)?;
         config.take_usual_variables();
         Ok(config)
     }
@@ -249,6 +249,11 @@ impl Config {
             )?,
         })
     }
+}
+
+/// What the file sets. One that was named must be there.
+fn file_layer(path: &Path, named: bool) -> Figment {
+    Figment::new().merge(Toml::file_exact(path).required(named))
 }
 
 /// One fault of the settings in words: the key, where it stands, and what is wrong.
@@ -360,6 +365,13 @@ mod tests {
                 (_, None) => missing.push(format!("{path}{key}")),
             }
         }
+    }
+
+    #[test]
+    fn a_file_that_was_not_named_need_not_be_there() {
+        let nowhere = tempfile::tempdir().unwrap().path().join("voicebot.toml");
+        assert!(Config::extract(file_layer(&nowhere, false)).is_ok());
+        assert!(Config::extract(file_layer(&nowhere, true)).is_err());
     }
 
     #[test]

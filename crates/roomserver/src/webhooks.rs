@@ -1,10 +1,10 @@
 //! Webhooks: tells other servers by HTTP what happens in rooms and to recordings.
 //!
 //! Delivery is as loose as the real server's: per address a queue of [`QUEUE_DEPTH`] events, a few attempts, and nothing is sent that is older
-//! than [`MAX_AGE`]. Addresses have to be `http`, since the server carries no certificates.
+//! than [`MAX_AGE`].
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -40,7 +40,8 @@ pub(crate) struct Webhooks {
 
 struct Shared {
     server: Server,
-    client: reqwest::Client,
+    /// Made when the first address needs it: it reads the machine's certificates, which takes a while.
+    client: OnceLock<reqwest::Client>,
     /// The addresses that get every event.
     queues: Vec<Address>,
 }
@@ -69,14 +70,19 @@ struct Signature<'a> {
 impl Webhooks {
     /// Starts one task for each of the server's webhook addresses.
     pub fn new(server: Server) -> Self {
-        let client = reqwest::Client::new();
+        let client = OnceLock::<reqwest::Client>::new();
         let queues = server
             .options()
             .webhook_urls
             .iter()
             .map(|url| {
                 let (queue, inbox) = mpsc::channel(QUEUE_DEPTH);
-                let delivering = deliver(client.clone(), server.keys().clone(), url.clone(), inbox);
+                let delivering = deliver(
+                    client.get_or_init(reqwest::Client::new).clone(),
+                    server.keys().clone(),
+                    url.clone(),
+                    inbox,
+                );
                 let stop = server.stop().clone();
                 server
                     .tasks()
@@ -222,7 +228,7 @@ impl Webhooks {
             let _ = queue.try_send(queued.clone());
             let server = &self.shared.server;
             let delivering = deliver(
-                self.shared.client.clone(),
+                self.shared.client.get_or_init(reqwest::Client::new).clone(),
                 server.keys().clone(),
                 webhook.url.clone(),
                 inbox,

@@ -4,8 +4,10 @@
 //! participant that joins, for each that publishes. A job is offered to one worker after the other until one takes it, within
 //! [`ASSIGN_TIMEOUT`] altogether; there is one attempt, no queue and no second dispatch, as on the open-source server.
 //!
-//! What differs from the real server: a job's state in `ListDispatch` follows the worker's updates (there it stays as it was at the
-//! assignment), there is no delay of 200 ms for other nodes' claims, and the deprecated namespaces are ignored.
+//! What differs from livekit-server 1.11, found by asking both the same: a job's state in `ListDispatch` follows the worker's updates
+//! (there it stays as it was at the assignment), and the job is listed at once (there the first one of a minute after some seconds);
+//! there is no delay of 200 ms for other nodes' claims; when a room closes, workers whose agents had not joined yet get a
+//! termination too; the deprecated namespaces are ignored.
 
 mod service;
 mod socket;

@@ -8,9 +8,11 @@
 //!
 //! - The public modules named as in the original (`peer_connection`, `data_channel`, `rtp_sender`, …)
 //!   hold the types that `livekit` sees. They carry no logic of their own.
-//! - `jsep`: reading and writing of session descriptions and the list of transceivers. Pure.
-//! - `core`: one peer connection without sockets and clocks. It owns the str0m instance; time comes in
-//!   as an argument, packets and events come out as values.
+//! - `connection`: one peer connection as handles and driver share it, behind a mutex that nobody waits with.
+//! - `core`: the same without sockets and clocks. It owns the str0m instance; time comes in as an
+//!   argument, packets and events come out as values.
+//! - `jsep`: reading and writing of session descriptions and the offer/answer exchange. Pure.
+//! - `rtp`: transceivers with their halves, and what attaches audio to them.
 //! - `driver`: the task that owns the sockets of one peer connection, feeds its core and calls the
 //!   application's callbacks, in order and without holding a lock.
 //! - `ice_tcp`: outgoing TCP connections to ICE-TCP candidates.

@@ -138,8 +138,20 @@ fn messages(channel: &DataChannel) -> mpsc::UnboundedReceiver<(Vec<u8>, bool)> {
 
 #[tokio::test]
 async fn data_travels_both_ways_and_every_byte_is_accounted_for() {
-    let (_alice, _bob, ours, theirs) = connected_pair().await;
+    let (alice, _bob, ours, theirs) = connected_pair().await;
     assert_eq!(theirs.label(), "reliable");
+    let taken = DataChannelInit {
+        negotiated: true,
+        id: ours.id(),
+        ..DataChannelInit::default()
+    };
+    assert!(
+        alice
+            .connection
+            .create_data_channel("other", taken)
+            .is_err(),
+        "the id is in use"
+    );
     let (mut at_alice, mut at_bob) = (messages(&ours), messages(&theirs));
     let drained = Arc::new(AtomicU64::new(0));
     let (counter, (all_gone, mut gone)) = (drained.clone(), mpsc::unbounded_channel());

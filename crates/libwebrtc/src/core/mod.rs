@@ -920,16 +920,14 @@ impl Core {
             )));
         }
         let channel = Arc::new(Channel::new(self.connection.clone(), label, init));
-        let id = channel.negotiated_id();
-        if id.is_some()
+        if let Some(id) = channel.negotiated_id()
             && self
                 .channels
                 .iter()
-                .any(|other| other.negotiated_id() == id)
+                .any(|other| other.stream_id() == i32::from(id))
         {
             return Err(RtcError::internal(format!(
-                "the data channel id {} is in use",
-                channel.stream_id()
+                "the data channel id {id} is in use"
             )));
         }
         self.channels.push(channel.clone());

@@ -354,7 +354,8 @@ impl ToWorker {
 
 fn truncate(text: &mut String, max_bytes: usize) {
     if text.len() > max_bytes {
-        text.truncate(text.floor_char_boundary(max_bytes));
+        let boundary = (0..=max_bytes).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(boundary.unwrap_or(0));
     }
 }
 

@@ -133,9 +133,11 @@ impl WorkerProcess {
         if let Some(id) = self.child.id() {
             // The first signal drains, the second one ends calls at once.
             if let Some(id) = rustix::process::Pid::from_raw(id.cast_signed()) {
-                for _ in 0..2 {
+                // Two different ones, because two of the same kind may be delivered as one.
+                use rustix::process::{Signal, kill_process};
+                for signal in [Signal::TERM, Signal::INT] {
                     // It may have ended by itself.
-                    let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
+                    let _ = kill_process(id, signal);
                 }
             }
         }

@@ -141,7 +141,8 @@ async fn worker(State(page): State<Page>) -> Json<serde_json::Value> {
         "agent_name": status.agent_name,
         "worker_type": "JT_ROOM",
         "active_jobs": status.active_jobs,
-        "worker_load": status.load,
+        // As many digits as an f32 has.
+        "worker_load": (f64::from(status.load) * 1e4).round() / 1e4,
         "sdk_version": env!("CARGO_PKG_VERSION"),
         "protocol_version": wire::PROTOCOL_VERSION,
     }))

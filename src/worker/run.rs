@@ -30,6 +30,7 @@ use super::wire::{
     self, AgentParticipant, Assignment, Availability, BadLiveKitUrl, FromServer, Job, JobState,
     JobStatus, ToServer,
 };
+use crate::call::mask_room_name;
 use crate::config::LiveKitSettings;
 use crate::ipc::JobDescription;
 use crate::session::SessionId;
@@ -594,7 +595,8 @@ impl Desk {
             }
             Assigned::Run => {
                 let call = self.starter.call(assignment);
-                info!(job.id = %job_id, session.id = %call.job.session_id, room.sid = call.job.room_sid, "job assigned, starting its call");
+                let room_name = mask_room_name(&call.job.room_name);
+                info!(job.id = %job_id, session.id = %call.job.session_id, room.name = room_name, "job assigned, starting its call");
                 let (commands, inbox) = mpsc::channel(COMMANDS);
                 let task = self.calls.spawn(call.hold(inbox)).id();
                 self.jobs_of_tasks.insert(task, job_id.clone());

@@ -253,7 +253,11 @@ impl Config {
 
 /// What the file sets. One that was named must be there.
 fn file_layer(path: &Path, named: bool) -> Figment {
-    Figment::new().merge(Toml::file_exact(path).required(named))
+    if named || path.exists() {
+        Figment::from(Toml::file_exact(path))
+    } else {
+        Figment::new()
+    }
 }
 
 /// One fault of the settings in words: the key, where it stands, and what is wrong.

@@ -24,6 +24,8 @@ pub const EGRESS: &str = "EG_";
 pub const SIP_CALL: &str = "SCL_";
 /// `EV_`, a webhook.
 pub const EVENT: &str = "EV_";
+/// `DTR_`, a published data track.
+pub const DATA_TRACK: &str = "DTR_";
 /// `ND_`, this server.
 pub const NODE: &str = "ND_";
 

@@ -7,7 +7,7 @@
 //! - [`server`]: the HTTP side, what all parts share, starting and stopping.
 //! - [`token`]: who may do what.
 //! - [`rooms`]: the handle through which API calls, agents and recorders see and change rooms.
-//! - `room`: one room's state. `speakers`: who speaks.
+//! - `room`: one room's state. `speakers`: who speaks. `data_tracks`: named streams of frames.
 //! - `api`: the routes of API calls. `twirp`: their protocol. `room_service`: rooms and participants by API.
 //! - `agents`: workers, dispatches and jobs. `egress`: recordings.
 //! - `sip`: simulated telephone calls. `webhooks`: telling others what happened.
@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) mod agents;
 pub(crate) mod api;
+pub(crate) mod data_tracks;
 pub(crate) mod egress;
 pub(crate) mod forward;
 pub(crate) mod ids;

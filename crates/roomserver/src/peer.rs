@@ -557,8 +557,10 @@ impl Peer {
             },
             Event::Data {
                 lane: Lane::DataTrack,
-                ..
-            } => {}
+                contents,
+            } => {
+                self.room.relay_data_track(&self.sid, &contents);
+            }
             Event::Loss(loss) => self.room.set_quality(&self.sid, quality_of_loss(loss)),
         }
     }
@@ -599,6 +601,9 @@ impl Peer {
                 last_ping_timestamp: ping.timestamp,
                 timestamp: chrono::Utc::now().timestamp_millis(),
             })),
+            Some(Request::PublishDataTrackRequest(request)) => self.publish_data_track(request),
+            Some(Request::UnpublishDataTrackRequest(request)) => self.unpublish_data_track(request),
+            Some(Request::UpdateDataSubscription(update)) => self.on_data_subscription(&update),
             // Audio is sent whole or not at all; quality settings are for video.
             Some(Request::TrackSetting(_) | Request::UpdateVideoTrack(_)) => {}
             Some(other) => {
@@ -893,6 +898,50 @@ impl Peer {
         self.send(Signal::RequestResponse(response));
     }
 
+    fn publish_data_track(&mut self, request: proto::PublishDataTrackRequest) {
+        match self.room.publish_data_track(&self.sid, &request) {
+            Ok(info) => {
+                self.send(Signal::PublishDataTrackResponse(
+                    proto::PublishDataTrackResponse { info: Some(info) },
+                ));
+            }
+            Err(reason) => {
+                let message = format!("the data track {:?} cannot be published", request.name);
+                self.refuse(reason, &message, Refused::PublishDataTrack(request));
+            }
+        }
+    }
+
+    fn unpublish_data_track(&mut self, request: proto::UnpublishDataTrackRequest) {
+        match self
+            .room
+            .unpublish_data_track(&self.sid, request.pub_handle)
+        {
+            Some(info) => {
+                let response = proto::UnpublishDataTrackResponse { info: Some(info) };
+                self.send(Signal::UnpublishDataTrackResponse(response));
+            }
+            None => {
+                let message = format!(
+                    "there is no data track with the handle {}",
+                    request.pub_handle
+                );
+                self.refuse(
+                    Refusal::NotFound,
+                    &message,
+                    Refused::UnpublishDataTrack(request),
+                );
+            }
+        }
+    }
+
+    fn on_data_subscription(&mut self, update: &proto::UpdateDataSubscription) {
+        for one in &update.updates {
+            self.room
+                .update_data_subscription(&self.sid, &one.track_sid, one.subscribe);
+        }
+    }
+
     // Coming back.
 
     fn on_resume(&mut self, resumed: Resumed) {
@@ -941,6 +990,9 @@ impl Peer {
         if let Some(subscription) = &state.subscription {
             // With automatic subscription the list names what the client does not want (room.go, onSyncState).
             self.on_subscription(subscription);
+        }
+        if let Some(update) = &state.data_subscription {
+            self.on_data_subscription(update);
         }
         for packet in self
             .room

@@ -17,6 +17,7 @@ use proto::signal_response::Message as Signal;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 
+use crate::data_tracks::DataTracks;
 use crate::ids;
 use crate::rooms::{
     DEFAULT_DEPARTURE_TIMEOUT_S, DEFAULT_EMPTY_TIMEOUT_S, ParticipantChange, RoomError, RoomEvent,
@@ -94,6 +95,15 @@ impl Inbox {
         }
     }
 
+    /// Data that may be lost is, before it takes the place of what may not.
+    fn data(&self, lane: Lane, packet: Bytes) {
+        if lane != Lane::Packets(DataKind::Reliable) && self.control.capacity() < INBOX_CAPACITY / 2
+        {
+            return;
+        }
+        self.send(ToPeer::Data { lane, packet });
+    }
+
     fn signal(&self, message: Signal) {
         self.send(ToPeer::Signal(Box::new(message)));
     }
@@ -151,6 +161,7 @@ struct RoomState {
     recent_nonces: VecDeque<Vec<u8>>,
     speakers: HashMap<String, f32>,
     quality_changed: bool,
+    data_tracks: DataTracks,
 }
 
 struct CachedData {
@@ -234,7 +245,7 @@ impl Member {
     fn bump(&mut self) {
         self.info.version += 1;
         self.info.tracks = self.tracks.iter().map(|track| track.info.clone()).collect();
-        self.info.is_publisher = !self.tracks.is_empty();
+        self.info.is_publisher = !self.tracks.is_empty() || !self.info.data_tracks.is_empty();
     }
 }
 
@@ -413,6 +424,8 @@ impl RoomState {
         member.info.set_disconnect_reason(reason);
         member.bump();
         self.speakers.remove(&member.info.sid);
+        self.data_tracks.forget(&member.info.sid);
+        member.info.data_tracks.clear();
         for other in &mut self.members {
             for track in &mut other.tracks {
                 track
@@ -458,6 +471,7 @@ impl Room {
             recent_nonces: VecDeque::new(),
             speakers: HashMap::new(),
             quality_changed: false,
+            data_tracks: DataTracks::default(),
         };
         Self {
             name: name.to_owned(),
@@ -946,6 +960,68 @@ impl Room {
         state.reconcile();
     }
 
+    /// A participant announces a data track.
+    pub fn publish_data_track(
+        &self,
+        sid: &str,
+        request: &proto::PublishDataTrackRequest,
+    ) -> Result<proto::DataTrackInfo, proto::request_response::Reason> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let member = state
+            .members
+            .iter_mut()
+            .find(|member| member.info.sid == sid);
+        let member = member.ok_or(proto::request_response::Reason::NotAllowed)?;
+        let info = state.data_tracks.publish(&member.info, request)?;
+        member.info.data_tracks = state.data_tracks.of(sid);
+        member.bump();
+        let participant = member.info.clone();
+        state.broadcast(&participant, false);
+        Ok(info)
+    }
+
+    /// A participant ends a data track.
+    pub fn unpublish_data_track(&self, sid: &str, handle: u32) -> Option<proto::DataTrackInfo> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let (info, subscribers) = state.data_tracks.unpublish(sid, handle)?;
+        let member = state
+            .members
+            .iter_mut()
+            .find(|member| member.info.sid == sid)?;
+        member.info.data_tracks = state.data_tracks.of(sid);
+        member.bump();
+        let participant = member.info.clone();
+        state.broadcast(&participant, false);
+        for subscriber in &subscribers {
+            state.tell_data_handles(subscriber);
+        }
+        Some(info)
+    }
+
+    /// A participant begins or ends to receive a data track, and is told by which handles it receives.
+    pub fn update_data_subscription(&self, sid: &str, track_sid: &str, subscribe: bool) {
+        let mut state = self.state.lock();
+        if state.data_tracks.subscribe(sid, track_sid, subscribe) {
+            state.tell_data_handles(sid);
+        }
+    }
+
+    /// Passes a packet of a data track on.
+    pub fn relay_data_track(&self, sid: &str, packet: &[u8]) {
+        let state = self.state.lock();
+        for (subscriber, packet) in state.data_tracks.relay(sid, packet) {
+            if let Some(member) = state
+                .members
+                .iter()
+                .find(|member| member.info.sid == subscriber)
+            {
+                member.inbox.data(Lane::DataTrack, packet);
+            }
+        }
+    }
+
     /// Whether a track of the room was announced as stereo.
     pub fn is_stereo(&self, track_sid: &str) -> bool {
         let state = self.state.lock();
@@ -1168,10 +1244,7 @@ impl Room {
             let named = destinations.contains(&member.info.identity)
                 || destination_sids.contains(&member.info.sid);
             if !is_sender && (to_all || named) {
-                member.inbox.send(ToPeer::Data {
-                    lane: Lane::Packets(kind),
-                    packet: encoded.clone(),
-                });
+                member.inbox.data(Lane::Packets(kind), encoded.clone());
             }
         }
     }
@@ -1256,6 +1329,14 @@ impl RoomState {
             .is_some_and(|oldest| now.duration_since(oldest.added) > DATA_CACHE_AGE)
         {
             self.drop_oldest_data();
+        }
+    }
+
+    fn tell_data_handles(&self, sid: &str) {
+        if let Some(member) = self.members.iter().find(|member| member.info.sid == sid) {
+            member.inbox.signal(Signal::DataTrackSubscriberHandles(
+                self.data_tracks.handles(sid),
+            ));
         }
     }
 

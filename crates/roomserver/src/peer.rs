@@ -1007,9 +1007,7 @@ impl Peer {
     fn on_simulate(&mut self, scenario: Option<Scenario>) {
         let until = Instant::now() + SIMULATION_TIMEOUT;
         match scenario {
-            Some(Scenario::SpeakerUpdate(seconds)) => {
-                self.room.pretend_speaking(&self.sid, seconds)
-            }
+            Some(Scenario::SpeakerUpdate(_)) => self.room.pretend_speaking(&self.sid),
             Some(Scenario::NodeFailure(_)) => self.end(DisconnectReason::ServerShutdown, None),
             Some(Scenario::Migration(_)) => self.end(DisconnectReason::Migration, None),
             Some(Scenario::ServerLeave(_)) => {

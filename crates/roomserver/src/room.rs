@@ -1068,7 +1068,7 @@ impl Room {
     }
 
     /// Shows a participant as speaking, because a client's developer wants to see what it looks like.
-    pub fn pretend_speaking(&self, sid: &str, _seconds: i32) {
+    pub fn pretend_speaking(&self, sid: &str) {
         let speaker = proto::SpeakerInfo {
             sid: sid.to_owned(),
             level: 0.9,

@@ -1,15 +1,17 @@
 //! An OpenAI-compatible service on a real socket that behaves as badly as a test wants.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
+use axum::serve::ListenerExt;
 use futures_util::{StreamExt, stream};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -45,13 +47,13 @@ pub enum Behaviour {
 #[derive(Debug, Clone)]
 pub struct Request {
     pub path: String,
-    pub headers: HeaderMap,
     pub body: Bytes,
 }
 
 struct Shared {
     behaviour: Behaviour,
     requests: Mutex<Vec<Request>>,
+    connections: AtomicUsize,
 }
 
 /// The service. It stops when it is dropped.
@@ -66,6 +68,7 @@ impl FakeService {
         let shared = Arc::new(Shared {
             behaviour,
             requests: Mutex::default(),
+            connections: AtomicUsize::new(0),
         });
         let router = Router::new()
             .route("/v1/models", any(|| async { StatusCode::OK }))
@@ -73,6 +76,10 @@ impl FakeService {
             .with_state(shared.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
+        let counted = shared.clone();
+        let listener = listener.tap_io(move |_| {
+            counted.connections.fetch_add(1, Ordering::Relaxed);
+        });
         let server =
             tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
         Self {
@@ -85,6 +92,11 @@ impl FakeService {
     /// What `OPENAI_BASE_URL` would be.
     pub fn base_url(&self) -> String {
         format!("http://{}/v1", self.address)
+    }
+
+    /// How many connections have been opened.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
     }
 
     pub fn requests(&self) -> Vec<Request> {
@@ -105,7 +117,6 @@ async fn answer(State(shared): State<Arc<Shared>>, request: axum::extract::Reque
         .expect("the whole request");
     let request = Request {
         path: parts.uri.path().to_owned(),
-        headers: parts.headers,
         body,
     };
     shared.requests.lock().unwrap().push(request);

@@ -1,0 +1,693 @@
+//! Whose turn it is: a pure machine over time.
+//!
+//! [`TurnMachine::handle`] takes one [`Input`] and the time, and returns what is to be done about it, in order. It knows no tasks, no
+//! sound and no providers, and never waits: it names the moment at which it wants to be asked again
+//! ([`TurnMachine::next_deadline`]).
+//!
+//! The state (`state`) is three enums, and every question (`questions`) is a match over them: `Stage` (do we converse, or are we
+//! ending), `Floor` (the one reply that may exist, and how far it is), `Caller` (speaking, pausing, quiet). Beside them lie the
+//! stretches of speech that nobody has answered yet. What the agent's state is called outside is derived, never stored.
+
+mod questions;
+mod state;
+mod steps;
+mod vocabulary;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::config::{LinesConfig, TurnConfig, ms};
+use super::{AgentState, UserState, VoiceEnd};
+use crate::providers::Component;
+use state::{
+    Caller, Closing, Floor, Line, LineWatch, Origin, Reply, ReplyKind, Segment, Silence, Stage,
+    ToolUse, Words, joined,
+};
+pub use vocabulary::{
+    Failure, FailureKind, Input, Output, Prompt, ReplyId, SegmentId, Time, UserTurn,
+};
+
+/// How many lines may wait to be said; more than that are refused with a report.
+const MAX_WAITING_LINES: usize = 8;
+
+/// See the module's own words.
+#[derive(Debug)]
+pub struct TurnMachine {
+    config: TurnConfig,
+    lines: LinesConfig,
+    tool_timeout: Duration,
+    now: Time,
+    stage: Stage,
+    floor: Floor,
+    caller: Caller,
+    /// Stretches of speech without an answer, oldest first. At most the last one is open.
+    turn: Vec<Segment>,
+    waiting: VecDeque<Line>,
+    silence: Silence,
+    watch: LineWatch,
+    /// Failures of providers since the last answer that was heard.
+    failures: u32,
+    /// Answers to this turn that were given up because the caller went on.
+    retries: u32,
+    next_segment: u32,
+    next_reply: u32,
+    announced: (AgentState, UserState),
+    out: Vec<Output>,
+}
+
+impl TurnMachine {
+    /// A conversation that has not begun.
+    pub fn new(config: TurnConfig, lines: LinesConfig, tool_timeout: Duration) -> Self {
+        Self {
+            config,
+            lines,
+            tool_timeout,
+            now: Time::ZERO,
+            stage: Stage::New,
+            floor: Floor::Free,
+            caller: Caller::Quiet,
+            turn: Vec::new(),
+            waiting: VecDeque::new(),
+            silence: Silence {
+                since: Time::ZERO,
+                asked: false,
+            },
+            watch: LineWatch {
+                last_audio: Time::ZERO,
+                missing_reported: false,
+                loud_since: None,
+            },
+            failures: 0,
+            retries: 0,
+            next_segment: 0,
+            next_reply: 0,
+            announced: (AgentState::Initializing, UserState::Listening),
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes what happened at `now` and returns what to do, in order. Time that goes backwards is taken for standing still.
+    pub fn handle(&mut self, now: Time, input: Input) -> Vec<Output> {
+        self.now = self.now.max(now);
+        if self.stage != Stage::Over {
+            self.apply(input);
+            // Every step that returns true has changed the state towards rest, so that this ends.
+            while self.step() {}
+            self.announce();
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// When to call [`TurnMachine::handle`] with [`Input::Tick`], if nothing else happens before. Always later than the last input.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.deadlines()
+            .into_iter()
+            .flatten()
+            .filter(|deadline| *deadline > self.now)
+            .min()
+    }
+
+    /// The segment that the caller is speaking right now.
+    pub fn open_segment(&self) -> Option<SegmentId> {
+        self.turn
+            .last()
+            .filter(|segment| segment.ended.is_none())
+            .map(|segment| segment.id)
+    }
+
+    /// The reply that exists, if any.
+    pub fn active_reply(&self) -> Option<ReplyId> {
+        self.reply().map(|reply| reply.id)
+    }
+
+    /// Whether [`Output::End`] has been given out.
+    pub fn is_over(&self) -> bool {
+        self.stage == Stage::Over
+    }
+
+    fn reply(&self) -> Option<&Reply> {
+        match &self.floor {
+            Floor::Free => None,
+            Floor::Preparing(reply) | Floor::Playing(reply) | Floor::Paused(reply) => Some(reply),
+        }
+    }
+
+    fn reply_mut(&mut self, id: ReplyId) -> Option<&mut Reply> {
+        match &mut self.floor {
+            Floor::Free => None,
+            Floor::Preparing(reply) | Floor::Playing(reply) | Floor::Paused(reply) => {
+                Some(reply).filter(|reply| reply.id == id)
+            }
+        }
+    }
+
+    // ---- what happened ----
+
+    fn apply(&mut self, input: Input) {
+        let now = self.now;
+        match input {
+            Input::Started { greeting } => {
+                if self.stage != Stage::New {
+                    return;
+                }
+                self.stage = Stage::Talking;
+                self.silence.since = now;
+                self.watch.last_audio = now;
+                if let Some(text) = greeting.filter(|text| !text.trim().is_empty()) {
+                    let interruptible = self.config.greeting_interruptions;
+                    self.waiting.push_back(Line {
+                        text,
+                        interruptible,
+                        kind: ReplyKind::Greeting,
+                    });
+                }
+            }
+            Input::SpeechStarted { onset } => self.speech_started(onset.min(now)),
+            Input::SpeechPaused => self.speech_paused(),
+            Input::SpeechResumed => self.speech_resumed(),
+            Input::SpeechEnded { end } => self.speech_ended(end.min(now)),
+            Input::Transcript {
+                segment,
+                text,
+                confidence,
+                is_final,
+            } => self.transcript(segment, text, confidence, is_final),
+            Input::TranscriptionFailed { segment, failure } => {
+                self.transcription_failed(segment, failure)
+            }
+            Input::WordsReady { reply } => {
+                if let Some(reply) = self.reply_mut(reply) {
+                    reply.waits_for = Component::Tts;
+                }
+            }
+            Input::AudioReady { reply } => {
+                if let Some(reply) = self.reply_mut(reply) {
+                    reply.audio_ready = true;
+                }
+            }
+            Input::ToolsWanted { reply } => {
+                if let Some(reply) = self.reply_mut(reply)
+                    && reply.tools == ToolUse::Idle
+                {
+                    reply.tools = ToolUse::Wanted;
+                }
+            }
+            Input::ToolsDone { reply, end_call } => {
+                if let Some(reply) = self.reply_mut(reply) {
+                    reply.tools = ToolUse::Idle;
+                    reply.ends_call |= end_call;
+                    reply.last_progress = now;
+                }
+            }
+            Input::Progress { reply } => {
+                if let Some(reply) = self.reply_mut(reply) {
+                    reply.last_progress = now;
+                    reply.stalled = false;
+                }
+            }
+            Input::ReplyFinished { reply } => self.reply_finished(reply),
+            Input::ReplyFailed { reply, failure } => {
+                if self.active_reply() == Some(reply) {
+                    self.reply_over(true);
+                    self.provider_failed(failure);
+                }
+            }
+            Input::CallerAudio { loud } => {
+                self.watch.last_audio = now;
+                self.watch.missing_reported = false;
+                self.watch.loud_since = if loud {
+                    self.watch.loud_since.or(Some(now))
+                } else {
+                    None
+                };
+            }
+            Input::Say {
+                text,
+                interruptible,
+            } => {
+                let refused = match self.stage {
+                    Stage::New | Stage::Talking => self.waiting.len() >= MAX_WAITING_LINES,
+                    Stage::Closing(_) | Stage::Over => true,
+                };
+                if refused {
+                    self.report(
+                        "say",
+                        "a line was not said: the conversation ends, or too many lines wait",
+                        true,
+                    );
+                } else {
+                    self.waiting.push_back(Line {
+                        text,
+                        interruptible,
+                        kind: ReplyKind::Line,
+                    });
+                }
+            }
+            Input::UserText(text) => self.user_text(text),
+            Input::Close { say } => {
+                if matches!(self.floor, Floor::Preparing(_)) {
+                    self.cancel_and_commit();
+                }
+                self.close(VoiceEnd::Closed, say);
+            }
+            Input::Stop => {
+                self.cancel();
+                match &mut self.stage {
+                    // What was on its way out has been decided before; it merely has no time left.
+                    Stage::Closing(closing) => closing.farewell = None,
+                    _ => self.close(VoiceEnd::Stopped, None),
+                }
+            }
+            Input::Tick => {}
+        }
+    }
+
+    fn speech_started(&mut self, onset: Time) {
+        if self.caller != Caller::Quiet {
+            return;
+        }
+        self.caller = Caller::Speaking { onset };
+        self.heard_from_caller();
+        let id = SegmentId(self.next_segment);
+        self.next_segment += 1;
+        self.turn.push(Segment {
+            id,
+            onset,
+            ended: None,
+            words: Words::NotAsked,
+            interim: String::new(),
+            early_requests: 0,
+            origin: Origin::Speech,
+            announced: false,
+        });
+    }
+
+    fn speech_paused(&mut self) {
+        let Caller::Speaking { onset } = self.caller else {
+            return;
+        };
+        self.caller = Caller::Pausing { onset };
+        let (config, now) = (&self.config, self.now);
+        if let Some(segment) = self
+            .turn
+            .last_mut()
+            .filter(|segment| segment.ended.is_none())
+            && config.preemptive
+            && now.saturating_sub(segment.onset) <= ms(config.preemptive_max_speech_ms)
+            && segment.early_requests < config.preemptive_max_retries
+        {
+            segment.early_requests += 1;
+            segment.words = Words::Asked;
+            self.out.push(Output::Transcribe {
+                segment: segment.id,
+            });
+        }
+    }
+
+    fn speech_resumed(&mut self) {
+        let Caller::Pausing { onset } = self.caller else {
+            return;
+        };
+        self.caller = Caller::Speaking { onset };
+        if let Some(segment) = self
+            .turn
+            .last_mut()
+            .filter(|segment| segment.ended.is_none())
+        {
+            // Words of half a segment are worth nothing: the next request covers all of it.
+            if segment.words == Words::Asked {
+                self.out.push(Output::DropTranscription {
+                    segment: segment.id,
+                });
+            }
+            segment.words = Words::NotAsked;
+        }
+    }
+
+    fn speech_ended(&mut self, end: Time) {
+        let (Caller::Speaking { onset } | Caller::Pausing { onset }) = self.caller else {
+            return;
+        };
+        self.caller = Caller::Quiet;
+        self.silence.since = self.now;
+        let Some(segment) = self
+            .turn
+            .last_mut()
+            .filter(|segment| segment.ended.is_none())
+        else {
+            return;
+        };
+        segment.ended = Some(end.max(onset));
+        if segment.words == Words::NotAsked {
+            segment.words = Words::Asked;
+            self.out.push(Output::Transcribe {
+                segment: segment.id,
+            });
+        }
+    }
+
+    fn transcript(&mut self, id: SegmentId, text: String, confidence: Option<f32>, is_final: bool) {
+        let now = self.now;
+        let Some(segment) = self.turn.iter_mut().find(|segment| segment.id == id) else {
+            return;
+        };
+        let text = text.trim().to_owned();
+        if !is_final {
+            segment.interim.clone_from(&text);
+            self.out.push(Output::UserTranscript {
+                segment: id,
+                text,
+                is_final,
+            });
+        } else if !matches!(segment.words, Words::Heard { .. }) {
+            segment.words = Words::Heard {
+                text,
+                confidence,
+                at: now,
+            };
+        }
+        self.watch.loud_since = None;
+    }
+
+    fn transcription_failed(&mut self, id: SegmentId, failure: Failure) {
+        let now = self.now;
+        let Some(segment) = self.turn.iter_mut().find(|segment| segment.id == id) else {
+            return;
+        };
+        if matches!(segment.words, Words::Heard { .. }) {
+            return;
+        }
+        if segment.ended.is_none() {
+            // The early request failed; the one at the end of the speech may not.
+            segment.words = Words::NotAsked;
+            return;
+        }
+        segment.words = Words::Heard {
+            text: String::new(),
+            confidence: None,
+            at: now,
+        };
+        if failure.kind == FailureKind::BadInput {
+            self.report(failure.component.as_str(), &failure.message, true);
+        } else {
+            self.provider_failed(failure);
+        }
+    }
+
+    fn user_text(&mut self, text: String) {
+        let text = text.trim().to_owned();
+        if text.is_empty() || !matches!(self.stage, Stage::New | Stage::Talking) {
+            return;
+        }
+        self.heard_from_caller();
+        self.silence.since = self.now;
+        if self.reply().is_some_and(|reply| {
+            reply.interruptible && !reply.ends_call && reply.tools != ToolUse::Running
+        }) {
+            self.cancel();
+        }
+        let segment = Segment {
+            id: SegmentId(self.next_segment),
+            onset: self.now,
+            ended: Some(self.now),
+            words: Words::Heard {
+                text,
+                confidence: None,
+                at: self.now,
+            },
+            interim: String::new(),
+            early_requests: 0,
+            origin: Origin::Typed,
+            announced: true,
+        };
+        self.next_segment += 1;
+        // The open segment stays the last one.
+        let at = self
+            .turn
+            .iter()
+            .position(|segment| segment.ended.is_none())
+            .unwrap_or(self.turn.len());
+        self.turn.insert(at, segment);
+    }
+
+    fn reply_finished(&mut self, id: ReplyId) {
+        let Some(reply) = self.reply().filter(|reply| reply.id == id) else {
+            return;
+        };
+        if reply.kind != ReplyKind::StillThere {
+            self.silence = Silence {
+                since: self.now,
+                asked: false,
+            };
+        }
+        let boundary = self
+            .now
+            .saturating_sub(ms(self.config.backchannel_boundary_ms));
+        for segment in self
+            .turn
+            .iter_mut()
+            .filter(|segment| segment.origin == Origin::Backchannel)
+        {
+            // "Yes" on the agent's last word answers its question; in the middle of its speech it only means "go on".
+            let at_the_end = segment.ended.is_none_or(|ended| ended >= boundary);
+            segment.origin = if at_the_end {
+                Origin::Speech
+            } else {
+                Origin::Noted
+            };
+        }
+        // An answer without a word is an answer: asking again would bring the same.
+        self.reply_over(true);
+    }
+
+    /// The caller is there.
+    fn heard_from_caller(&mut self) {
+        self.silence.asked = false;
+        self.watch.loud_since = None;
+    }
+
+    // ---- acts ----
+
+    fn start_line(&mut self, line: Line) {
+        self.start_reply(
+            line.kind,
+            line.interruptible,
+            0,
+            None,
+            Prompt::Say { text: line.text },
+        );
+    }
+
+    fn start_reply(
+        &mut self,
+        kind: ReplyKind,
+        interruptible: bool,
+        covers: usize,
+        speech_ended: Option<Time>,
+        prompt: Prompt,
+    ) {
+        let id = ReplyId(self.next_reply);
+        self.next_reply += 1;
+        let waits_for = match prompt {
+            Prompt::Answer { .. } => Component::Llm,
+            Prompt::Say { .. } => Component::Tts,
+        };
+        self.out.push(Output::StartReply { reply: id, prompt });
+        self.floor = Floor::Preparing(Reply {
+            id,
+            kind,
+            interruptible,
+            covers,
+            waits_for,
+            audio_ready: false,
+            tools: ToolUse::Idle,
+            ends_call: false,
+            last_progress: self.now,
+            stalled: false,
+            speech_ended,
+        });
+    }
+
+    fn run_tools(&mut self, id: ReplyId) {
+        let now = self.now;
+        if let Some(reply) = self.reply_mut(id) {
+            reply.tools = ToolUse::Running;
+            reply.last_progress = now;
+            self.out.push(Output::RunTools { reply: id });
+        }
+    }
+
+    fn move_floor(&mut self, to: impl FnOnce(Reply) -> Floor) {
+        self.floor = match std::mem::replace(&mut self.floor, Floor::Free) {
+            Floor::Free => Floor::Free,
+            Floor::Preparing(reply) | Floor::Playing(reply) | Floor::Paused(reply) => to(reply),
+        };
+    }
+
+    /// Ends the reply, if there is one.
+    fn cancel(&mut self) {
+        if let Some(id) = self.active_reply() {
+            self.out.push(Output::Cancel { reply: id });
+            self.reply_over(false);
+        }
+    }
+
+    /// As `cancel`, when the words that it answers will get no other answer.
+    fn cancel_and_commit(&mut self) {
+        if let Some(id) = self.active_reply() {
+            self.out.push(Output::Cancel { reply: id });
+            self.reply_over(true);
+        }
+    }
+
+    /// The reply is no more. With `commit`, the words that it was to answer are written down.
+    fn reply_over(&mut self, commit: bool) {
+        if commit || matches!(&self.floor, Floor::Preparing(reply) if reply.ends_call) {
+            self.commit_covered();
+        }
+        let floor = std::mem::replace(&mut self.floor, Floor::Free);
+        if let Floor::Preparing(reply) | Floor::Playing(reply) | Floor::Paused(reply) = floor {
+            if reply.kind != ReplyKind::StillThere {
+                self.silence.since = self.now;
+            }
+            if reply.ends_call {
+                self.close(VoiceEnd::EndCall, None);
+            }
+        }
+    }
+
+    fn close(&mut self, end: VoiceEnd, farewell: Option<String>) {
+        self.waiting.clear();
+        match &mut self.stage {
+            // The first reason stands; a later one may only bring the farewell.
+            Stage::Closing(_) | Stage::Over => {}
+            Stage::New | Stage::Talking => {
+                let farewell = farewell.filter(|text| !text.trim().is_empty());
+                let deadline = self.now + ms(self.config.close_timeout_ms);
+                self.stage = Stage::Closing(Closing {
+                    end,
+                    farewell,
+                    deadline,
+                    transcripts_until: None,
+                });
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        let rest = std::mem::take(&mut self.turn);
+        self.commit(rest, self.now);
+        if let Stage::Closing(closing) = std::mem::replace(&mut self.stage, Stage::Over) {
+            self.announce();
+            self.out.push(Output::End(closing.end));
+        }
+    }
+
+    fn provider_failed(&mut self, failure: Failure) {
+        self.failures += 1;
+        let gives_up =
+            failure.kind == FailureKind::Config || self.failures >= self.config.max_failures;
+        self.report(failure.component.as_str(), &failure.message, !gives_up);
+        if let Stage::Closing(closing) = &mut self.stage {
+            // There is no way left to say goodbye.
+            closing.farewell = None;
+            return;
+        }
+        if gives_up {
+            let mute = failure.component == Component::Tts;
+            let apology = Some(self.lines.apology.clone()).filter(|_| !mute);
+            if matches!(self.floor, Floor::Preparing(_)) {
+                self.cancel();
+            }
+            self.close(
+                VoiceEnd::ProviderFailed {
+                    component: failure.component,
+                    message: failure.message,
+                },
+                apology,
+            );
+        } else if !self
+            .waiting
+            .iter()
+            .any(|line| line.text == self.lines.say_again)
+            && self.waiting.len() < MAX_WAITING_LINES
+        {
+            let text = self.lines.say_again.clone();
+            self.waiting.push_back(Line {
+                text,
+                interruptible: true,
+                kind: ReplyKind::Line,
+            });
+        }
+    }
+
+    /// Writes down the words that the reply answers, once it is certain that it will be heard or has effects.
+    fn commit_covered(&mut self) {
+        let covers = match &mut self.floor {
+            Floor::Preparing(reply) => std::mem::take(&mut reply.covers),
+            _ => 0,
+        };
+        if covers > 0 {
+            let segments: Vec<Segment> = self.turn.drain(..covers.min(self.turn.len())).collect();
+            let decided = self
+                .turn_over_at(&segments)
+                .unwrap_or(self.now)
+                .min(self.now);
+            self.commit(segments, decided);
+        }
+    }
+
+    fn commit(&mut self, segments: Vec<Segment>, decided: Time) {
+        let text = joined(&segments);
+        if text.is_empty() {
+            return;
+        }
+        let spoken = || {
+            segments
+                .iter()
+                .filter(|segment| segment.origin != Origin::Typed)
+        };
+        let confidence = segments
+            .iter()
+            .filter_map(|segment| match segment.words {
+                Words::Heard { confidence, .. } => confidence,
+                _ => None,
+            })
+            .reduce(f32::min);
+        let transcribed = segments
+            .iter()
+            .filter_map(Segment::transcribed_at)
+            .max()
+            .unwrap_or(self.now);
+        self.out.push(Output::CommitUser(UserTurn {
+            text,
+            confidence,
+            speech_started: spoken().map(|segment| segment.onset).min(),
+            speech_ended: spoken().filter_map(|segment| segment.ended).max(),
+            transcribed,
+            decided: decided.max(transcribed),
+        }));
+    }
+
+    fn report(&mut self, component: &'static str, message: &str, recoverable: bool) {
+        self.out.push(Output::Report {
+            component,
+            message: message.to_owned(),
+            recoverable,
+        });
+    }
+
+    fn announce(&mut self) {
+        let (agent, user) = (self.agent_state(), self.user_state());
+        if agent != self.announced.0 {
+            self.out.push(Output::AgentState(agent));
+        }
+        if user != self.announced.1 {
+            self.out.push(Output::UserState(user));
+        }
+        self.announced = (agent, user);
+    }
+}
+
+#[cfg(test)]
+mod tests;

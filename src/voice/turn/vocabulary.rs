@@ -1,0 +1,254 @@
+//! What the machine is told and what it asks for.
+
+use std::time::Duration;
+
+use crate::providers::Component;
+use crate::voice::{AgentState, UserState, VoiceEnd};
+
+/// Time since the conversation began.
+pub type Time = Duration;
+
+/// One stretch of the caller's speech.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SegmentId(pub u32);
+
+/// One thing that the agent says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReplyId(pub u32);
+
+/// What a provider could not do, after all its retries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Which provider.
+    pub component: Component,
+    /// What it said.
+    pub message: String,
+    /// What can be done about it.
+    pub kind: FailureKind,
+}
+
+/// What can be done about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// Another request may work.
+    Temporary,
+    /// No request will.
+    Config,
+    /// Only this request does not.
+    BadInput,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The conversation begins, with these words if any.
+    Started {
+        /// What the agent says first.
+        greeting: Option<String>,
+    },
+    /// The caller has begun to speak; the first sound of it was at `onset`.
+    SpeechStarted {
+        /// When the speech began.
+        onset: Time,
+    },
+    /// The caller pauses, too short yet for an end.
+    SpeechPaused,
+    /// The caller goes on after a pause.
+    SpeechResumed,
+    /// The caller has stopped; the last sound was at `end`.
+    SpeechEnded {
+        /// When the speech ended.
+        end: Time,
+    },
+    /// Words of a segment.
+    Transcript {
+        /// Which one.
+        segment: SegmentId,
+        /// All its words so far.
+        text: String,
+        /// The recogniser's own estimate.
+        confidence: Option<f32>,
+        /// Whether they will change.
+        is_final: bool,
+    },
+    /// A segment could not be recognised.
+    TranscriptionFailed {
+        /// Which one.
+        segment: SegmentId,
+        /// Why.
+        failure: Failure,
+    },
+    /// The model has begun to answer; what is still missing is sound.
+    WordsReady {
+        /// Which one.
+        reply: ReplyId,
+    },
+    /// The first sound of a reply is there.
+    AudioReady {
+        /// Which one.
+        reply: ReplyId,
+    },
+    /// The model wants to use tools in a reply.
+    ToolsWanted {
+        /// Which one.
+        reply: ReplyId,
+    },
+    /// They have run.
+    ToolsDone {
+        /// Which reply wanted them.
+        reply: ReplyId,
+        /// One of them was `end_call`.
+        end_call: bool,
+    },
+    /// The output has taken sound of a reply.
+    Progress {
+        /// Which one.
+        reply: ReplyId,
+    },
+    /// All of a reply has been heard.
+    ReplyFinished {
+        /// Which one.
+        reply: ReplyId,
+    },
+    /// A reply has come to an early end by itself.
+    ReplyFailed {
+        /// Which one.
+        reply: ReplyId,
+        /// Why.
+        failure: Failure,
+    },
+    /// The caller's sound is coming in; sent a few times a second.
+    CallerAudio {
+        /// It is louder than a quiet line.
+        loud: bool,
+    },
+    /// Say something.
+    Say {
+        /// The words.
+        text: String,
+        /// Whether the caller may cut it off.
+        interruptible: bool,
+    },
+    /// The caller wrote something.
+    UserText(String),
+    /// End politely.
+    Close {
+        /// With these words.
+        say: Option<String>,
+    },
+    /// End now.
+    Stop,
+    /// The deadline has come.
+    Tick,
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Send the sound of this segment, as far as it is there, to recognition; give an earlier request for it up.
+    Transcribe {
+        /// Which one.
+        segment: SegmentId,
+    },
+    /// Give the request for this segment up: the caller goes on speaking.
+    DropTranscription {
+        /// Which one.
+        segment: SegmentId,
+    },
+    /// Make a reply, up to its first sound or its first tool, and no further.
+    StartReply {
+        /// Its id. Ids are never used twice.
+        reply: ReplyId,
+        /// What to say.
+        prompt: Prompt,
+    },
+    /// Let the caller hear it.
+    Play {
+        /// Which one.
+        reply: ReplyId,
+        /// When the caller stopped speaking, if it answers them.
+        speech_ended: Option<Time>,
+    },
+    /// Run the tools that it wants.
+    RunTools {
+        /// Which one.
+        reply: ReplyId,
+    },
+    /// Fall silent at once, ready to go on at the same word.
+    Pause {
+        /// Which one.
+        reply: ReplyId,
+    },
+    /// Go on.
+    Resume {
+        /// Which one.
+        reply: ReplyId,
+    },
+    /// Fall silent at once and forget the rest; what was heard of it is written down.
+    Cancel {
+        /// Which one.
+        reply: ReplyId,
+    },
+    /// The caller said this: write it down.
+    CommitUser(UserTurn),
+    /// Tell the world.
+    AgentState(AgentState),
+    /// Tell the world.
+    UserState(UserState),
+    /// Tell the world.
+    UserTranscript {
+        /// Which segment.
+        segment: SegmentId,
+        /// All its words so far.
+        text: String,
+        /// Whether they will change.
+        is_final: bool,
+    },
+    /// The agent goes on after an interruption without words.
+    FalseInterruption,
+    /// Start the speech detector anew.
+    RestartHearing,
+    /// Something is odd.
+    Report {
+        /// A provider or what a watchdog watches.
+        component: &'static str,
+        /// What happened.
+        message: String,
+        /// Whether the conversation goes on.
+        recoverable: bool,
+    },
+    /// The conversation is over; nothing follows.
+    End(VoiceEnd),
+}
+
+/// What a reply is to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// What the model answers to these words, which are not in the history yet.
+    Answer {
+        /// The caller's words.
+        to: String,
+    },
+    /// Exactly this.
+    Say {
+        /// The words.
+        text: String,
+    },
+}
+
+/// Something that the caller said, as it is written down.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UserTurn {
+    /// The words of all its segments.
+    pub text: String,
+    /// The lowest confidence among them.
+    pub confidence: Option<f32>,
+    /// When the caller began to speak; none for typed words.
+    pub speech_started: Option<Time>,
+    /// When the caller stopped.
+    pub speech_ended: Option<Time>,
+    /// When the last words were known.
+    pub transcribed: Time,
+    /// When it was certain that the turn was over.
+    pub decided: Time,
+}

@@ -1,0 +1,65 @@
+//! However a call ends, its record arrives and says how.
+
+use serde_json::{Value, json};
+
+use crate::world::{ANSWER, GREETING, SHORT_LINE, SHORT_WORDS, World};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caller_hangs_up_and_the_call_is_completed() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("number-_15550100199-1").await;
+    caller.ask(SHORT_LINE).await;
+    caller.hang_up().await;
+
+    let [call] = &world.delivered(1).await[..] else {
+        unreachable!()
+    };
+    call.ended(
+        "completed",
+        "participant_disconnected",
+        Some("CLIENT_INITIATED"),
+    );
+    assert_eq!(
+        call.transcript(),
+        [
+            format!("assistant: {GREETING}"),
+            format!("user: {SHORT_WORDS}"),
+            format!("assistant: {ANSWER}")
+        ]
+    );
+    assert_eq!(call.call["caller"]["phoneNumber"], "+15550100199");
+    assert_eq!(call.call["campaignId"], "campaign-1");
+    assert_eq!(call.record["outcome"]["error"], Value::Null);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_deletes_the_room_and_the_call_is_completed() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("deleted").await;
+    world.rooms().delete_room("deleted").await.expect("deleted");
+    caller.hung_up_on().await;
+
+    world.delivered(1).await[0].ended("completed", "job_shutdown", Some("ROOM_DELETED"));
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dispatch_is_deleted_and_the_agent_says_goodbye_to_the_job() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.caller("terminated").await;
+    let dispatch = world.dispatch("terminated", Value::Null).await;
+    caller.agent_has_said(1).await;
+    world
+        .dispatches()
+        .delete_dispatch(&dispatch, "terminated")
+        .await
+        .expect("deleted");
+    caller.hung_up_on().await;
+
+    world.delivered(1).await[0].ended("completed", "job_shutdown", Some("JOB_TERMINATED"));
+    world.nothing_is_left(worker).await;
+}

@@ -1,0 +1,12 @@
+//! Whole calls: a caller on the official LiveKit client, the room server, the worker with its call processes, a CRM.
+//!
+//! Everything is real but the providers, which play a script, and the network, which is this machine's loopback.
+
+#[path = "../support/crm.rs"]
+mod crm;
+#[path = "../support/live_caller.rs"]
+mod live_caller;
+#[path = "../support/world.rs"]
+mod world;
+
+mod endings;

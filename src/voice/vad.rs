@@ -29,6 +29,12 @@ const QUIET_BELOW_SPEECH_DB: f32 = 30.0;
 /// The longest that the score may take to come down.
 const HANGOVER_MS: u64 = 160;
 
+/// The score also takes some windows to rise. Sound so far above the line's quietest belongs to the speech that it becomes …
+const ONSET_ABOVE_LINE_DB: f32 = 12.0;
+
+/// … as far back as this.
+const MAX_ONSET_WINDOWS: usize = 6;
+
 /// Something that the detector has heard. Positions count samples since the beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VadEvent {
@@ -54,7 +60,10 @@ enum Hearing {
     Silence,
     /// Speech-like, too short yet to be speech.
     Onset {
+        /// Since when the score says so.
         at: u64,
+        /// Since when the level does.
+        loud_from: u64,
     },
     Speech,
     /// Silent since then, too short yet for an end.
@@ -223,13 +232,17 @@ impl Vad {
         match self.hearing {
             Hearing::Silence => {
                 if starts {
-                    self.hearing = Hearing::Onset { at: from };
-                    self.maybe_start(from, events);
+                    let loud_from = from.saturating_sub(self.loud_windows() * WINDOW as u64);
+                    self.hearing = Hearing::Onset {
+                        at: from,
+                        loud_from,
+                    };
+                    self.maybe_start(from, loud_from, events);
                 }
             }
-            Hearing::Onset { at } => {
+            Hearing::Onset { at, loud_from } => {
                 if goes_on {
-                    self.maybe_start(at, events);
+                    self.maybe_start(at, loud_from, events);
                 } else {
                     self.hearing = Hearing::Silence;
                 }
@@ -272,14 +285,21 @@ impl Vad {
         }
     }
 
-    fn maybe_start(&mut self, onset: u64, events: &mut Vec<VadEvent>) {
-        if self.position - onset >= samples(self.config.min_speech_ms) {
+    /// Windows before the present one, without a gap, that are louder than the line.
+    fn loud_windows(&self) -> u64 {
+        let line = self.levels.iter().copied().fold(f32::MAX, f32::min);
+        let before = self.levels.iter().rev().skip(1).take(MAX_ONSET_WINDOWS);
+        before
+            .take_while(|level| **level > line + ONSET_ABOVE_LINE_DB)
+            .count() as u64
+    }
+
+    fn maybe_start(&mut self, at: u64, loud_from: u64, events: &mut Vec<VadEvent>) {
+        if self.position - at >= samples(self.config.min_speech_ms) {
             self.hearing = Hearing::Speech;
-            self.drop_before(
-                onset
-                    .saturating_sub(samples(self.config.prefix_ms))
-                    .max(self.last_end),
-            );
+            let onset = loud_from.max(self.last_end);
+            let prefix = onset.saturating_sub(samples(self.config.prefix_ms));
+            self.drop_before(prefix.max(self.last_end));
             events.push(VadEvent::Started { onset });
         }
     }
@@ -314,8 +334,9 @@ impl Vad {
         if self.last_end == self.position {
             return;
         }
-        let keep =
-            samples(self.config.prefix_ms) + samples(self.config.min_speech_ms) + WINDOW as u64;
+        let keep = samples(self.config.prefix_ms)
+            + samples(self.config.min_speech_ms)
+            + ((MAX_ONSET_WINDOWS + 1) * WINDOW) as u64;
         // Moving the tail down costs time; twice the need makes it rare.
         if self.sound.len() as u64 > 2 * keep {
             self.drop_before(self.position - keep);

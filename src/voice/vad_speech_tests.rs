@@ -66,7 +66,7 @@ fn each_line_of_the_caller_is_one_stretch_of_speech() {
         let (started, ended): (Vec<f64>, Vec<f64>) = (started.collect(), ended.collect());
         let said = 1.0 + speech.len() as f64 / 16_000.0;
         assert!(
-            started.len() == 1 && (0.9..1.15).contains(&started[0]),
+            started.len() == 1 && (0.95..1.04).contains(&started[0]),
             "{line}: begins at {started:?}"
         );
         assert!(

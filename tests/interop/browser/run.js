@@ -4,10 +4,12 @@
 
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
+import { join } from "node:path";
 import * as support from "./support.js";
 
 const DEADLINE_MS = 15_000;
 const RECONNECT_DEADLINE_MS = 30_000;
+const CONVERSATION_DEADLINE_MS = 30_000;
 
 const scratch = support.scratchFolder();
 const server = await support.server(scratch.path);
@@ -16,9 +18,9 @@ const chromium = await support.browser();
 
 /** One browser tab as a participant; `call` runs a method of participant.js in it. */
 class Tab {
-  static async open(identity, room) {
+  static async open(identity, room, browser = chromium) {
     const tab = new Tab();
-    Object.assign(tab, { identity, room, page: await chromium.newPage() });
+    Object.assign(tab, { identity, room, page: await browser.newPage() });
     tab.errors = [];
     tab.page.on("pageerror", (error) => tab.errors.push(String(error)));
     await tab.page.goto(web.url);
@@ -244,6 +246,50 @@ check("a wrong token is refused", async () => {
     await assert.rejects(tab.call("join", server.url, spoiled), /token|auth|signature|verification|validat|40[13]/i);
   } finally {
     await tab.page.close();
+  }
+});
+
+check("a person in the browser talks with the agent, and the CRM hears of it", async () => {
+  const room = `browser-${randomBytes(6).toString("hex")}`;
+  const agentName = `browser-${randomBytes(4).toString("hex")}`;
+  const stops = [];
+  try {
+    const crm = await support.crm();
+    stops.push(crm.stop);
+    const worker = await support.worker(scratch.path, server.url, crm.url, agentName);
+    stops.push(worker.stop);
+    const speaking = await support.browser({ microphone: join(support.REPOSITORY, "tests/fixtures/audio/hello.wav") });
+    stops.push(() => speaking.close());
+    const person = await Tab.open("person", room, speaking);
+    await person.join();
+    const dispatch = { agentName, room, metadata: JSON.stringify({ dialed_number: "+15550100166" }) };
+    await support.serverCall(server.url, "AgentDispatchService", "CreateDispatch", dispatch, { roomAdmin: true, room });
+    const agent = await person.until("the agent", () => window.participant.remotes()[0]);
+    assert.equal((await person.sees(agent)).isAgent, true);
+
+    await person.hears(agent, 0.01);
+    const state = ([who, state]) => window.participant.remote(who)?.attributes["lk.agent.state"] === state;
+    await person.until("the agent to listen", state, [agent, "listening"], CONVERSATION_DEADLINE_MS);
+    await person.call("openMicrophone");
+    const said = ([who, words]) => window.participant.texts.some((t) => t.from === who && t.text.includes(words));
+    await person.until("its own words as text", said, ["person", "what your plans cost"], CONVERSATION_DEADLINE_MS);
+    await person.hears(agent, 0.01);
+    await person.until("the agent's words as text", said, [agent, "The small plan costs"], CONVERSATION_DEADLINE_MS);
+
+    // And in writing: the prepared conversation says goodbye to this and hangs up.
+    await person.inPage(() => window.participant.room.localParticipant.sendText("No thank you, goodbye.", { topic: "lk.chat" }));
+    await person.event("disconnected", null, CONVERSATION_DEADLINE_MS);
+    const end = Date.now() + DEADLINE_MS;
+    while (!crm.kept.calls.length && Date.now() < end) await new Promise((done) => setTimeout(done, 50));
+    const [call] = crm.kept.calls;
+    assert.ok(call, `the CRM got no call; the worker's log ends: ${support.tail(join(scratch.path, "worker.log"))}`);
+    assert.equal(call.caller.phoneNumber, "+15550100166");
+    const words = call.transcription.conversation_items.map((item) => `${item.role}: ${item.content}`).join("\n");
+    assert.match(words, /user: .*what your plans cost/);
+    assert.match(words, /user: No thank you, goodbye/);
+    assert.equal(crm.kept.recordings, 1);
+  } finally {
+    for (const stop of stops.reverse()) await stop();
   }
 });
 

@@ -84,6 +84,61 @@ export async function serverCall(url, service, method, body, grants) {
   return response.json();
 }
 
+/** A CRM that keeps what it is sent. */
+export async function crm() {
+  const kept = { calls: [], recordings: 0 };
+  const http = createServer(async (request, response) => {
+    const chunks = [];
+    for await (const chunk of request) chunks.push(chunk);
+    if (request.url === "/call-data") kept.calls.push(JSON.parse(Buffer.concat(chunks)));
+    if (request.url === "/upload") kept.recordings += 1;
+    response.writeHead(200, { "content-type": "application/json" });
+    response.end(JSON.stringify({ url: `http://crm.test/files/${kept.recordings}` }));
+  });
+  await new Promise((done) => http.listen(0, "127.0.0.1", done));
+  return { kept, url: `http://127.0.0.1:${http.address().port}`, stop: () => new Promise((done) => http.close(done)) };
+}
+
+async function freePort() {
+  const probe = createServer();
+  await new Promise((done) => probe.listen(0, "127.0.0.1", done));
+  const { port } = probe.address();
+  await new Promise((done) => probe.close(done));
+  return port;
+}
+
+/** `voicebot start` with the prepared conversation, registered and ready for calls. */
+export async function worker(scratch, serverUrl, crmUrl, agentName) {
+  const bind = `127.0.0.1:${await freePort()}`;
+  const log = join(scratch, "worker.log");
+  const process_ = start(voicebotBinary(), ["start"], {
+    cwd: scratch,
+    log,
+    env: {
+      LIVEKIT_URL: serverUrl,
+      LIVEKIT_API_KEY: key,
+      LIVEKIT_API_SECRET: secret,
+      LIVEKIT_AGENT_NAME: agentName,
+      CRM_BASE_URL: crmUrl,
+      VOICEBOT__DATA_DIR: scratch,
+      VOICEBOT__PERSONA__DIRECTORY: join(REPOSITORY, "config/personas"),
+      VOICEBOT__PROVIDERS__VENDOR: "scripted",
+      VOICEBOT__PROVIDERS__SCRIPT: join(REPOSITORY, "config/demo-script.json"),
+      VOICEBOT__RECORDING__MODE: "local",
+      VOICEBOT__WORKER__HTTP_BIND: bind,
+    },
+  });
+  const end = Date.now() + START_DEADLINE_MS;
+  while (!(await fetch(`http://${bind}/readyz`).then((answer) => answer.ok, () => false))) {
+    if (Date.now() > end || process_.child.exitCode !== null) {
+      await process_.stop();
+      throw new Error(`the worker did not register: ${tail(log)}`);
+    }
+    await new Promise((done) => setTimeout(done, 50));
+  }
+  return process_;
+}
+
 /** Serves the page, our script and the official client's bundle to the browser. */
 export async function pages() {
   const files = {
@@ -101,7 +156,10 @@ export async function pages() {
   return { url: `http://127.0.0.1:${web.address().port}/`, stop: () => new Promise((done) => web.close(done)) };
 }
 
-/** Debian's Chromium without a window, with a made-up microphone, and silent towards the outside. */
+/**
+ * Debian's Chromium without a window and silent towards the outside. Its made-up microphone beeps, or plays a WAV file
+ * once from the moment it is opened.
+ */
 export function browser({ microphone } = {}) {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
@@ -116,7 +174,7 @@ export function browser({ microphone } = {}) {
       "--autoplay-policy=no-user-gesture-required",
       "--use-fake-ui-for-media-stream",
       "--use-fake-device-for-media-stream",
-      ...(microphone ? [`--use-file-for-fake-audio-capture=${microphone}`] : []),
+      ...(microphone ? [`--use-file-for-fake-audio-capture=${microphone}%noloop`] : []),
     ],
   });
 }

@@ -40,6 +40,12 @@ class Tab {
     return this.call("join", server.url, support.token(this.identity, video, { name: `${this.identity} N.` }), options);
   }
 
+  /** What the transcription streams said, for messages. */
+  async words() {
+    const texts = await this.inPage(() => window.participant.texts.map((t) => `${t.from}: ${t.text}`));
+    return texts.join(" | ");
+  }
+
   /** Waits until a script in the page gives something truthy; that is the result. */
   async until(what, script, argument, timeout = DEADLINE_MS) {
     try {
@@ -47,7 +53,7 @@ class Tab {
       return await handle.jsonValue();
     } catch (error) {
       const seen = await this.inPage(() => window.participant.log.map((e) => e.name).slice(-30));
-      throw new Error(`${this.identity} waited ${timeout} ms for ${what}; last events: ${seen.join(" ")} (${error.name})`);
+      throw new Error(`${this.identity} waited ${timeout} ms for ${what}; last events: ${seen.join(" ")}; words: ${await this.words()} (${error.name})`);
     }
   }
 
@@ -258,7 +264,8 @@ check("a person in the browser talks with the agent, and the CRM hears of it", a
     stops.push(crm.stop);
     const worker = await support.worker(scratch.path, server.url, crm.url, agentName);
     stops.push(worker.stop);
-    const speaking = await support.browser({ microphone: join(support.REPOSITORY, "tests/fixtures/audio/hello.wav") });
+    const line = join(support.REPOSITORY, "tests/fixtures/audio/hello.wav");
+    const speaking = await support.browser({ microphone: support.amidSilence(line, scratch.path) });
     stops.push(() => speaking.close());
     const person = await Tab.open("person", room, speaking);
     await person.join();

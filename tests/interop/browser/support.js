@@ -2,7 +2,7 @@
 
 import { spawn } from "node:child_process";
 import { createHmac } from "node:crypto";
-import { accessSync, constants, createReadStream, createWriteStream, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { accessSync, constants, createReadStream, createWriteStream, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
@@ -84,6 +84,24 @@ export async function serverCall(url, service, method, body, grants) {
   return response.json();
 }
 
+/**
+ * A copy of a WAV file with two seconds of silence before it, for the time until the track is published, and a minute
+ * behind it, for listening. Gives the copy's path.
+ */
+export function amidSilence(path, folder) {
+  const wav = readFileSync(path);
+  const bytesPerSecond = wav.readUInt32LE(wav.indexOf("fmt ") + 16);
+  const data = wav.indexOf("data") + 8;
+  const sound = wav.subarray(data, data + wav.readUInt32LE(data - 4));
+  const [before, behind] = [Buffer.alloc(2 * bytesPerSecond), Buffer.alloc(60 * bytesPerSecond)];
+  const longer = Buffer.concat([wav.subarray(0, data), before, sound, behind]);
+  longer.writeUInt32LE(longer.length - 8, 4);
+  longer.writeUInt32LE(longer.length - data, data - 4);
+  const copy = join(folder, "amid-silence.wav");
+  writeFileSync(copy, longer);
+  return copy;
+}
+
 /** A CRM that keeps what it is sent. */
 export async function crm() {
   const kept = { calls: [], recordings: 0 };
@@ -158,7 +176,7 @@ export async function pages() {
 
 /**
  * Debian's Chromium without a window and silent towards the outside. Its made-up microphone beeps, or plays a WAV file
- * once from the moment it is opened.
+ * over and over from the moment it is opened.
  */
 export function browser({ microphone } = {}) {
   return chromium.launch({
@@ -174,7 +192,7 @@ export function browser({ microphone } = {}) {
       "--autoplay-policy=no-user-gesture-required",
       "--use-fake-ui-for-media-stream",
       "--use-fake-device-for-media-stream",
-      ...(microphone ? [`--use-file-for-fake-audio-capture=${microphone}%noloop`] : []),
+      ...(microphone ? [`--use-file-for-fake-audio-capture=${microphone}`] : []),
     ],
   });
 }

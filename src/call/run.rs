@@ -4,6 +4,7 @@
 //! conversation, a signal, a deadline. It ends with a [`HangupCause`], and every cause ends in a record. The record is written
 //! before the room is left, so that nothing that goes wrong while leaving can cost it.
 
+use std::collections::HashMap;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,19 +81,21 @@ pub async fn run(
     let started = Instant::now();
     let (session, journal) = parts.store.open_session(&job.session_id)?;
     let job_metadata = read_job_metadata(&job);
+    let nothing_more = HashMap::new();
+    let numbers = Numbers::read(&job_metadata, &nothing_more, &job.room_name);
+    session::lock(&session).set_call_metadata(numbers_metadata(&numbers));
 
     let timeout = Duration::from_secs(parts.config.call.join_timeout_s);
     let (cause, answered, room, recorder) =
         match CallRoom::join(&job.url, &job.token, &job.room_name, timeout).await {
-            Err(error) => (
-                HangupCause::SetUpFailed {
+            Err(error) => {
+                identify(&job, &parts, &session, &job_metadata, &nothing_more).await;
+                let cause = HangupCause::SetUpFailed {
                     message: error.to_string(),
-                },
-                false,
-                None,
-                None,
-            ),
-            Ok((room, events)) => {
+                };
+                (cause, false, None, None)
+            }
+            Ok((room, mut events)) => {
                 info!(
                     duration_ms = started.elapsed().as_millis() as u64,
                     "joined the room, the agent's track is published"
@@ -100,8 +103,10 @@ pub async fn run(
                 to_worker.send(FromCall::Joined);
                 to_worker.send(FromCall::Running);
                 let mut call = Call::new(&job, &parts, &session, &room, job_metadata);
-                let cause = call.until_end(events, &mut from_worker, &mut stop).await;
-                let (answered, recorder) = call.close(&cause).await;
+                let cause = call
+                    .until_end(&mut events, &mut from_worker, &mut stop)
+                    .await;
+                let (cause, answered, recorder) = call.close(cause, &mut events).await;
                 (cause, answered, Some(room), recorder)
             }
         };
@@ -205,6 +210,61 @@ pub fn http_address(url: &str) -> String {
     }
 }
 
+/// Finds out who calls whom and for which campaign, and puts it into the session: the CRM files every call by it, also one that
+/// nobody answered.
+async fn identify(
+    job: &JobDescription,
+    parts: &CallParts,
+    session: &SharedSession,
+    job_metadata: &Value,
+    attributes: &HashMap<String, String>,
+) -> Persona {
+    let numbers = Numbers::read(job_metadata, attributes, &job.room_name);
+    let order = [
+        numbers.trunk_number.as_deref(),
+        numbers.dialed_number.as_deref(),
+    ];
+    let persona = parts.personas.find(order.into_iter().flatten()).await;
+    info!(
+        persona = persona.name,
+        direction = ?numbers.direction,
+        number = numbers.dialed_number.as_deref().map(mask).unwrap_or_default(),
+        "whose call this is"
+    );
+    let ids = session::CampaignIds::from_persona(&persona.full);
+    let mut campaign = persona.campaign_metadata();
+    if let Some(from_job) = job_metadata
+        .get("campaign_metadata")
+        .and_then(Value::as_object)
+    {
+        campaign.extend(from_job.clone());
+    }
+    if let Some(egress_id) = job_metadata.get("egressId") {
+        campaign.insert("egressId".into(), egress_id.clone());
+    }
+    let mut session = session::lock(session);
+    session.set_call_metadata(CallMetadata {
+        persona: Some(persona.name.clone()),
+        campaign_id: ids.campaign_id,
+        voice_agent_id: ids.voice_agent_id,
+        client: ids.client,
+        ..numbers_metadata(&numbers)
+    });
+    session.set_campaign_metadata(campaign);
+    persona
+}
+
+fn numbers_metadata(numbers: &Numbers) -> CallMetadata {
+    CallMetadata {
+        dialed_number: numbers.dialed_number.clone(),
+        caller_number: numbers.dialed_number.clone(),
+        trunk_number: numbers.trunk_number.clone(),
+        call_id: numbers.sip_call_id.clone(),
+        direction: Some(numbers.direction),
+        ..Default::default()
+    }
+}
+
 /// How far the call has come.
 enum Stage {
     /// Nobody is here yet.
@@ -279,7 +339,7 @@ impl<'a> Call<'a> {
 
     async fn until_end(
         &mut self,
-        mut events: mpsc::UnboundedReceiver<RoomEvent>,
+        events: &mut mpsc::UnboundedReceiver<RoomEvent>,
         from_worker: &mut FromWorker,
         stop: &mut mpsc::Receiver<()>,
     ) -> HangupCause {
@@ -435,27 +495,15 @@ impl<'a> Call<'a> {
                     Instant::now() + Duration::from_secs(self.parts.config.call.ring_wait_s);
                 self.stage = Stage::Ringing(caller);
             }
-            Stage::Ringing(_) => {}
+            // Attributes come one after the other.
+            Stage::Ringing(ringing) => *ringing = caller,
         }
     }
 
     /// From here on the two can hear each other: persona, recording, conversation.
     async fn answered(&mut self, caller: Caller) {
-        let numbers = Numbers::read(&self.job_metadata, &caller.attributes, &self.job.room_name);
-        let persona = {
-            let order = [
-                numbers.trunk_number.as_deref(),
-                numbers.dialed_number.as_deref(),
-            ];
-            self.parts.personas.find(order.into_iter().flatten()).await
-        };
-        info!(
-            persona = persona.name,
-            direction = ?numbers.direction,
-            number = numbers.dialed_number.as_deref().map(mask).unwrap_or_default(),
-            "caller and agent are connected"
-        );
-        self.note_call(&numbers, &persona);
+        let persona = self.identify(&caller.attributes).await;
+        session::lock(self.session).set_answered(Utc::now());
         self.recorder = Recorder::start(
             &self.parts.config.recording,
             self.parts.livekit.as_ref(),
@@ -470,35 +518,15 @@ impl<'a> Call<'a> {
         self.connect_sound(&caller.identity);
     }
 
-    /// Puts into the session who talks to whom and for which campaign.
-    fn note_call(&self, numbers: &Numbers, persona: &Persona) {
-        let ids = session::CampaignIds::from_persona(&persona.full);
-        let mut campaign = persona.campaign_metadata();
-        if let Some(from_job) = self
-            .job_metadata
-            .get("campaign_metadata")
-            .and_then(Value::as_object)
-        {
-            campaign.extend(from_job.clone());
-        }
-        if let Some(egress_id) = self.job_metadata.get("egressId") {
-            campaign.insert("egressId".into(), egress_id.clone());
-        }
-        let mut session = session::lock(self.session);
-        session.set_call_metadata(CallMetadata {
-            dialed_number: numbers.dialed_number.clone(),
-            caller_number: numbers.dialed_number.clone(),
-            trunk_number: numbers.trunk_number.clone(),
-            call_id: numbers.sip_call_id.clone(),
-            direction: Some(numbers.direction),
-            persona: Some(persona.name.clone()),
-            campaign_id: ids.campaign_id,
-            voice_agent_id: ids.voice_agent_id,
-            client: ids.client,
-            room_sid: self.room.sid(),
-        });
-        session.set_campaign_metadata(campaign);
-        session.set_answered(Utc::now());
+    async fn identify(&self, attributes: &HashMap<String, String>) -> Persona {
+        identify(
+            self.job,
+            self.parts,
+            self.session,
+            &self.job_metadata,
+            attributes,
+        )
+        .await
     }
 
     fn start_conversation(&self, caller: String, persona: Persona) -> Talk {
@@ -599,15 +627,29 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Ends the conversation as the cause allows and commits what was said until then. Gives back whether the call was answered
-    /// and the recorder, which is still running.
-    async fn close(mut self, cause: &HangupCause) -> (bool, Option<Recorder>) {
+    /// Ends the conversation as the cause allows and commits what was said until then. Gives back the cause, which what happens
+    /// meanwhile may tell better, whether the call was answered, and the recorder, which is still running.
+    async fn close(
+        mut self,
+        cause: HangupCause,
+        events: &mut mpsc::UnboundedReceiver<RoomEvent>,
+    ) -> (HangupCause, bool, Option<Recorder>) {
         let recorder = self.recorder.take();
         let stage = std::mem::replace(&mut self.stage, Stage::WaitingForCaller);
-        let Stage::Talking(mut talk) = stage else {
-            return (false, recorder);
+        let mut talk = match stage {
+            Stage::Talking(talk) => talk,
+            // Who is told to stop at once asks nobody whose call it was.
+            _ if cause == HangupCause::Finalised => return (cause, false, recorder),
+            Stage::Ringing(caller) => {
+                self.identify(&caller.attributes).await;
+                return (cause, false, recorder);
+            }
+            Stage::WaitingForCaller => {
+                self.identify(&HashMap::new()).await;
+                return (cause, false, recorder);
+            }
         };
-        let (command, limit) = match cause {
+        let (command, limit) = match &cause {
             HangupCause::MaxDuration => (
                 VoiceCommand::Close {
                     reason: "max_duration".into(),
@@ -626,8 +668,8 @@ impl<'a> Call<'a> {
         };
         // A conversation that has ended by itself takes no commands.
         let _ = talk.commands.try_send(command);
-        let limit = tokio::time::sleep(limit);
-        tokio::pin!(limit);
+        let mut limit = Instant::now() + limit;
+        let mut gone = None;
         loop {
             tokio::select! {
                 biased;
@@ -636,7 +678,15 @@ impl<'a> Call<'a> {
                     // The conversation has dropped its end: all is said.
                     None => break,
                 },
-                () = &mut limit => {
+                event = events.recv(), if gone.is_none() => {
+                    gone = nobody_listens(event, &talk.caller);
+                    if gone.is_some() {
+                        // Whatever was still to be said is said to nobody.
+                        let _ = talk.commands.try_send(VoiceCommand::Stop);
+                        limit = limit.min(Instant::now() + STOP_AT_ONCE);
+                    }
+                }
+                () = sleep_until(limit) => {
                     warn!("the conversation did not end in time");
                     talk.conversation.abort();
                     break;
@@ -644,7 +694,33 @@ impl<'a> Call<'a> {
             }
         }
         self.publisher.stop().await;
-        (true, recorder)
+        while gone.is_none()
+            && let Ok(event) = events.try_recv()
+        {
+            gone = nobody_listens(Some(event), &talk.caller);
+        }
+        let cause = match (cause, gone) {
+            // The server terminates the job of an agent that it sends away, too.
+            (HangupCause::Terminated, Some(gone @ HangupCause::RoomGone { .. })) => gone,
+            (cause, _) => cause,
+        };
+        (cause, true, recorder)
+    }
+}
+
+/// Whether an event means that the caller does not hear the agent any more, and why.
+fn nobody_listens(event: Option<RoomEvent>, caller: &str) -> Option<HangupCause> {
+    let Some(event) = event else {
+        return Some(HangupCause::RoomGone {
+            reason: "UNKNOWN_REASON",
+        });
+    };
+    match room::happening(event)? {
+        RoomHappening::Gone { reason } => Some(HangupCause::RoomGone { reason }),
+        RoomHappening::Left { identity, reason } if identity == caller => {
+            Some(HangupCause::CallerLeft { reason })
+        }
+        _ => None,
     }
 }
 

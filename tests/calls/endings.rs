@@ -47,6 +47,30 @@ async fn server_deletes_the_room_and_the_call_is_completed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_removes_the_agent_and_the_call_is_completed() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("removed").await;
+    let agent = world.agent_joins("removed").await;
+    world
+        .rooms()
+        .remove_participant("removed", &agent)
+        .await
+        .expect("removed");
+    caller.hung_up_on().await;
+
+    // Word of it comes by two ways: the room's, which says more, and the end of the job.
+    let call = &world.delivered(1).await[0];
+    let told = call.record["outcome"]["disconnect_reason"].as_str();
+    assert!(
+        matches!(told, Some("PARTICIPANT_REMOVED" | "JOB_TERMINATED")),
+        "{told:?}"
+    );
+    call.ended("completed", "job_shutdown", told);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dispatch_is_deleted_and_the_agent_says_goodbye_to_the_job() {
     let world = World::new(json!([]), &[]).await;
     let worker = world.worker().await;
@@ -61,5 +85,22 @@ async fn dispatch_is_deleted_and_the_agent_says_goodbye_to_the_job() {
     caller.hung_up_on().await;
 
     world.delivered(1).await[0].ended("completed", "job_shutdown", Some("JOB_TERMINATED"));
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_comes_and_the_call_was_not_answered() {
+    let world = World::new(json!([]), &[("VOICEBOT__CALL__CALLER_WAIT_S", "1")]).await;
+    let worker = world.worker().await;
+    let number = json!({ "phone_number": "+15550100188", "direction": "outbound" });
+    world.dispatch("nobody", number).await;
+
+    let call = &world.delivered(1).await[0];
+    call.ended("no_answer", "job_shutdown", Some("CALLER_NEVER_CAME"));
+    assert_eq!(call.transcript(), [""; 0]);
+    // What the job said about the call is not lost with the caller.
+    assert_eq!(call.record["dialed_number"], "+15550100188");
+    assert_eq!(call.record["direction"], "outbound");
+    assert_eq!(call.call["campaignId"], "campaign-1");
     world.nothing_is_left(worker).await;
 }

@@ -32,6 +32,9 @@ const JOB_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const MESSAGE_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the final status may take onto the wire before the call is let go anyway; a dead connection keeps the status for the next.
 const STATUS_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a call may take from its job to being in the room. It gives up joining by itself much earlier (`call.join_timeout_s`); one
+/// that has done neither by now is hung.
+const JOIN_LIMIT: Duration = Duration::from_secs(120);
 /// How long a call that the server terminated may take to say goodbye, leave and write its record, before it must finalise.
 const TERMINATION_LIMIT: Duration = Duration::from_secs(60);
 /// How long a call may take from its last word to the end of its process: leave the room, delete it, close the recording.
@@ -343,6 +346,8 @@ enum TimeUp {
     Kill(&'static str),
 }
 
+const NOT_JOINED: &str = "it neither joined the room nor gave up";
+
 /// A running process and the pipes to it.
 struct Process<'a> {
     call: &'a Call,
@@ -443,10 +448,7 @@ impl<'a> Process<'a> {
         match message {
             FromCall::Ready if !self.ready => {
                 self.ready = true;
-                self.deadline = (
-                    Instant::now() + self.call.hung_after,
-                    TimeUp::Ask("it ran longer than worker.hung_call_s"),
-                );
+                self.relax(TimeUp::NotReady, JOIN_LIMIT, TimeUp::Ask(NOT_JOINED));
                 if !self
                     .write(ToCall::Start(Box::new(job.clone())), JOB_WRITE_TIMEOUT)
                     .await
@@ -457,6 +459,8 @@ impl<'a> Process<'a> {
             FromCall::Ready => {}
             FromCall::Joined => {
                 said.joined = true;
+                let hung = TimeUp::Ask("it ran longer than worker.hung_call_s");
+                self.relax(TimeUp::Ask(NOT_JOINED), self.call.hung_after, hung);
                 let duration_ms = self.started.elapsed().as_millis() as u64;
                 info!(session.id = %job.session_id, job.id = job.job_id, duration_ms, "the agent joined the room");
                 histogram!(names::JOIN_DURATION).record(self.started.elapsed().as_secs_f64());
@@ -484,6 +488,13 @@ impl<'a> Process<'a> {
             FromCall::RecordWritten { .. } => self.call.poke_uploader(),
         }
         None
+    }
+
+    /// Replaces the deadline of a step that is done, unless another one has taken its place: a call that was told to end stays told.
+    fn relax(&mut self, done: TimeUp, limit: Duration, time_up: TimeUp) {
+        if self.deadline.1 == done {
+            self.deadline = (Instant::now() + limit, time_up);
+        }
     }
 
     /// Shortens the time that is left, never lengthens it.

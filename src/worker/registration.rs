@@ -448,4 +448,70 @@ mod tests {
             "{sentence}"
         );
     }
+
+    /// A server that registers every worker and then says no more; it goes on reading.
+    async fn silent_server() -> std::net::SocketAddr {
+        use livekit_protocol as proto;
+        use prost::Message as _;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+            let registered = proto::RegisterWorkerResponse {
+                worker_id: "AW_1".into(),
+                ..Default::default()
+            };
+            let answer = proto::ServerMessage {
+                message: Some(proto::server_message::Message::Register(registered)),
+            };
+            let answer = Message::binary(answer.encode_to_vec());
+            socket.send(answer).await.unwrap();
+            while let Some(Ok(_)) = socket.next().await {}
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_counts_as_gone() {
+        let settings = LiveKitSettings {
+            url: format!("ws://{}", silent_server().await),
+            api_key: "key".into(),
+            api_secret: crate::config::Secret::new("secret"),
+        };
+        let registration = Registration::new(settings, "sales".into()).unwrap();
+        let (sender, mut events) = mpsc::channel(4);
+        let stop = CancellationToken::new();
+        let link = tokio::spawn(registration.keep(sender, stop.clone()));
+        let Some(LinkEvent::Up { worker_id, outbox }) = events.recv().await else {
+            panic!("not registered");
+        };
+        assert_eq!(worker_id, "AW_1");
+
+        // From here on only time passes.
+        tokio::time::pause();
+        let before = Instant::now();
+        let Some(LinkEvent::Down { why, .. }) = events.recv().await else {
+            panic!("still connected");
+        };
+        assert!(why.contains("silent"), "{why}");
+        let waited = before.elapsed();
+        assert!(
+            waited >= SILENCE_LIMIT - Duration::from_secs(1),
+            "{waited:?}"
+        );
+        assert!(
+            waited <= SILENCE_LIMIT + Duration::from_secs(1),
+            "{waited:?}"
+        );
+        assert!(
+            outbox.is_closed(),
+            "the worker learns that nothing more goes out here"
+        );
+
+        stop.cancel();
+        // It may be telling that the server does not take another connection.
+        drop(events);
+        link.await.unwrap();
+    }
 }

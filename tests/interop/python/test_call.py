@@ -166,6 +166,8 @@ async def test_a_caller_may_write_instead_of_speaking(data_dir, join, lk, room_n
 async def test_when_the_caller_hangs_up_the_agent_leaves_and_the_call_is_reported(data_dir, crm, join, lk, room_name):
     line = await dial(join, lk, room_name)
     await line.agent_speaks()
+    # Long enough that some of the greeting's words count as heard.
+    assert await line.ear.hears(lambda pcm: np.abs(pcm[: RATE_HZ // 2]).max() > LOUD, 1.5)
     witness = await join("witness", hidden=True, can_publish=False)
     await witness.sees(line.agent)
     hung_up = time.monotonic()

@@ -198,7 +198,21 @@ impl Config {
         let given = file_layer(&path, named.is_some()).merge(Env::prefixed(KEY_PREFIX).split("__"));
         let mut config = Self::extract(given)?;
         config.take_usual_variables();
+        config.check()?;
         Ok(config)
+    }
+
+    /// Values that no type can refuse.
+    fn check(&self) -> Result<(), ConfigError> {
+        let faults: Vec<String> = [self.upload.check(), self.tools.check()]
+            .into_iter()
+            .filter_map(Result::err)
+            .collect();
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError::Keys(faults))
+        }
     }
 
     fn extract(given: Figment) -> Result<Self, ConfigError> {
@@ -293,7 +307,10 @@ fn sentence(error: &figment::Error) -> String {
             )
         }
         Kind::InvalidType(actual, expected) => {
-            format!("the key {key} in {place} must be {expected}, not {actual}")
+            format!(
+                "the key {key} in {place} must be {}, not {actual}",
+                plain(&expected.to_string())
+            )
         }
         Kind::InvalidValue(actual, expected) => {
             format!("the key {key} in {place} must be {expected}, not {actual}")
@@ -304,6 +321,15 @@ fn sentence(error: &figment::Error) -> String {
         ),
         _ if key.is_empty() => format!("{place} cannot be used: {error}"),
         kind => format!("the key {key} in {place} cannot be used: {kind}"),
+    }
+}
+
+/// The name of a type in words; others are words already.
+fn plain(expected: &str) -> &str {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, not negative",
+        "f32" | "f64" => "a number",
+        other => other,
     }
 }
 
@@ -328,7 +354,11 @@ mod tests {
 
     #[test]
     fn a_wrong_value_says_what_would_be_right() {
-        assert!(faults("[persona]\ntimeout_ms = \"soon\"\n").contains("persona.timeout_ms"));
+        let text = faults("[persona]\ntimeout_ms = \"soon\"\n");
+        assert!(
+            text.contains("persona.timeout_ms") && text.contains("a whole number"),
+            "{text}"
+        );
         assert!(faults("[log]\nformat = \"xml\"\n").contains("log.format"));
     }
 

@@ -89,7 +89,7 @@ async fn livekit(config: &Config) -> Result<String, String> {
             rooms.len()
         )),
         Ok(Err(error)) => Err(format!(
-            "{} (LIVEKIT_URL, LIVEKIT_API_KEY): {error}",
+            "{} (LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET): {error}",
             settings.url
         )),
         Err(_) => Err(format!(

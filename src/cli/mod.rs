@@ -24,6 +24,19 @@ use crate::config::{Config, LogConfig, LogFormat};
 /// What libraries may say, unless the filter names them: their `info` is our `debug`.
 const QUIET_LIBRARIES: &str = "livekit=warn,livekit_api=warn,livekit_signaling=warn,libwebrtc=warn,str0m=warn,hyper=warn,reqwest=warn,rustls=warn,h2=warn";
 
+/// The variable that says what is logged.
+const LOG_VARIABLE: &str = "RUST_LOG";
+/// The key that says it otherwise.
+const LOG_KEY: &str = "log.level";
+
+/// What is to be logged cannot be understood.
+#[derive(Debug, thiserror::Error)]
+#[error("{set_by} is no level and no filter such as \"info,voicebot::voice=debug\": {source}")]
+struct BadLogFilter {
+    set_by: &'static str,
+    source: tracing_subscriber::filter::ParseError,
+}
+
 /// Threads for files and name look-ups beside a call: few, because every one of many calls has its own.
 const CALL_BLOCKING_THREADS: usize = 2;
 
@@ -128,17 +141,15 @@ fn failed(error: &dyn std::error::Error) -> ExitCode {
 }
 
 /// Logs go to stderr. `shown`: commands that print for people keep their logs to warnings unless RUST_LOG says otherwise.
-fn start_logging(
-    config: &LogConfig,
-    shown: bool,
-) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter)?,
+fn start_logging(config: &LogConfig, shown: bool) -> Result<(), BadLogFilter> {
+    let (set_by, filter) = match std::env::var(LOG_VARIABLE) {
+        Ok(filter) if !filter.is_empty() => (LOG_VARIABLE, filter),
         _ => {
             let level = if shown { config.level.as_str() } else { "warn" };
-            EnvFilter::try_new(format!("{QUIET_LIBRARIES},{level}"))?
+            (LOG_KEY, format!("{QUIET_LIBRARIES},{level}"))
         }
     };
+    let filter = EnvFilter::try_new(filter).map_err(|source| BadLogFilter { set_by, source })?;
     let json = match config.format {
         LogFormat::Json => true,
         LogFormat::Text => false,

@@ -9,4 +9,11 @@ mod live_caller;
 #[path = "../support/world.rs"]
 mod world;
 
+mod commands;
+mod crashes;
 mod endings;
+mod phone;
+mod recordings;
+mod stopping;
+mod talking;
+mod trouble;

@@ -81,15 +81,20 @@ pub struct FakeCrm {
 
 impl FakeCrm {
     pub async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port on loopback");
+        Self::on(listener)
+    }
+
+    /// Serves on a port that is open already.
+    pub fn on(listener: tokio::net::TcpListener) -> Self {
         let shared = Shared::default();
         let app = Router::new()
             .route("/api/public/upload", post(upload))
             .route("/api/public/call-data", post(call_data))
             .layer(DefaultBodyLimit::disable())
             .with_state(shared.clone());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a free port on loopback");
         let base_url = format!(
             "http://{}/api/public",
             listener.local_addr().expect("the port")

@@ -124,10 +124,7 @@ pub struct World {
 impl World {
     /// A world in which the agent plays `agent`, with these settings besides.
     pub async fn new(agent: Value, settings: &[(&str, &str)]) -> Self {
-        Self::with_crm(FakeCrm::start().await, agent, settings).await
-    }
-
-    pub async fn with_crm(crm: FakeCrm, agent: Value, settings: &[(&str, &str)]) -> Self {
+        let crm = FakeCrm::start().await;
         let folder = tempfile::tempdir().expect("a folder");
         let data = folder.path().canonicalize().expect("the folder");
         let server = RoomServer::start(Options {
@@ -206,6 +203,13 @@ impl World {
     /// What workers and calls have logged, one JSON object a line.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// What the journals of the calls that run hold.
+    pub fn journal(&self) -> String {
+        let journals = files(&self.data().join("conversations"), "jsonl");
+        let texts = journals.iter().flat_map(fs::read_to_string);
+        texts.collect()
     }
 
     fn registrations(&self) -> usize {

@@ -1,0 +1,101 @@
+//! A worker that is full, that drains, that stops at once.
+
+use serde_json::{Value, json};
+
+use crate::world::{ANSWER, GREETING, SHORT_LINE, SHORT_WORDS, World, eventually};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_worker_takes_no_second_call() {
+    let world = World::new(json!([]), &[("VOICEBOT__WORKER__MAX_CALLS", "1")]).await;
+    let worker = world.worker().await;
+    let mut first = world.call("first").await;
+    world.dispatch("refused", Value::Null).await;
+    first.ask(SHORT_LINE).await;
+    world.the_call_process();
+    assert!(world.agent_in("refused").is_none());
+    first.hang_up().await;
+    world.delivered(1).await;
+
+    eventually("end of the first call's process", async || {
+        world.call_processes().is_empty().then_some(())
+    })
+    .await;
+    eventually("call after the first one", async || {
+        // The worker says that it has a slot again a moment after the first call's process has ended.
+        world.dispatch("second", Value::Null).await;
+        (!world.call_processes().is_empty()).then_some(())
+    })
+    .await;
+    let mut second = world.caller("second").await;
+    second.agent_has_said(1).await;
+    second.hang_up().await;
+    let calls = world.delivered(2).await;
+    let rooms: Vec<_> = calls
+        .iter()
+        .map(|call| &call.record["room"]["name"])
+        .collect();
+    assert_eq!(rooms, ["first", "second"]);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_worker_lets_its_call_end_and_delivers_it() {
+    let world = World::new(json!([]), &[]).await;
+    let mut worker = world.worker().await;
+    let mut caller = world.call("draining").await;
+    worker.terminate();
+    eventually("draining worker", async || {
+        world.log().contains("draining: no new calls").then_some(())
+    })
+    .await;
+    caller.ask(SHORT_LINE).await;
+    caller.hang_up().await;
+    let status = worker.ended().await;
+    assert!(status.success(), "{status}");
+
+    // Nobody comes after a worker that is scaled away: the call is at the CRM when it ends.
+    assert_eq!(world.crm.call_data().len(), 1);
+    let call = &world.delivered(1).await[0];
+    call.ended(
+        "completed",
+        "participant_disconnected",
+        Some("CLIENT_INITIATED"),
+    );
+    let worker = world.worker().await;
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn second_signal_ends_calls_at_once_with_their_records() {
+    let world = World::new(json!([]), &[]).await;
+    let mut worker = world.worker().await;
+    let mut one = world.call("one").await;
+    let mut other = world.call("other").await;
+    one.ask(SHORT_LINE).await;
+    worker.terminate();
+    eventually("draining worker", async || {
+        world.log().contains("draining: no new calls").then_some(())
+    })
+    .await;
+    worker.terminate();
+    one.hung_up_on().await;
+    other.hung_up_on().await;
+    let status = worker.ended().await;
+    assert!(status.success(), "{status}");
+    assert_eq!(world.call_processes(), []);
+
+    let worker = world.worker().await;
+    let calls = world.delivered(2).await;
+    for call in &calls {
+        call.ended("completed", "job_shutdown", Some("WORKER_STOPPED"));
+    }
+    assert_eq!(
+        calls[0].transcript(),
+        [
+            format!("assistant: {GREETING}"),
+            format!("user: {SHORT_WORDS}"),
+            format!("assistant: {ANSWER}")
+        ]
+    );
+    world.nothing_is_left(worker).await;
+}

@@ -71,6 +71,9 @@ struct Arguments {
     /// Folder with the lines
     #[arg(long)]
     wavs: PathBuf,
+    /// How a call ends: the caller leaves, or the room is deleted
+    #[arg(long, value_parser = ["leave", "delete"], default_value = "leave")]
+    hangup: String,
     /// Append to this file instead of stdout
     #[arg(long)]
     out: Option<PathBuf>,
@@ -304,10 +307,14 @@ impl Call {
             task.abort();
         }
         let stutters = self.heard.borrow().stutters;
-        // An error means that the room is gone already.
-        let _ = self.room.close().await;
         let rooms =
             RoomClient::with_api_key(&http(&arguments.url), &arguments.key, &arguments.secret);
+        if arguments.hangup == "delete" {
+            // An error means that the agent was quicker.
+            let _ = rooms.delete_room(&self.name).await;
+        }
+        // An error means that the room is gone already.
+        let _ = self.room.close().await;
         let mut gone = None;
         while begin.elapsed() < Duration::from_secs(30) {
             let left = rooms

@@ -2,9 +2,15 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
+const STATES = ["listening", "thinking", "speaking"];
+// What counts as sound, of a full level of 1, and how long a pause ends it, ms.
+const LOUD = 0.03;
+const PAUSE_MS = 300;
 const segments = new Map();
 let room = null;
-let lastSpoke = 0;
+let yourLast = 0;
+let agentLast = 0;
+let written = 0;
 
 function problem(text) {
   $("problem").textContent = text;
@@ -24,7 +30,7 @@ async function about() {
 
 function showState(state) {
   $("state").textContent = state;
-  $("light").className = state;
+  $("light").className = STATES.includes(state) ? state : "";
 }
 
 function showWords(id, who, text, final) {
@@ -52,22 +58,21 @@ async function readWords(reader, participant) {
   showWords(id, mine ? "You" : "Agent", text, true);
 }
 
+// Looks at both levels, and shows how long the agent took from your last sound to its first.
 function meters() {
   if (!room) return;
-  const agent = [...room.remoteParticipants.values()][0];
-  $("you").value = room.localParticipant.audioLevel;
-  $("agent").value = agent ? agent.audioLevel : 0;
-  requestAnimationFrame(meters);
-}
-
-function speakers(list) {
   const now = performance.now();
-  const speaks = (local) => list.some((participant) => participant.isLocal === local);
-  if (speaks(true)) lastSpoke = now;
-  if (speaks(false) && lastSpoke) {
-    $("times").textContent = `answered about ${Math.round(now - lastSpoke)} ms after your last sound`;
-    lastSpoke = 0;
+  const agent = [...room.remoteParticipants.values()][0];
+  const levels = [room.localParticipant.audioLevel, agent ? agent.audioLevel : 0];
+  [$("you").value, $("agent").value] = levels;
+  if (levels[0] > LOUD) yourLast = now;
+  if (levels[1] > LOUD) {
+    if (now - agentLast > PAUSE_MS && yourLast > agentLast) {
+      $("times").textContent = `answered about ${Math.round(now - yourLast)} ms after your last sound`;
+    }
+    agentLast = now;
   }
+  requestAnimationFrame(meters);
 }
 
 async function start() {
@@ -94,7 +99,6 @@ async function start() {
   room.on(client.RoomEvent.ParticipantAttributesChanged, (changed, participant) => {
     if (changed["lk.agent.state"] && !participant.isLocal) showState(changed["lk.agent.state"]);
   });
-  room.on(client.RoomEvent.ActiveSpeakersChanged, speakers);
   room.on(client.RoomEvent.Disconnected, ended);
   await room.connect(url, token);
   await room.localParticipant.setMicrophoneEnabled(true);
@@ -138,6 +142,8 @@ $("chat").addEventListener("submit", async (event) => {
   const text = $("text").value.trim();
   if (!text || !room) return;
   $("text").value = "";
+  written += 1;
+  showWords(`written-${written}`, "You", text, true);
   await room.localParticipant.sendText(text, { topic: "lk.chat" });
 });
 

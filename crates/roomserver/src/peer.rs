@@ -18,6 +18,7 @@ use proto::signal_response::Message as Signal;
 use proto::simulate_scenario::Scenario;
 use str0m::Candidate;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::ids;
 use crate::network::{Datagram, Network};
@@ -411,17 +412,19 @@ impl Peer {
         let SignalState::Connected(connection) = &self.signal else {
             return;
         };
-        if connection
-            .outlet
-            .try_send(proto::SignalResponse {
-                message: Some(message),
-            })
-            .is_err()
-        {
-            // The client does not read, or is gone. It finds everything again when it comes back.
-            self.signal = SignalState::Lost {
-                since: Instant::now(),
-            };
+        let response = proto::SignalResponse {
+            message: Some(message),
+        };
+        match connection.outlet.try_send(response) {
+            Ok(()) => {}
+            // The client is gone. What it said before that is still read, a goodbye above all; then its requests end.
+            Err(TrySendError::Closed(_)) => {}
+            // The client does not read. It finds everything again when it comes back.
+            Err(TrySendError::Full(_)) => {
+                self.signal = SignalState::Lost {
+                    since: Instant::now(),
+                };
+            }
         }
     }
 
@@ -1098,5 +1101,67 @@ fn quality_of_loss(loss: f32) -> proto::ConnectionQuality {
         proto::ConnectionQuality::Good
     } else {
         proto::ConnectionQuality::Poor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rooms::{RoomEvent, RoomOptions};
+    use crate::testkit;
+    use crate::token::VideoGrants;
+
+    #[tokio::test]
+    async fn goodbye_of_a_client_that_does_not_listen_any_more_counts() {
+        let server = testkit::start().await;
+        let mut events = server.rooms().subscribe();
+        let (outlet, deaf) = mpsc::channel(1);
+        drop(deaf);
+        let (said, requests) = mpsc::channel(1);
+        let leave = Request::Leave(proto::LeaveRequest::default());
+        said.send(proto::SignalRequest {
+            message: Some(leave),
+        })
+        .await
+        .expect("there is room");
+        let init = Init {
+            claims: Claims {
+                sub: "alice".into(),
+                video: VideoGrants {
+                    room_join: true,
+                    room: "room".into(),
+                    ..Default::default()
+                },
+                ..Default::default()
+            },
+            client: proto::ClientInfo::default(),
+            auto_subscribe: true,
+            single_peer_connection: true,
+            metadata: String::new(),
+            attributes: HashMap::new(),
+            add_tracks: Vec::new(),
+            publisher_offer: None,
+            reconnect: None,
+            sync_state: None,
+        };
+        let room = server.rooms().open("room", RoomOptions::default());
+        let connection = Connection { outlet, requests };
+        spawn(server.server.clone(), room, init, connection).await;
+        let left = async {
+            loop {
+                if let RoomEvent::ParticipantLeft { participant, .. } =
+                    events.recv().await.expect("the server runs")
+                {
+                    return participant.disconnect_reason();
+                }
+            }
+        };
+        // Without its goodbye it would be waited for.
+        let reason = tokio::time::timeout(ABANDONED_TIMEOUT / 2, left).await;
+        assert_eq!(
+            reason.expect("the client has left"),
+            DisconnectReason::ClientInitiated
+        );
+        server.shutdown().await;
     }
 }

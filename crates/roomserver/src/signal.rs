@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine as _;
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use livekit_protocol as proto;
 use prost::Message as _;
 use proto::leave_request::Action;
@@ -308,7 +308,8 @@ async fn serve(socket: WebSocket, server: Server, init: Init) {
         Some(_) => resume(&server, init, connection).await,
         None => join(&server, init, connection).await,
     }
-    carry(socket, outgoing, incoming).await;
+    let (sink, stream) = socket.split();
+    carry(sink, stream, outgoing, incoming).await;
 }
 
 async fn join(server: &Server, init: Init, connection: Connection) {
@@ -352,12 +353,12 @@ async fn resume(server: &Server, init: Init, connection: Connection) {
 }
 
 /// Carries messages until either side has had enough.
-async fn carry(
-    socket: WebSocket,
+async fn carry<E>(
+    mut sink: impl Sink<Message> + Unpin,
+    mut stream: impl Stream<Item = Result<Message, E>> + Unpin,
     mut outgoing: mpsc::Receiver<proto::SignalResponse>,
     incoming: mpsc::Sender<proto::SignalRequest>,
 ) {
-    let (mut sink, mut stream) = socket.split();
     let read = async {
         while let Some(Ok(message)) = stream.next().await {
             let request = match message {
@@ -384,7 +385,8 @@ async fn carry(
                 .await
                 .is_err()
             {
-                return;
+                // A client that takes nothing any more has often said goodbye before; reading ends with what it said last.
+                std::future::pending::<()>().await;
             }
         }
         // The participant's task has let go of the client, which is told so and closes from its side.
@@ -412,6 +414,30 @@ mod tests {
             reconnect: true,
             ..Default::default()
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_client_said_last_is_read_when_it_takes_nothing_any_more() {
+        let (outlet, outgoing) = mpsc::channel(1);
+        let (incoming, mut requests) = mpsc::channel(1);
+        outlet
+            .send(proto::SignalResponse::default())
+            .await
+            .expect("there is room");
+        let broken = futures_util::sink::unfold((), |(), _: Message| async { Err::<(), ()>(()) });
+        let leave = proto::SignalRequest {
+            message: Some(proto::signal_request::Message::Leave(
+                proto::LeaveRequest::default(),
+            )),
+        };
+        let goodbye = Ok::<_, ()>(Message::Binary(leave.encode_to_vec().into()));
+        let stream = futures_util::stream::once(async {
+            // By then the server has tried to write.
+            tokio::task::yield_now().await;
+            goodbye
+        });
+        carry(Box::pin(broken), Box::pin(stream), outgoing, incoming).await;
+        assert_eq!(requests.recv().await, Some(leave));
     }
 
     #[test]

@@ -6,9 +6,7 @@ use livekit_protocol::JobStatus;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::world::{
-    ANSWER, GREETING, LONG_LINE, LONG_WORDS, SHORT_LINE, SHORT_WORDS, World, eventually, files,
-};
+use crate::world::{ANSWER, GREETING, LONG_LINE, SHORT_LINE, WORDS, World, eventually, files};
 
 fn transcript(exchanges: &[&str]) -> Vec<String> {
     let mut lines = vec![format!("assistant: {GREETING}")];
@@ -35,7 +33,7 @@ async fn killed_call_is_delivered_with_what_was_said() {
 
     let call = &world.delivered(1).await[0];
     call.ended("recovered", "error", None);
-    assert_eq!(call.transcript(), transcript(&[SHORT_WORDS]));
+    assert_eq!(call.transcript(), transcript(&[WORDS]));
     assert_eq!(call.call["caller"]["phoneNumber"], "+15550100166");
     assert_eq!(call.call["campaignId"], "campaign-1");
     let error = call.record["outcome"]["error"].as_str().unwrap_or_default();
@@ -66,7 +64,7 @@ async fn killed_worker_leaves_its_call_alone_and_the_next_one_delivers_it() {
         "participant_disconnected",
         Some("CLIENT_INITIATED"),
     );
-    assert_eq!(call.transcript(), transcript(&[SHORT_WORDS]));
+    assert_eq!(call.transcript(), transcript(&[WORDS]));
     world.nothing_is_left(worker).await;
 }
 
@@ -81,7 +79,7 @@ async fn next_worker_inherits_a_running_call() {
     first.ask(LONG_LINE).await;
     first.hang_up().await;
     let calls = world.delivered(1).await;
-    assert_eq!(calls[0].transcript(), transcript(&[LONG_WORDS]));
+    assert_eq!(calls[0].transcript(), transcript(&[WORDS]));
     calls[0].ended(
         "completed",
         "participant_disconnected",
@@ -91,7 +89,7 @@ async fn next_worker_inherits_a_running_call() {
     second.ask(SHORT_LINE).await;
     second.hang_up().await;
     let calls = world.delivered(2).await;
-    assert_eq!(calls[1].transcript(), transcript(&[SHORT_WORDS]));
+    assert_eq!(calls[1].transcript(), transcript(&[WORDS]));
     world.nothing_is_left(worker).await;
 }
 
@@ -121,7 +119,7 @@ async fn call_that_died_with_its_worker_is_delivered_by_the_next_one() {
     let worker = world.worker().await;
     let call = &world.delivered(1).await[0];
     call.ended("recovered", "error", None);
-    assert_eq!(call.transcript(), transcript(&[SHORT_WORDS]));
+    assert_eq!(call.transcript(), transcript(&[WORDS]));
     assert_ne!(call.record["outcome"]["error"], Value::Null);
     world.nothing_is_left(worker).await;
 }

@@ -1,8 +1,9 @@
 //! However a call ends, its record arrives and says how.
 
+use livekit_protocol::JobStatus;
 use serde_json::{Value, json};
 
-use crate::world::{ANSWER, GREETING, SHORT_LINE, SHORT_WORDS, World};
+use crate::world::{ANSWER, GREETING, SHORT_LINE, WORDS, World};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn caller_hangs_up_and_the_call_is_completed() {
@@ -24,7 +25,7 @@ async fn caller_hangs_up_and_the_call_is_completed() {
         call.transcript(),
         [
             format!("assistant: {GREETING}"),
-            format!("user: {SHORT_WORDS}"),
+            format!("user: {WORDS}"),
             format!("assistant: {ANSWER}")
         ]
     );
@@ -102,5 +103,62 @@ async fn nobody_comes_and_the_call_was_not_answered() {
     assert_eq!(call.record["dialed_number"], "+15550100188");
     assert_eq!(call.record["direction"], "outbound");
     assert_eq!(call.call["campaignId"], "campaign-1");
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn room_that_cannot_be_joined_leaves_a_record_that_says_so() {
+    let world = World::new(json!([]), &[("VOICEBOT__CALL__JOIN_TIMEOUT_S", "0")]).await;
+    let worker = world.worker().await;
+    let room = "number-_15550100155-1";
+    world.dispatch(room, Value::Null).await;
+    world.job_is(room, JobStatus::JsFailed).await;
+
+    let call = &world.delivered(1).await[0];
+    call.ended("failed", "error", Some("SET_UP_FAILED"));
+    let error = call.record["outcome"]["error"].as_str().unwrap_or_default();
+    assert!(error.contains("LIVEKIT_URL"), "{error}");
+    assert_eq!(call.record["dialed_number"], "+15550100155");
+    assert_eq!(call.call["campaignId"], "campaign-1");
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caller_whose_connection_is_replaced_stays_in_the_call() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("replaced").await;
+    let mut again = world.caller("replaced").await;
+    caller.hung_up_on().await;
+    again
+        .until("agent", |seen| seen.agent_track.is_some())
+        .await;
+    again.ask(SHORT_LINE).await;
+    again.hang_up().await;
+
+    let call = &world.delivered(1).await[0];
+    call.ended(
+        "completed",
+        "participant_disconnected",
+        Some("CLIENT_INITIATED"),
+    );
+    assert_eq!(call.transcript().len(), 3, "{:?}", call.transcript());
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_goes_away_and_the_record_is_delivered_without_it() {
+    let mut world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("no server").await;
+    caller.ask(SHORT_LINE).await;
+    world.server_goes_away().await;
+    caller.hung_up_on().await;
+
+    let call = &world.delivered(1).await[0];
+    let told = call.record["outcome"]["disconnect_reason"].as_str();
+    call.ended("completed", "job_shutdown", told);
+    assert_eq!(told, Some("SERVER_SHUTDOWN"));
+    assert_eq!(call.transcript().len(), 3, "{:?}", call.transcript());
     world.nothing_is_left(worker).await;
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::world::{ANSWER, GREETING, SHORT_LINE, SHORT_WORDS, World, eventually};
+use crate::world::{ANSWER, GREETING, SHORT_LINE, WORDS, World, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_worker_takes_no_second_call() {
@@ -93,7 +93,7 @@ async fn second_signal_ends_calls_at_once_with_their_records() {
         calls[0].transcript(),
         [
             format!("assistant: {GREETING}"),
-            format!("user: {SHORT_WORDS}"),
+            format!("user: {WORDS}"),
             format!("assistant: {ANSWER}")
         ]
     );

@@ -34,11 +34,11 @@ pub const AGENT_NAME: &str = "tester";
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_voicebot");
 
-/// Recorded lines of the caller, and what the scripted recogniser takes them for: a stretch of speech is told by its length.
+/// Recorded lines of the caller.
 pub const SHORT_LINE: &str = "goodbye.wav";
-pub const SHORT_WORDS: &str = "Short words.";
 pub const LONG_LINE: &str = "hello.wav";
-pub const LONG_WORDS: &str = "Some longer words.";
+/// What the scripted recogniser takes everything for. It tells lines by their lengths, which a busy machine may change.
+pub const WORDS: &str = "Some words.";
 
 /// What the agent says first.
 pub const GREETING: &str = "Hello.";
@@ -48,10 +48,7 @@ pub const ANSWER: &str = "Yes.";
 /// A conversation for the scripted providers; `agent` is a list of its lines.
 pub fn script(agent: Value) -> Value {
     json!({
-        "caller": [
-            { "seconds": 2.1, "text": SHORT_WORDS },
-            { "seconds": 3.5, "text": LONG_WORDS },
-        ],
+        "caller": [{ "seconds": 2.0, "text": WORDS }],
         "agent": agent,
         "otherwise": ANSWER,
         "delays": { "stt_ms": 20, "llm_ms": 20, "word_ms": 1, "tts_ms": 20 },
@@ -115,7 +112,7 @@ impl Delivered {
 
 /// Everything around the program.
 pub struct World {
-    pub server: RoomServer,
+    server: Option<RoomServer>,
     pub crm: FakeCrm,
     folder: TempDir,
     settings: HashMap<String, String>,
@@ -160,6 +157,8 @@ impl World {
             ("VOICEBOT__WORKER__HTTP_BIND", "127.0.0.1:0".into()),
             // The machine may be busy with other tests; a server gives nothing to a busy worker.
             ("VOICEBOT__WORKER__REPORT_LOAD", "0.1".into()),
+            // A busy machine leaves holes in the caller's sound; they are no ends of turns.
+            ("VOICEBOT__VOICE__VAD__MIN_SILENCE_MS", "600".into()),
             ("VOICEBOT__LOG__LEVEL", "info,voicebot=debug".into()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
@@ -170,11 +169,21 @@ impl World {
                 .map(|(key, value)| ((*key).to_owned(), (*value).to_owned())),
         );
         Self {
-            server,
+            server: Some(server),
             crm,
             folder,
             settings: all,
         }
+    }
+
+    fn server(&self) -> &RoomServer {
+        self.server.as_ref().expect("the server is there")
+    }
+
+    /// The room server sends everybody away and stops.
+    pub async fn server_goes_away(&mut self) {
+        let server = self.server.take().expect("the server is there");
+        server.shutdown().await;
     }
 
     pub fn data(&self) -> PathBuf {
@@ -250,11 +259,11 @@ impl World {
             .with_grants(grants)
             .to_jwt()
             .expect("a token");
-        LiveCaller::join(&self.server.url(), &token).await
+        LiveCaller::join(&self.server().url(), &token).await
     }
 
     fn api(&self) -> String {
-        self.server.url().replace("ws://", "http://")
+        self.server().url().replace("ws://", "http://")
     }
 
     pub fn rooms(&self) -> RoomClient {
@@ -295,7 +304,7 @@ impl World {
 
     /// The agent in a room as the server sees it.
     pub fn agent_in(&self, room: &str) -> Option<proto::ParticipantInfo> {
-        let mut everybody = self.server.rooms().participants(room).unwrap_or_default();
+        let mut everybody = self.server().rooms().participants(room).unwrap_or_default();
         everybody.retain(|participant| {
             participant.kind() == proto::participant_info::Kind::Agent
                 && participant.state() == proto::participant_info::State::Active
@@ -428,7 +437,11 @@ impl World {
                 "half-written files in {folder}: {hidden:?}"
             );
         }
-        for room in self.server.rooms().list(&[]) {
+        for room in self
+            .server
+            .iter()
+            .flat_map(|server| server.rooms().list(&[]))
+        {
             assert!(
                 self.agent_in(&room.name).is_none(),
                 "an agent in {}",

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -13,7 +15,11 @@ use super::CommandResult;
 use crate::config::Config;
 use crate::providers;
 use crate::store::Store;
+use crate::upload::PassOptions;
 use crate::worker::{self, CallProgram, HttpServer, Worker};
+
+/// How long the last delivery may take before a worker that was told to stop ends.
+const LAST_LOOK: Duration = Duration::from_secs(10);
 
 /// Takes calls until it is told to stop and the last one has ended. `file`: the config file, which the calls read as well.
 pub async fn run(config: Arc<Config>, file: Option<PathBuf>) -> CommandResult {
@@ -46,7 +52,7 @@ pub async fn run(config: Arc<Config>, file: Option<PathBuf>) -> CommandResult {
         config.worker.clone(),
         livekit,
         config.livekit.agent_name.clone(),
-        store,
+        store.clone(),
         program,
         poke,
     )?;
@@ -57,6 +63,13 @@ pub async fn run(config: Arc<Config>, file: Option<PathBuf>) -> CommandResult {
     stop.cancel();
     if let Some(delivery) = delivery {
         delivery.await?;
+        // The last record of a worker that stops may be younger than the delivery's last look.
+        let last_look = super::uploads::uploader(&config, &store)?;
+        match timeout(LAST_LOOK, last_look.pass(PassOptions::default())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => warn!(%error, "records may be waiting for the next start"),
+            Err(_) => warn!("records wait for the next start: the CRM took too long"),
+        }
     }
     page.await??;
     result?;

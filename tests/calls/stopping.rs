@@ -1,5 +1,8 @@
 //! A worker that is full, that drains, that stops at once.
 
+use std::fs;
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::world::{ANSWER, GREETING, SHORT_LINE, WORDS, World, eventually};
@@ -98,4 +101,22 @@ async fn second_signal_ends_calls_at_once_with_their_records() {
         ]
     );
     world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn record_of_the_last_moment_is_delivered_before_the_worker_ends() {
+    let world = World::new(json!([]), &[("VOICEBOT__UPLOAD__INTERVAL_S", "3600")]).await;
+    let mut worker = world.worker().await;
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/records/original");
+    let session = "session_20251029_113920_abc123";
+    for (folder, name) in [
+        ("conversations", format!("conversation_{session}.json")),
+        ("call_metadata", format!("metadata_{session}.json")),
+    ] {
+        fs::copy(fixtures.join(&name), world.data().join(folder).join(&name)).expect("a copy");
+    }
+    worker.terminate();
+    let status = worker.ended().await;
+    assert!(status.success(), "{status}");
+    assert_eq!(world.crm.call_data().len(), 1, "{}", world.log());
 }

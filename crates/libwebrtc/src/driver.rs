@@ -20,6 +20,7 @@ use crate::{
     core::{Core, Event},
     data_channel::DataChannel,
     engine,
+    ice_candidate::IceCandidate,
     ice_tcp::TcpConnections,
     peer_connection::{IceCandidateError, TrackEvent},
     rtp_transceiver::RtpTransceiver,
@@ -207,6 +208,10 @@ async fn run(connection: Arc<Connection>, mut sockets: Sockets) {
 fn tell(connection: &Connection, event: Event) {
     let callbacks = &connection.callbacks;
     match event {
+        Event::IceCandidate { mid, candidate } => {
+            let candidate = IceCandidate::new(&mid, 0, &candidate);
+            callbacks.ice_candidate.call(|callback| callback(candidate));
+        }
         Event::ServerNotUsed { url } => {
             let error = IceCandidateError {
                 address: String::new(),

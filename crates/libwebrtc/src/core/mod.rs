@@ -68,6 +68,10 @@ const MAX_BUFFERED_BYTES: usize = 16 * 1024 * 1024;
 
 /// What the application is to be told.
 pub(crate) enum Event {
+    IceCandidate {
+        mid: String,
+        candidate: String,
+    },
     /// A STUN or TURN server of the configuration is not used.
     ServerNotUsed {
         url: String,
@@ -110,6 +114,7 @@ pub(crate) struct Core {
     stream_id: String,
     /// Candidates of this side, as in SDP.
     candidates: Vec<String>,
+    candidates_announced: bool,
     gathering: IceGatheringState,
     /// Candidates of the other side that came before its description was in effect.
     early_candidates: Vec<Candidate>,
@@ -164,6 +169,7 @@ impl Core {
             cname: create_random_uuid(),
             stream_id: create_random_uuid(),
             candidates: vec![],
+            candidates_announced: false,
             gathering: IceGatheringState::New,
             early_candidates: vec![],
             restart_requested: false,
@@ -526,7 +532,7 @@ impl Core {
         }
         self.events
             .push_back(Event::Signaling(self.negotiation.state()));
-        self.end_gathering(servers);
+        self.announce_candidates(servers);
         Ok(())
     }
 
@@ -684,16 +690,19 @@ impl Core {
         }
     }
 
-    /// Ends the gathering. All candidates are known before the first description, and every description carries them, so
-    /// none is told one by one: behind each other, such small messages of the signalling wait for TCP's delayed
-    /// acknowledgement, which held up the first published track by 40 ms.
-    fn end_gathering(&mut self, servers: &[IceServer]) {
-        if self.gathering == IceGatheringState::Complete {
+    fn announce_candidates(&mut self, servers: &[IceServer]) {
+        if std::mem::replace(&mut self.candidates_announced, true) {
             return;
         }
         self.gathering = IceGatheringState::Complete;
         self.events
             .push_back(Event::Gathering(IceGatheringState::Gathering));
+        let mid = self.negotiation.first_mid();
+        for candidate in &self.candidates {
+            let (mid, candidate) = (mid.clone(), candidate.clone());
+            self.events
+                .push_back(Event::IceCandidate { mid, candidate });
+        }
         for url in servers.iter().flat_map(|server| &server.urls) {
             let url = url.clone();
             self.events.push_back(Event::ServerNotUsed { url });

@@ -197,6 +197,14 @@ impl Negotiation {
         before.is_some_and(|before| before.credentials() != sdp.credentials())
     }
 
+    /// Mid of the first section, for candidates that are announced one by one.
+    pub fn first_mid(&self) -> String {
+        self.slots
+            .first()
+            .map(|slot| slot.mid.clone())
+            .unwrap_or_default()
+    }
+
     /// Writes an offer of everything that the transceivers want.
     pub fn create_offer(&mut self, local: &LocalTransport) -> SessionDescription {
         let mut sections: Vec<Section> = self

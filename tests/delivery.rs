@@ -418,6 +418,44 @@ async fn what_may_pass_is_tried_again_later_and_only_what_is_missing() {
 }
 
 #[tokio::test]
+async fn the_record_tells_of_every_request_what_came_of_it_and_when() {
+    let world = World::new().await;
+    world.recorded_call(ID);
+    world.crm.answer_uploads([Answer::Say(503, json!("busy"))]);
+    world.crm.answer_call_data([Answer::Say(409, json!({}))]);
+    assert_eq!(world.pass().await.retrying, 1);
+    world.advance(10);
+    assert_eq!(world.pass().await, delivered(1));
+
+    let record = world.archived();
+    let told = |part: &str| -> Vec<(String, String, bool)> {
+        record["uploads"][part]["history"]
+            .as_array()
+            .expect("a history")
+            .iter()
+            .map(|attempt| {
+                let text = |key: &str| attempt[key].as_str().expect("a text").to_owned();
+                assert!(attempt["took_ms"].is_u64());
+                (text("at"), text("outcome"), attempt["error"].is_string())
+            })
+            .collect()
+    };
+    let (first, second) = ("2026-11-21T10:01:01.000Z", "2026-11-21T10:01:11.000Z");
+    assert_eq!(
+        told("recording"),
+        [
+            (first.to_owned(), "try_again".to_owned(), true),
+            (second.to_owned(), "accepted".to_owned(), false),
+        ]
+    );
+    assert_eq!(
+        told("call_data"),
+        [(second.to_owned(), "duplicate".to_owned(), false)]
+    );
+    assert_eq!(record["timestamps"]["delivered"], second);
+}
+
+#[tokio::test]
 async fn a_crm_that_is_not_there_costs_nothing_but_time() {
     let world = World::new().await;
     world.recorded_call(ID);

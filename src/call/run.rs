@@ -100,6 +100,7 @@ pub async fn run(
                     duration_ms = started.elapsed().as_millis() as u64,
                     "joined the room, the agent's track is published"
                 );
+                session::lock(&session).set_joined(Utc::now());
                 to_worker.send(FromCall::Joined);
                 to_worker.send(FromCall::Running);
                 let mut call = Call::new(&job, &parts, &session, &room, job_metadata);

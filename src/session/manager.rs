@@ -306,6 +306,12 @@ pub enum SessionEvent {
     Intent(Intent),
     /// A provider was used.
     Usage(Usage),
+    /// The agent was in the room, its track published.
+    Joined {
+        /// When.
+        #[serde(with = "time")]
+        at: DateTime<Utc>,
+    },
     /// The other party was first there to talk to.
     Answered {
         /// When.
@@ -349,6 +355,8 @@ pub struct CompleteSessionData {
     pub intents: Vec<Intent>,
     /// Sums over the call.
     pub usage: Usage,
+    /// When the agent was in the room.
+    pub joined_at: Option<DateTime<Utc>>,
     /// When the other party was first there.
     pub answered_at: Option<DateTime<Utc>>,
     /// How it ended; `None` while it runs.
@@ -369,6 +377,7 @@ impl SessionManager {
                 lead_ids: Vec::new(),
                 intents: Vec::new(),
                 usage: Usage::default(),
+                joined_at: None,
                 answered_at: None,
                 outcome: None,
             },
@@ -441,6 +450,9 @@ impl SessionManager {
             }
             SessionEvent::Intent(intent) => data.intents.push(intent.clone()),
             SessionEvent::Usage(usage) => data.usage.add(usage),
+            SessionEvent::Joined { at } => {
+                data.joined_at.get_or_insert(*at);
+            }
             SessionEvent::Answered { at } => {
                 data.answered_at.get_or_insert(*at);
             }
@@ -542,6 +554,13 @@ impl SessionManager {
         self.record(SessionEvent::Usage(usage));
     }
 
+    /// Notes when the agent was in the room. The first call counts.
+    pub fn set_joined(&mut self, at: DateTime<Utc>) {
+        if self.data.joined_at.is_none() {
+            self.record(SessionEvent::Joined { at });
+        }
+    }
+
     /// Notes when the other party was first there. The first call counts.
     pub fn set_answered(&mut self, at: DateTime<Utc>) {
         if self.data.answered_at.is_none() {
@@ -636,6 +655,7 @@ mod tests {
                 llm_requests: 1,
                 ..Usage::default()
             })),
+            at.clone().prop_map(|at| SessionEvent::Joined { at }),
             at.clone().prop_map(|at| SessionEvent::Answered { at }),
             (text, at)
                 .prop_map(|(error, at)| SessionEvent::Outcome(Outcome::recovered(error, Some(at)))),
@@ -658,6 +678,7 @@ mod tests {
                     SessionEvent::LeadLinked { lead_id } => live.link_lead_to_session(&lead_id),
                     SessionEvent::Intent(intent) => live.add_intent(intent),
                     SessionEvent::Usage(usage) => live.add_usage(usage),
+                    SessionEvent::Joined { at } => live.set_joined(at),
                     SessionEvent::Answered { at } => live.set_answered(at),
                     SessionEvent::Outcome(outcome) => live.set_outcome(outcome),
                     SessionEvent::Dispatched(_) => {}

@@ -20,9 +20,9 @@ pub use manager::{
     SessionManager, Usage,
 };
 pub use record::{
-    CallDataDelivery, CallRecord, CampaignIds, DeliveredRecording, PartState, RecordFiles,
-    RecordOutcome, RecordStatus, RecordTimestamps, RecordUploads, RecordingDelivery, RoomRef,
-    SCHEMA_VERSION, call_id_base, crm_payload,
+    Attempt, AttemptOutcome, CallDataDelivery, CallRecord, CampaignIds, DeliveredRecording,
+    PartState, RecordFiles, RecordOutcome, RecordStatus, RecordTimestamps, RecordUploads,
+    RecordingDelivery, RoomRef, SCHEMA_VERSION, call_id_base, crm_payload,
 };
 pub use transcript::{
     ConversationItem, ITEM_SOURCE, Role, TranscribedItem, Transcription, TranscriptionMetadata,

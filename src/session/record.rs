@@ -80,6 +80,46 @@ impl PartState {
     }
 }
 
+/// Answered requests that a record keeps of each part: the first and the newest.
+const KEPT_ATTEMPTS: usize = 20;
+
+/// What came of a request to the CRM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttemptOutcome {
+    /// Taken.
+    Accepted,
+    /// The CRM had it already.
+    Duplicate,
+    /// No answer, or one that says "later".
+    TryAgain,
+    /// Refused for good.
+    Refused,
+}
+
+/// One request to the CRM of which the end is known. A process that is killed in the middle of one leaves none, only a higher count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// When it ended.
+    #[serde(with = "time")]
+    pub at: DateTime<Utc>,
+    /// How long it took, ms.
+    pub took_ms: u64,
+    /// What came of it.
+    pub outcome: AttemptOutcome,
+    /// Why it was not taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Adds to a part's history, which does not grow without end.
+fn keep(history: &mut Vec<Attempt>, attempt: Attempt) {
+    history.push(attempt);
+    if history.len() > KEPT_ATTEMPTS {
+        history.remove(1);
+    }
+}
+
 /// Delivery of the recording file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -99,6 +139,19 @@ pub struct RecordingDelivery {
     pub next_attempt: Option<DateTime<Utc>>,
     /// What went wrong last.
     pub last_error: Option<String>,
+    /// The first request and the newest ones, in order.
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub history: Vec<Attempt>,
+}
+
+impl RecordingDelivery {
+    /// Notes a request.
+    pub fn note(&mut self, attempt: Attempt) {
+        keep(&mut self.history, attempt);
+    }
 }
 
 /// Delivery of the call data.
@@ -116,6 +169,19 @@ pub struct CallDataDelivery {
     pub last_error: Option<String>,
     /// What the CRM answered, shortened.
     pub response: Option<Value>,
+    /// The first request and the newest ones, in order.
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub history: Vec<Attempt>,
+}
+
+impl CallDataDelivery {
+    /// Notes a request.
+    pub fn note(&mut self, attempt: Attempt) {
+        keep(&mut self.history, attempt);
+    }
 }
 
 /// Both parts of the delivery.
@@ -160,6 +226,9 @@ pub struct RecordTimestamps {
     /// The dispatch.
     #[serde(with = "time::option")]
     pub call_start: Option<DateTime<Utc>>,
+    /// When the agent was in the room.
+    #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
+    pub joined: Option<DateTime<Utc>>,
     /// When the other party was first there.
     #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
     pub answered: Option<DateTime<Utc>>,
@@ -169,6 +238,9 @@ pub struct RecordTimestamps {
     /// When this file was first written.
     #[serde(with = "time::option")]
     pub metadata_saved: Option<DateTime<Utc>>,
+    /// When the CRM had confirmed everything.
+    #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
+    pub delivered: Option<DateTime<Utc>>,
 }
 
 /// How the call ended.
@@ -313,9 +385,11 @@ impl CallRecord {
             },
             timestamps: RecordTimestamps {
                 call_start: Some(session.start.call_start),
+                joined: session.joined_at,
                 answered: session.answered_at,
                 call_end: Some(call_end),
                 metadata_saved: Some(saved_at),
+                delivered: None,
             },
             outcome: RecordOutcome {
                 close_reason: outcome.map(|o| o.close_reason),
@@ -760,6 +834,22 @@ mod tests {
         ] {
             assert_eq!(call_id_base(start, number, &named()), expected);
         }
+    }
+
+    #[test]
+    fn a_record_keeps_the_first_and_the_newest_requests() {
+        let mut part = CallDataDelivery::default();
+        for number in 0..1000 {
+            part.note(Attempt {
+                at: DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(number),
+                took_ms: 1,
+                outcome: AttemptOutcome::TryAgain,
+                error: None,
+            });
+        }
+        let seconds: Vec<i64> = part.history.iter().map(|a| a.at.timestamp()).collect();
+        assert_eq!(seconds.len(), KEPT_ATTEMPTS);
+        assert_eq!((seconds[0], seconds[1], seconds[19]), (0, 981, 999));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::recording::resolve::{RecordingFile, Resolution};
 use crate::session::{
-    CallRecord, DeliveredRecording, PartState, RecordStatus, SessionId, crm_payload, mask_numbers,
+    Attempt, AttemptOutcome, CallRecord, DeliveredRecording, PartState, RecordStatus, SessionId,
+    crm_payload, mask_numbers,
 };
 use crate::store::{Claim, PendingRecord, Store, StoreError};
 
@@ -88,6 +89,15 @@ struct Parcel<'a> {
     tried: bool,
     recording_uploaded: bool,
     call_data_sent: bool,
+    /// The latest request, for the next write of the record.
+    unnoted: Option<(Part, Attempt)>,
+}
+
+/// What a request is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Recording,
+    CallData,
 }
 
 impl Uploader {
@@ -143,6 +153,7 @@ impl Uploader {
             tried: false,
             recording_uploaded: false,
             call_data_sent: false,
+            unnoted: None,
         };
         let end = parcel.deliver().await?;
         let Parcel {
@@ -206,6 +217,11 @@ impl Parcel<'_> {
             return Err(StoreError::Busy(self.record.session_id.clone()));
         };
         let mut next = self.record.clone();
+        match self.unnoted.take() {
+            Some((Part::Recording, attempt)) => next.uploads.recording.note(attempt),
+            Some((Part::CallData, attempt)) => next.uploads.call_data.note(attempt),
+            None => {}
+        }
         change(&mut next);
         let store = self.uploader.store.clone();
         let claim = on_disk(move || {
@@ -217,6 +233,29 @@ impl Parcel<'_> {
         self.record = claim.record().clone();
         self.claim = Some(claim);
         Ok(())
+    }
+
+    /// Counts a request, and keeps it for the record.
+    fn note(&mut self, part: Part, verdict: &Verdict, took: Duration) {
+        let (outcome, label, error) = match verdict {
+            Verdict::Accepted(_) => (AttemptOutcome::Accepted, "accepted", None),
+            Verdict::Duplicate(_) => (AttemptOutcome::Duplicate, "duplicate", None),
+            Verdict::TryAgain { why, .. } => (AttemptOutcome::TryAgain, "try_again", Some(why)),
+            Verdict::Refused { why, .. } => (AttemptOutcome::Refused, "refused", Some(why)),
+        };
+        let name = match part {
+            Part::Recording => "recording",
+            Part::CallData => "call_data",
+        };
+        metrics::counter!("voicebot_upload_attempts_total", "part" => name, "outcome" => label)
+            .increment(1);
+        let attempt = Attempt {
+            at: self.uploader.now(),
+            took_ms: took.as_millis() as u64,
+            outcome,
+            error: error.cloned(),
+        };
+        self.unnoted = Some((part, attempt));
     }
 
     /// `None`: everything is confirmed and the record may be archived.
@@ -237,7 +276,8 @@ impl Parcel<'_> {
             self.record.status,
             RecordStatus::Uploaded | RecordStatus::Failed
         ) {
-            self.mark(conclude).await?;
+            let now = self.uploader.now();
+            self.mark(|record| conclude(record, now)).await?;
         }
         if self.record.status == RecordStatus::Failed {
             metrics::counter!("voicebot_records_failed_total").increment(1);
@@ -295,7 +335,7 @@ impl Parcel<'_> {
         let key = format!("{}/recording", self.record.session_id);
         let started = tokio::time::Instant::now();
         let verdict = self.uploader.crm.upload(&file.path, file.size, &key).await;
-        count_attempt("recording", &verdict);
+        self.note(Part::Recording, &verdict, started.elapsed());
         self.after_upload(verdict, &file, attempts, started.elapsed())
             .await
     }
@@ -453,8 +493,10 @@ impl Parcel<'_> {
             Err(error) => return self.fail_call_data(error.to_string(), None).await,
         };
         let key = format!("{}/call_data", self.record.session_id);
+        let started = tokio::time::Instant::now();
         let verdict = self.uploader.crm.call_data(&payload, &key).await;
-        count_attempt("call_data", &verdict);
+        self.note(Part::CallData, &verdict, started.elapsed());
+        let now = self.uploader.now();
         match verdict {
             Verdict::Accepted(body) | Verdict::Duplicate(body) => {
                 self.call_data_sent = true;
@@ -464,7 +506,7 @@ impl Parcel<'_> {
                     part.next_attempt = None;
                     part.last_error = None;
                     part.response = Some(policy::shorten(body));
-                    conclude(record);
+                    conclude(record, now);
                 })
                 .await?;
                 Ok(Step::Go)
@@ -503,13 +545,14 @@ impl Parcel<'_> {
         response: Option<Value>,
     ) -> Result<Step, StoreError> {
         error!(why, "the call data was refused");
+        let now = self.uploader.now();
         self.mark(|record| {
             let part = &mut record.uploads.call_data;
             part.state = PartState::Failed;
             part.next_attempt = None;
             part.last_error = Some(why);
             part.response = response;
-            conclude(record);
+            conclude(record, now);
         })
         .await?;
         Ok(Step::Go)
@@ -547,14 +590,14 @@ impl Parcel<'_> {
 }
 
 /// Both parts are settled: the record is delivered, or refused.
-fn conclude(record: &mut CallRecord) {
+fn conclude(record: &mut CallRecord, now: DateTime<Utc>) {
     let uploads = &record.uploads;
     let refused = [uploads.recording.state, uploads.call_data.state].contains(&PartState::Failed);
-    record.advance(if refused {
-        RecordStatus::Failed
-    } else {
-        RecordStatus::Uploaded
-    });
+    if refused {
+        record.advance(RecordStatus::Failed);
+    } else if record.advance(RecordStatus::Uploaded) {
+        record.timestamps.delivered.get_or_insert(now);
+    }
 }
 
 /// Runs what waits for the disk where it holds nothing else up.
@@ -569,17 +612,6 @@ pub(super) async fn on_disk<T: Send + 'static, E: Send + 'static>(
             Err(_) => std::future::pending().await,
         },
     }
-}
-
-fn count_attempt(part: &'static str, verdict: &Verdict) {
-    let outcome = match verdict {
-        Verdict::Accepted(_) => "accepted",
-        Verdict::Duplicate(_) => "duplicate",
-        Verdict::TryAgain { .. } => "try_again",
-        Verdict::Refused { .. } => "refused",
-    };
-    metrics::counter!("voicebot_upload_attempts_total", "part" => part, "outcome" => outcome)
-        .increment(1);
 }
 
 /// The record keeps what the CRM said; the log does not, because answers repeat what was sent.

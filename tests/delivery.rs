@@ -21,7 +21,9 @@ use voicebot::recording::resolve::{
     EgressAnswer, EgressDirectory, EgressProgress, EgressQuery, EgressReport, RecordingResolver,
 };
 use voicebot::session::{self, Lead, LeadId, RecordingMetadata, RecordingSource, RecordingState};
-use voicebot::upload::{self, CrmConfig, CrmToken, PassOptions, PassStats, UploadConfig, Uploader};
+use voicebot::upload::{
+    self, CrmConfig, CrmToken, PassOptions, PassStats, SuccessRule, UploadConfig, Uploader,
+};
 
 const ID: &str = "session_20261121_100000_aaaaaa";
 /// More than the pieces in which a recording is read.
@@ -545,6 +547,66 @@ async fn a_refused_recording_does_not_keep_the_call_from_the_crm() {
         (&record["status"], &record["uploads"]["recording"]["state"]),
         (&json!("failed"), &json!("failed"))
     );
+}
+
+#[tokio::test]
+async fn one_of_the_two_parts_is_enough_where_the_operator_says_so() {
+    let mut world = World::new().await;
+    world.config.success = SuccessRule::Any;
+    world.recorded_call(ID);
+    world
+        .crm
+        .answer_uploads([Answer::Text(413, "too large"), Answer::Accept]);
+    assert_eq!(world.pass().await, delivered(0));
+    let record = world.archived();
+    assert_eq!(
+        (
+            &record["status"],
+            &record["uploads"]["recording"]["state"],
+            &record["uploads"]["recording"]["response"],
+        ),
+        (&json!("uploaded"), &json!("failed"), &json!("too large"))
+    );
+
+    // What may pass is not given up for it, and two refusals are a refusal.
+    let other = "session_20261121_100000_bbbbbb";
+    world.recorded_call(other);
+    world.crm.answer_call_data([
+        Answer::Say(503, json!("busy")),
+        Answer::Say(422, json!({ "message": "campaignId is not known" })),
+    ]);
+    assert_eq!(world.pass().await.retrying, 1);
+    world.advance(10);
+    assert_eq!(world.pass().await, delivered_without_call_data());
+    let third = "session_20261121_100000_cccccc";
+    world.data.finished_call(third, Some(CALLER));
+    world
+        .crm
+        .answer_call_data([Answer::Say(403, json!("no such token"))]);
+    assert_eq!(world.pass().await.failed, 1);
+    assert!(!world.is_archived(third));
+}
+
+fn delivered_without_call_data() -> PassStats {
+    PassStats {
+        files_processed: 1,
+        ..PassStats::default()
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_something_in_between_is_no_receipt() {
+    let world = World::new().await;
+    world.data.finished_call(ID, Some(CALLER));
+    world
+        .crm
+        .answer_call_data([Answer::Text(200, "<html>maintenance</html>")]);
+    assert_eq!(world.pass().await.retrying, 1);
+    let call_data = &world.waiting()["uploads"]["call_data"];
+    assert_eq!(call_data["state"], "pending");
+    assert_eq!(call_data["response"], "<html>maintenance</html>");
+    world.advance(10);
+    assert_eq!(world.pass().await, delivered(0));
 }
 
 #[tokio::test]

@@ -21,8 +21,8 @@ pub use manager::{
 };
 pub use record::{
     Attempt, AttemptOutcome, CallDataDelivery, CallRecord, CampaignIds, DeliveredRecording,
-    PartState, RecordFiles, RecordOutcome, RecordStatus, RecordTimestamps, RecordUploads,
-    RecordingDelivery, RoomRef, SCHEMA_VERSION, call_id_base, crm_payload,
+    DeliveryPart, PartState, Progress, RecordFiles, RecordOutcome, RecordStatus, RecordTimestamps,
+    RecordUploads, RecordingDelivery, RoomRef, SCHEMA_VERSION, call_id_base, crm_payload,
 };
 pub use transcript::{
     ConversationItem, ITEM_SOURCE, Role, TranscribedItem, Transcription, TranscriptionMetadata,

@@ -112,11 +112,38 @@ pub struct Attempt {
     pub error: Option<String>,
 }
 
-/// Adds to a part's history, which does not grow without end.
-fn keep(history: &mut Vec<Attempt>, attempt: Attempt) {
-    history.push(attempt);
-    if history.len() > KEPT_ATTEMPTS {
-        history.remove(1);
+/// One kind of request to the CRM, with attempts of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeliveryPart {
+    /// `POST /upload`.
+    Recording,
+    /// `POST /call-data`.
+    CallData,
+}
+
+/// What is kept about each part alike.
+#[derive(Debug)]
+pub struct Progress<'a> {
+    /// Where it stands.
+    pub state: &'a mut PartState,
+    /// Requests made so far.
+    pub attempts: &'a mut u32,
+    /// Not before this time.
+    pub next_attempt: &'a mut Option<DateTime<Utc>>,
+    /// What went wrong last.
+    pub last_error: &'a mut Option<String>,
+    /// What the CRM answered last, shortened.
+    pub response: &'a mut Option<Value>,
+    history: &'a mut Vec<Attempt>,
+}
+
+impl Progress<'_> {
+    /// Adds to the part's history, which does not grow without end.
+    pub fn note(&mut self, attempt: Attempt) {
+        self.history.push(attempt);
+        if self.history.len() > KEPT_ATTEMPTS {
+            self.history.remove(1);
+        }
     }
 }
 
@@ -139,19 +166,15 @@ pub struct RecordingDelivery {
     pub next_attempt: Option<DateTime<Utc>>,
     /// What went wrong last.
     pub last_error: Option<String>,
+    /// What the CRM answered last, shortened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response: Option<Value>,
     /// The first request and the newest ones, in order.
     #[serde(
         deserialize_with = "null_is_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub history: Vec<Attempt>,
-}
-
-impl RecordingDelivery {
-    /// Notes a request.
-    pub fn note(&mut self, attempt: Attempt) {
-        keep(&mut self.history, attempt);
-    }
 }
 
 /// Delivery of the call data.
@@ -177,13 +200,6 @@ pub struct CallDataDelivery {
     pub history: Vec<Attempt>,
 }
 
-impl CallDataDelivery {
-    /// Notes a request.
-    pub fn note(&mut self, attempt: Attempt) {
-        keep(&mut self.history, attempt);
-    }
-}
-
 /// Both parts of the delivery.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -192,6 +208,36 @@ pub struct RecordUploads {
     pub recording: RecordingDelivery,
     /// `POST /call-data`.
     pub call_data: CallDataDelivery,
+}
+
+impl RecordUploads {
+    /// The part's own figures, for changing them.
+    pub fn part(&mut self, part: DeliveryPart) -> Progress<'_> {
+        match part {
+            DeliveryPart::Recording => {
+                let part = &mut self.recording;
+                Progress {
+                    state: &mut part.state,
+                    attempts: &mut part.attempts,
+                    next_attempt: &mut part.next_attempt,
+                    last_error: &mut part.last_error,
+                    response: &mut part.response,
+                    history: &mut part.history,
+                }
+            }
+            DeliveryPart::CallData => {
+                let part = &mut self.call_data;
+                Progress {
+                    state: &mut part.state,
+                    attempts: &mut part.attempts,
+                    next_attempt: &mut part.next_attempt,
+                    last_error: &mut part.last_error,
+                    response: &mut part.response,
+                    history: &mut part.history,
+                }
+            }
+        }
+    }
 }
 
 /// The room of the call.
@@ -838,16 +884,17 @@ mod tests {
 
     #[test]
     fn a_record_keeps_the_first_and_the_newest_requests() {
-        let mut part = CallDataDelivery::default();
+        let mut uploads = RecordUploads::default();
         for number in 0..1000 {
-            part.note(Attempt {
+            uploads.part(DeliveryPart::CallData).note(Attempt {
                 at: DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(number),
                 took_ms: 1,
                 outcome: AttemptOutcome::TryAgain,
                 error: None,
             });
         }
-        let seconds: Vec<i64> = part.history.iter().map(|a| a.at.timestamp()).collect();
+        let history = uploads.call_data.history;
+        let seconds: Vec<i64> = history.iter().map(|a| a.at.timestamp()).collect();
         assert_eq!(seconds.len(), KEPT_ATTEMPTS);
         assert_eq!((seconds[0], seconds[1], seconds[19]), (0, 981, 999));
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -118,8 +119,12 @@ impl Store {
                 return Err(StoreError::io("lock", &lock_path)(error));
             }
         }
-        // Read only now: whoever had the claim before us may have sent and archived it. That also makes it harmless when the lock file
-        // that we hold was removed by then, because it is removed after the record only.
+        // Whoever had the claim before us removed its file when the record was archived, and somebody may have made a new one: a lock on
+        // a file that has no name any more keeps nobody out.
+        if !is_same_file(&lock, &lock_path) {
+            return Ok(None);
+        }
+        // Read only now: whoever had the claim before us may have changed it.
         match read(&pending.path, &pending.session_id) {
             Ok(Some(record)) => Ok(Some(Claim {
                 record,
@@ -219,6 +224,14 @@ impl Store {
             .iter()
             .map(|folder| atomic::remove_stray_temporaries(&self.root().join(folder), STRAY_AFTER))
             .sum()
+    }
+}
+
+fn is_same_file(open: &File, path: &Path) -> bool {
+    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    match (open.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(named)) => identity(open) == identity(named),
+        _ => false,
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{DATE, HeaderName, RETRY_AFTER};
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Client, RequestBuilder, Url, redirect};
 use serde_json::Value;
@@ -13,7 +13,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::session::time;
 
-use super::policy::{self, Verdict};
+use super::policy::{self, Answer, Verdict};
 use super::{CrmConfig, CrmToken, UploadError};
 
 /// More than this of an answer is not read.
@@ -57,11 +57,18 @@ impl Crm {
     }
 
     /// `POST {base}/upload` with the file streamed from disk. A file that has grown since is sent up to `size`.
-    pub(super) async fn upload(&self, path: &Path, size: u64, key: &str) -> Verdict {
-        let file = match tokio::fs::File::open(path).await {
-            Ok(file) => file,
-            Err(error) => return try_again(format!("failed to read {}: {error}", path.display())),
-        };
+    ///
+    /// # Errors
+    /// When the file cannot be opened, which says nothing about the CRM.
+    pub(super) async fn upload(
+        &self,
+        path: &Path,
+        size: u64,
+        key: &str,
+    ) -> Result<Verdict, String> {
+        let file = tokio::fs::File::open(path)
+            .await
+            .map_err(|error| format!("failed to read {}: {error}", path.display()))?;
         let stream = ReaderStream::with_capacity(file.take(size), READ_BYTES);
         let name = path
             .file_name()
@@ -69,20 +76,15 @@ impl Crm {
             .unwrap_or_default();
         let part = Part::stream_with_length(Body::wrap_stream(stream), size)
             .file_name(name)
-            .mime_str(media_type(path));
-        let part = match part {
-            Ok(part) => part,
-            Err(error) => {
-                return try_again(format!("failed to describe {}: {error}", path.display()));
-            }
-        };
+            .mime_str(media_type(path))
+            .map_err(|error| format!("failed to describe {}: {error}", path.display()))?;
         let (who, url) = self.endpoint(&self.config.upload_path);
         let request = self
             .client
             .post(url)
             .timeout(Duration::from_secs(self.config.upload_timeout_s))
             .multipart(Form::new().part("file", part));
-        self.send(request, &who, key).await
+        Ok(self.send(request, &who, key).await)
     }
 
     /// `POST {base}/call-data`.
@@ -125,12 +127,12 @@ impl Crm {
             Err(error) => return try_again(format!("{who} failed: {}", explain(&error))),
         };
         let status = response.status().as_u16();
-        let retry_after = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
-        let mut body = Vec::new();
+        let text = |name: HeaderName| {
+            let value = response.headers().get(name)?.to_str().ok()?;
+            Some(value.to_owned())
+        };
+        let (retry_after, date) = (text(RETRY_AFTER), text(DATE));
+        let (mut body, mut cut) = (Vec::new(), false);
         let mut chunks = response.bytes_stream();
         while let Some(chunk) = chunks.next().await {
             match chunk {
@@ -143,12 +145,20 @@ impl Crm {
                     ));
                 }
             }
-            if body.len() >= MAX_ANSWER_BYTES {
+            if body.len() > MAX_ANSWER_BYTES {
                 body.truncate(MAX_ANSWER_BYTES);
+                cut = true;
                 break;
             }
         }
-        policy::judge(who, status, retry_after.as_deref(), &body, time::now())
+        let answer = Answer {
+            status,
+            retry_after: retry_after.as_deref(),
+            date: date.as_deref(),
+            body: &body,
+            cut,
+        };
+        policy::judge(who, answer, time::now())
     }
 }
 

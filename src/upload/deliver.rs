@@ -8,14 +8,14 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::recording::resolve::{RecordingFile, Resolution};
 use crate::session::{
-    Attempt, AttemptOutcome, CallRecord, DeliveredRecording, PartState, RecordStatus, SessionId,
-    crm_payload, mask_numbers,
+    Attempt, AttemptOutcome, CallRecord, DeliveredRecording, DeliveryPart, PartState, RecordStatus,
+    SessionId, crm_payload, mask_numbers,
 };
 use crate::store::{Claim, PendingRecord, Store, StoreError};
 
 use super::policy::{self, Verdict};
 use super::queue::{Due, due_of};
-use super::{Uploader, later};
+use super::{SuccessRule, Uploader, later};
 
 /// A recording that is waited for is looked for after this, then less and less often, up to [`LONGEST_LOOK`].
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -77,6 +77,31 @@ enum Step {
     Stop(End),
 }
 
+/// Why a part was not sent.
+struct Fault {
+    why: String,
+    /// What the CRM answered.
+    said: Option<Value>,
+    again: Again,
+}
+
+/// Whether it is worth another attempt.
+enum Again {
+    Never,
+    /// Not before what the CRM asked for.
+    After(Option<Duration>),
+}
+
+impl Fault {
+    fn for_good(why: impl Into<String>, said: Option<Value>) -> Self {
+        Self {
+            why: why.into(),
+            said,
+            again: Again::Never,
+        }
+    }
+}
+
 /// The record on its way.
 struct Parcel<'a> {
     uploader: &'a Uploader,
@@ -90,14 +115,7 @@ struct Parcel<'a> {
     recording_uploaded: bool,
     call_data_sent: bool,
     /// The latest request, for the next write of the record.
-    unnoted: Option<(Part, Attempt)>,
-}
-
-/// What a request is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Recording,
-    CallData,
+    unnoted: Option<(DeliveryPart, Attempt)>,
 }
 
 impl Uploader {
@@ -217,12 +235,11 @@ impl Parcel<'_> {
             return Err(StoreError::Busy(self.record.session_id.clone()));
         };
         let mut next = self.record.clone();
-        match self.unnoted.take() {
-            Some((Part::Recording, attempt)) => next.uploads.recording.note(attempt),
-            Some((Part::CallData, attempt)) => next.uploads.call_data.note(attempt),
-            None => {}
+        if let Some((part, attempt)) = self.unnoted.take() {
+            next.uploads.part(part).note(attempt);
         }
         change(&mut next);
+        conclude(&mut next, self.uploader.config.success, self.uploader.now());
         let store = self.uploader.store.clone();
         let claim = on_disk(move || {
             store
@@ -236,18 +253,14 @@ impl Parcel<'_> {
     }
 
     /// Counts a request, and keeps it for the record.
-    fn note(&mut self, part: Part, verdict: &Verdict, took: Duration) {
+    fn note(&mut self, part: DeliveryPart, verdict: &Verdict, took: Duration) {
         let (outcome, label, error) = match verdict {
             Verdict::Accepted(_) => (AttemptOutcome::Accepted, "accepted", None),
             Verdict::Duplicate(_) => (AttemptOutcome::Duplicate, "duplicate", None),
             Verdict::TryAgain { why, .. } => (AttemptOutcome::TryAgain, "try_again", Some(why)),
             Verdict::Refused { why, .. } => (AttemptOutcome::Refused, "refused", Some(why)),
         };
-        let name = match part {
-            Part::Recording => "recording",
-            Part::CallData => "call_data",
-        };
-        metrics::counter!("voicebot_upload_attempts_total", "part" => name, "outcome" => label)
+        metrics::counter!("voicebot_upload_attempts_total", "part" => key_of(part), "outcome" => label)
             .increment(1);
         let attempt = Attempt {
             at: self.uploader.now(),
@@ -276,8 +289,7 @@ impl Parcel<'_> {
             self.record.status,
             RecordStatus::Uploaded | RecordStatus::Failed
         ) {
-            let now = self.uploader.now();
-            self.mark(|record| conclude(record, now)).await?;
+            self.mark(|_| {}).await?;
         }
         if self.record.status == RecordStatus::Failed {
             metrics::counter!("voicebot_records_failed_total").increment(1);
@@ -286,21 +298,102 @@ impl Parcel<'_> {
             );
             return Ok(Some(End::Failed));
         }
+        if is_refused(&self.record) {
+            warn!(
+                "one part was refused, and the record is archived all the same, because upload.success is any"
+            );
+        }
         Ok(None)
     }
 
-    /// What is noted before the first request of a try: the try itself, and the id that the CRM will know the call by.
-    fn begin(&mut self) -> Result<impl FnOnce(&mut CallRecord) + use<>, StoreError> {
+    /// Notes in the record, before a request, that it is made: the try, and the id that the CRM will know the call by.
+    async fn begin(
+        &mut self,
+        part: DeliveryPart,
+        change: impl FnOnce(&mut CallRecord),
+    ) -> Result<(), StoreError> {
         let first = !std::mem::replace(&mut self.tried, true);
         let now = self.now;
-        let call_id = self.uploader.store.call_id_for_record(&self.record)?;
-        Ok(move |record: &mut CallRecord| {
+        let (store, record) = (self.uploader.store.clone(), self.record.clone());
+        let call_id = on_disk(move || store.call_id_for_record(&record)).await?;
+        self.mark(|record| {
             record.call_id = Some(call_id);
             if first {
                 record.advance(RecordStatus::Uploading);
                 record.upload_attempts = record.upload_attempts.saturating_add(1);
                 record.last_upload_attempt = Some(now);
             }
+            let attempts = record.uploads.part(part).attempts;
+            *attempts = attempts.saturating_add(1);
+            change(record);
+        })
+        .await
+    }
+
+    /// Notes that the CRM has a part.
+    async fn sent(
+        &mut self,
+        part: DeliveryPart,
+        answer: Value,
+        remark: Option<String>,
+        change: impl FnOnce(&mut CallRecord),
+    ) -> Result<Step, StoreError> {
+        self.mark(|record| {
+            let progress = record.uploads.part(part);
+            *progress.state = PartState::Sent;
+            *progress.next_attempt = None;
+            *progress.last_error = remark;
+            *progress.response = Some(policy::shorten(answer));
+            change(record);
+        })
+        .await?;
+        Ok(Step::Go)
+    }
+
+    /// Notes that a part was not sent: until its next attempt, or for good. What comes after a part that was refused goes all the same: a
+    /// call without its recording is worth more than no call.
+    async fn not_sent(&mut self, part: DeliveryPart, fault: Fault) -> Result<Step, StoreError> {
+        let Fault {
+            mut why,
+            said,
+            again,
+        } = fault;
+        let attempts = *self.record.uploads.part(part).attempts;
+        let pause = match again {
+            Again::Never => None,
+            Again::After(_) if attempts >= self.uploader.config.max_attempts => {
+                why = format!("given up after {attempts} attempts: {why}");
+                None
+            }
+            Again::After(asked_for) => Some(self.uploader.pause_after(attempts, asked_for)),
+        };
+        match pause {
+            Some(pause) => warn!(
+                part = key_of(part),
+                why,
+                attempts,
+                pause_ms = pause.as_millis() as u64,
+                "not sent to the CRM, will be tried again"
+            ),
+            None => error!(
+                part = key_of(part),
+                why, attempts, "not sent to the CRM, and not tried again by itself"
+            ),
+        }
+        let due = pause.map(|pause| later(self.uploader.now(), pause));
+        self.mark(|record| {
+            let progress = record.uploads.part(part);
+            if due.is_none() {
+                *progress.state = PartState::Failed;
+            }
+            *progress.next_attempt = due;
+            *progress.last_error = Some(with_excerpt(why, said.as_ref()));
+            *progress.response = said.map(policy::shorten);
+        })
+        .await?;
+        Ok(match due {
+            Some(due) => Step::Stop(End::Retrying(due)),
+            None => Step::Go,
         })
     }
 
@@ -320,62 +413,76 @@ impl Parcel<'_> {
                 return self.go_without_recording(Some(why)).await;
             }
         };
-        let attempts = self.record.uploads.recording.attempts.saturating_add(1);
         let found = file.clone();
-        let begin = self.begin()?;
-        self.mark(|record| {
-            begin(record);
+        self.begin(DeliveryPart::Recording, |record| {
             record.files.recording = Some(found.relative);
             let part = &mut record.uploads.recording;
             part.size = Some(found.size);
             part.duration = found.duration;
-            part.attempts = attempts;
         })
         .await?;
-        let key = format!("{}/recording", self.record.session_id);
+        let key = self.key(DeliveryPart::Recording);
         let started = tokio::time::Instant::now();
-        let verdict = self.uploader.crm.upload(&file.path, file.size, &key).await;
-        self.note(Part::Recording, &verdict, started.elapsed());
-        self.after_upload(verdict, &file, attempts, started.elapsed())
-            .await
+        let verdict = match self.uploader.crm.upload(&file.path, file.size, &key).await {
+            Ok(verdict) => verdict,
+            // The disk's fault, not the CRM's.
+            Err(why) => {
+                let fault = Fault {
+                    why,
+                    said: None,
+                    again: Again::After(None),
+                };
+                return self.not_sent(DeliveryPart::Recording, fault).await;
+            }
+        };
+        self.note(DeliveryPart::Recording, &verdict, started.elapsed());
+        self.after_upload(verdict, &file, started.elapsed()).await
     }
 
     async fn after_upload(
         &mut self,
         verdict: Verdict,
         file: &RecordingFile,
-        attempts: u32,
         took: Duration,
     ) -> Result<Step, StoreError> {
+        let part = DeliveryPart::Recording;
         let crm = &self.uploader.crm;
-        let (url, note) = match verdict {
-            Verdict::Accepted(body) => {
-                match policy::find_url(&body, crm.url_pointers(), crm.base()) {
-                    Some(url) => (Some(url), None),
-                    None if policy::mentions_duplicate(body.to_string().as_bytes()) => (None, None),
-                    // An answer that is not JSON was cut off or comes from something in between, and may be another one next time.
-                    None if body.is_string() => {
-                        let why =
-                            "the upload was answered with something that is not JSON".to_owned();
-                        return self.retry_recording(why, Some(body), attempts, None).await;
-                    }
-                    None => {
-                        let why = "the upload was accepted, but none of crm.url_pointers leads to a URL in the answer".to_owned();
-                        return self.fail_recording(why, Some(body)).await;
-                    }
+        let url_in = |body: &Value| policy::find_url(body, crm.url_pointers(), crm.base());
+        const UNKNOWN_PLACE: &str = "the CRM had the recording already and did not say where";
+        let (body, url) = match verdict {
+            Verdict::Accepted(body) => match url_in(&body) {
+                Some(url) => (body, Some(url)),
+                None if policy::says_duplicate(&body) => (body, None),
+                // An answer that is not JSON was cut off or comes from something in between, and may be another one next time.
+                None if body.is_string() => {
+                    let fault = Fault {
+                        why: "the upload was answered with something that is not JSON".to_owned(),
+                        said: Some(body),
+                        again: Again::After(None),
+                    };
+                    return self.not_sent(part, fault).await;
                 }
-            }
+                None => {
+                    let why = "the upload was accepted, but none of crm.url_pointers leads to a URL in the answer";
+                    let fault = Fault::for_good(why, Some(body));
+                    return self.not_sent(part, fault).await;
+                }
+            },
             Verdict::Duplicate(body) => {
-                let url = policy::find_url(&body, crm.url_pointers(), crm.base());
-                let note = url
-                    .is_none()
-                    .then(|| "the CRM had the recording already and did not say where".to_owned());
-                (url, note)
+                let url = url_in(&body);
+                (body, url)
             }
             Verdict::TryAgain { why, body, after } => {
-                return self.retry_recording(why, body, attempts, after).await;
+                let fault = Fault {
+                    why,
+                    said: body,
+                    again: Again::After(after),
+                };
+                return self.not_sent(part, fault).await;
             }
-            Verdict::Refused { why, body } => return self.fail_recording(why, Some(body)).await,
+            Verdict::Refused { why, body } => {
+                return self.not_sent(part, Fault::for_good(why, Some(body))).await;
+            }
         };
         self.recording_uploaded = true;
         info!(
@@ -383,15 +490,11 @@ impl Parcel<'_> {
             duration_ms = took.as_millis() as u64,
             "recording uploaded"
         );
-        self.mark(|record| {
-            let part = &mut record.uploads.recording;
-            part.state = PartState::Sent;
-            part.url = url;
-            part.next_attempt = None;
-            part.last_error = note;
+        let remark = url.is_none().then(|| UNKNOWN_PLACE.to_owned());
+        self.sent(part, body, remark, |record| {
+            record.uploads.recording.url = url;
         })
-        .await?;
-        Ok(Step::Go)
+        .await
     }
 
     async fn wait_for_recording(&mut self, why: String) -> Result<Step, StoreError> {
@@ -429,174 +532,111 @@ impl Parcel<'_> {
         Ok(Step::Go)
     }
 
-    async fn retry_recording(
-        &mut self,
-        why: String,
-        said: Option<Value>,
-        attempts: u32,
-        after: Option<Duration>,
-    ) -> Result<Step, StoreError> {
-        if attempts >= self.uploader.config.max_attempts {
-            return self
-                .fail_recording(format!("given up after {attempts} attempts: {why}"), said)
-                .await;
-        }
-        let pause = self.uploader.pause_after(attempts, after);
-        let due = later(self.now, pause);
-        warn!(
-            why,
-            attempts,
-            pause_ms = pause.as_millis() as u64,
-            "recording not uploaded, will be tried again"
-        );
-        self.mark(|record| {
-            let part = &mut record.uploads.recording;
-            part.next_attempt = Some(due);
-            part.last_error = Some(with_excerpt(why, said.as_ref()));
-        })
-        .await?;
-        Ok(Step::Stop(End::Retrying(due)))
-    }
-
-    /// The call data goes all the same: a call without its recording is worth more than no call.
-    async fn fail_recording(
-        &mut self,
-        why: String,
-        said: Option<Value>,
-    ) -> Result<Step, StoreError> {
-        error!(why, "the recording can not be uploaded");
-        self.mark(|record| {
-            let part = &mut record.uploads.recording;
-            part.state = PartState::Failed;
-            part.next_attempt = None;
-            part.last_error = Some(with_excerpt(why, said.as_ref()));
-        })
-        .await?;
-        Ok(Step::Go)
-    }
-
     async fn deliver_call_data(&mut self) -> Result<Step, StoreError> {
-        let state = self.record.uploads.call_data.state;
-        if state.is_settled() {
+        if self.record.uploads.call_data.state.is_settled() {
             return Ok(Step::Go);
         }
-        let attempts = self.record.uploads.call_data.attempts.saturating_add(1);
-        let begin = self.begin()?;
-        self.mark(|record| {
-            begin(record);
-            record.uploads.call_data.attempts = attempts;
-        })
-        .await?;
-        let payload = match self.payload() {
+        let part = DeliveryPart::CallData;
+        self.begin(part, |_| {}).await?;
+        let (store, record) = (self.uploader.store.clone(), self.record.clone());
+        let payload = match on_disk(move || payload(&store, &record)).await {
             Ok(payload) => payload,
             // A file that cannot be read is not sent as if nothing had been said.
-            Err(error) => return self.fail_call_data(error.to_string(), None).await,
+            Err(error) => {
+                let fault = Fault::for_good(error.to_string(), None);
+                return self.not_sent(part, fault).await;
+            }
         };
-        let key = format!("{}/call_data", self.record.session_id);
         let started = tokio::time::Instant::now();
-        let verdict = self.uploader.crm.call_data(&payload, &key).await;
-        self.note(Part::CallData, &verdict, started.elapsed());
-        let now = self.uploader.now();
+        let verdict = self.uploader.crm.call_data(&payload, &self.key(part)).await;
+        self.note(part, &verdict, started.elapsed());
         match verdict {
             Verdict::Accepted(body) | Verdict::Duplicate(body) => {
                 self.call_data_sent = true;
-                self.mark(|record| {
-                    let part = &mut record.uploads.call_data;
-                    part.state = PartState::Sent;
-                    part.next_attempt = None;
-                    part.last_error = None;
-                    part.response = Some(policy::shorten(body));
-                    conclude(record, now);
-                })
-                .await?;
-                Ok(Step::Go)
-            }
-            Verdict::TryAgain { why, body, .. }
-                if attempts >= self.uploader.config.max_attempts =>
-            {
-                self.fail_call_data(format!("given up after {attempts} attempts: {why}"), body)
-                    .await
+                self.sent(part, body, None, |_| {}).await
             }
             Verdict::TryAgain { why, body, after } => {
-                let pause = self.uploader.pause_after(attempts, after);
-                let due = later(self.now, pause);
-                warn!(
+                let fault = Fault {
                     why,
-                    attempts,
-                    pause_ms = pause.as_millis() as u64,
-                    "call data not sent, will be tried again"
-                );
-                self.mark(|record| {
-                    let part = &mut record.uploads.call_data;
-                    part.next_attempt = Some(due);
-                    part.last_error = Some(why);
-                    part.response = body;
-                })
-                .await?;
-                Ok(Step::Stop(End::Retrying(due)))
+                    said: body,
+                    again: Again::After(after),
+                };
+                self.not_sent(part, fault).await
             }
-            Verdict::Refused { why, body } => self.fail_call_data(why, Some(body)).await,
+            Verdict::Refused { why, body } => {
+                self.not_sent(part, Fault::for_good(why, Some(body))).await
+            }
         }
     }
 
-    async fn fail_call_data(
-        &mut self,
-        why: String,
-        response: Option<Value>,
-    ) -> Result<Step, StoreError> {
-        error!(why, "the call data was refused");
-        let now = self.uploader.now();
-        self.mark(|record| {
-            let part = &mut record.uploads.call_data;
-            part.state = PartState::Failed;
-            part.next_attempt = None;
-            part.last_error = Some(why);
-            part.response = response;
-            conclude(record, now);
-        })
-        .await?;
-        Ok(Step::Go)
-    }
-
-    /// The body of `POST /call-data`, from the record and the files that it names.
-    fn payload(&self) -> Result<Value, StoreError> {
-        let record = &self.record;
-        let store: &Store = &self.uploader.store;
-        let read = |relative: &Option<String>| match relative {
-            Some(relative) => store.read_json(relative),
-            None => Ok(None),
-        };
-        let conversation = read(&record.files.conversation)?;
-        if conversation.is_none() {
-            warn!(
-                file = record.files.conversation.as_deref(),
-                "there is no conversation file; the transcription is sent empty"
-            );
-        }
-        let lead = read(&record.files.lead)?;
-        let part = &record.uploads.recording;
-        let recording = part.url.clone().map(|url| DeliveredRecording {
-            url,
-            duration: part.duration,
-            size: part.size,
-        });
-        Ok(crm_payload(
-            record,
-            conversation.as_ref(),
-            lead.as_ref(),
-            recording.as_ref(),
-        ))
+    /// The idempotency key of a part's requests: the same for each repetition.
+    fn key(&self, part: DeliveryPart) -> String {
+        format!("{}/{}", self.record.session_id, key_of(part))
     }
 }
 
-/// Both parts are settled: the record is delivered, or refused.
-fn conclude(record: &mut CallRecord, now: DateTime<Utc>) {
+/// A part's name in keys, metrics and log.
+fn key_of(part: DeliveryPart) -> &'static str {
+    match part {
+        DeliveryPart::Recording => "recording",
+        DeliveryPart::CallData => "call_data",
+    }
+}
+
+/// The body of `POST /call-data`, from the record and the files that it names.
+fn payload(store: &Store, record: &CallRecord) -> Result<Value, StoreError> {
+    let read = |relative: &Option<String>| match relative {
+        Some(relative) => store.read_json(relative),
+        None => Ok(None),
+    };
+    let conversation = read(&record.files.conversation)?;
+    if conversation.is_none() {
+        warn!(
+            session.id = %record.session_id,
+            file = record.files.conversation.as_deref(),
+            "there is no conversation file; the transcription is sent empty"
+        );
+    }
+    let lead = read(&record.files.lead)?;
+    let part = &record.uploads.recording;
+    let recording = part.url.clone().map(|url| DeliveredRecording {
+        url,
+        duration: part.duration,
+        size: part.size,
+    });
+    Ok(crm_payload(
+        record,
+        conversation.as_ref(),
+        lead.as_ref(),
+        recording.as_ref(),
+    ))
+}
+
+fn is_refused(record: &CallRecord) -> bool {
     let uploads = &record.uploads;
-    let refused = [uploads.recording.state, uploads.call_data.state].contains(&PartState::Failed);
-    if refused {
+    [uploads.recording.state, uploads.call_data.state].contains(&PartState::Failed)
+}
+
+/// Once every part is settled, the record is delivered or refused.
+fn conclude(record: &mut CallRecord, rule: SuccessRule, now: DateTime<Utc>) {
+    let uploads = &record.uploads;
+    let states = [uploads.recording.state, uploads.call_data.state];
+    let open = matches!(
+        record.status,
+        RecordStatus::ReadyForUpload | RecordStatus::Uploading
+    );
+    if !open || !states.iter().all(|state| state.is_settled()) {
+        return;
+    }
+    let delivered = match rule {
+        SuccessRule::Both => !is_refused(record),
+        SuccessRule::Any => !is_refused(record) || states.contains(&PartState::Sent),
+    };
+    if delivered {
+        record.advance(RecordStatus::Uploaded);
+        record.timestamps.delivered = Some(now);
+    } else {
         record.advance(RecordStatus::Failed);
-    } else if record.advance(RecordStatus::Uploaded) {
-        record.timestamps.delivered.get_or_insert(now);
     }
 }
 

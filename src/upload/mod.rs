@@ -109,6 +109,17 @@ impl CrmConfig {
     }
 }
 
+/// When a record counts as delivered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SuccessRule {
+    /// When the CRM has refused neither recording nor call data.
+    #[default]
+    Both,
+    /// When it has one of the two; the other was refused or there is none. What may pass is tried again under either rule.
+    Any,
+}
+
 /// Section `upload` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -123,6 +134,8 @@ pub struct UploadConfig {
     pub first_backoff_ms: u64,
     /// Longest pause, in seconds.
     pub max_backoff_s: u64,
+    /// When a record counts as delivered and is archived.
+    pub success: SuccessRule,
     /// Requests that are tried for one part before it counts as failed. With the longest pause of 10 minutes, 1000 are a week.
     pub max_attempts: u32,
 }
@@ -135,6 +148,7 @@ impl Default for UploadConfig {
             parallel: 8,
             first_backoff_ms: 5_000,
             max_backoff_s: 600,
+            success: SuccessRule::default(),
             max_attempts: 1_000,
         }
     }

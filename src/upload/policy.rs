@@ -35,42 +35,56 @@ pub enum Verdict {
     },
 }
 
+/// An answer of the CRM, as far as it was read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Answer<'a> {
+    /// HTTP status.
+    pub status: u16,
+    /// The header `Retry-After`.
+    pub retry_after: Option<&'a str>,
+    /// The header `Date`: the CRM's clock, by which a date in `Retry-After` is meant.
+    pub date: Option<&'a str>,
+    /// Its beginning, or all of it.
+    pub body: &'a [u8],
+    /// There was more than was read.
+    pub cut: bool,
+}
+
 /// Judges an answer. `who` names the request in sentences, such as `POST crm.example.com/upload`.
-pub fn judge(
-    who: &str,
-    status: u16,
-    retry_after: Option<&str>,
-    body: &[u8],
-    now: DateTime<Utc>,
-) -> Verdict {
+pub fn judge(who: &str, answer: Answer<'_>, now: DateTime<Utc>) -> Verdict {
+    let Answer { status, body, .. } = answer;
     let parsed: Option<Value> = serde_json::from_slice(body).ok();
     let shown = || keep(parsed.as_ref(), body);
-    let client_error = matches!(status, 400..=499) && !matches!(status, 408 | 425 | 429);
-    if status == 409 || (client_error && mentions_duplicate(body)) {
-        return Verdict::Duplicate(parsed.clone().unwrap_or_else(shown));
+    let whole = || parsed.clone().unwrap_or_else(shown);
+    // Only statuses that speak of the content: a 401 whose text is "token has already been revoked" is no receipt.
+    if status == 409 || (matches!(status, 400 | 422) && says_duplicate(&whole())) {
+        return Verdict::Duplicate(whole());
     }
+    let try_again = |what: &str, after| Verdict::TryAgain {
+        why: format!("{who} answered {status}{what}"),
+        body: Some(shown()),
+        after,
+    };
     match status {
         200..=299 => match &parsed {
             // Some servers answer 200 to everything.
             Some(Value::Object(fields)) if fields.get("success") == Some(&Value::Bool(false)) => {
-                if mentions_duplicate(body) {
-                    return Verdict::Duplicate(shown());
+                if says_duplicate(&whole()) {
+                    return Verdict::Duplicate(whole());
                 }
-                let why = format!("{who} answered {status}, but with success: false");
-                Verdict::TryAgain {
-                    why,
-                    body: Some(shown()),
-                    after: None,
-                }
+                try_again(", but with success: false", None)
             }
             Some(value) => Verdict::Accepted(value.clone()),
+            None if !answer.cut && is_broken(body) => {
+                try_again(", but with something that is neither JSON nor a word", None)
+            }
             None => Verdict::Accepted(shown()),
         },
-        408 | 425 | 429 | 500..=599 => Verdict::TryAgain {
-            why: format!("{who} answered {status}"),
-            body: Some(shown()),
-            after: retry_after.and_then(|text| parse_retry_after(text, now)),
-        },
+        408 | 425 | 429 | 500..=599 => {
+            let date = answer.date.and_then(parse_date).unwrap_or(now);
+            let asked = answer.retry_after;
+            try_again("", asked.and_then(|text| parse_retry_after(text, date)))
+        }
         300..=399 => Verdict::Refused {
             why: format!(
                 "{who} answered {status}, a redirect; set crm.base_url to the address that it leads to"
@@ -84,12 +98,63 @@ pub fn judge(
     }
 }
 
-/// Whether an answer says that the thing is there already. Ask it of refusals only: an accepted answer may echo a transcript, and a
-/// server error may quote a database.
-pub fn mentions_duplicate(body: &[u8]) -> bool {
-    const WORDS: [&str; 4] = ["duplicate", "already exist", "already been", "e11000"];
-    let text = String::from_utf8_lossy(body).to_lowercase();
-    WORDS.iter().any(|word| text.contains(word))
+/// The page of something in between, or JSON that broke off. It may have come from anybody, so it confirms nothing.
+fn is_broken(body: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(body) else {
+        return true;
+    };
+    let text = text.trim_start();
+    text.starts_with(['<', '{', '[', '"'])
+        || text.chars().any(|c| c.is_control() && !c.is_whitespace())
+}
+
+/// Longest text that is taken for a message; a longer one is an echo of what was sent.
+const MESSAGE_CHARS: usize = 300;
+
+/// Whether an answer says that the thing is there already. Only what stands where messages stand is looked at: a refusal may echo a
+/// transcript in which somebody speaks of a duplicate.
+pub fn says_duplicate(answer: &Value) -> bool {
+    fn is_message(text: &str) -> bool {
+        const WORDS: [&str; 4] = ["duplicate", "already exist", "already been", "e11000"];
+        // Four bytes a character at most; counting those of a long text would be in vain.
+        let short = text.len() <= 4 * MESSAGE_CHARS && text.chars().count() <= MESSAGE_CHARS;
+        short && {
+            let text = text.to_lowercase();
+            WORDS.iter().any(|word| text.contains(word))
+        }
+    }
+    fn look(value: &Value, named_message: bool) -> bool {
+        match value {
+            Value::String(text) => named_message && is_message(text),
+            Value::Array(items) => items.iter().any(|item| look(item, named_message)),
+            Value::Object(fields) => fields.iter().any(|(name, value)| {
+                let name = name.to_lowercase();
+                (name.contains("duplicate") && *value == Value::Bool(true))
+                    || look(value, MESSAGE_NAMES.contains(&name.as_str()))
+            }),
+            _ => false,
+        }
+    }
+    const MESSAGE_NAMES: [&str; 16] = [
+        "code",
+        "description",
+        "detail",
+        "details",
+        "err",
+        "error",
+        "error_code",
+        "error_description",
+        "errormessage",
+        "errors",
+        "message",
+        "messages",
+        "msg",
+        "reason",
+        "status",
+        "title",
+    ];
+    // An answer that is a text alone is all message.
+    look(answer, true)
 }
 
 /// An answer as the record keeps it: JSON while it is short, else the beginning of its text.
@@ -117,16 +182,19 @@ pub fn shorten(value: Value) -> Value {
     }
 }
 
-/// `Retry-After`: seconds, or a date as HTTP writes it (RFC 9110, section 10.2.3).
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3). `now` is the time by the clock of whoever wrote the date.
 fn parse_retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let text = text.trim();
     let wait = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => (DateTime::parse_from_rfc2822(text).ok()?.with_timezone(&Utc) - now)
-            .to_std()
-            .ok()?,
+        Err(_) => (parse_date(text)? - now).to_std().ok()?,
     };
     Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// A date in any of the three forms that HTTP knows (RFC 9110, section 5.6.7).
+fn parse_date(text: &str) -> Option<DateTime<Utc>> {
+    httpdate::parse_http_date(text.trim()).ok().map(Into::into)
 }
 
 /// Finds the recording's URL in the answer to `POST /upload`: the first of the JSON pointers that leads to a text.
@@ -197,7 +265,12 @@ mod tests {
     }
 
     fn kind(status: u16, body: &str) -> Kind {
-        match judge("POST crm/x", status, None, body.as_bytes(), now()) {
+        let answer = Answer {
+            status,
+            body: body.as_bytes(),
+            ..Answer::default()
+        };
+        match judge("POST crm/x", answer, now()) {
             Verdict::Accepted(_) => Kind::Accepted,
             Verdict::Duplicate(_) => Kind::Duplicate,
             Verdict::TryAgain { .. } => Kind::TryAgain,
@@ -210,6 +283,22 @@ mod tests {
         for (status, body, expected) in [
             (200, "{}", Kind::Accepted),
             (201, "", Kind::Accepted),
+            (200, "OK", Kind::Accepted),
+            (200, "<html>maintenance</html>", Kind::TryAgain),
+            (200, r#"{"succ"#, Kind::TryAgain),
+            (200, "\u{1}\u{2}", Kind::TryAgain),
+            (401, "token has already been revoked", Kind::Refused),
+            (
+                400,
+                r#"{"errors":[{"msg":"too long","value":"we have a duplicate invoice"}]}"#,
+                Kind::Refused,
+            ),
+            (
+                422,
+                r#"{"errors":[{"msg":"callId already exists"}]}"#,
+                Kind::Duplicate,
+            ),
+            (400, r#"{"isDuplicate":true}"#, Kind::Duplicate),
             (200, r#"{"success":false,"message":"busy"}"#, Kind::TryAgain),
             (
                 200,
@@ -249,6 +338,15 @@ mod tests {
             parse_retry_after("Wed, 29 Oct 2025 11:00:30 GMT", now()),
             Some(Duration::from_secs(30))
         );
+        for obsolete in [
+            "Wednesday, 29-Oct-25 11:00:30 GMT",
+            "Wed Oct 29 11:00:30 2025",
+        ] {
+            assert_eq!(
+                parse_retry_after(obsolete, now()),
+                Some(Duration::from_secs(30))
+            );
+        }
         assert_eq!(
             parse_retry_after("Wed, 29 Oct 2025 10:00:30 GMT", now()),
             None
@@ -258,6 +356,34 @@ mod tests {
             parse_retry_after("99999999999", now()),
             Some(MAX_RETRY_AFTER)
         );
+    }
+
+    #[test]
+    fn a_date_to_come_back_is_meant_by_the_clock_of_the_crm() {
+        let answer = Answer {
+            status: 503,
+            retry_after: Some("Wed, 29 Oct 2025 14:00:30 GMT"),
+            date: Some("Wed, 29 Oct 2025 14:00:00 GMT"),
+            ..Answer::default()
+        };
+        let Verdict::TryAgain { after, .. } = judge("POST crm/x", answer, now()) else {
+            panic!("503 is tried again");
+        };
+        assert_eq!(after, Some(Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn a_long_answer_that_was_not_read_to_its_end_is_still_accepted() {
+        let answer = Answer {
+            status: 201,
+            body: br#"{"success":true,"echo":""#,
+            cut: true,
+            ..Answer::default()
+        };
+        assert!(matches!(
+            judge("POST crm/x", answer, now()),
+            Verdict::Accepted(_)
+        ));
     }
 
     #[test]
@@ -314,10 +440,76 @@ mod tests {
             prop_assert!(backoff.pause(attempts + 1, random, asked) >= pause);
         }
 
-        /// Whatever comes, there is a meaning and no panic.
+        /// Whatever comes, there is a decision, what is kept of it is bounded, and no failure is taken for a receipt.
         #[test]
-        fn any_answer_is_judged(status in 100_u16..1000, after in prop::option::of("\\PC{0,20}"), body in prop::collection::vec(any::<u8>(), 0..200)) {
-            judge("POST crm/x", status, after.as_deref(), &body, now());
+        fn any_answer_is_judged(
+            status in 100_u16..1000,
+            after in prop::option::of(prop_oneof!["\\PC{0,30}", "[0-9]{1,25}", "Wed, 29 Oct 20[0-9]{2} 1[0-9]:00:00 GMT"]),
+            date in prop::option::of("\\PC{0,30}"),
+            body in any_body(),
+            cut in any::<bool>(),
+        ) {
+            let answer = Answer { status, retry_after: after.as_deref(), date: date.as_deref(), body: &body, cut };
+            match judge("POST crm/x", answer, now()) {
+                Verdict::Accepted(body) => {
+                    prop_assert!((200..300).contains(&status));
+                    let pointers = super::super::CrmConfig::default().url_pointers;
+                    let base = url::Url::parse("https://crm.example.com/api").unwrap();
+                    if let Some(url) = find_url(&body, &pointers, &base) {
+                        prop_assert!(!url.contains(char::is_whitespace) && url.len() < 3000);
+                    }
+                    prop_assert!(shorten(body).to_string().len() <= BOUND);
+                }
+                Verdict::Duplicate(body) => {
+                    prop_assert!((200..300).contains(&status) || [400, 409, 422].contains(&status));
+                    prop_assert!(shorten(body).to_string().len() <= BOUND);
+                }
+                Verdict::TryAgain { body, after, .. } => {
+                    prop_assert!(after.is_none_or(|after| after <= MAX_RETRY_AFTER));
+                    prop_assert!(matches!(status, 200..=299 | 408 | 425 | 429 | 500..=599));
+                    prop_assert!(body.unwrap_or_default().to_string().len() <= BOUND);
+                }
+                Verdict::Refused { body, .. } => {
+                    prop_assert!(!matches!(status, 200..=299 | 408 | 409 | 425 | 429 | 500..=599));
+                    prop_assert!(body.to_string().len() <= BOUND);
+                }
+            }
         }
+    }
+
+    /// What a record may keep of an answer: as JSON, where a character may be written in up to six.
+    const BOUND: usize = 6 * KEPT_BODY_CHARS + 2;
+
+    /// Bytes, texts, and JSON with the names that matter.
+    fn any_body() -> impl Strategy<Value = Vec<u8>> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "\\PC{0,400}".prop_map(Value::from),
+            Just(json!("https://x/a.ogg")),
+            Just(json!("E11000 duplicate key")),
+        ];
+        let names = prop::sample::select(vec![
+            "success", "url", "data", "message", "errors", "msg", "file", "path", "other",
+        ]);
+        let any_json = leaf.prop_recursive(5, 60, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::vec((names.clone(), inner), 0..6).prop_map(|fields| {
+                    let fields = fields
+                        .into_iter()
+                        .map(|(name, value)| (name.to_owned(), value));
+                    Value::Object(fields.collect())
+                }),
+            ]
+        });
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..5000),
+            "\\PC{0,3000}".prop_map(String::into_bytes),
+            any_json.prop_map(|value| value.to_string().into_bytes()),
+            // Deeper than any parser should follow.
+            (1_usize..40_000).prop_map(|depth| vec![b'['; depth]),
+        ]
     }
 }

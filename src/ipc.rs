@@ -171,8 +171,7 @@ pub(crate) fn lines() -> LinesCodec {
 /// No thread is used: both ends are pipes, and tokio waits for stdin as for a socket.
 pub fn child() -> Result<(FromWorker, ToWorker), IpcError> {
     let open = || {
-        let stdin = io::stdin().as_fd().try_clone_to_owned()?;
-        let inbox = pipe::Receiver::from_owned_fd(stdin)?;
+        let inbox = stdin_pipe()?;
         let stdout = io::stdout().as_fd().try_clone_to_owned()?;
         // Only a detour: tokio's pipe type checks that this is a pipe and makes it non-blocking.
         let outbox = pipe::Sender::from_owned_fd(stdout)?.into_nonblocking_fd()?;
@@ -188,6 +187,14 @@ pub fn child() -> Result<(FromWorker, ToWorker), IpcError> {
             broken: Arc::default(),
         },
     ))
+}
+
+/// Stdin of a process whose starter gave it a pipe.
+///
+/// # Errors
+/// When stdin is something else.
+pub(crate) fn stdin_pipe() -> io::Result<pipe::Receiver> {
+    pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)
 }
 
 /// The same two ends for a call that has no worker (`voicebot connect`, the demo): nothing ever comes in,

@@ -54,7 +54,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Register with the LiveKit server, take calls, deliver their records (production)
-    Start,
+    Start(start::StartArguments),
     /// Everything for local development in one terminal, with a page to talk to the agent (the default)
     Dev(dev::DevArguments),
     /// Hold one whole call on this machine, without keys or servers, and tell its story
@@ -121,7 +121,7 @@ type CommandResult = Result<ExitCode, Box<dyn std::error::Error>>;
 
 async fn run(command: Command, config: Arc<Config>, file: Option<PathBuf>) -> CommandResult {
     match command {
-        Command::Start => start::run(config, file).await,
+        Command::Start(arguments) => start::run(arguments, config, file).await,
         Command::Dev(arguments) => dev::run(arguments, config, file).await,
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Connect(arguments) => connect::run(arguments, config).await,

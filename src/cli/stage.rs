@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -62,6 +62,8 @@ pub fn free_address() -> Result<SocketAddr, StageError> {
 /// `voicebot start` as a child process.
 pub struct WorkerProcess {
     child: Child,
+    /// Held open as long as we live: its end tells the worker to stop, however we end.
+    _lifeline: Option<ChildStdin>,
     http: SocketAddr,
 }
 
@@ -80,10 +82,10 @@ impl WorkerProcess {
             command.arg("--config").arg(config);
         }
         command
-            .arg("start")
+            .args(["start", "--stop-with-stdin"])
             .envs(environment)
             .env("VOICEBOT__WORKER__HTTP_BIND", http.to_string())
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             // A group of its own: Ctrl-C reaches us alone, and we tell the worker in order.
             .process_group(0)
             .kill_on_drop(true);
@@ -92,10 +94,14 @@ impl WorkerProcess {
                 std::fs::File::create(log).map_err(io("the worker's log cannot be written"))?;
             command.stderr(file);
         }
-        let child = command
+        let mut child = command
             .spawn()
             .map_err(io("the worker cannot be started"))?;
-        Ok(Self { child, http })
+        Ok(Self {
+            _lifeline: child.stdin.take(),
+            child,
+            http,
+        })
     }
 
     /// Waits until the worker has registered with the server.

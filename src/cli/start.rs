@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::CommandResult;
 use crate::config::Config;
+use crate::ipc;
 use crate::providers;
 use crate::store::Store;
 use crate::upload::PassOptions;
@@ -21,15 +22,31 @@ use crate::worker::{self, CallProgram, HttpServer, Worker};
 /// How long the last delivery may take before a worker that was told to stop ends.
 const LAST_LOOK: Duration = Duration::from_secs(10);
 
+#[derive(Debug, clap::Args)]
+pub struct StartArguments {
+    /// End all calls and stop when stdin, a pipe, ends: for programs that start a worker and may be killed
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
+}
+
 /// Takes calls until it is told to stop and the last one has ended. `file`: the config file, which the calls read as well.
-pub async fn run(config: Arc<Config>, file: Option<PathBuf>) -> CommandResult {
+pub async fn run(
+    arguments: StartArguments,
+    config: Arc<Config>,
+    file: Option<PathBuf>,
+) -> CommandResult {
     let livekit = config.livekit_settings()?;
     // Calls would find these faults one by one; here they end the start.
     providers::build(&config.providers, providers::http_client()?)?;
     let store = Store::open(&config.data_dir)?;
     let http = HttpServer::bind(config.worker.http_bind).await?;
     let metrics = worker::install_metrics()?;
-    let signals = worker::stop_signals()?;
+    let starter = if arguments.stop_with_stdin {
+        Some(ipc::stdin_pipe()?)
+    } else {
+        None
+    };
+    let signals = worker::stop_signals(starter)?;
 
     let stop = CancellationToken::new();
     let (poke, pokes) = mpsc::channel(1);

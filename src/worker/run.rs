@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use metrics::counter;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{self, JoinSet};
@@ -51,14 +52,25 @@ const MAX_KEPT_STATUSES: usize = 1024;
 /// Requests to stop. The first drains, the second ends calls at once.
 pub type StopRequests = mpsc::Receiver<()>;
 
-/// SIGTERM and SIGINT as stop requests.
+/// SIGTERM and SIGINT as stop requests. With `starter`, a pipe to the program that started this one, its end counts as two: that
+/// program is gone, and nobody is left who could want the calls to go on.
 ///
 /// # Errors
 /// When the system does not let us hear signals.
-pub fn stop_signals() -> io::Result<StopRequests> {
+pub fn stop_signals(starter: Option<pipe::Receiver>) -> io::Result<StopRequests> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (requests, stop) = mpsc::channel(COMMANDS);
+    if let Some(mut starter) = starter {
+        let requests = requests.clone();
+        tokio::spawn(async move {
+            // Nothing is ever written to it, so this waits for its end; a broken pipe is an end as well.
+            let _ = tokio::io::copy(&mut starter, &mut tokio::io::sink()).await;
+            info!("the program that started this worker is gone: stopping");
+            let _ = requests.try_send(());
+            let _ = requests.try_send(());
+        });
+    }
     tokio::spawn(async move {
         loop {
             tokio::select! {

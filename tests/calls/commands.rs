@@ -163,3 +163,20 @@ async fn check_says_what_is_usable_and_what_is_not() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_stops_when_the_program_that_started_it_is_gone() {
+    let world = World::new(json!([]), &[]).await;
+    let mut worker = world
+        .program(&["start", "--stop-with-stdin"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("the worker starts");
+    // What a killed starter leaves behind: the other end of the pipe is closed.
+    drop(worker.stdin.take());
+    let status = timeout(DEADLINE, worker.wait())
+        .await
+        .expect("the worker ends by itself")
+        .expect("its status");
+    assert!(status.success(), "{status}");
+}

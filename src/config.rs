@@ -204,10 +204,14 @@ impl Config {
 
     /// Values that no type can refuse.
     fn check(&self) -> Result<(), ConfigError> {
-        let faults: Vec<String> = [self.upload.check(), self.tools.check()]
-            .into_iter()
-            .filter_map(Result::err)
-            .collect();
+        let faults: Vec<String> = [
+            self.upload.check(),
+            self.tools.check(),
+            self.recording.check(),
+        ]
+        .into_iter()
+        .filter_map(Result::err)
+        .collect();
         if faults.is_empty() {
             Ok(())
         } else {

@@ -18,7 +18,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use voicebot::recording::RecordingConfig;
 use voicebot::recording::resolve::{
-    EgressAnswer, EgressDirectory, EgressProgress, EgressQuery, EgressReport, RecordingResolver,
+    EgressAnswer, EgressDirectory, EgressFile, EgressProgress, EgressQuery, EgressReport,
+    RecordingResolver,
 };
 use voicebot::session::{self, Lead, LeadId, RecordingMetadata, RecordingSource, RecordingState};
 use voicebot::upload::{
@@ -668,7 +669,10 @@ async fn an_egress_is_waited_for_and_found_by_its_manifest() {
     );
     assert_eq!(
         world.egress.questions.lock().unwrap().as_slice(),
-        [EgressQuery::Id("EG_1".to_owned())]
+        [
+            EgressQuery::Id("EG_1".to_owned()),
+            EgressQuery::Room(format!("room-{ID}"))
+        ]
     );
 
     // The manifest is there, the file is still empty: not done.
@@ -784,8 +788,12 @@ async fn the_servers_egress_api_is_asked_when_there_is_no_manifest() {
     let report = |id: &str, progress| EgressReport {
         egress_id: id.to_owned(),
         progress,
-        paths: vec![String::new(), "/out/recordings/a.ogg".to_owned()],
-        duration: Some(59),
+        files: vec![EgressFile {
+            location: "/out/recordings/a.ogg".to_owned(),
+            duration: Some(59),
+            ..EgressFile::default()
+        }],
+        ..EgressReport::default()
     };
     world
         .egress

@@ -9,7 +9,9 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::post;
 use livekit_protocol as proto;
 use prost::Message as _;
-use voicebot::recording::resolve::{EgressDirectory, EgressProgress, EgressQuery, LiveKitEgress};
+use voicebot::recording::resolve::{
+    EgressDirectory, EgressFile, EgressProgress, EgressQuery, EgressReport, LiveKitEgress,
+};
 
 const SECRET: &str = "a secret of at least thirty-two bytes";
 
@@ -62,11 +64,14 @@ async fn list_egress(
 fn egress(status: proto::EgressStatus) -> proto::EgressInfo {
     proto::EgressInfo {
         egress_id: "EG_1".to_owned(),
+        room_id: "RM_1".to_owned(),
+        started_at: 1_795_255_200_500_000_000,
         status: status as i32,
         details: "End reason: Source closed".to_owned(),
         file_results: vec![proto::FileInfo {
             filename: "recordings/a.ogg".to_owned(),
             location: "/out/recordings/a.ogg".to_owned(),
+            size: 1_234,
             duration: 59_600_000_000,
             ..Default::default()
         }],
@@ -79,13 +84,23 @@ async fn an_egress_is_asked_for_by_id_or_room_with_the_right_to_record() {
     let (server, url) = Server::start(vec![egress(proto::EgressStatus::EgressComplete)]).await;
     let api = LiveKitEgress::new(&url, "key", SECRET);
     let found = api.find(EgressQuery::Id("EG_1".to_owned())).await.unwrap();
+    let file = EgressFile {
+        filename: "recordings/a.ogg".to_owned(),
+        location: "/out/recordings/a.ogg".to_owned(),
+        bucket: None,
+        size: Some(1_234),
+        duration: Some(60),
+    };
     assert_eq!(
-        found[0].paths,
-        ["recordings/a.ogg", "/out/recordings/a.ogg"]
-    );
-    assert_eq!(
-        (&found[0].progress, found[0].duration),
-        (&EgressProgress::Done, Some(60))
+        found[0],
+        EgressReport {
+            egress_id: "EG_1".to_owned(),
+            room_id: "RM_1".to_owned(),
+            started_at: "2026-11-21T10:00:00.5Z".parse().ok(),
+            progress: EgressProgress::Done,
+            files: vec![file],
+            backup_storage_used: false,
+        }
     );
     api.find(EgressQuery::Room("room".to_owned()))
         .await

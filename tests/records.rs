@@ -47,7 +47,7 @@ fn a_call_that_ends_leaves_its_three_files_and_no_journal() {
             recording_start_time: Some(at(0)),
             state: RecordingState::Active,
             source: RecordingSource::Egress,
-            error: None,
+            ..RecordingMetadata::default()
         });
         session.add_intent(Intent {
             intent: "book_demo".to_owned(),

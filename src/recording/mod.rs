@@ -1,7 +1,10 @@
 //! The recording of a call: who makes it, and where its file is in the end.
 
+mod directory;
 mod egress;
 mod local;
+mod location;
+mod manifest;
 mod recorder;
 pub mod resolve;
 
@@ -36,6 +39,8 @@ pub struct RecordingConfig {
     pub local_prefix: String,
     /// How long after the end of a call its recording may take to turn up, in seconds. After that the call is delivered without it.
     pub wait_s: u64,
+    /// How long after the end of a call a recording that did not turn up in that time is still looked for, in seconds.
+    pub late_s: u64,
 }
 
 impl Default for RecordingConfig {
@@ -46,6 +51,32 @@ impl Default for RecordingConfig {
             local_prefix: "recordings".to_owned(),
             // An egress of an hour's call is written within a minute; LiveKit forgets the egress after a day.
             wait_s: 600,
+            late_s: 24 * 3600,
         }
+    }
+}
+
+impl RecordingConfig {
+    /// Looks for mistakes that a type cannot catch. The error names the key.
+    ///
+    /// # Errors
+    /// When a folder is not inside the data folder, or a time ends before the one that it follows.
+    pub fn check(&self) -> Result<(), String> {
+        let inside = std::path::Path::new(&self.local_prefix)
+            .components()
+            .all(|part| matches!(part, std::path::Component::Normal(_)));
+        if self.local_prefix.is_empty() || !inside {
+            return Err(format!(
+                "recording.local_prefix must be a folder in the data folder, such as recordings, not {:?}",
+                self.local_prefix
+            ));
+        }
+        if self.late_s < self.wait_s {
+            return Err(
+                "recording.late_s must not be below recording.wait_s, after which it counts on"
+                    .to_owned(),
+            );
+        }
+        Ok(())
     }
 }

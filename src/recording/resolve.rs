@@ -1,188 +1,178 @@
 //! Finding the recording of a call that has ended.
 //!
-//! In this order: the path in its record; the manifest that an egress leaves beside its file; what the server's Egress API says. All of
-//! them may name paths as the egress host has them, and none of them may lead out of the data folder.
+//! In this order: the path in its record; the manifest that an egress leaves beside its file; what the server's Egress API says of the
+//! egress, then of the room; and the name that the call asked for. All of them may name paths as the egress host has them, and none of
+//! them may lead out of the folders of recordings ([`super::location`]).
 
+use std::collections::HashSet;
 use std::fs;
-use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use livekit_api::services::egress::{EgressClient, EgressListFilter, EgressListOptions};
-use livekit_protocol as proto;
-use serde::Deserialize;
+use futures_util::Stream;
+use tokio::io::AsyncReadExt as _;
+use tokio_util::io::ReaderStream;
 use tracing::{debug, warn};
 
-use crate::session::{CallRecord, RecordingSource, RecordingState, mask_numbers, sanitise};
+use crate::session::{
+    CallRecord, PartState, RecordingEvidence, RecordingSource, RecordingState, mask_numbers,
+    sanitise,
+};
 use crate::store::Store;
 
+pub use super::directory::{
+    EgressAnswer, EgressDirectory, EgressFile, EgressProgress, EgressQuery, EgressReport,
+    LiveKitEgress,
+};
+pub use super::location::S3Location;
+
 use super::RecordingConfig;
+use super::location::{Meaning, NameRules, RecordingPath};
+use super::manifest::Manifest;
 
 /// A manifest is a few hundred bytes; more than this is something else.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
-/// How long the server may take to answer; the next pass asks again.
-const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// A recording that is waited for is looked for after this, then less and less often, up to [`LONGEST_LOOK`].
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// See [`FIRST_LOOK`].
+const LONGEST_LOOK: Duration = Duration::from_secs(30);
+/// One that has not turned up in time is still looked for, at most this far apart.
+const LONGEST_LATE_LOOK: Duration = Duration::from_secs(3600);
+/// Between the two looks at a file of which nothing tells that it is whole.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
+/// How far the clocks of the egress host and ours may be apart.
+const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(2);
+/// Pieces in which a recording is read from disk: all of it that is in memory at a time.
+const READ_BYTES: usize = 64 * 1024;
 
 /// What is known about the recording of a call now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolution {
     /// It is here and complete.
-    Found(RecordingFile),
+    Found(FoundRecording),
     /// Nobody recorded this call.
     NotRecorded,
-    /// It may still turn up; the text says what is waited for.
-    NotYet(String),
-    /// There will be none; the text says why.
-    Lost(String),
+    /// It is expected: the call data should wait for it.
+    Wait {
+        /// What is waited for.
+        why: String,
+        /// When to look again; at the latest when the time allowed for it is over.
+        look_again: DateTime<Utc>,
+        /// Bytes of a file that is there and may still grow.
+        size_seen: Option<u64>,
+    },
+    /// It did not turn up in the time allowed: the call data goes without it.
+    Missing {
+        /// What was waited for.
+        why: String,
+        /// When to look again, because it may still turn up. `None`: that is over too.
+        look_again: Option<DateTime<Utc>>,
+        /// Bytes of a file that is there and may still grow.
+        size_seen: Option<u64>,
+    },
+    /// There will be none.
+    Failed {
+        /// Why.
+        why: String,
+        /// What told it.
+        evidence: RecordingEvidence,
+    },
 }
 
-/// A recording on disk.
+impl Resolution {
+    /// Writes into the record what was learnt of the recording. How the delivery goes on is not this function's affair.
+    pub fn note(&self, record: &mut CallRecord, now: DateTime<Utc>) {
+        match self {
+            Self::Found(found) => {
+                record.files.recording = Some(found.name.clone());
+                let part = &mut record.uploads.recording;
+                part.size = Some(found.size);
+                part.duration = found.duration;
+                record.recording_came_to(
+                    RecordingState::Resolved,
+                    now,
+                    found.evidence,
+                    found.flaw.clone(),
+                );
+            }
+            Self::NotRecorded => {}
+            Self::Wait { size_seen, .. } => record.uploads.recording.size = *size_seen,
+            Self::Missing { why, size_seen, .. } => {
+                record.uploads.recording.size = *size_seen;
+                record.recording_came_to(
+                    RecordingState::Missing,
+                    now,
+                    RecordingEvidence::Deadline,
+                    Some(why.clone()),
+                );
+            }
+            Self::Failed { why, evidence } => {
+                record.recording_came_to(RecordingState::Failed, now, *evidence, Some(why.clone()));
+            }
+        }
+    }
+}
+
+/// A recording that can be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecordingFile {
-    /// For the record, relative to the data folder.
-    pub relative: String,
-    /// For opening it.
-    pub path: PathBuf,
+pub struct FoundRecording {
+    /// For the record: relative to the data folder.
+    pub name: String,
     /// Bytes.
     pub size: u64,
     /// Seconds, when something tells.
     pub duration: Option<u64>,
+    /// What led to it.
+    pub evidence: RecordingEvidence,
+    /// What is wrong with it, when it is the remains of a recording that failed.
+    pub flaw: Option<String>,
+    place: Place,
 }
 
-/// What the server knows of an egress.
+/// Where the bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EgressReport {
-    /// Its id.
-    pub egress_id: String,
-    /// How far it is.
-    pub progress: EgressProgress,
-    /// `filename` and `location` of its files.
-    pub paths: Vec<String>,
-    /// Seconds, once it has ended.
-    pub duration: Option<u64>,
+enum Place {
+    File(PathBuf),
 }
 
-/// How far an egress is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EgressProgress {
-    /// Starting, active or ending.
-    Running,
-    /// Complete, or cut at a limit, which leaves a usable file.
-    Done,
-    /// Failed or aborted, with the server's reason.
-    Failed(String),
-}
+/// The bytes of a recording, in pieces.
+pub type RecordingStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
-/// Asks for an egress by its id or, when that is not known, for those of a room.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EgressQuery {
-    /// `EG_…`
-    Id(String),
-    /// The room's name.
-    Room(String),
-}
-
-/// The future of one question.
-pub type EgressAnswer<'a> =
-    Pin<Box<dyn Future<Output = Result<Vec<EgressReport>, String>> + Send + 'a>>;
-
-/// Where egresses can be asked for. A trait, so that a folder can be worked off without any LiveKit server.
-pub trait EgressDirectory: Send + Sync {
-    /// The egresses that fit. The error is a sentence for the log and the record.
-    fn find(&self, query: EgressQuery) -> EgressAnswer<'_>;
-}
-
-/// [`EgressDirectory`] on the LiveKit server's API.
-pub struct LiveKitEgress {
-    client: EgressClient,
-    host: String,
-}
-
-impl LiveKitEgress {
-    /// `http_url` is the server's address as `http://` or `https://`.
-    pub fn new(http_url: &str, api_key: &str, api_secret: &str) -> Self {
-        Self {
-            client: EgressClient::with_api_key(http_url, api_key, api_secret),
-            host: http_url.to_owned(),
-        }
+impl FoundRecording {
+    /// Its last name, for whoever keeps it.
+    pub fn file_name(&self) -> &str {
+        self.name.rsplit('/').next().unwrap_or_default()
     }
-}
 
-impl std::fmt::Debug for LiveKitEgress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LiveKitEgress")
-            .field("host", &self.host)
-            .finish_non_exhaustive()
-    }
-}
-
-impl EgressDirectory for LiveKitEgress {
-    fn find(&self, query: EgressQuery) -> EgressAnswer<'_> {
-        let filter = match query {
-            EgressQuery::Id(id) => EgressListFilter::Egress(id),
-            EgressQuery::Room(room) => EgressListFilter::Room(room),
-        };
-        let options = EgressListOptions {
-            filter,
-            ..Default::default()
-        };
-        Box::pin(async move {
-            match tokio::time::timeout(API_TIMEOUT, self.client.list_egress(options)).await {
-                Ok(Ok(found)) => Ok(found.iter().map(report).collect()),
-                Ok(Err(error)) => Err(format!(
-                    "failed to ask {} for the egress: {error}",
-                    self.host
-                )),
-                Err(_) => Err(format!(
-                    "{} did not answer within {} s about the egress",
-                    self.host,
-                    API_TIMEOUT.as_secs()
-                )),
+    /// Opens it: exactly [`FoundRecording::size`] bytes, though its file may have grown since.
+    ///
+    /// # Errors
+    /// A sentence for the log and the record.
+    pub async fn open(&self) -> Result<RecordingStream, String> {
+        match &self.place {
+            Place::File(path) => {
+                let file = tokio::fs::File::open(path)
+                    .await
+                    .map_err(|error| format!("failed to read {}: {error}", path.display()))?;
+                Ok(Box::pin(ReaderStream::with_capacity(
+                    file.take(self.size),
+                    READ_BYTES,
+                )))
             }
-        })
+        }
     }
 }
 
-fn report(info: &proto::EgressInfo) -> EgressReport {
-    use proto::EgressStatus as Status;
-    let progress = match info.status() {
-        Status::EgressStarting | Status::EgressActive | Status::EgressEnding => {
-            EgressProgress::Running
-        }
-        Status::EgressComplete | Status::EgressLimitReached => EgressProgress::Done,
-        Status::EgressFailed | Status::EgressAborted => {
-            EgressProgress::Failed(match info.error.as_str() {
-                "" => info.details.clone(),
-                error => error.to_owned(),
-            })
-        }
-    };
-    let nanoseconds = info.file_results.first().map_or(0, |file| file.duration);
-    EgressReport {
-        egress_id: info.egress_id.clone(),
-        progress,
-        paths: info
-            .file_results
-            .iter()
-            .flat_map(|file| [file.filename.clone(), file.location.clone()])
-            .collect(),
-        duration: whole_seconds(nanoseconds),
-    }
-}
-
-fn whole_seconds(nanoseconds: i64) -> Option<u64> {
-    let seconds = u64::try_from(nanoseconds).ok()?.checked_add(500_000_000)? / 1_000_000_000;
-    (nanoseconds > 0).then_some(seconds)
-}
-
-/// Finds recordings.
+/// Finds recordings. Cheap to clone.
 #[derive(Clone)]
 pub struct RecordingResolver {
     store: Store,
-    config: RecordingConfig,
+    config: Arc<RecordingConfig>,
     directory: Option<Arc<dyn EgressDirectory>>,
 }
 
@@ -194,13 +184,58 @@ impl std::fmt::Debug for RecordingResolver {
     }
 }
 
-/// What one source of paths led to.
+/// What a look came to.
+#[derive(Debug)]
+enum Look {
+    Found(FoundRecording),
+    NotRecorded,
+    /// The text says what is waited for.
+    NotYet {
+        why: String,
+        size_seen: Option<u64>,
+    },
+    Failed {
+        why: String,
+        evidence: RecordingEvidence,
+    },
+}
+
+/// What one source of names led to.
+#[derive(Debug)]
 enum Candidate {
-    Found(RecordingFile),
-    /// Named, but empty or not there.
-    NotThere(String),
+    Found(FoundRecording),
+    /// Named, but empty, growing, not there or not allowed.
+    NotYet {
+        why: String,
+        size_seen: Option<u64>,
+    },
     /// Nothing named.
     Nothing,
+}
+
+impl Candidate {
+    fn not_yet(why: String) -> Self {
+        Self::NotYet {
+            why,
+            size_seen: None,
+        }
+    }
+}
+
+/// Why a file counts as whole.
+#[derive(Debug, Clone, Copy)]
+enum Whole {
+    /// Whoever wrote it says that it has ended, at this size if that is known.
+    Ended { size: Option<u64> },
+    /// Nobody says so: its size has to be the same at two looks.
+    SeenBefore { size: Option<u64> },
+}
+
+/// The place and the way in which a name is to be looked for.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    whole: Whole,
+    evidence: RecordingEvidence,
 }
 
 impl RecordingResolver {
@@ -212,250 +247,473 @@ impl RecordingResolver {
     ) -> Self {
         Self {
             store,
-            config,
+            config: Arc::new(config),
             directory,
         }
     }
 
-    /// Looks for the recording of a call that has ended. Whatever is [`Resolution::NotYet`] becomes [`Resolution::Lost`] when the call
-    /// ended longer ago than the configured wait.
+    /// Looks for the recording of a call that has ended.
     pub async fn resolve(&self, record: &CallRecord, now: DateTime<Utc>) -> Resolution {
-        let waited_for = match self.look(record).await {
-            Resolution::NotYet(waited_for) => waited_for,
-            other => return other,
-        };
-        // A record without any time is not waited for: there is nothing to measure the wait from.
-        match self.deadline(record) {
-            Some(deadline) if now < deadline => Resolution::NotYet(waited_for),
-            _ => Resolution::Lost(format!(
-                "{waited_for}, {} s after the call ended",
-                self.config.wait_s
-            )),
+        match self.look(record).await {
+            Look::Found(found) => Resolution::Found(found),
+            Look::NotRecorded => Resolution::NotRecorded,
+            Look::Failed { why, evidence } => Resolution::Failed { why, evidence },
+            Look::NotYet { why, size_seen } => {
+                patience(&self.config, record.ended_at(), now, why, size_seen)
+            }
         }
     }
 
     /// Until when the recording of a call is waited for.
     pub fn deadline(&self, record: &CallRecord) -> Option<DateTime<Utc>> {
-        let wait = TimeDelta::try_seconds(i64::try_from(self.config.wait_s).ok()?)?;
-        record.ended_at()?.checked_add_signed(wait)
+        after(record.ended_at()?, self.config.wait_s)
     }
 
-    async fn look(&self, record: &CallRecord) -> Resolution {
-        let mut not_there = None;
-        if let Some(path) = &record.files.recording {
-            match self.candidate([path.as_str()]) {
-                Candidate::Found(file) => return Resolution::Found(file),
-                Candidate::NotThere(what) => not_there = Some(what),
-                Candidate::Nothing => {}
-            }
-        }
-        let egress_id = record.egress_id().map(with_prefix);
-        let Some(query) = egress_query(record, egress_id.as_deref()) else {
-            return match (not_there, &record.recording) {
-                // What this worker writes itself is complete when the record is, so there is nothing to wait for.
-                (Some(what), Some(recording)) if recording.source == RecordingSource::Local => {
-                    Resolution::Lost(what)
-                }
-                (Some(what), _) => Resolution::NotYet(what),
-                (None, Some(recording)) if recording.state == RecordingState::Failed => {
-                    Resolution::Lost(
-                        recording
-                            .error
-                            .clone()
-                            .unwrap_or_else(|| "the recording failed".to_owned()),
-                    )
-                }
-                (None, Some(_)) => Resolution::Lost(
-                    "the recording was started, but nothing tells where it is".to_owned(),
-                ),
-                (None, None) => Resolution::NotRecorded,
-            };
+    async fn look(&self, record: &CallRecord) -> Look {
+        let on_disk = {
+            let (this, record) = (self.clone(), record.clone());
+            // The folder may be on another machine, and the disk may be slow.
+            tokio::task::spawn_blocking(move || this.look_on_disk(&record))
         };
-        if let Some(id) = &egress_id {
-            match self.look_in_manifest(id) {
-                Candidate::Found(file) => return Resolution::Found(file),
-                Candidate::NotThere(what) => not_there = Some(what),
+        let not_there = match on_disk.await {
+            Ok(Candidate::Found(found)) => return Look::Found(found),
+            Ok(not_there) => not_there,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime is ending.
+            Err(_) => return not_yet("the worker is stopping".to_owned()),
+        };
+        if !is_egress(record) {
+            return without_egress(record, not_there);
+        }
+        let asked = self.ask_directory(record).await;
+        match (asked, not_there) {
+            (asked @ (Look::Found(_) | Look::Failed { .. }), _) => asked,
+            // What is here and not whole yet says more than what the server does not know.
+            (_, Candidate::NotYet { why, size_seen }) => Look::NotYet { why, size_seen },
+            (asked, _) => asked,
+        }
+    }
+
+    /// Everything that can be looked for without asking anybody. Blocks.
+    fn look_on_disk(&self, record: &CallRecord) -> Candidate {
+        let recording = record.recording.as_ref();
+        let part = &record.uploads.recording;
+        let seen_before = Whole::SeenBefore {
+            size: matches!(part.state, PartState::Waiting | PartState::Missing)
+                .then_some(part.size)
+                .flatten(),
+        };
+        let mut verdict = Candidate::Nothing;
+        if let Some(path) = &record.files.recording {
+            let ours = recording.is_some_and(|known| known.source == RecordingSource::Local);
+            let resolved = recording.is_some_and(|known| known.state == RecordingState::Resolved);
+            let wanted = Wanted {
+                // What this worker writes itself is complete when the record is.
+                whole: if ours || resolved {
+                    Whole::Ended { size: None }
+                } else {
+                    seen_before
+                },
+                evidence: RecordingEvidence::Record,
+            };
+            match self.candidate([path.as_str()], None, wanted) {
+                Candidate::Found(mut found) => {
+                    if ours {
+                        // A recording that broke off is worth more than none.
+                        found.flaw = recording.and_then(|known| known.error.clone());
+                    }
+                    return Candidate::Found(found);
+                }
                 Candidate::Nothing => {}
+                not_yet => verdict = not_yet,
             }
         }
-        match self.ask_directory(&query).await {
-            Resolution::NotYet(what) => Resolution::NotYet(not_there.unwrap_or(what)),
-            other => other,
+        if let Some(id) = record.egress_id() {
+            match self.look_in_manifest(&with_prefix(id)) {
+                Candidate::Nothing => {}
+                Candidate::Found(found) => return Candidate::Found(found),
+                not_yet => verdict = not_yet,
+            }
         }
+        // Its name has our session's id in it, so whoever wrote it, it is this call's.
+        if let Some(known) = recording
+            && known.source == RecordingSource::Egress
+            && let Some(name) = &known.recording_filename
+            && name.contains(record.session_id.as_str())
+        {
+            let wanted = Wanted {
+                whole: seen_before,
+                evidence: RecordingEvidence::Record,
+            };
+            match self.candidate([name.as_str()], None, wanted) {
+                Candidate::Found(found) => return Candidate::Found(found),
+                grows @ Candidate::NotYet {
+                    size_seen: Some(_), ..
+                } => return grows,
+                _ => {}
+            }
+        }
+        verdict
     }
 
     /// `recordings/<egress id>.json`, which an egress writes after its file.
     fn look_in_manifest(&self, egress_id: &str) -> Candidate {
-        let name = format!("recordings/{}.json", sanitise(egress_id));
-        let manifest = match self.store.resolve(&name) {
-            Ok(path) => path,
-            Err(error) => {
+        let file = RecordingPath {
+            folder: self.config.local_prefix.trim_matches('/').to_owned(),
+            rest: format!("{}.json", sanitise(egress_id)),
+        };
+        let name = file.to_string();
+        let manifest = match self.read_manifest(&file) {
+            Ok(None) => return Candidate::Nothing,
+            Ok(Some(manifest)) => manifest,
+            Err(problem) => {
                 warn!(
                     egress.id = egress_id,
-                    "manifest refused: {}",
-                    mask_numbers(&error.to_string())
+                    file = name,
+                    problem,
+                    "manifest is not readable"
                 );
-                return Candidate::Nothing;
+                return Candidate::not_yet(format!("the manifest {name} {problem}"));
             }
         };
-        match read_manifest(&manifest) {
-            Ok(None) => Candidate::Nothing,
-            Ok(Some(manifest)) => {
-                let paths: Vec<&str> = manifest
-                    .files
-                    .iter()
-                    .flat_map(|file| [file.filename.as_deref(), file.location.as_deref()])
-                    .flatten()
-                    .collect();
-                match self.candidate(paths) {
-                    Candidate::Found(mut file) => {
-                        file.duration = file
-                            .duration
-                            .or_else(|| whole_seconds(manifest.ended_at - manifest.started_at));
-                        Candidate::Found(file)
-                    }
-                    Candidate::Nothing => {
-                        Candidate::NotThere(format!("the manifest {name} names no file"))
-                    }
-                    other => other,
+        if manifest
+            .egress_id
+            .as_deref()
+            .is_some_and(|inside| inside != egress_id)
+        {
+            warn!(
+                egress.id = egress_id,
+                file = name,
+                "manifest refused: it is another egress's"
+            );
+            return Candidate::not_yet(format!("the manifest {name} is another egress's"));
+        }
+        let wanted = Wanted {
+            whole: Whole::Ended { size: None },
+            evidence: RecordingEvidence::Manifest,
+        };
+        let mut verdict = Candidate::Nothing;
+        for file in &manifest.files {
+            match self.candidate(file.names(), None, wanted) {
+                Candidate::Found(mut found) => {
+                    found.duration = found.duration.or(manifest.duration);
+                    return Candidate::Found(found);
                 }
+                Candidate::Nothing => {}
+                not_yet => verdict = not_yet,
             }
-            Err(problem) => {
-                warn!(egress.id = egress_id, file = %manifest.display(), problem, "manifest is not readable");
-                Candidate::NotThere(format!("the manifest {name} {problem}"))
-            }
+        }
+        match verdict {
+            Candidate::Nothing => Candidate::not_yet(format!("the manifest {name} names no file")),
+            verdict => verdict,
         }
     }
 
-    async fn ask_directory(&self, query: &EgressQuery) -> Resolution {
-        let wanted = match query {
-            EgressQuery::Id(id) => format!("the egress {id}"),
-            EgressQuery::Room(room) => format!("an egress of the room {room}"),
+    /// `None` when it is not there (yet).
+    fn read_manifest(&self, file: &RecordingPath) -> Result<Option<Manifest>, String> {
+        let path = self
+            .store
+            .resolve(&file.to_string())
+            .map_err(|error| format!("is refused: it {error}"))?;
+        let unreadable = |error: io::Error| format!("cannot be read: {error}");
+        let meta = match fs::metadata(&path) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(error)),
+        };
+        if !meta.is_file() {
+            return Err("is no file".to_owned());
+        }
+        if meta.len() > MAX_MANIFEST_BYTES {
+            return Err(format!("has {} bytes, which is no manifest", meta.len()));
+        }
+        Manifest::read(&fs::read(&path).map_err(unreadable)?).map(Some)
+    }
+
+    /// The server's Egress API, by the egress's id, then by the room.
+    async fn ask_directory(&self, record: &CallRecord) -> Look {
+        let id = record.egress_id().map(with_prefix);
+        let wanted = match (&id, &record.room.name) {
+            (Some(id), _) => format!("the egress {id}"),
+            (None, Some(room)) => format!("an egress of the room {room}"),
+            (None, None) => "the egress, of which neither id nor room is known,".to_owned(),
         };
         let Some(directory) = &self.directory else {
-            return Resolution::NotYet(format!("{wanted} has left no manifest in recordings/"));
+            return not_yet(format!("{wanted} has left no manifest in recordings/"));
         };
-        let reports = match directory.find(query.clone()).await {
-            Ok(reports) => reports,
-            Err(error) => {
-                warn!(error, "egress not asked for");
-                return Resolution::NotYet(error);
+        let mut reports = Vec::new();
+        if let Some(id) = id {
+            match directory.find(EgressQuery::Id(id)).await {
+                Ok(found) => reports = found,
+                Err(error) => return not_asked(error),
             }
-        };
+        }
+        if reports.is_empty()
+            && let Some(room) = record.room.name.clone()
+        {
+            match directory.find(EgressQuery::Room(room)).await {
+                Ok(found) => reports.extend(found.into_iter().filter(|one| belongs(one, record))),
+                Err(error) => return not_asked(error),
+            }
+        }
         debug!(
             count = reports.len(),
             wanted = mask_numbers(&wanted),
             "egresses found"
         );
-        let mut verdict = Resolution::NotYet(format!(
-            "{wanted} is not known to the server and has left no manifest in recordings/"
-        ));
-        for report in reports {
-            match report.progress {
-                EgressProgress::Done => {
-                    match self.candidate(report.paths.iter().map(String::as_str)) {
-                        Candidate::Found(mut file) => {
-                            file.duration = file.duration.or(report.duration);
-                            return Resolution::Found(file);
-                        }
-                        Candidate::NotThere(what) => verdict = Resolution::NotYet(what),
-                        Candidate::Nothing => {
-                            verdict = Resolution::Lost(format!("{wanted} has made no file"))
-                        }
-                    }
-                }
-                EgressProgress::Running => {
-                    verdict = Resolution::NotYet(format!("{wanted} has not ended"))
-                }
-                // One of several egresses of a room may have failed while another works.
-                EgressProgress::Failed(reason) => {
-                    if !matches!(verdict, Resolution::NotYet(ref what) if what.ends_with("has not ended"))
-                    {
-                        verdict = Resolution::Lost(format!("{wanted} has failed: {reason}"));
-                    }
-                }
-            }
-        }
-        verdict
-    }
-
-    /// The first of the paths, each in every way it can be meant, that is a file with something in it.
-    fn candidate<'a>(&self, paths: impl IntoIterator<Item = &'a str>) -> Candidate {
-        let mut verdict = Candidate::Nothing;
-        for given in paths.into_iter().filter(|path| !path.is_empty()) {
-            for relative in self.meanings(given) {
-                let path = match self.store.resolve(&relative) {
-                    Ok(path) => path,
-                    Err(error) => {
-                        warn!("recording refused: {}", mask_numbers(&error.to_string()));
-                        verdict = Candidate::NotThere(format!(
-                            "the recording's path {given:?} is not inside the data folder"
-                        ));
-                        continue;
-                    }
-                };
-                match fs::metadata(&path) {
-                    Ok(meta) if meta.is_file() && meta.len() > 0 => {
-                        let duration = oggopus_seconds(&path);
-                        return Candidate::Found(RecordingFile {
-                            relative,
-                            path,
-                            size: meta.len(),
-                            duration,
-                        });
-                    }
-                    Ok(meta) if meta.is_file() => {
-                        verdict = Candidate::NotThere(format!("the recording {relative} is empty"));
-                    }
-                    _ if matches!(verdict, Candidate::Nothing) => {
-                        verdict =
-                            Candidate::NotThere(format!("the recording {relative} is not there"));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        verdict
-    }
-
-    /// A path as somebody wrote it, as paths relative to the data folder: by the configured prefix, as it is when it is relative, and from
-    /// its last `recordings/` on. An egress writes absolute paths of its own host, sometimes without the leading `/`.
-    fn meanings(&self, given: &str) -> Vec<String> {
-        let given = given.replace('\\', "/");
-        let mut meanings = Vec::new();
-        let prefix = self.config.egress_prefix.trim_matches('/');
-        if !prefix.is_empty()
-            && let Some(rest) = given
-                .trim_start_matches('/')
-                .strip_prefix(prefix)
-                .and_then(|rest| rest.strip_prefix('/'))
-        {
-            meanings.push(format!(
-                "{}/{rest}",
-                self.config.local_prefix.trim_end_matches('/')
+        if reports.is_empty() {
+            return not_yet(format!(
+                "{wanted} is not known to the server and has left no manifest in recordings/"
             ));
         }
-        let inside_root = Path::new(&given)
-            .strip_prefix(self.store.root())
-            .ok()
-            .and_then(Path::to_str);
-        if let Some(rest) = inside_root {
-            meanings.push(rest.to_owned());
-        } else if given.starts_with("recordings/")
-            || (meanings.is_empty() && !given.starts_with('/'))
-        {
-            meanings.push(given.clone());
+        self.judge_all(reports, &wanted).await
+    }
+
+    /// One of several egresses of a room may have failed while another works: what is found counts, then what may still come.
+    async fn judge_all(&self, reports: Vec<EgressReport>, wanted: &str) -> Look {
+        let mut verdict: Option<Look> = None;
+        for report in reports {
+            match (self.judge(report, wanted).await, &verdict) {
+                (found @ Look::Found(_), _) => return found,
+                (Look::Failed { .. }, Some(Look::NotYet { .. })) => {}
+                (look, _) => verdict = Some(look),
+            }
         }
-        if let Some(position) = given.rfind("/recordings/") {
-            meanings.push(given[position + 1..].to_owned());
+        verdict.unwrap_or_else(|| not_yet(format!("{wanted} is not known to the server")))
+    }
+
+    async fn judge(&self, report: EgressReport, wanted: &str) -> Look {
+        let flaw = match &report.progress {
+            EgressProgress::Running => return not_yet(format!("{wanted} has not ended")),
+            EgressProgress::Done => None,
+            EgressProgress::Failed(reason) => {
+                let why = format!("{wanted} has failed: {reason}");
+                if !report.backup_storage_used {
+                    return failed(why);
+                }
+                Some(why)
+            }
+        };
+        let this = self.clone();
+        let looking = tokio::task::spawn_blocking(move || this.look_for_files(&report));
+        let candidate = match looking.await {
+            Ok(candidate) => candidate,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return not_yet("the worker is stopping".to_owned()),
+        };
+        match (candidate, flaw) {
+            (Candidate::Found(mut found), flaw) => {
+                found.flaw = flaw;
+                Look::Found(found)
+            }
+            (Candidate::NotYet { why, size_seen }, None) => Look::NotYet { why, size_seen },
+            (Candidate::NotYet { why, size_seen }, Some(flaw)) => Look::NotYet {
+                why: format!("{flaw}; from its backup storage, {why}"),
+                size_seen,
+            },
+            (Candidate::Nothing, flaw) => {
+                failed(flaw.unwrap_or_else(|| format!("{wanted} has made no file")))
+            }
         }
-        if meanings.is_empty() {
-            // Absolute, and nothing maps it: the file itself may be mounted flat.
-            let name = given.rsplit('/').next().unwrap_or_default();
-            meanings.push(format!("recordings/{name}"));
+    }
+
+    fn look_for_files(&self, report: &EgressReport) -> Candidate {
+        let mut verdict = Candidate::Nothing;
+        for file in &report.files {
+            let wanted = Wanted {
+                whole: Whole::Ended { size: file.size },
+                evidence: RecordingEvidence::EgressApi,
+            };
+            let names = [file.filename.as_str(), file.location.as_str()];
+            match self.candidate(names, file.bucket.as_deref(), wanted) {
+                Candidate::Found(mut found) => {
+                    found.duration = found.duration.or(file.duration);
+                    return Candidate::Found(found);
+                }
+                Candidate::Nothing => {}
+                not_yet => verdict = not_yet,
+            }
         }
-        meanings.dedup();
-        meanings
+        verdict
+    }
+
+    /// The first of the names, each in every way it can be meant, that is a whole recording. Names that are refused are logged.
+    fn candidate<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+        bucket: Option<&str>,
+        wanted: Wanted,
+    ) -> Candidate {
+        let root = self.store.root().to_string_lossy();
+        let rules = NameRules {
+            egress_prefix: &self.config.egress_prefix,
+            local_prefix: &self.config.local_prefix,
+            root: &root,
+            buckets: &[],
+        };
+        let mut verdict = Candidate::Nothing;
+        let mut tried = HashSet::new();
+        for name in names {
+            if name.is_empty() || !tried.insert(name) {
+                continue;
+            }
+            let meaning = match bucket {
+                Some(bucket) if !name.contains("://") => rules.object(bucket, name),
+                _ => rules.meaning(name),
+            };
+            let refused = match meaning {
+                Meaning::Files(paths) => {
+                    for path in paths {
+                        match self.file(&path, wanted) {
+                            Candidate::Found(found) => return Candidate::Found(found),
+                            // That a file grows or is empty says more than that another is not there.
+                            grows @ Candidate::NotYet {
+                                size_seen: Some(_), ..
+                            } => verdict = grows,
+                            other if matches!(verdict, Candidate::Nothing) => verdict = other,
+                            _ => {}
+                        }
+                    }
+                    continue;
+                }
+                Meaning::S3(object) => format!("cannot be fetched from {object}"),
+                Meaning::Refused(why) => why,
+            };
+            let name = mask_numbers(&format!("{name:?}"));
+            warn!(name, why = refused, "recording refused");
+            if !matches!(
+                verdict,
+                Candidate::NotYet {
+                    size_seen: Some(_),
+                    ..
+                }
+            ) {
+                verdict = Candidate::not_yet(format!("the recording's name {name} {refused}"));
+            }
+        }
+        verdict
+    }
+
+    fn file(&self, file: &RecordingPath, wanted: Wanted) -> Candidate {
+        let name = file.to_string();
+        let path = match self.store.resolve(&name) {
+            Ok(path) => path,
+            Err(error) => {
+                let error = mask_numbers(&error.to_string());
+                warn!(error, "recording refused");
+                return Candidate::not_yet(format!(
+                    "the recording {name} is not inside the data folder"
+                ));
+            }
+        };
+        let size = match fs::metadata(&path) {
+            Ok(meta) if meta.is_file() => meta.len(),
+            Ok(_) => return Candidate::not_yet(format!("the recording {name} is no file")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Candidate::not_yet(format!("the recording {name} is not there"));
+            }
+            Err(error) => {
+                return Candidate::not_yet(format!("the recording {name} cannot be read: {error}"));
+            }
+        };
+        if let Some(why) = incomplete(&name, size, wanted.whole) {
+            return Candidate::NotYet {
+                why,
+                size_seen: Some(size),
+            };
+        }
+        Candidate::Found(FoundRecording {
+            name,
+            size,
+            duration: ogg_seconds(&path),
+            evidence: wanted.evidence,
+            flaw: None,
+            place: Place::File(path),
+        })
+    }
+}
+
+/// Why a file of this size is not whole; none when it is.
+fn incomplete(name: &str, size: u64, whole: Whole) -> Option<String> {
+    if size == 0 {
+        return Some(format!("the recording {name} is empty"));
+    }
+    match whole {
+        Whole::Ended { size: Some(end) } if size < end => Some(format!(
+            "the recording {name} has {size} of its {end} bytes"
+        )),
+        Whole::Ended { .. } => None,
+        Whole::SeenBefore { size: Some(before) } if before == size => None,
+        Whole::SeenBefore { .. } => Some(format!(
+            "the recording {name} may still grow ({size} bytes)"
+        )),
+    }
+}
+
+/// How long to go on looking: for the time allowed as something that is waited for, then as something that is missing.
+fn patience(
+    config: &RecordingConfig,
+    ended_at: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+    why: String,
+    size_seen: Option<u64>,
+) -> Resolution {
+    // A record without any time is not waited for: there is nothing to measure the wait from.
+    let Some(ended_at) = ended_at else {
+        return Resolution::Missing {
+            why,
+            look_again: None,
+            size_seen,
+        };
+    };
+    let since_end = (now - ended_at).to_std().unwrap_or_default();
+    // The longer the call is over, the less often it is worth a look. A file that is there is worth one soon.
+    let pause = |longest: Duration| match size_seen {
+        Some(size) if size > 0 => SECOND_LOOK,
+        _ => (since_end / 4).clamp(FIRST_LOOK, longest),
+    };
+    let next = |longest| now + TimeDelta::from_std(pause(longest)).unwrap_or(TimeDelta::hours(1));
+    if let Some(deadline) = after(ended_at, config.wait_s)
+        && now < deadline
+    {
+        return Resolution::Wait {
+            why,
+            look_again: next(LONGEST_LOOK).min(deadline),
+            size_seen,
+        };
+    }
+    let look_again = next(LONGEST_LATE_LOOK);
+    let end_of_late = after(ended_at, config.late_s.max(config.wait_s));
+    Resolution::Missing {
+        why: format!("{why}, {} s after the call ended", config.wait_s),
+        look_again: end_of_late
+            .filter(|end| now < *end)
+            .map(|end| look_again.min(end)),
+        size_seen,
+    }
+}
+
+fn after(time: DateTime<Utc>, seconds: u64) -> Option<DateTime<Utc>> {
+    let seconds = TimeDelta::try_seconds(i64::try_from(seconds).ok()?)?;
+    time.checked_add_signed(seconds)
+}
+
+fn not_yet(why: String) -> Look {
+    Look::NotYet {
+        why,
+        size_seen: None,
+    }
+}
+
+fn not_asked(error: String) -> Look {
+    warn!(error, "egress not asked for");
+    not_yet(error)
+}
+
+fn failed(why: String) -> Look {
+    Look::Failed {
+        why,
+        evidence: RecordingEvidence::EgressApi,
     }
 }
 
@@ -467,54 +725,58 @@ fn with_prefix(id: &str) -> String {
     }
 }
 
-/// How to ask for the egress of a record: by its id; by the room when one was asked for and its id was lost with the process; not at all
-/// when this process recorded, or nobody did.
-fn egress_query(record: &CallRecord, egress_id: Option<&str>) -> Option<EgressQuery> {
-    if let Some(id) = egress_id {
-        return Some(EgressQuery::Id(id.to_owned()));
-    }
-    let recording = record.recording.as_ref()?;
-    let lost =
-        recording.source == RecordingSource::Egress && recording.state == RecordingState::Requested;
-    lost.then(|| record.room.name.clone().map(EgressQuery::Room))
-        .flatten()
+/// Whether an egress is to be asked for: its id is known, or one was asked for and its id was lost with the process.
+fn is_egress(record: &CallRecord) -> bool {
+    record.egress_id().is_some()
+        || record.recording.as_ref().is_some_and(|recording| {
+            recording.source == RecordingSource::Egress
+                && matches!(
+                    recording.state,
+                    RecordingState::Requested | RecordingState::Missing
+                )
+        })
 }
 
-/// What an egress writes beside its file.
-#[derive(Debug, Deserialize)]
-struct Manifest {
-    #[serde(default)]
-    started_at: i64,
-    #[serde(default)]
-    ended_at: i64,
-    #[serde(default)]
-    files: Vec<ManifestFile>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ManifestFile {
-    filename: Option<String>,
-    location: Option<String>,
-}
-
-/// `None` when it is not there (yet).
-fn read_manifest(path: &Path) -> Result<Option<Manifest>, String> {
-    let size = match fs::metadata(path) {
-        Ok(meta) => meta.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("can not be read: {error}")),
+/// What it means that no file was found for a call of which no egress is known.
+fn without_egress(record: &CallRecord, found: Candidate) -> Look {
+    let failed = |why: String| Look::Failed {
+        why,
+        evidence: RecordingEvidence::Call,
     };
-    if size > MAX_MANIFEST_BYTES {
-        return Err(format!("has {size} bytes, which is no manifest"));
+    match (found, &record.recording) {
+        (Candidate::Found(found), _) => Look::Found(found),
+        (Candidate::NotYet { why, .. }, Some(known)) if known.source == RecordingSource::Local => {
+            failed(match &known.error {
+                Some(error) => format!("{why}: {error}"),
+                None => why,
+            })
+        }
+        (Candidate::NotYet { why, size_seen }, _) => Look::NotYet { why, size_seen },
+        (Candidate::Nothing, Some(known)) => failed(match &known.error {
+            Some(error) => error.clone(),
+            None => "the recording was started, but nothing tells where it is".to_owned(),
+        }),
+        (Candidate::Nothing, None) => Look::NotRecorded,
     }
-    let bytes = fs::read(path).map_err(|error| format!("can not be read: {error}"))?;
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| format!("is not an egress manifest: {error}"))
+}
+
+/// Whether an egress of a room of this name is this call's: rooms have the same name again, and the server remembers for a day.
+fn belongs(report: &EgressReport, record: &CallRecord) -> bool {
+    if let Some(sid) = record.room.sid.as_deref().filter(|sid| !sid.is_empty())
+        && !report.room_id.is_empty()
+    {
+        return report.room_id == sid;
+    }
+    let Some(started_at) = report.started_at else {
+        return true;
+    };
+    let not_before = record.timestamps.call_start.map(|at| at - CLOCK_TOLERANCE);
+    let not_after = record.ended_at().map(|at| at + CLOCK_TOLERANCE);
+    not_before.is_none_or(|at| started_at >= at) && not_after.is_none_or(|at| started_at <= at)
 }
 
 /// Length of an Ogg file by its own clock; nothing for other formats.
-fn oggopus_seconds(path: &Path) -> Option<u64> {
+fn ogg_seconds(path: &std::path::Path) -> Option<u64> {
     let duration = oggopus::duration(path).ok()?;
     Some(
         duration

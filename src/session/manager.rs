@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::time;
-use super::{ConversationItem, LeadId, SessionId};
+use super::{ConversationItem, LeadId, RecordingMetadata, SessionId};
 
 /// The key under which the original kept the latest lead's path in the campaign metadata.
 const LEAD_FILE: &str = "lead_file";
@@ -103,56 +103,6 @@ impl CallMetadata {
         take(&mut self.client, &newer.client);
         take(&mut self.room_sid, &newer.room_sid);
     }
-}
-
-/// How far a recording has come.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RecordingState {
-    /// Asked for, not confirmed.
-    #[default]
-    Requested,
-    /// Running.
-    Active,
-    /// The file is there.
-    Resolved,
-    /// It should be there, and is not.
-    Missing,
-    /// It could not be made.
-    Failed,
-}
-
-/// Who makes the recording.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RecordingSource {
-    /// LiveKit Egress, started by us.
-    #[default]
-    Egress,
-    /// The call's own process.
-    Local,
-    /// LiveKit Egress, started by whoever made the campaign metadata.
-    External,
-}
-
-/// What is known about the recording of the call.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RecordingMetadata {
-    /// `EG_…`, when an egress makes it.
-    pub egress_id: Option<String>,
-    /// Path as asked for: relative to the data folder when local, the egress host's path otherwise.
-    pub recording_filename: Option<String>,
-    /// When it was asked for.
-    #[serde(with = "time::option")]
-    pub recording_start_time: Option<DateTime<Utc>>,
-    /// How far it has come.
-    pub state: RecordingState,
-    /// Who makes it.
-    pub source: RecordingSource,
-    /// Why it failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
 }
 
 /// What the caller wants, as the model understood it.
@@ -434,7 +384,7 @@ impl SessionManager {
                     data.campaign_metadata
                         .insert(EGRESS_ID.to_owned(), id.clone().into());
                 }
-                data.recording = Some(recording.clone());
+                RecordingMetadata::take_newer(&mut data.recording, recording);
             }
             SessionEvent::Item(item) => data.items.push(item.clone()),
             SessionEvent::LeadFile { path } => {
@@ -490,7 +440,7 @@ impl SessionManager {
         &self.data.campaign_metadata
     }
 
-    /// Replaces what is known about the recording.
+    /// Replaces what is known about the recording, unless that would lead back from what it has come to.
     pub fn set_recording_metadata(&mut self, recording: RecordingMetadata) {
         self.record(SessionEvent::Recording(recording));
     }

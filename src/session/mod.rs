@@ -7,6 +7,7 @@ mod id;
 mod lead;
 mod manager;
 mod record;
+mod recording;
 pub mod time;
 mod transcript;
 
@@ -16,13 +17,15 @@ pub use id::{IdError, LeadId, SessionId, mask_numbers, sanitise};
 pub use lead::Lead;
 pub use manager::{
     CallMetadata, CallStart, CallStatus, CloseReason, CompleteSessionData, Direction, EventSink,
-    Intent, Outcome, RecordingMetadata, RecordingSource, RecordingState, SessionEvent,
-    SessionManager, Usage,
+    Intent, Outcome, SessionEvent, SessionManager, Usage,
 };
 pub use record::{
     Attempt, AttemptOutcome, CallDataDelivery, CallRecord, CampaignIds, DeliveredRecording,
     DeliveryPart, PartState, Progress, RecordFiles, RecordOutcome, RecordStatus, RecordTimestamps,
     RecordUploads, RecordingDelivery, RoomRef, SCHEMA_VERSION, call_id_base, crm_payload,
+};
+pub use recording::{
+    RecordingChange, RecordingEvidence, RecordingMetadata, RecordingSource, RecordingState,
 };
 pub use transcript::{
     ConversationItem, ITEM_SOURCE, Role, TranscribedItem, Transcription, TranscriptionMetadata,

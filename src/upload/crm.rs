@@ -1,6 +1,5 @@
 //! The CRM's two requests. Knows what is sent and how; [`super::policy`] knows what the answers mean.
 
-use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -8,9 +7,8 @@ use reqwest::header::{DATE, HeaderName, RETRY_AFTER};
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Client, RequestBuilder, Url, redirect};
 use serde_json::Value;
-use tokio::io::AsyncReadExt as _;
-use tokio_util::io::ReaderStream;
 
+use crate::recording::resolve::FoundRecording;
 use crate::session::time;
 
 use super::policy::{self, Answer, Verdict};
@@ -18,8 +16,6 @@ use super::{CrmConfig, CrmToken, UploadError};
 
 /// More than this of an answer is not read.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-/// Pieces in which a recording is read from disk: all of it that is in memory at a time.
-const READ_BYTES: usize = 64 * 1024;
 
 /// A CRM that can be sent to.
 #[derive(Debug)]
@@ -56,28 +52,21 @@ impl Crm {
         &self.config.url_pointers
     }
 
-    /// `POST {base}/upload` with the file streamed from disk. A file that has grown since is sent up to `size`.
+    /// `POST {base}/upload` with the recording streamed from where it is, with its length known beforehand.
     ///
     /// # Errors
-    /// When the file cannot be opened, which says nothing about the CRM.
+    /// When the recording cannot be opened, which says nothing about the CRM.
     pub(super) async fn upload(
         &self,
-        path: &Path,
-        size: u64,
+        recording: &FoundRecording,
         key: &str,
     ) -> Result<Verdict, String> {
-        let file = tokio::fs::File::open(path)
-            .await
-            .map_err(|error| format!("failed to read {}: {error}", path.display()))?;
-        let stream = ReaderStream::with_capacity(file.take(size), READ_BYTES);
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let part = Part::stream_with_length(Body::wrap_stream(stream), size)
-            .file_name(name)
-            .mime_str(media_type(path))
-            .map_err(|error| format!("failed to describe {}: {error}", path.display()))?;
+        let stream = recording.open().await?;
+        let name = recording.file_name();
+        let part = Part::stream_with_length(Body::wrap_stream(stream), recording.size)
+            .file_name(name.to_owned())
+            .mime_str(media_type(name))
+            .map_err(|error| format!("failed to describe {}: {error}", recording.name))?;
         let (who, url) = self.endpoint(&self.config.upload_path);
         let request = self
             .client
@@ -188,11 +177,10 @@ fn explain(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
-fn media_type(path: &Path) -> &'static str {
-    match path
-        .extension()
-        .and_then(|extension| extension.to_str())
-        .unwrap_or_default()
+fn media_type(file_name: &str) -> &'static str {
+    match file_name
+        .rsplit_once('.')
+        .map_or("", |(_, extension)| extension)
     {
         "ogg" | "opus" | "oga" => "audio/ogg",
         "mp3" => "audio/mpeg",

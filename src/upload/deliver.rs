@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
-use crate::recording::resolve::{RecordingFile, Resolution};
+use crate::recording::resolve::{FoundRecording, Resolution};
 use crate::session::{
     Attempt, AttemptOutcome, CallRecord, DeliveredRecording, DeliveryPart, PartState, RecordStatus,
     SessionId, crm_payload, mask_numbers,
@@ -16,11 +16,6 @@ use crate::store::{Claim, PendingRecord, Store, StoreError};
 use super::policy::{self, Verdict};
 use super::queue::{Due, due_of};
 use super::{SuccessRule, Uploader, later};
-
-/// A recording that is waited for is looked for after this, then less and less often, up to [`LONGEST_LOOK`].
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// See [`FIRST_LOOK`].
-const LONGEST_LOOK: Duration = Duration::from_secs(30);
 
 /// How a record is to be treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,12 +202,16 @@ impl Uploader {
         let recording = match record.uploads.recording.state {
             PartState::Pending | PartState::Waiting => {
                 match self.resolver.resolve(&record, self.now()).await {
-                    Resolution::Found(file) => {
-                        format!("{} ({} bytes) would be uploaded", file.relative, file.size)
+                    Resolution::Found(found) => {
+                        format!("{} ({} bytes) would be uploaded", found.name, found.size)
                     }
                     Resolution::NotRecorded => "the call was not recorded".to_owned(),
-                    Resolution::NotYet(why) => format!("the recording would be waited for: {why}"),
-                    Resolution::Lost(why) => format!("there is no recording: {why}"),
+                    Resolution::Wait { why, .. } => {
+                        format!("the recording would be waited for: {why}")
+                    }
+                    Resolution::Missing { why, .. } | Resolution::Failed { why, .. } => {
+                        format!("there is no recording: {why}")
+                    }
                 }
             }
             settled => format!("the recording is {settled:?} already"),
@@ -401,29 +400,33 @@ impl Parcel<'_> {
         if self.record.uploads.recording.state.is_settled() {
             return Ok(Step::Go);
         }
-        let file = match self.uploader.resolver.resolve(&self.record, self.now).await {
-            Resolution::Found(file) => file,
-            Resolution::NotYet(why) => return self.wait_for_recording(why).await,
-            Resolution::NotRecorded => return self.go_without_recording(None).await,
-            Resolution::Lost(why) => {
+        let now = self.now;
+        let resolution = self.uploader.resolver.resolve(&self.record, now).await;
+        let found = match &resolution {
+            Resolution::Found(found) => found,
+            Resolution::Wait {
+                why, look_again, ..
+            } => {
+                return self.wait_for_recording(&resolution, why, *look_again).await;
+            }
+            Resolution::NotRecorded => {
+                return self.go_without_recording(&resolution, None).await;
+            }
+            Resolution::Missing { why, .. } | Resolution::Failed { why, .. } => {
                 warn!(
-                    why = mask_numbers(&why),
+                    why = mask_numbers(why),
                     "the call is delivered without its recording"
                 );
-                return self.go_without_recording(Some(why)).await;
+                return self.go_without_recording(&resolution, Some(why)).await;
             }
         };
-        let found = file.clone();
         self.begin(DeliveryPart::Recording, |record| {
-            record.files.recording = Some(found.relative);
-            let part = &mut record.uploads.recording;
-            part.size = Some(found.size);
-            part.duration = found.duration;
+            resolution.note(record, now);
         })
         .await?;
         let key = self.key(DeliveryPart::Recording);
         let started = tokio::time::Instant::now();
-        let verdict = match self.uploader.crm.upload(&file.path, file.size, &key).await {
+        let verdict = match self.uploader.crm.upload(found, &key).await {
             Ok(verdict) => verdict,
             // The disk's fault, not the CRM's.
             Err(why) => {
@@ -436,13 +439,13 @@ impl Parcel<'_> {
             }
         };
         self.note(DeliveryPart::Recording, &verdict, started.elapsed());
-        self.after_upload(verdict, &file, started.elapsed()).await
+        self.after_upload(verdict, found, started.elapsed()).await
     }
 
     async fn after_upload(
         &mut self,
         verdict: Verdict,
-        file: &RecordingFile,
+        found: &FoundRecording,
         took: Duration,
     ) -> Result<Step, StoreError> {
         let part = DeliveryPart::Recording;
@@ -486,7 +489,7 @@ impl Parcel<'_> {
         };
         self.recording_uploaded = true;
         info!(
-            bytes = file.size,
+            bytes = found.size,
             duration_ms = took.as_millis() as u64,
             "recording uploaded"
         );
@@ -497,36 +500,41 @@ impl Parcel<'_> {
         .await
     }
 
-    async fn wait_for_recording(&mut self, why: String) -> Result<Step, StoreError> {
-        // The longer the call is over, the less often it is worth a look.
-        let since_end = self
-            .record
-            .ended_at()
-            .map(|end| (self.now - end).to_std().unwrap_or_default());
-        let pause = (since_end.unwrap_or_default() / 4).clamp(FIRST_LOOK, LONGEST_LOOK);
-        let deadline = self.uploader.resolver.deadline(&self.record);
-        let due = later(self.now, pause).min(deadline.unwrap_or(self.now));
+    async fn wait_for_recording(
+        &mut self,
+        resolution: &Resolution,
+        why: &str,
+        due: DateTime<Utc>,
+    ) -> Result<Step, StoreError> {
         debug!(
-            why = mask_numbers(&why),
-            pause_ms = pause.as_millis() as u64,
+            why = mask_numbers(why),
+            pause_ms = (due - self.now).num_milliseconds(),
             "the recording is waited for"
         );
+        let now = self.now;
         self.mark(|record| {
+            resolution.note(record, now);
             let part = &mut record.uploads.recording;
             part.state = PartState::Waiting;
             part.next_attempt = Some(due);
-            part.last_error = Some(why);
+            part.last_error = Some(why.to_owned());
         })
         .await?;
         Ok(Step::Stop(End::Waiting(due)))
     }
 
-    async fn go_without_recording(&mut self, why: Option<String>) -> Result<Step, StoreError> {
+    async fn go_without_recording(
+        &mut self,
+        resolution: &Resolution,
+        why: Option<&str>,
+    ) -> Result<Step, StoreError> {
+        let now = self.now;
         self.mark(|record| {
+            resolution.note(record, now);
             let part = &mut record.uploads.recording;
             part.state = PartState::Missing;
             part.next_attempt = None;
-            part.last_error = why;
+            part.last_error = why.map(str::to_owned);
         })
         .await?;
         Ok(Step::Go)

@@ -1,0 +1,342 @@
+//! What a name of a recording, written by somebody else, may mean here. Pure: it never looks at the disk.
+//!
+//! An egress names its file as its own host has it: relative to its working folder, absolute, without the leading `/`, or as an address
+//! of an S3 bucket. Whatever it says, a recording lies in `recordings/` (or the configured folder), or in a bucket that the settings
+//! list; nothing else of this machine, and nothing else of the data folder, is ever taken for one.
+
+use std::fmt;
+
+/// The folder of recordings under the data folder.
+pub(super) const RECORDINGS: &str = "recordings";
+/// Longer names are not looked at: file systems allow 4,096 bytes for a path, S3 1,024 for a key.
+const MAX_NAME_BYTES: usize = 4096;
+
+/// An object in an S3 bucket. Shown as `s3://bucket/key`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct S3Location {
+    /// The bucket's name.
+    pub bucket: String,
+    /// The object's key in it, without a leading `/`.
+    pub key: String,
+}
+
+impl fmt::Display for S3Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s3://{}/{}", self.bucket, self.key)
+    }
+}
+
+/// What a name means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// Files of this machine, to be tried in this order.
+    Files(Vec<RecordingPath>),
+    /// An object.
+    S3(S3Location),
+    /// It must not or cannot be fetched; the rest of a sentence that begins with the name.
+    Refused(String),
+}
+
+/// A path inside one of the folders for recordings. It goes down only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RecordingPath {
+    /// `recordings`, or the configured folder.
+    pub folder: String,
+    /// In it.
+    pub rest: String,
+}
+
+impl fmt::Display for RecordingPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.folder, self.rest)
+    }
+}
+
+/// How names are to be read.
+#[derive(Debug, Clone)]
+pub(super) struct NameRules<'a> {
+    /// The folder on the egress host that is `local_prefix` here; empty when there is none.
+    pub egress_prefix: &'a str,
+    /// Relative to the data folder.
+    pub local_prefix: &'a str,
+    /// The data folder, absolute.
+    pub root: &'a str,
+    /// Buckets that may be read.
+    pub buckets: &'a [String],
+}
+
+impl NameRules<'_> {
+    /// What `name` means.
+    pub fn meaning(&self, name: &str) -> Meaning {
+        if name.len() > MAX_NAME_BYTES {
+            return Meaning::Refused("is too long for a path".to_owned());
+        }
+        if name.chars().any(char::is_control) {
+            return Meaning::Refused("has control characters in it".to_owned());
+        }
+        let name = name.replace('\\', "/");
+        let name = name.strip_prefix("file://").unwrap_or(&name);
+        if let Some((scheme, rest)) = name.split_once("://") {
+            return self.address(scheme, rest);
+        }
+        let mut paths = Vec::new();
+        for meaning in self.paths(name) {
+            match down_only(&meaning.rest) {
+                Some(rest) => {
+                    let path = RecordingPath {
+                        folder: meaning.folder,
+                        rest,
+                    };
+                    if !paths.contains(&path) {
+                        paths.push(path);
+                    }
+                }
+                None => {
+                    return Meaning::Refused(
+                        "does not stay inside the folder of recordings".to_owned(),
+                    );
+                }
+            }
+        }
+        Meaning::Files(paths)
+    }
+
+    /// By the configured prefix; as it is when it is relative; and from its last `recordings/` on.
+    fn paths(&self, name: &str) -> Vec<RecordingPath> {
+        let local = self.local_prefix.trim_matches('/');
+        let within = |folder: &str, rest: &str| RecordingPath {
+            folder: folder.to_owned(),
+            rest: rest.to_owned(),
+        };
+        let mut meanings = Vec::new();
+        let bare = name.trim_start_matches('/');
+        let mapped = after_folder(bare, self.egress_prefix.trim_matches('/'));
+        if let Some(rest) = mapped {
+            meanings.push(within(local, rest));
+        }
+        // Our own absolute paths, as older records have them.
+        let ours = after_folder(bare, self.root.trim_matches('/')).unwrap_or(bare);
+        let ours = ours.strip_prefix("./").unwrap_or(ours);
+        for folder in [RECORDINGS, local] {
+            if let Some(rest) = after_folder(ours, folder) {
+                meanings.push(within(folder, rest));
+            }
+        }
+        if let Some(position) = name.rfind("/recordings/") {
+            let rest = &name[position + "/recordings/".len()..];
+            meanings.push(within(RECORDINGS, rest));
+        }
+        if !meanings.is_empty() {
+            return meanings;
+        }
+        let absolute = name.starts_with('/') || name.get(1..2) == Some(":");
+        if absolute {
+            // Nothing maps it: the egress's folder itself may be mounted as ours.
+            let file = name.rsplit('/').next().unwrap_or_default();
+            meanings.push(within(local, file));
+        } else {
+            meanings.push(within(local, ours));
+        }
+        meanings
+    }
+
+    /// An egress gives the address of an object as `https://bucket.endpoint/key` or `endpoint/bucket/key`, where an endpoint that was
+    /// configured with its scheme makes `https://bucket.http://endpoint/key` of the former (livekit/storage, `s3.go`).
+    fn address(&self, scheme: &str, rest: &str) -> Meaning {
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        match scheme {
+            "s3" => self.object(host, path),
+            "http" | "https" => {
+                for bucket in self.buckets {
+                    let virtual_host = host
+                        .strip_prefix(bucket.as_str())
+                        .and_then(|endpoint| endpoint.strip_prefix('.'));
+                    match virtual_host {
+                        Some("http:" | "https:") => {
+                            let key = path
+                                .trim_start_matches('/')
+                                .split_once('/')
+                                .map_or("", |(_, key)| key);
+                            return self.object(bucket, key);
+                        }
+                        Some(_) => return self.object(bucket, path),
+                        None => {}
+                    }
+                    if let Some(key) = after_folder(path, bucket) {
+                        return self.object(bucket, key);
+                    }
+                }
+                Meaning::Refused(
+                    "is in none of the buckets that recording.s3.buckets lists".to_owned(),
+                )
+            }
+            _ => Meaning::Refused(format!("cannot be fetched: {scheme}:// is not supported")),
+        }
+    }
+
+    /// An object, if its bucket may be read and its key goes down only.
+    pub fn object(&self, bucket: &str, key: &str) -> Meaning {
+        if !self.buckets.iter().any(|known| known == bucket) {
+            return Meaning::Refused(format!(
+                "is in the bucket {bucket:?}, which recording.s3.buckets does not list"
+            ));
+        }
+        match down_only(key) {
+            Some(key) => Meaning::S3(S3Location {
+                bucket: bucket.to_owned(),
+                key,
+            }),
+            None => Meaning::Refused("is not the key of an object".to_owned()),
+        }
+    }
+}
+
+/// What of `name` is inside `folder`.
+fn after_folder<'a>(name: &'a str, folder: &str) -> Option<&'a str> {
+    if folder.is_empty() {
+        return None;
+    }
+    name.strip_prefix(folder)?.strip_prefix('/')
+}
+
+/// The same path without empty and `.` parts; `None` when one of its parts leads up, or nothing is left.
+fn down_only(path: &str) -> Option<String> {
+    let parts: Vec<&str> = path
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+        .collect();
+    let down = !parts.is_empty() && !parts.contains(&"..");
+    down.then(|| parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rules<'a>(egress_prefix: &'a str, buckets: &'a [String]) -> NameRules<'a> {
+        NameRules {
+            egress_prefix,
+            local_prefix: RECORDINGS,
+            root: "/srv/bot",
+            buckets,
+        }
+    }
+
+    fn shown(meaning: Meaning) -> Vec<String> {
+        match meaning {
+            Meaning::Files(paths) => paths.iter().map(RecordingPath::to_string).collect(),
+            Meaning::S3(object) => vec![object.to_string()],
+            Meaning::Refused(why) => vec![format!("refused: {why}")],
+        }
+    }
+
+    #[test]
+    fn a_name_means_every_file_that_it_can_mean_here() {
+        for (name, prefix, expected) in [
+            ("recordings/a.ogg", "", vec!["recordings/a.ogg"]),
+            ("./recordings/a.ogg", "", vec!["recordings/a.ogg"]),
+            ("/recordings/a.ogg", "", vec!["recordings/a.ogg"]),
+            ("/out/recordings/b/a.ogg", "", vec!["recordings/b/a.ogg"]),
+            ("out/recordings/a.ogg", "", vec!["recordings/a.ogg"]),
+            ("a.ogg", "", vec!["recordings/a.ogg"]),
+            ("day/a.ogg", "", vec!["recordings/day/a.ogg"]),
+            ("/elsewhere/a.ogg", "", vec!["recordings/a.ogg"]),
+            ("C:\\egress\\a.ogg", "", vec!["recordings/a.ogg"]),
+            ("file:///out/recordings/a.ogg", "", vec!["recordings/a.ogg"]),
+            ("/srv/bot/recordings/a.ogg", "", vec!["recordings/a.ogg"]),
+            ("/data/rec/a.ogg", "/data/rec", vec!["recordings/a.ogg"]),
+            ("data/rec/a.ogg", "/data/rec/", vec!["recordings/a.ogg"]),
+            (
+                "/data/rec/recordings/a.ogg",
+                "/data/rec",
+                vec!["recordings/recordings/a.ogg", "recordings/a.ogg"],
+            ),
+        ] {
+            assert_eq!(shown(rules(prefix, &[]).meaning(name)), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn nothing_but_recordings_is_taken_for_one() {
+        for name in [
+            "recordings/../.env",
+            "/out/recordings/../../x",
+            "../x",
+            "a/../../x",
+            "/data/rec/../x",
+            "",
+            "/",
+            "recordings/",
+            "a\0b",
+            "a\nb",
+            "gs://bucket/key",
+            "https://example.com/key",
+            "s3://other/key",
+            "s3://calls/../key",
+            "s3://calls",
+        ] {
+            let meaning = rules("/data/rec", &["calls".to_owned()]).meaning(name);
+            assert!(
+                matches!(meaning, Meaning::Refused(_)),
+                "{name:?}: {meaning:?}"
+            );
+        }
+        // Files of the data folder that are no recordings are looked for among the recordings, where they are not.
+        assert_eq!(
+            shown(rules("", &[]).meaning("leads/lead_1.json")),
+            ["recordings/leads/lead_1.json"]
+        );
+    }
+
+    #[test]
+    fn every_form_of_an_objects_address_leads_to_it() {
+        let buckets = ["calls".to_owned()];
+        for name in [
+            "s3://calls/rec/a.ogg",
+            "https://calls.s3.amazonaws.com/rec/a.ogg",
+            "https://calls.s3.eu-west-1.amazonaws.com/rec/a.ogg",
+            "https://minio.example.com:9000/calls/rec/a.ogg",
+            "http://127.0.0.1:9000/calls/rec/a.ogg",
+            "https://calls.http://minio:9000/rec/a.ogg",
+        ] {
+            assert_eq!(
+                shown(rules("", &buckets).meaning(name)),
+                ["s3://calls/rec/a.ogg"],
+                "{name}"
+            );
+        }
+    }
+
+    proptest! {
+        /// Whatever a manifest says: no meaning leads up, out of the two folders, or into a bucket that is not listed.
+        #[test]
+        fn no_name_leads_out(
+            name in prop_oneof![
+                any::<String>(),
+                prop::collection::vec(
+                    prop::sample::select(vec!["..", ".", "/", "recordings", "calls", "s3://", "https://", "data/rec", "a.ogg", "\\", "\0", "srv/bot", ":"]),
+                    0..12,
+                ).prop_map(|parts| parts.concat()),
+            ],
+            prefix in prop::sample::select(vec!["", "/", "/data/rec", "data"]),
+        ) {
+            let buckets = ["calls".to_owned()];
+            match rules(prefix, &buckets).meaning(&name) {
+                Meaning::Files(paths) => {
+                    prop_assert!(!paths.is_empty());
+                    for path in paths {
+                        prop_assert_eq!(path.folder.as_str(), RECORDINGS);
+                        prop_assert!(!path.rest.is_empty() && !path.rest.contains('\0') && !path.rest.starts_with('/'));
+                        prop_assert!(path.rest.split('/').all(|part| part != ".." && !part.is_empty()));
+                    }
+                }
+                Meaning::S3(object) => {
+                    prop_assert_eq!(object.bucket.as_str(), "calls");
+                    prop_assert!(object.key.split('/').all(|part| part != ".." && !part.is_empty()));
+                }
+                Meaning::Refused(why) => prop_assert!(!why.is_empty()),
+            }
+        }
+    }
+}

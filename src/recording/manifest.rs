@@ -1,0 +1,204 @@
+//! The manifest that an egress writes beside its file, after it: `EG_….json` (livekit/egress, `pkg/config/manifest.go`).
+//!
+//! It has no status and no error, and fields that are empty are left out. What is odd in it is passed over; only what is no JSON object
+//! is an error.
+
+use serde_json::{Map, Value};
+
+/// What a manifest tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Manifest {
+    /// The egress that wrote it.
+    pub egress_id: Option<String>,
+    /// Seconds from the start to the end of the egress.
+    pub duration: Option<u64>,
+    /// `filename` and `location` of each file: the path as it was asked for, and where the egress put it.
+    pub files: Vec<ManifestFile>,
+}
+
+/// One file of a manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct ManifestFile {
+    pub filename: Option<String>,
+    pub location: Option<String>,
+}
+
+impl ManifestFile {
+    /// The names in the order in which they are to be tried.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        [&self.filename, &self.location]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+    }
+}
+
+impl Manifest {
+    /// Reads a manifest. The error is the rest of a sentence that begins with the file's name.
+    pub fn read(bytes: &[u8]) -> Result<Self, String> {
+        let value: Value = serde_json::from_slice(bytes)
+            .map_err(|error| format!("is not an egress manifest: {error}"))?;
+        let Value::Object(fields) = value else {
+            return Err("is not an egress manifest: it is JSON, but not an object".to_owned());
+        };
+        let time = |name: &str| fields.get(name).and_then(nanoseconds);
+        let duration = match (time("started_at"), time("ended_at")) {
+            (Some(start), Some(end)) => end.checked_sub(start).and_then(whole_seconds),
+            _ => None,
+        };
+        let files = match fields.get("files") {
+            Some(Value::Array(files)) => files
+                .iter()
+                .filter_map(Value::as_object)
+                .map(|file| ManifestFile {
+                    filename: text(file, "filename"),
+                    location: text(file, "location"),
+                })
+                .collect(),
+            _ => Vec::new(),
+        };
+        Ok(Self {
+            egress_id: text(&fields, "egress_id"),
+            duration,
+            files,
+        })
+    }
+}
+
+fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
+    fields
+        .get(name)
+        .and_then(Value::as_str)
+        .filter(|text| !text.is_empty())
+        .map(str::to_owned)
+}
+
+/// A number, or a text of one, as protobuf's JSON has 64-bit numbers. Zero is protobuf's "not set".
+fn nanoseconds(value: &Value) -> Option<i64> {
+    let number = match value {
+        Value::Number(number) => number.as_i64(),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    };
+    number.filter(|number| *number > 0)
+}
+
+/// Rounded; nothing for what is no length.
+pub(super) fn whole_seconds(nanoseconds: i64) -> Option<u64> {
+    let nanoseconds = u64::try_from(nanoseconds)
+        .ok()
+        .filter(|length| *length > 0)?;
+    Some(nanoseconds.saturating_add(500_000_000) / 1_000_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_manifest_of_a_real_egress_is_read() {
+        let real = br#"{"egress_id":"EG_TRugmE6QHimA","room_id":"RM_79Wg5zQ2vbpx","room_name":"rec-room","started_at":1795213903155560255,"ended_at":1795213913317245731,"files":[{"filename":"/data/rec/rec-room-2026-11-20T223143.ogg","location":"/data/rec/rec-room-2026-11-20T223143.ogg"}]}"#;
+        let manifest = Manifest::read(real).unwrap();
+        assert_eq!(manifest.egress_id.as_deref(), Some("EG_TRugmE6QHimA"));
+        assert_eq!(manifest.duration, Some(10));
+        let names: Vec<&str> = manifest.files[0].names().collect();
+        assert_eq!(names, ["/data/rec/rec-room-2026-11-20T223143.ogg"; 2]);
+    }
+
+    #[test]
+    fn what_is_odd_in_a_manifest_is_passed_over() {
+        for (odd, files) in [
+            (json!({}), 0),
+            (
+                json!({ "files": null, "started_at": "soon", "ended_at": 5 }),
+                0,
+            ),
+            (json!({ "files": {} }), 0),
+            (json!({ "files": [null, 3, {}, { "filename": 7 }] }), 2),
+            (json!({ "started_at": i64::MIN, "ended_at": i64::MAX }), 0),
+            (json!({ "started_at": 9_000_000_000_i64, "ended_at": 1 }), 0),
+        ] {
+            let manifest = Manifest::read(odd.to_string().as_bytes()).unwrap();
+            assert_eq!(manifest.files.len(), files, "{odd}");
+            assert_eq!(manifest.duration, None, "{odd}");
+            assert!(
+                manifest
+                    .files
+                    .iter()
+                    .all(|file| file.names().next().is_none())
+            );
+        }
+        let texts = json!({ "started_at": "1000000000", "ended_at": "3600000000" });
+        assert_eq!(
+            Manifest::read(texts.to_string().as_bytes())
+                .unwrap()
+                .duration,
+            Some(3)
+        );
+        for no_manifest in [&b"[]"[..], b"", b"null", b"{\"egress_id\":", b"\xff"] {
+            assert!(Manifest::read(no_manifest).is_err(), "{no_manifest:?}");
+        }
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let names = prop::sample::select(vec![
+            "egress_id",
+            "started_at",
+            "ended_at",
+            "files",
+            "filename",
+            "location",
+            "other",
+        ]);
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 6, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(names.clone(), inner, 0..6).prop_map(|fields| {
+                    let fields: Map<String, Value> = fields
+                        .into_iter()
+                        .map(|(name, value)| (name.to_owned(), value))
+                        .collect();
+                    Value::Object(fields)
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Manifest::read(&bytes);
+        }
+
+        /// Any JSON object is a manifest, and what it tells is in it.
+        #[test]
+        fn any_json_is_read_or_refused(value in any_json()) {
+            let read = Manifest::read(value.to_string().as_bytes());
+            prop_assert_eq!(read.is_ok(), value.is_object());
+            if let Ok(manifest) = read {
+                let text = value.to_string();
+                let files = value["files"].as_array().map_or(0, Vec::len);
+                prop_assert!(manifest.files.len() <= files);
+                for name in manifest.files.iter().flat_map(ManifestFile::names) {
+                    prop_assert!(text.contains(&Value::from(name).to_string()));
+                }
+            }
+        }
+
+        /// The beginning of a manifest, as somebody sees it who looks while it is being copied, is not taken for one.
+        #[test]
+        fn half_a_manifest_is_refused(cut in 0_usize..80) {
+            let whole = br#"{"egress_id":"EG_1","files":[{"filename":"recordings/a.ogg","location":"/a.ogg"}]}"#;
+            prop_assert!(Manifest::read(&whole[..cut.min(whole.len() - 1)]).is_err());
+        }
+    }
+}

@@ -34,7 +34,7 @@ const MAX_GUESSED: usize = TICK_SAMPLES * 12;
 const FADE: usize = TICK_SAMPLES / 2;
 
 /// The delay may be this much above or below the target before it is corrected: less would be felt in every little change of the target.
-const FAR_ABOVE_US: i64 = 20_000;
+const FAR_ABOVE_US: i64 = 10_000;
 const FAR_BELOW_US: i64 = 10_000;
 
 /// A correction that has begun goes on until the delay is this close to the target.

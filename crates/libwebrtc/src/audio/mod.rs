@@ -15,6 +15,10 @@ pub(crate) mod delay;
 pub(crate) mod encoder;
 pub(crate) mod jitter;
 pub(crate) mod level;
+#[cfg(test)]
+mod link;
+#[cfg(test)]
+mod quality;
 pub(crate) mod receiver;
 pub(crate) mod resample;
 pub(crate) mod source;

@@ -1,0 +1,376 @@
+//! Speech over an emulated link, in virtual time: what the encoder sends, what the link does to it, what the jitter buffer makes of it, and how
+//! that sounds. Every run has a seed, so that it can be repeated.
+//!
+//! `cargo test -p libwebrtc audio::link -- --nocapture` prints the figures; with `LINK_SOUND=FOLDER` the recordings are kept for other judges
+//! (`tests/interop/sound`).
+
+use std::time::{Duration, Instant};
+
+use super::{
+    OPUS_RATE_HZ, TICK_SAMPLES,
+    encoder::{EncodedAudio, OpusSendConfig, PacketEncoder},
+    jitter::{AudioReceiverStats, JitterBuffer, RtpAudioPacket},
+    quality::{self, Quality, compare},
+    testing::second_of_voice,
+    track::Pcm,
+};
+
+const SECONDS: usize = 14;
+
+/// One way through the network without jitter, in milliseconds.
+const STEADY_MS: f64 = 30.0;
+
+/// Pulls after the last packet was sent.
+const TAIL_TICKS: usize = 50;
+
+/// A random number generator of which every run has its own (xorshift64).
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// From 0 to 1.
+    pub fn roll(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// What a link does to packets.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Link {
+    /// Share of packets that get lost, each by itself.
+    pub loss: f64,
+    /// Packets take up to so many milliseconds longer, evenly spread. Their order is kept, as queues keep it.
+    pub jitter_ms: f64,
+    /// Share of packets that take 45 ms longer and are overtaken by the next two.
+    pub overtaken: f64,
+    /// Share of packets that come twice, the second time 10 ms later.
+    pub doubled: f64,
+    /// From and to which millisecond nothing gets through.
+    pub outage_ms: Option<(f64, f64)>,
+    /// What was sent during the outage comes all at once after it, instead of never.
+    pub outage_held: bool,
+}
+
+impl Link {
+    /// When copies of a packet arrive that is sent at `sent_ms`.
+    pub fn carry(&self, sent_ms: f64, last_ms: &mut f64, dice: &mut Dice) -> Vec<f64> {
+        let (lost, late, overtaken, doubled) = (
+            dice.roll() < self.loss,
+            dice.roll() * self.jitter_ms,
+            dice.roll() < self.overtaken,
+            dice.roll() < self.doubled,
+        );
+        let mut arrival = sent_ms + STEADY_MS + late;
+        if let Some((from, to)) = self.outage_ms
+            && (from..to).contains(&sent_ms)
+        {
+            if !self.outage_held {
+                return vec![];
+            }
+            arrival = arrival.max(to + STEADY_MS);
+        }
+        if lost {
+            return vec![];
+        }
+        if overtaken {
+            return vec![arrival + 45.0];
+        }
+        arrival = arrival.max(*last_ms);
+        *last_ms = arrival;
+        match doubled {
+            true => vec![arrival, arrival + 10.0],
+            false => vec![arrival],
+        }
+    }
+}
+
+/// Speech as packets, each with the millisecond in which it is sent.
+fn packets(said: &[i16], config: OpusSendConfig, loss_percent: u8) -> Vec<(f64, EncodedAudio)> {
+    let mut encoder = PacketEncoder::new(config, 4_711).expect("an encoder");
+    encoder.set_packet_loss_percent(loss_percent);
+    let start = Instant::now();
+    let mut packets = Vec::new();
+    for (tick, samples) in said.chunks_exact(TICK_SAMPLES).enumerate() {
+        let pcm = Pcm {
+            samples,
+            sample_rate_hz: 48_000,
+            channels: 1,
+        };
+        encoder.push(start + Duration::from_millis(tick as u64 * 10), pcm);
+        while let Some(packet) = encoder.next_packet() {
+            packets.push((tick as f64 * 10.0 + 10.0, packet));
+        }
+    }
+    packets
+}
+
+struct Heard {
+    pcm: Vec<i16>,
+    stats: AudioReceiverStats,
+    /// From the end of a packet's recording to the beginning of its being heard, without the link's steady part: the mean, in milliseconds.
+    delay_ms: f64,
+}
+
+/// Runs arrivals, in order, through a jitter buffer that is asked every 10 ms. What is still in it after that time is heard too, but counts no more.
+fn hear(arrivals: Vec<(f64, RtpAudioPacket)>, milliseconds: usize) -> Heard {
+    let start = Instant::now();
+    let at = |ms: f64| start + Duration::from_secs_f64(ms / 1000.0);
+    let mut jitter = JitterBuffer::new().expect("a decoder");
+    let (mut pcm, mut frame) = (Vec::new(), Vec::new());
+    let (mut delays, mut count) = (0.0, 0);
+    let mut arrivals = arrivals.into_iter().peekable();
+    let mut stats = AudioReceiverStats::default();
+    for tick in 0..milliseconds / 10 + TAIL_TICKS {
+        // The receiver's clock stands in no relation to the sender's.
+        let now_ms = tick as f64 * 10.0 + 3.0;
+        while let Some((arrival, packet)) = arrivals.next_if(|(arrival, _)| *arrival <= now_ms) {
+            jitter.push(at(arrival), packet);
+        }
+        if tick == milliseconds / 10 {
+            stats = jitter.stats();
+        }
+        if let Some(delay) = jitter.playout_delay_us(at(now_ms)) {
+            delays += delay as f64 / 1000.0;
+            count += 1;
+        }
+        let channels = jitter.pull(at(now_ms), &mut frame);
+        pcm.extend(frame.iter().step_by(channels));
+    }
+    Heard {
+        pcm,
+        stats,
+        delay_ms: delays / f64::from(count.max(1)),
+    }
+}
+
+/// One line of the table.
+struct Outcome {
+    heard: Heard,
+    quality: Quality,
+}
+
+impl Outcome {
+    fn concealed_percent(&self) -> f64 {
+        let stats = &self.heard.stats;
+        100.0 * stats.concealed_samples as f64 / stats.total_samples_received as f64
+    }
+}
+
+fn run(name: &str, link: Link, seed: u64) -> Outcome {
+    let said = quality::speech(SECONDS);
+    let loss_percent = (link.loss * 100.0).round() as u8;
+    let sent = packets(&said, OpusSendConfig::default(), loss_percent);
+    let mut dice = Dice::new(seed);
+    let mut last_ms = 0.0;
+    let mut arrivals: Vec<(f64, RtpAudioPacket)> = Vec::new();
+    for (seq, (sent_ms, packet)) in sent.into_iter().enumerate() {
+        let packet = RtpAudioPacket {
+            ssrc: 1,
+            extended_seq: 30_000 + seq as u64,
+            rtp_timestamp: u64::from(packet.rtp_timestamp),
+            payload: packet.payload.into(),
+        };
+        for arrival in link.carry(sent_ms, &mut last_ms, &mut dice) {
+            arrivals.push((arrival, packet.clone()));
+        }
+    }
+    arrivals.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let heard = hear(arrivals, SECONDS * 1000);
+    // The packet's own 20 ms, the way and the buffer; and 6.5 ms that Opus looks ahead.
+    // What is held back and then caught up with is heard as much later.
+    let slack_ms = match link.outage_ms {
+        Some((from, to)) if link.outage_held => 250 + (to - from) as usize,
+        _ => 250,
+    };
+    let delay_ms = 20.0 + STEADY_MS + heard.delay_ms + 6.5;
+    let quality = compare(&said, &heard.pcm, delay_ms as usize, slack_ms);
+    if let Some(folder) = std::env::var_os("LINK_SOUND") {
+        let folder = std::path::PathBuf::from(folder);
+        for (name, sound) in [("said", &said), (name, &heard.pcm)] {
+            let file = folder.join(format!("{}.wav", name.replace([' ', '%'], "_")));
+            std::fs::write(&file, quality::wav_file(sound)).expect("the folder can be written");
+        }
+    }
+    let outcome = Outcome { heard, quality };
+    println!(
+        "{name:24} concealed {:5.2} %  delay {:5.1} ms  target {:5.1} ms  gaps {:4} ms (longest {:4})  distance {:4.2} dB  \
+         recovered {:3}  stretched +{:.0}/-{:.0} ms",
+        outcome.concealed_percent(),
+        outcome.heard.delay_ms,
+        outcome.heard.stats.target_delay_ms,
+        quality.gaps_ms,
+        quality.longest_gap_ms,
+        quality.distance_db,
+        outcome.heard.stats.fec_packets_received,
+        outcome.heard.stats.inserted_samples_for_deceleration as f64 / 48.0,
+        outcome.heard.stats.removed_samples_for_acceleration as f64 / 48.0,
+    );
+    outcome
+}
+
+/// What a link may do to speech at most: concealed percent, added delay and longest gap in milliseconds, distance in dB.
+type Bounds = (f64, f64, usize, f64);
+
+fn check(cases: &[(&str, Link, Bounds)]) {
+    let mut failures = Vec::new();
+    for (name, link, (concealed, delay_ms, gap_ms, distance_db)) in cases {
+        let outcome = run(name, *link, 1);
+        let found = (
+            outcome.concealed_percent(),
+            outcome.heard.delay_ms,
+            outcome.quality.longest_gap_ms,
+            outcome.quality.distance_db,
+        );
+        // What is pulled every 10 ms can be that much from its best moment. Over an outage the mean says nothing.
+        let near_target =
+            link.outage_ms.is_some() || found.1 <= outcome.heard.stats.target_delay_ms + 10.0;
+        let good = near_target
+            && found.0 <= *concealed
+            && found.1 <= *delay_ms
+            && found.2 <= *gap_ms
+            && found.3 <= *distance_db;
+        if !good {
+            failures.push(format!("{name}: {found:?}"));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn speech_survives_loss() {
+    let loss = |loss| Link {
+        loss,
+        ..Link::default()
+    };
+    // Error correction repairs single losses, so that about the square of the loss is left to be guessed.
+    check(&[
+        ("no loss", loss(0.0), (0.0, 30.0, 0, 1.2)),
+        ("loss 2 %", loss(0.02), (0.8, 45.0, 20, 1.5)),
+        ("loss 5 %", loss(0.05), (2.0, 50.0, 20, 1.6)),
+        ("loss 10 %", loss(0.1), (4.0, 55.0, 40, 1.7)),
+        ("loss 20 %", loss(0.2), (8.0, 55.0, 60, 2.0)),
+    ]);
+}
+
+#[test]
+fn speech_survives_jitter_reordering_and_doubles() {
+    let jitter = |jitter_ms| Link {
+        jitter_ms,
+        ..Link::default()
+    };
+    let overtaken = Link {
+        overtaken: 0.05,
+        ..Link::default()
+    };
+    let doubled = Link {
+        doubled: 0.2,
+        ..Link::default()
+    };
+    let everything = Link {
+        loss: 0.05,
+        jitter_ms: 60.0,
+        overtaken: 0.05,
+        doubled: 0.05,
+        ..Link::default()
+    };
+    check(&[
+        ("jitter 30 ms", jitter(30.0), (0.3, 50.0, 20, 1.2)),
+        ("jitter 80 ms", jitter(80.0), (1.5, 100.0, 40, 1.4)),
+        ("overtaken 5 %", overtaken, (1.5, 75.0, 20, 1.3)),
+        ("doubled 20 %", doubled, (0.0, 40.0, 0, 1.3)),
+        ("everything at once", everything, (4.0, 100.0, 60, 1.6)),
+    ]);
+}
+
+#[test]
+fn speech_survives_outages() {
+    let outage = |length_ms: f64, outage_held| Link {
+        outage_ms: Some((6_000.0, 6_000.0 + length_ms)),
+        outage_held,
+        ..Link::default()
+    };
+    // What is lost is gone, and nothing else; what comes late is heard late, and the delay is made up for.
+    check(&[
+        (
+            "outage 200 ms lost",
+            outage(200.0, false),
+            (2.0, 30.0, 160, 1.4),
+        ),
+        (
+            "outage 200 ms held",
+            outage(200.0, true),
+            (2.0, 60.0, 60, 1.7),
+        ),
+        (
+            "outage 2 s lost",
+            outage(2_000.0, false),
+            (15.5, 30.0, 400, 4.0),
+        ),
+        (
+            "outage 2 s held",
+            outage(2_000.0, true),
+            (15.5, 250.0, 80, 2.0),
+        ),
+    ]);
+}
+
+/// The sender's clock runs `ppm` millionths faster than ours, for an hour: 720 ms at 200.
+fn delay_stays_flat_with_a_clock_that_is_off_by(ppm: f64) {
+    const HOUR: u64 = 3_600;
+    let second = packets(second_of_voice(), OpusSendConfig::default(), 0);
+    let packets_a_second = second.len() as u64;
+    let start = Instant::now();
+    let mut jitter = JitterBuffer::new().expect("a decoder");
+    let (mut frame, mut next) = (Vec::new(), 0u64);
+    let mut worst_ms = 0.0f64;
+    for tick in 0..HOUR * 100 {
+        let now = start + Duration::from_millis(tick * 10);
+        // When the next packet arrives, by our clock.
+        let arrival = |next: u64| {
+            let seconds = next as f64 / packets_a_second as f64;
+            start + Duration::from_secs_f64(seconds / (1.0 + ppm / 1e6) + STEADY_MS / 1000.0)
+        };
+        while arrival(next) <= now {
+            let packet = RtpAudioPacket {
+                ssrc: 1,
+                extended_seq: next,
+                rtp_timestamp: next * u64::from(OPUS_RATE_HZ) / packets_a_second,
+                payload: second[(next % packets_a_second) as usize]
+                    .1
+                    .payload
+                    .as_slice()
+                    .into(),
+            };
+            jitter.push(arrival(next), packet);
+            next += 1;
+        }
+        if tick > 500
+            && let Some(delay) = jitter.playout_delay_us(now)
+        {
+            worst_ms = worst_ms.max(delay as f64 / 1000.0);
+        }
+        jitter.pull(now, &mut frame);
+    }
+    let stats = jitter.stats();
+    assert!(worst_ms < 45.0, "{worst_ms} ms");
+    assert_eq!(stats.packets_discarded, 0);
+    let concealed_ms = stats.concealed_samples / 48;
+    // Less than one packet in a thousand.
+    assert!(concealed_ms < 3_600, "{concealed_ms} ms in an hour");
+}
+
+#[test]
+fn an_hour_with_a_sender_whose_clock_is_fast_adds_no_delay() {
+    delay_stays_flat_with_a_clock_that_is_off_by(200.0);
+}
+
+#[test]
+fn an_hour_with_a_sender_whose_clock_is_slow_leaves_no_holes() {
+    delay_stays_flat_with_a_clock_that_is_off_by(-200.0);
+}

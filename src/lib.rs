@@ -12,6 +12,7 @@
 //! 4. Everything that must survive is an event of the [`session`], which the [`store`] appends to the journal as it happens. At
 //!    hangup the journal is folded into conversation, leads and the record in `call_metadata/`.
 //! 5. [`upload`], a task of the worker, finds the recording, delivers it and the call data to the CRM, and archives the record.
+//! 6. [`ledger`] finds calls again, on disk at whatever stage they are, and tells what happened to them.
 //!
 //! [`cli`] has the commands and what `demo` and `dev` build around a worker; [`config`] puts the settings together. Beside this
 //! package: `crates/libwebrtc`, the media engine under the official `livekit` crate; `crates/roomserver`, the room server for
@@ -36,6 +37,7 @@ pub mod call;
 pub mod cli;
 pub mod config;
 pub mod ipc;
+pub mod ledger;
 pub mod providers;
 pub mod recording;
 pub mod session;

@@ -1,11 +1,13 @@
 //! The command line: which command, which settings, how to log, on which runtime.
 
 mod caller;
+mod calls;
 mod check;
 mod connect;
 mod crm_sink;
 mod demo;
 mod dev;
+mod output;
 mod roomserver;
 mod stage;
 mod start;
@@ -63,6 +65,9 @@ enum Command {
     Connect(connect::ConnectArguments),
     /// Say whether settings, servers and providers are usable
     Check,
+    /// Which calls there are, and what happened to one of them
+    #[command(subcommand)]
+    Calls(calls::CallsCommand),
     /// Look at and push the delivery of records to the CRM
     #[command(subcommand)]
     Uploads(uploads::UploadsCommand),
@@ -86,7 +91,7 @@ pub fn main() -> ExitCode {
         .unwrap_or(Command::Dev(dev::DevArguments::default()));
     let shown = !matches!(
         command,
-        Command::Demo(_) | Command::Uploads(_) | Command::Check
+        Command::Demo(_) | Command::Calls(_) | Command::Uploads(_) | Command::Check
     );
     if let Err(error) = start_logging(&config.log, shown) {
         return failed(&error);
@@ -126,6 +131,7 @@ async fn run(command: Command, config: Arc<Config>, file: Option<PathBuf>) -> Co
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Connect(arguments) => connect::run(arguments, config).await,
         Command::Check => check::run(&config).await,
+        Command::Calls(command) => calls::run(command, &config).await,
         Command::Uploads(command) => uploads::run(command, &config).await,
         Command::Call => {
             crate::call::run_process(config).await?;

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::CommandResult;
 use crate::call::http_address;
 use crate::config::Config;
+use crate::ledger::{self, Query};
 use crate::recording::resolve::{EgressDirectory, LiveKitEgress, RecordingResolver};
 use crate::session::SessionId;
 use crate::store::Store;
@@ -42,8 +43,8 @@ pub enum UploadsCommand {
     },
     /// Try a record again that the CRM has refused
     Retry {
-        /// The session id, `session_…`
-        session_id: SessionId,
+        /// An id that names one call: of its session, call, job, egress, lead or room
+        id: String,
         /// Only say whether there is anything to try again
         #[arg(long)]
         dry_run: bool,
@@ -91,11 +92,8 @@ pub async fn run(command: UploadsCommand, config: &Config) -> CommandResult {
             task.await?;
             Ok(ExitCode::SUCCESS)
         }
-        UploadsCommand::Retry {
-            session_id,
-            dry_run,
-            json,
-        } => {
+        UploadsCommand::Retry { id, dry_run, json } => {
+            let session_id = one_call(&store, &id)?;
             if dry_run {
                 let record = store.read_record(&session_id)?;
                 let again = record.clone().reset_for_retry();
@@ -118,6 +116,26 @@ pub async fn run(command: UploadsCommand, config: &Config) -> CommandResult {
                 ExitCode::FAILURE
             })
         }
+    }
+}
+
+/// The session of the one call that `id` names.
+fn one_call(store: &Store, id: &str) -> Result<SessionId, Box<dyn std::error::Error>> {
+    if let Ok(session_id) = id.parse()
+        && store.record_exists(&session_id)
+    {
+        return Ok(session_id);
+    }
+    let query = Query::new(id);
+    let found = ledger::find(store, &query)?;
+    match found.calls.as_slice() {
+        [call] => Ok(call.record.session_id.clone()),
+        [] => Err(super::calls::not_found(&query, &found, store).into()),
+        calls => Err(format!(
+            "{} calls are meant by this; `voicebot calls show` lists them, name one by its session",
+            calls.len()
+        )
+        .into()),
     }
 }
 

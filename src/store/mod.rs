@@ -4,6 +4,7 @@
 //! not decide what is sent; [`crate::upload`] does.
 
 mod atomic;
+mod browse;
 mod call_ids;
 mod journal;
 mod paths;
@@ -23,6 +24,7 @@ use crate::session::{
     SessionManager, SharedSession, Transcription, call_id_base, sanitise, time,
 };
 
+pub use browse::{CallFile, OpenJournal, Place};
 pub use journal::JournalLock;
 pub use paths::PathError;
 pub use pending::{Claim, PendingRecord};

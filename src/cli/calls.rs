@@ -1,0 +1,874 @@
+//! `voicebot calls`: which calls there are, and what happened to one of them.
+
+use std::process::ExitCode;
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+use super::CommandResult;
+use super::output::Output;
+use crate::call::mask;
+use crate::config::Config;
+use crate::ledger::{
+    self, CallFilter, FoundCall, LookedAt, Moment, Query, SearchResult, Standing, Step, Unreadable,
+};
+use crate::session::{
+    AttemptOutcome, CallStatus, Direction, PartState, RecordingSource, Role, mask_numbers, time,
+};
+use crate::store::Store;
+
+#[derive(Debug, Subcommand)]
+pub enum CallsCommand {
+    /// The calls, newest first: running, waiting for delivery, refused, archived
+    List(ListArguments),
+    /// What happened to one call, from its dispatch to the CRM's answer
+    Show(ShowArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct ListArguments {
+    /// Only calls that stand like this; may be given several times
+    #[arg(long, value_enum)]
+    status: Vec<StatusArgument>,
+    /// Only calls of which this became; may be given several times
+    #[arg(long, value_enum)]
+    outcome: Vec<OutcomeArgument>,
+    /// Only calls that began since then: 30m, 12h, 7d, 2026-11-21 or 2026-11-21T10:00:00Z (UTC)
+    #[arg(long, value_parser = parse_since, value_name = "TIME")]
+    since: Option<DateTime<Utc>>,
+    /// Only calls with a number that ends in these digits
+    #[arg(long, value_parser = parse_digits)]
+    number: Option<String>,
+    /// At most this many; 0: all
+    #[arg(long, default_value_t = 50, value_name = "CALLS")]
+    limit: usize,
+    /// One JSON object a line instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Show telephone numbers whole
+    #[arg(long)]
+    numbers: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArguments {
+    /// The id of a session, call, job, egress, lead or room, the name of a room, or a number
+    id: String,
+    /// JSON instead of text
+    #[arg(long)]
+    json: bool,
+    /// Show telephone numbers whole
+    #[arg(long)]
+    numbers: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StatusArgument {
+    /// Somebody is on the line
+    Running,
+    /// The process died and no worker has made the record yet
+    Interrupted,
+    /// Not delivered yet
+    Waiting,
+    /// Refused by the CRM
+    Failed,
+    /// Delivered
+    Archived,
+}
+
+impl From<StatusArgument> for Standing {
+    fn from(argument: StatusArgument) -> Self {
+        match argument {
+            StatusArgument::Running => Self::Running,
+            StatusArgument::Interrupted => Self::Interrupted,
+            StatusArgument::Waiting => Self::Waiting,
+            StatusArgument::Failed => Self::Failed,
+            StatusArgument::Archived => Self::Archived,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum OutcomeArgument {
+    Completed,
+    NoAnswer,
+    Busy,
+    Failed,
+    Voicemail,
+    Recovered,
+}
+
+impl From<OutcomeArgument> for CallStatus {
+    fn from(argument: OutcomeArgument) -> Self {
+        match argument {
+            OutcomeArgument::Completed => Self::Completed,
+            OutcomeArgument::NoAnswer => Self::NoAnswer,
+            OutcomeArgument::Busy => Self::Busy,
+            OutcomeArgument::Failed => Self::Failed,
+            OutcomeArgument::Voicemail => Self::Voicemail,
+            OutcomeArgument::Recovered => Self::Recovered,
+        }
+    }
+}
+
+fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
+    since(text, Utc::now()).ok_or_else(|| {
+        "give a length such as 30m, 12h or 7d, a day such as 2026-11-21, or a time such as 2026-11-21T10:00:00Z"
+            .to_owned()
+    })
+}
+
+fn since(text: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    if let Some(time) = time::parse(text) {
+        return Some(time);
+    }
+    if let Ok(day) = NaiveDate::parse_from_str(text, "%Y-%m-%d") {
+        return Some(day.and_hms_opt(0, 0, 0)?.and_utc());
+    }
+    let unit = text.chars().last()?;
+    let count: i64 = text.strip_suffix(unit)?.parse().ok().filter(|n| *n >= 0)?;
+    let length = match unit {
+        's' => TimeDelta::try_seconds(count),
+        'm' => TimeDelta::try_minutes(count),
+        'h' => TimeDelta::try_hours(count),
+        'd' => TimeDelta::try_days(count),
+        _ => None,
+    }?;
+    now.checked_sub_signed(length)
+}
+
+fn parse_digits(text: &str) -> Result<String, String> {
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    if digits.is_empty() {
+        Err("give the number, or its last digits".to_owned())
+    } else {
+        Ok(digits)
+    }
+}
+
+/// Runs one of the commands.
+pub async fn run(command: CallsCommand, config: &Config) -> CommandResult {
+    let store = Store::open(&config.data_dir)?;
+    match command {
+        CallsCommand::List(arguments) => list(&arguments, &store),
+        CallsCommand::Show(arguments) => show(&arguments, &store),
+    }
+}
+
+fn list(arguments: &ListArguments, store: &Store) -> CommandResult {
+    let filter = CallFilter {
+        standings: arguments.status.iter().map(|s| (*s).into()).collect(),
+        outcomes: arguments.outcome.iter().map(|s| (*s).into()).collect(),
+        since: arguments.since,
+        number: arguments.number.clone(),
+    };
+    let most = match arguments.limit {
+        0 => usize::MAX,
+        limit => limit,
+    };
+    let mut output = Output::new();
+    let mut shown = 0;
+    let mut calls = ledger::list(store, &filter)?;
+    while shown < most
+        && let Some(call) = calls.next()
+    {
+        let call = match call {
+            Ok(call) => call,
+            Err(unreadable) => {
+                say_skipped(&unreadable);
+                continue;
+            }
+        };
+        if shown == 0 && !arguments.json {
+            output.line(&Row::HEADER.line())?;
+        }
+        shown += 1;
+        let line = if arguments.json {
+            summary(&call, arguments.numbers).to_string()
+        } else {
+            Row::of(&call, arguments.numbers).line()
+        };
+        if !output.line(&line)? {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    output.finish()?;
+    if !arguments.json {
+        if shown == 0 {
+            println!("No such call in {}.", store.root().display());
+        } else if shown == most {
+            eprintln!("Only the newest {shown}; --limit 0 shows all.");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say_skipped(unreadable: &Unreadable) {
+    eprintln!("skipped: {}", mask_numbers(&unreadable.problem));
+}
+
+/// One line of the table.
+struct Row<T> {
+    began: T,
+    standing: T,
+    outcome: T,
+    direction: T,
+    number: T,
+    length: T,
+    call_id: T,
+    session_id: T,
+}
+
+impl Row<&str> {
+    const HEADER: Self = Self {
+        began: "began (UTC)",
+        standing: "status",
+        outcome: "outcome",
+        direction: "way",
+        number: "number",
+        length: "length",
+        call_id: "call",
+        session_id: "session",
+    };
+}
+
+impl<T: AsRef<str>> Row<T> {
+    fn line(&self) -> String {
+        let Self {
+            began,
+            standing,
+            outcome,
+            direction,
+            number,
+            length,
+            call_id,
+            session_id,
+        } = self;
+        format!(
+            "{:19}  {:11}  {:9}  {:3}  {:16}  {:>7}  {:24}  {}",
+            began.as_ref(),
+            standing.as_ref(),
+            outcome.as_ref(),
+            direction.as_ref(),
+            number.as_ref(),
+            length.as_ref(),
+            call_id.as_ref(),
+            session_id.as_ref()
+        )
+    }
+}
+
+impl Row<String> {
+    fn of(call: &FoundCall, numbers: bool) -> Self {
+        let record = &call.record;
+        let or_dash = |text: Option<&str>| text.unwrap_or("-").to_owned();
+        let number = call.number().map(|number| shown_number(number, numbers));
+        Self {
+            began: record.started_at().map_or("-".to_owned(), |began| {
+                began.format("%Y-%m-%d %H:%M:%S").to_string()
+            }),
+            standing: call.standing.name().to_owned(),
+            outcome: or_dash(outcome_of(call).as_deref()),
+            direction: match record.direction {
+                Direction::Inbound => "in",
+                Direction::Outbound => "out",
+            }
+            .to_owned(),
+            number: or_dash(number.as_deref()),
+            length: call.duration_s().map_or("-".to_owned(), length),
+            call_id: or_dash(record.call_id.as_deref()),
+            session_id: record.session_id.to_string(),
+        }
+    }
+}
+
+fn shown_number(number: &str, whole: bool) -> String {
+    if whole {
+        number.to_owned()
+    } else {
+        mask(number)
+    }
+}
+
+/// What became of a call that is over.
+fn outcome_of(call: &FoundCall) -> Option<String> {
+    let over = call.live.is_none() || call.record.timestamps.call_end.is_some();
+    over.then(|| word(&call.record.outcome.call_status))
+}
+
+/// A value of a closed set, as in JSON.
+fn word<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(text)) => text,
+        _ => "-".to_owned(),
+    }
+}
+
+/// The same in plain words.
+fn told<T: serde::Serialize>(value: &T) -> String {
+    word(value).replace('_', " ")
+}
+
+fn length(seconds: i64) -> String {
+    let (minutes, seconds) = (seconds / 60, seconds % 60);
+    match minutes / 60 {
+        0 => format!("{minutes}:{seconds:02}"),
+        hours => format!("{hours}:{:02}:{seconds:02}", minutes % 60),
+    }
+}
+
+/// One call of a list as JSON.
+fn summary(call: &FoundCall, numbers: bool) -> Value {
+    let record = &call.record;
+    let uploads = &record.uploads;
+    let last_error = uploads
+        .call_data
+        .last_error
+        .as_ref()
+        .or(uploads.recording.last_error.as_ref());
+    json!({
+        "session_id": record.session_id,
+        "call_id": record.call_id,
+        "job_id": record.job_id,
+        "status": call.standing,
+        "outcome": outcome_of(call),
+        "direction": record.direction,
+        "number": call.number().map(|number| shown_number(number, numbers)),
+        "persona": record.persona,
+        "room": record.room.name.as_deref().map(|name| if numbers { name.to_owned() } else { mask_numbers(name) }),
+        "call_start": record.timestamps.call_start.map(time::format),
+        "answered": record.timestamps.answered.map(time::format),
+        "call_end": record.timestamps.call_end.map(time::format),
+        "duration_s": call.duration_s(),
+        "leads": record.files.leads.len(),
+        "recording": uploads.recording.state,
+        "call_data": uploads.call_data.state,
+        "upload_attempts": record.upload_attempts,
+        "last_error": last_error,
+        "delivered": record.timestamps.delivered.map(time::format),
+        "file": if numbers { call.file.clone() } else { mask_numbers(&call.file) },
+    })
+}
+
+fn show(arguments: &ShowArguments, store: &Store) -> CommandResult {
+    let query = Query::new(&arguments.id);
+    let mut found = ledger::find(store, &query)?;
+    for unreadable in &found.unreadable {
+        say_skipped(unreadable);
+    }
+    match found.calls.len() {
+        0 => Err(not_found(&query, &found, store).into()),
+        1 => {
+            let call = Shown::read(store, found.calls.remove(0), arguments.numbers);
+            let mut output = Output::new();
+            if arguments.json {
+                output.line(&serde_json::to_string_pretty(&call.json())?)?;
+            } else {
+                for line in call.lines() {
+                    if !output.line(&line)? {
+                        break;
+                    }
+                }
+            }
+            output.finish()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => several(&query, &found, arguments),
+    }
+}
+
+/// What to say to somebody who asked for a call that is not there.
+pub fn not_found(query: &Query, found: &SearchResult, store: &Store) -> String {
+    let LookedAt {
+        journals,
+        waiting,
+        archived,
+        leads,
+    } = found.looked_at;
+    let asked = query.digits().map_or(query.text().to_owned(), mask);
+    let mut text = format!(
+        "no call has the id, room or number {asked}; looked at {journals} running calls, {waiting} records in call_metadata, \
+         {archived} in processed_metadata and {leads} leads of {} (data_dir)",
+        store.root().display()
+    );
+    if !found.unreadable.is_empty() {
+        text.push_str(&format!(
+            "; {} files could not be read, it may be in one of them",
+            found.unreadable.len()
+        ));
+    }
+    text
+}
+
+fn several(query: &Query, found: &SearchResult, arguments: &ShowArguments) -> CommandResult {
+    let mut output = Output::new();
+    if arguments.json {
+        let calls: Vec<Value> = found
+            .calls
+            .iter()
+            .map(|call| summary(call, arguments.numbers))
+            .collect();
+        let answer = json!({ "matches": calls, "more": found.more });
+        output.line(&serde_json::to_string_pretty(&answer)?)?;
+    } else {
+        output.line(&Row::HEADER.line())?;
+        for call in &found.calls {
+            if !output.line(&Row::of(call, arguments.numbers).line())? {
+                break;
+            }
+        }
+    }
+    output.finish()?;
+    let number = query.digits().map_or(String::new(), |_| {
+        ", or list those of the number with `voicebot calls list --number … --since …`".to_owned()
+    });
+    eprintln!(
+        "{}{} calls are meant by this: show one of them by its session{number}.",
+        if found.more { "More than " } else { "" },
+        found.calls.len()
+    );
+    Ok(ExitCode::FAILURE)
+}
+
+/// A call with everything that belongs to it, as it may be shown.
+struct Shown {
+    call: FoundCall,
+    conversation: Option<Value>,
+    leads: Vec<(String, Value)>,
+    trail: Vec<Moment>,
+    /// Files that the record names and that cannot be read.
+    problems: Vec<String>,
+}
+
+impl Shown {
+    fn read(store: &Store, call: FoundCall, numbers: bool) -> Self {
+        let mut problems = Vec::new();
+        let mut read = |relative: &str| match store.read_json(relative) {
+            Ok(Some(value)) => Some(value),
+            Ok(None) => {
+                problems.push(format!("the file {relative} is not there"));
+                None
+            }
+            Err(error) => {
+                problems.push(error.to_string());
+                None
+            }
+        };
+        let files = &call.record.files;
+        let conversation = files.conversation.as_deref().and_then(&mut read);
+        let leads: Vec<(String, Value)> = files
+            .leads
+            .iter()
+            .filter_map(|file| Some((file.clone(), read(file)?)))
+            .collect();
+        Self::of(call, conversation, leads, problems, numbers)
+    }
+
+    fn of(
+        mut call: FoundCall,
+        mut conversation: Option<Value>,
+        mut leads: Vec<(String, Value)>,
+        mut problems: Vec<String>,
+        numbers: bool,
+    ) -> Self {
+        if !numbers {
+            call = ledger::masked_call(call);
+            conversation = conversation.map(ledger::masked);
+            leads = leads
+                .into_iter()
+                .map(|(file, lead)| (file, ledger::masked(lead)))
+                .collect();
+            for problem in &mut problems {
+                *problem = mask_numbers(problem);
+            }
+        }
+        let trail = ledger::trail(&call, conversation.as_ref(), &leads);
+        Self {
+            call,
+            conversation,
+            leads,
+            trail,
+            problems,
+        }
+    }
+
+    fn json(&self) -> Value {
+        let mut answer = summary(&self.call, true);
+        answer["trail"] = json!(self.trail);
+        answer["record"] = json!(self.call.record);
+        answer["conversation"] = json!(self.conversation);
+        answer["leads"] = self
+            .leads
+            .iter()
+            .map(|(file, lead)| json!({ "file": file, "lead": lead }))
+            .collect();
+        answer["problems"] = json!(self.problems);
+        answer
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines = self.facts();
+        lines.push(String::new());
+        let mut day = None;
+        for moment in &self.trail {
+            let at = match moment.at {
+                Some(at) => {
+                    if day.replace(at.date_naive()) != Some(at.date_naive()) {
+                        lines.push(format!("{} (UTC)", at.format("%Y-%m-%d")));
+                    }
+                    at.format("%H:%M:%S%.3f").to_string()
+                }
+                None => String::new(),
+            };
+            let (what, text) = words(&moment.step);
+            for (number, line) in text.lines().enumerate() {
+                lines.push(match number {
+                    0 => format!("  {at:12}  {what:18}  {line}"),
+                    _ => format!("  {:12}  {:18}  {line}", "", ""),
+                });
+            }
+        }
+        for problem in &self.problems {
+            lines.push(format!("! {problem}"));
+        }
+        lines
+    }
+
+    fn facts(&self) -> Vec<String> {
+        let record = &self.call.record;
+        let mut lines = vec![format!(
+            "{}  {}",
+            record.session_id,
+            self.call.standing.name()
+        )];
+        let mut fact = |name: &str, parts: &[Option<String>]| {
+            let text: Vec<&str> = parts.iter().flatten().map(String::as_str).collect();
+            if !text.is_empty() {
+                lines.push(format!("  {name:10}  {}", text.join("  ")));
+            }
+        };
+        let named = |name: &str, value: Option<&str>| value.map(|value| format!("{name} {value}"));
+        fact(
+            "call",
+            &[
+                record.call_id.clone(),
+                outcome_of(&self.call),
+                self.call.duration_s().map(length),
+            ],
+        );
+        fact(
+            "number",
+            &[
+                self.call.number().map(str::to_owned),
+                Some(word(&record.direction)),
+                named("our number", record.trunk_number.as_deref()),
+                named("SIP", record.sip_call_id.as_deref()),
+            ],
+        );
+        fact(
+            "room",
+            &[
+                record.room.name.clone(),
+                record.room.sid.clone(),
+                named("job", record.job_id.as_deref()),
+                named("egress", record.egress_id()),
+            ],
+        );
+        let campaign = |key: &str| record.campaign_metadata.get(key).and_then(Value::as_str);
+        fact(
+            "persona",
+            &[
+                record.persona.clone(),
+                named("campaign", campaign("campaignId")),
+                named("agent", campaign("voiceAgentId")),
+                named("client", campaign("client")),
+            ],
+        );
+        let uploads = &record.uploads;
+        if self.call.live.is_none() {
+            let part = |name: &str, state: PartState, attempts: u32| {
+                Some(format!("{name} {} ({attempts} requests)", word(&state)))
+            };
+            fact(
+                "delivery",
+                &[
+                    part(
+                        "recording",
+                        uploads.recording.state,
+                        uploads.recording.attempts,
+                    ),
+                    part(
+                        "call data",
+                        uploads.call_data.state,
+                        uploads.call_data.attempts,
+                    ),
+                ],
+            );
+        }
+        fact("file", &[Some(self.call.file.clone())]);
+        lines
+    }
+}
+
+fn or_nothing(name: &str, value: Option<&str>) -> String {
+    match value.filter(|value| !value.is_empty()) {
+        Some(value) => format!("{name}{value}"),
+        None => String::new(),
+    }
+}
+
+/// A step as an operator reads it: what, and the rest of the line.
+fn words(step: &Step) -> (&'static str, String) {
+    match step {
+        Step::Dispatched { job_id, room } => (
+            "dispatched",
+            format!(
+                "job {}{}",
+                job_id.as_deref().unwrap_or("-"),
+                or_nothing(", room ", room.as_deref())
+            ),
+        ),
+        Step::Joined { room_sid } => (
+            "agent joined",
+            format!("room {}", room_sid.as_deref().unwrap_or("-")),
+        ),
+        Step::Answered {
+            direction,
+            number,
+            trunk_number,
+            persona,
+        } => {
+            let (from, to) = match direction {
+                Direction::Inbound => (number, trunk_number),
+                Direction::Outbound => (trunk_number, number),
+            };
+            let text = format!(
+                "{}, from {} to {}{}",
+                word(direction),
+                from.as_deref().unwrap_or("-"),
+                to.as_deref().unwrap_or("-"),
+                or_nothing(", persona ", persona.as_deref())
+            );
+            ("answered", text)
+        }
+        Step::RecordingStarted {
+            source,
+            egress_id,
+            file,
+        } => {
+            let by = match source {
+                RecordingSource::Egress => "by egress",
+                RecordingSource::Local => "by the call",
+                RecordingSource::External => "by somebody else",
+            };
+            (
+                "recording started",
+                format!(
+                    "{by}{}{}",
+                    or_nothing(" ", egress_id.as_deref()),
+                    or_nothing(", ", file.as_deref())
+                ),
+            )
+        }
+        Step::Said {
+            role,
+            content,
+            confidence,
+            interrupted,
+            answered_after_ms,
+        } => {
+            let mut text = content.clone();
+            if *interrupted {
+                text.push_str(" [cut off]");
+            }
+            if let Some(ms) = answered_after_ms {
+                text.push_str(&format!(" [after {ms} ms]"));
+            }
+            if let Some(confidence) = confidence {
+                text.push_str(&format!(" [confidence {confidence:.2}]"));
+            }
+            let who = match role {
+                Role::User => "caller said",
+                Role::Assistant => "agent said",
+            };
+            (who, text)
+        }
+        Step::Intent {
+            intent,
+            confidence,
+            entities,
+        } => (
+            "intent",
+            format!(
+                "{intent}{}{}",
+                confidence.map_or(String::new(), |c| format!(" [confidence {c:.2}]")),
+                match entities {
+                    Value::Object(fields) if !fields.is_empty() => format!(" {entities}"),
+                    _ => String::new(),
+                }
+            ),
+        ),
+        Step::Lead { file, lead } => ("lead", lead_words(file.as_deref(), lead)),
+        Step::HungUp {
+            close_reason,
+            disconnect_reason,
+            call_status,
+            error,
+        } => (
+            "hung up",
+            format!(
+                "{}{}{}{}",
+                word(call_status),
+                or_nothing(": ", close_reason.as_ref().map(word).as_deref()),
+                or_nothing(", ", disconnect_reason.as_deref()),
+                or_nothing("; ", error.as_deref())
+            ),
+        ),
+        Step::Recording {
+            state,
+            evidence,
+            error,
+        } => (
+            "recording",
+            format!(
+                "{}{}{}",
+                word(state),
+                or_nothing(", known from ", evidence.as_ref().map(told).as_deref()),
+                or_nothing(": ", error.as_deref())
+            ),
+        ),
+        Step::RecordWritten { file } => ("record written", file.clone()),
+        Step::Request {
+            part,
+            outcome,
+            took_ms,
+            error,
+        } => {
+            let outcome = match outcome {
+                AttemptOutcome::Accepted => "accepted",
+                AttemptOutcome::Duplicate => "the CRM had it already",
+                AttemptOutcome::TryAgain => "not taken",
+                AttemptOutcome::Refused => "refused",
+            };
+            (
+                request_of(part),
+                format!(
+                    "{outcome} [{took_ms} ms]{}",
+                    or_nothing(": ", error.as_deref())
+                ),
+            )
+        }
+        Step::Tried {
+            part,
+            attempts,
+            error,
+        } => (
+            request_of(part),
+            format!("{attempts} requests{}", or_nothing(": ", error.as_deref())),
+        ),
+        Step::NextAttempt { part, error } => (
+            "next attempt",
+            format!(
+                "{}{}",
+                part.replace('_', " "),
+                or_nothing(": ", error.as_deref())
+            ),
+        ),
+        Step::WithoutRecording { error } => (
+            "no recording",
+            error
+                .clone()
+                .unwrap_or_else(|| "the call was not recorded".to_owned()),
+        ),
+        Step::RecordingDelivered {
+            url,
+            size,
+            duration,
+        } => (
+            "recording sent",
+            format!(
+                "{}{}{}",
+                url.as_deref().unwrap_or("the CRM did not say where to"),
+                size.map_or(String::new(), |size| format!(", {size} bytes")),
+                duration.map_or(String::new(), |seconds| format!(", {seconds} s"))
+            ),
+        ),
+        Step::CrmAnswer { response } => ("CRM answered", response.to_string()),
+        Step::Refused { error } => (
+            "refused",
+            format!(
+                "{}; `voicebot uploads retry` sends it again",
+                error.as_deref().unwrap_or("the CRM did not take it")
+            ),
+        ),
+        Step::Delivered => ("delivered", "all of it is confirmed".to_owned()),
+        Step::Archived { file } => ("archived", file.clone()),
+    }
+}
+
+fn request_of(part: &str) -> &'static str {
+    match part {
+        "recording" => "upload",
+        _ => "call data",
+    }
+}
+
+fn lead_words(file: Option<&str>, lead: &Value) -> String {
+    const FIELDS: [&str; 8] = [
+        "name",
+        "company",
+        "email",
+        "phone",
+        "interest",
+        "job_title",
+        "budget",
+        "timeline",
+    ];
+    let mut parts: Vec<String> = FIELDS
+        .iter()
+        .filter_map(|field| {
+            let text = lead[*field].as_str().filter(|text| !text.is_empty())?;
+            Some(format!("{}: {text}", field.replace('_', " ")))
+        })
+        .collect();
+    parts.extend(lead["lead_id"].as_str().map(|id| format!("id: {id}")));
+    parts.extend(file.map(|file| format!("file: {file}")));
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_given_as_a_length_a_day_or_a_moment() {
+        let now: DateTime<Utc> = "2026-11-21T10:00:00Z".parse().unwrap();
+        for (text, expected) in [
+            ("90s", Some("2026-11-21T09:58:30Z")),
+            ("30m", Some("2026-11-21T09:30:00Z")),
+            ("12h", Some("2026-11-20T22:00:00Z")),
+            ("7d", Some("2026-11-14T10:00:00Z")),
+            ("2026-11-20", Some("2026-11-20T00:00:00Z")),
+            ("2026-11-20T05:30:00+05:30", Some("2026-11-20T00:00:00Z")),
+            ("2026-11-20 08:00:00", Some("2026-11-20T08:00:00Z")),
+            ("-1d", None),
+            ("yesterday", None),
+            ("99999999999999d", None),
+            ("7ü", None),
+            ("", None),
+        ] {
+            let expected: Option<DateTime<Utc>> = expected.map(|text| text.parse().unwrap());
+            assert_eq!(since(text, now), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_shown_in_minutes() {
+        assert_eq!(
+            (length(5), length(65), length(3605)),
+            ("0:05".into(), "1:05".into(), "1:00:05".into())
+        );
+    }
+}

@@ -1,0 +1,14 @@
+//! Finding calls again: which there are, and what happened to one of them from its dispatch to the CRM's answer.
+//!
+//! Everything is read from what the other parts have written: journals of running calls, records that wait, records in the archive.
+//! Nothing here changes a record or makes a call wait.
+
+mod mask;
+mod search;
+mod trail;
+
+pub use mask::{masked, masked_call};
+pub use search::{
+    CallFilter, FoundCall, Live, LookedAt, Query, SearchResult, Standing, Unreadable, find, list,
+};
+pub use trail::{Moment, Step, trail};

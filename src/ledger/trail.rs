@@ -1,0 +1,502 @@
+//! What happened to a call, in the order in which it happened. Pure: everything comes from the call's record, its conversation and its
+//! leads.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::search::FoundCall;
+use crate::session::{
+    AttemptOutcome, CallStatus, CloseReason, Direction, RecordingEvidence, RecordingSource,
+    RecordingState, Role, time,
+};
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Moment {
+    /// When, if anything tells it.
+    #[serde(with = "time::option")]
+    pub at: Option<DateTime<Utc>>,
+    /// What.
+    #[serde(flatten)]
+    pub step: Step,
+}
+
+/// What can happen to a call.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum Step {
+    /// LiveKit assigned the job.
+    Dispatched {
+        /// LiveKit's id of it.
+        job_id: Option<String>,
+        /// Name of the room.
+        room: Option<String>,
+    },
+    /// The agent was in the room, its track published.
+    Joined {
+        /// Server id of the room.
+        room_sid: Option<String>,
+    },
+    /// The other party was there to talk to.
+    Answered {
+        /// Who called whom.
+        direction: Direction,
+        /// The other party.
+        number: Option<String>,
+        /// Our own number.
+        trunk_number: Option<String>,
+        /// Who the agent was.
+        persona: Option<String>,
+    },
+    /// The recording was started.
+    RecordingStarted {
+        /// By whom.
+        source: RecordingSource,
+        /// The egress.
+        egress_id: Option<String>,
+        /// Where to.
+        file: Option<String>,
+    },
+    /// Something was said.
+    Said {
+        /// By whom.
+        role: Role,
+        /// The words; for the agent, those that were heard.
+        content: String,
+        /// The recogniser's own estimate, 0 to 1.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        confidence: Option<f64>,
+        /// The agent was cut off.
+        interrupted: bool,
+        /// From the end of the caller's words to the first sound of this answer, ms.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        answered_after_ms: Option<u64>,
+    },
+    /// The caller was understood to want something.
+    Intent {
+        /// What.
+        intent: String,
+        /// How certain, 0 to 1.
+        confidence: Option<f64>,
+        /// What it is about.
+        entities: Value,
+    },
+    /// A lead was taken.
+    Lead {
+        /// Its file.
+        file: Option<String>,
+        /// What is in it.
+        lead: Value,
+    },
+    /// The call was over.
+    HungUp {
+        /// Why.
+        close_reason: Option<CloseReason>,
+        /// LiveKit's word for it.
+        disconnect_reason: Option<String>,
+        /// What became of the call.
+        call_status: CallStatus,
+        /// What broke.
+        error: Option<String>,
+    },
+    /// The recording came to this.
+    Recording {
+        /// How far.
+        state: RecordingState,
+        /// What it was learnt from; records of earlier versions do not tell.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        evidence: Option<RecordingEvidence>,
+        /// What is wrong with it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// The record was written: from here on the call is on its way to the CRM.
+    RecordWritten {
+        /// The file.
+        file: String,
+    },
+    /// A request to the CRM ended.
+    Request {
+        /// What it was about: `recording` or `call_data`.
+        part: &'static str,
+        /// What came of it.
+        outcome: AttemptOutcome,
+        /// How long it took, ms.
+        took_ms: u64,
+        /// Why it was not taken.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// A part was tried as often as this, and more is not known: an older version wrote it, or the worker died during the request.
+    Tried {
+        /// `recording` or `call_data`.
+        part: &'static str,
+        /// How often.
+        attempts: u32,
+        /// Why it was not taken.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// A part is not tried before this.
+    NextAttempt {
+        /// `recording` or `call_data`.
+        part: &'static str,
+        /// Why it is not there yet.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// There is no recording to deliver.
+    WithoutRecording {
+        /// Why.
+        error: Option<String>,
+    },
+    /// The CRM has the recording.
+    RecordingDelivered {
+        /// Where it put it.
+        url: Option<String>,
+        /// Bytes.
+        size: Option<u64>,
+        /// Seconds.
+        duration: Option<u64>,
+    },
+    /// The CRM's last word on the call data.
+    CrmAnswer {
+        /// As it came, shortened.
+        response: Value,
+    },
+    /// The CRM has refused the call; an operator has to look.
+    Refused {
+        /// What was refused, and why.
+        error: Option<String>,
+    },
+    /// Everything was confirmed.
+    Delivered,
+    /// The record went to the archive.
+    Archived {
+        /// The file.
+        file: String,
+    },
+}
+
+/// The trail of a call. `conversation` and `leads` are the files' contents; leads come with their paths.
+pub fn trail(
+    call: &FoundCall,
+    conversation: Option<&Value>,
+    leads: &[(String, Value)],
+) -> Vec<Moment> {
+    let mut trail = Trail::default();
+    trail.beginning(call);
+    trail.conversation(call, conversation);
+    for intent in &call.record.intents {
+        let step = Step::Intent {
+            intent: intent.intent.clone(),
+            confidence: intent.confidence,
+            entities: intent.entities.clone().into(),
+        };
+        trail.at(Some(intent.timestamp), step);
+    }
+    for (file, lead) in leads {
+        let step = Step::Lead {
+            file: Some(file.clone()),
+            lead: lead.clone(),
+        };
+        trail.at(time_of(lead, "created_at"), step);
+    }
+    trail.end(call);
+    trail.delivery(call);
+    trail.in_order()
+}
+
+fn time_of(value: &Value, field: &str) -> Option<DateTime<Utc>> {
+    value[field].as_str().and_then(time::parse)
+}
+
+/// A clock that was set back must not put the end before the beginning: times order only what belongs to one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Call,
+    Record,
+    Delivery,
+    Archive,
+}
+
+#[derive(Default)]
+struct Trail(Vec<(Phase, Moment)>);
+
+impl Trail {
+    fn at(&mut self, at: Option<DateTime<Utc>>, step: Step) {
+        let phase = match &step {
+            Step::RecordWritten { .. } => Phase::Record,
+            Step::Recording {
+                evidence: Some(evidence),
+                ..
+            } if *evidence != RecordingEvidence::Call => Phase::Delivery,
+            Step::Request { .. }
+            | Step::Tried { .. }
+            | Step::NextAttempt { .. }
+            | Step::WithoutRecording { .. }
+            | Step::RecordingDelivered { .. }
+            | Step::CrmAnswer { .. } => Phase::Delivery,
+            Step::Refused { .. } | Step::Delivered | Step::Archived { .. } => Phase::Archive,
+            _ => Phase::Call,
+        };
+        self.0.push((phase, Moment { at, step }));
+    }
+
+    fn beginning(&mut self, call: &FoundCall) {
+        let record = &call.record;
+        let times = &record.timestamps;
+        self.at(
+            times.call_start,
+            Step::Dispatched {
+                job_id: record.job_id.clone(),
+                room: record.room.name.clone(),
+            },
+        );
+        if times.joined.is_some() {
+            let room_sid = record.room.sid.clone();
+            self.at(times.joined, Step::Joined { room_sid });
+        }
+        if times.answered.is_some() {
+            self.at(
+                times.answered,
+                Step::Answered {
+                    direction: record.direction,
+                    number: call.number().map(str::to_owned),
+                    trunk_number: record.trunk_number.clone(),
+                    persona: record.persona.clone(),
+                },
+            );
+        }
+        if let Some(recording) = &record.recording
+            && recording.recording_start_time.is_some()
+        {
+            self.at(
+                recording.recording_start_time,
+                Step::RecordingStarted {
+                    source: recording.source,
+                    egress_id: recording.egress_id.clone(),
+                    file: recording.recording_filename.clone(),
+                },
+            );
+        }
+    }
+
+    fn conversation(&mut self, call: &FoundCall, conversation: Option<&Value>) {
+        if let Some(live) = &call.live {
+            for item in &live.items {
+                let said = Step::Said {
+                    role: item.role,
+                    content: item.content.clone(),
+                    confidence: item.transcript_confidence.map(f64::from),
+                    interrupted: item.interrupted,
+                    answered_after_ms: item.metrics.as_ref().and_then(|m| m.e2e_latency_ms),
+                };
+                self.at(Some(item.timestamp), said);
+            }
+        }
+        let Some(conversation) = conversation else {
+            return;
+        };
+        // The original's files had the items under another name too.
+        let items = conversation["conversation_items"]
+            .as_array()
+            .or_else(|| conversation["items"].as_array());
+        for item in items.into_iter().flatten() {
+            let content = match &item["content"] {
+                Value::String(text) => text.clone(),
+                Value::Array(parts) => parts
+                    .iter()
+                    .filter_map(Value::as_str)
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+                _ => continue,
+            };
+            let role = match item["role"].as_str() {
+                Some("assistant" | "agent") => Role::Assistant,
+                _ => Role::User,
+            };
+            let said = Step::Said {
+                role,
+                content,
+                confidence: item["transcript_confidence"].as_f64(),
+                interrupted: item["interrupted"] == true,
+                answered_after_ms: item["metrics"]["e2e_latency_ms"].as_u64(),
+            };
+            self.at(time_of(item, "timestamp"), said);
+        }
+    }
+
+    fn end(&mut self, call: &FoundCall) {
+        let record = &call.record;
+        let times = &record.timestamps;
+        if call.live.is_none() || times.call_end.is_some() {
+            self.at(
+                times.call_end,
+                Step::HungUp {
+                    close_reason: record.outcome.close_reason,
+                    disconnect_reason: record.outcome.disconnect_reason.clone(),
+                    call_status: record.outcome.call_status,
+                    error: record.outcome.error.clone(),
+                },
+            );
+        }
+        self.recording(call);
+        if call.live.is_none() {
+            let file = format!("call_metadata/metadata_{}.json", record.session_id);
+            self.at(times.metadata_saved, Step::RecordWritten { file });
+        }
+    }
+
+    fn recording(&mut self, call: &FoundCall) {
+        let Some(recording) = &call.record.recording else {
+            return;
+        };
+        if recording.history.is_empty() {
+            let state = recording.state;
+            let error = recording.error.clone();
+            let evidence = None;
+            self.at(
+                None,
+                Step::Recording {
+                    state,
+                    evidence,
+                    error,
+                },
+            );
+        }
+        // That it was asked for is told as its start.
+        let changes = recording
+            .history
+            .iter()
+            .filter(|change| change.state != RecordingState::Requested);
+        for change in changes {
+            let last = change.state == recording.state;
+            self.at(
+                Some(change.at),
+                Step::Recording {
+                    state: change.state,
+                    evidence: Some(change.source),
+                    error: recording.error.clone().filter(|_| last),
+                },
+            );
+        }
+    }
+
+    fn delivery(&mut self, call: &FoundCall) {
+        use crate::session::{PartState, RecordStatus};
+        let record = &call.record;
+        let recording = &record.uploads.recording;
+        let call_data = &record.uploads.call_data;
+        for (part, history, attempts, error) in [
+            (
+                "recording",
+                &recording.history,
+                recording.attempts,
+                &recording.last_error,
+            ),
+            (
+                "call_data",
+                &call_data.history,
+                call_data.attempts,
+                &call_data.last_error,
+            ),
+        ] {
+            for attempt in history {
+                let request = Step::Request {
+                    part,
+                    outcome: attempt.outcome,
+                    took_ms: attempt.took_ms,
+                    error: attempt.error.clone(),
+                };
+                self.at(Some(attempt.at), request);
+            }
+            if attempts > 0 && history.is_empty() {
+                let error = error.clone();
+                self.at(
+                    record.last_upload_attempt,
+                    Step::Tried {
+                        part,
+                        attempts,
+                        error,
+                    },
+                );
+            }
+        }
+        match recording.state {
+            PartState::Sent => {
+                let done = recording.history.last().map(|attempt| attempt.at);
+                self.at(
+                    done,
+                    Step::RecordingDelivered {
+                        url: recording.url.clone(),
+                        size: recording.size,
+                        duration: recording.duration,
+                    },
+                );
+            }
+            PartState::Missing => self.at(
+                None,
+                Step::WithoutRecording {
+                    error: recording.last_error.clone(),
+                },
+            ),
+            PartState::Pending | PartState::Waiting if recording.next_attempt.is_some() => self.at(
+                recording.next_attempt,
+                Step::NextAttempt {
+                    part: "recording",
+                    error: recording.last_error.clone(),
+                },
+            ),
+            PartState::Pending | PartState::Waiting | PartState::Failed => {}
+        }
+        if let Some(response) = &call_data.response {
+            let done = call_data.history.last().map(|attempt| attempt.at);
+            let response = response.clone();
+            self.at(done, Step::CrmAnswer { response });
+        }
+        if call_data.next_attempt.is_some() && !call_data.state.is_settled() {
+            self.at(
+                call_data.next_attempt,
+                Step::NextAttempt {
+                    part: "call_data",
+                    error: call_data.last_error.clone(),
+                },
+            );
+        }
+        if record.status == RecordStatus::Failed {
+            let failed = [
+                (recording.state, &recording.last_error),
+                (call_data.state, &call_data.last_error),
+            ];
+            let error = failed
+                .into_iter()
+                .find(|(state, _)| *state == PartState::Failed)
+                .and_then(|(_, error)| error.clone());
+            self.at(None, Step::Refused { error });
+        }
+        if record.timestamps.delivered.is_some() {
+            self.at(record.timestamps.delivered, Step::Delivered);
+        }
+        if call.standing == super::Standing::Archived {
+            let file = call.file.clone();
+            self.at(record.timestamps.delivered, Step::Archived { file });
+        }
+    }
+
+    /// What has no time stays behind what it was put behind.
+    fn in_order(self) -> Vec<Moment> {
+        let mut last = DateTime::<Utc>::MIN_UTC;
+        let mut keyed: Vec<(Phase, DateTime<Utc>, Moment)> = self
+            .0
+            .into_iter()
+            .map(|(phase, moment)| {
+                last = moment.at.unwrap_or(last);
+                (phase, last, moment)
+            })
+            .collect();
+        keyed.sort_by_key(|(phase, at, _)| (*phase, *at));
+        keyed.into_iter().map(|(_, _, moment)| moment).collect()
+    }
+}

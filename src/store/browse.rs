@@ -1,0 +1,261 @@
+//! All calls of the data folder for showing: running, waiting, archived. Nothing here locks or changes anything, so what was seen may
+//! have moved on by the time it is read; [`Store::follow`] looks where it went.
+
+use std::cmp::Reverse;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use chrono::{DateTime, NaiveDate, Utc};
+
+use crate::session::{CompleteSessionData, SessionId, sanitise};
+
+use super::{
+    CALL_METADATA, CONVERSATIONS, JOURNAL_SUFFIX, LEADS, PROCESSED, Store, StoreError, journal,
+    pending,
+};
+
+/// In which folder a call's file lies; a call goes through them in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// A journal in `conversations/`: the call runs, or its process died and no worker has made the record yet.
+    Journal,
+    /// `call_metadata/`.
+    Waiting,
+    /// `processed_metadata/`.
+    Archived,
+}
+
+impl Place {
+    const ALL: [Self; 3] = [Self::Journal, Self::Waiting, Self::Archived];
+
+    /// The folder's name.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Journal => CONVERSATIONS,
+            Self::Waiting => CALL_METADATA,
+            Self::Archived => PROCESSED,
+        }
+    }
+
+    /// The session part of the name of a file of this folder.
+    fn session_of(self, file_name: &str) -> Option<&str> {
+        match self {
+            Self::Journal => file_name.strip_suffix(JOURNAL_SUFFIX),
+            Self::Waiting | Self::Archived => pending::stem(file_name),
+        }
+    }
+
+    fn file_of(self, session: &str) -> String {
+        match self {
+            Self::Journal => format!("{session}{JOURNAL_SUFFIX}"),
+            Self::Waiting | Self::Archived => format!("metadata_{session}.json"),
+        }
+    }
+}
+
+/// The file of a call, known by its name only. A hundred thousand of them are a few megabytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallFile {
+    /// Where it lies.
+    pub place: Place,
+    /// When the call began as its name tells; for other names, when the file was last written.
+    pub began: DateTime<Utc>,
+    name: Box<str>,
+}
+
+impl CallFile {
+    /// The path under the data folder, with `/`.
+    pub fn relative(&self) -> String {
+        format!("{}/{}", self.place.folder(), self.name)
+    }
+
+    fn order(&self) -> (Reverse<DateTime<Utc>>, Option<&str>, Place) {
+        let session = self.place.session_of(&self.name);
+        (Reverse(self.began), session, self.place)
+    }
+
+    /// The session as the file's name has it.
+    pub fn session_id(&self) -> Option<SessionId> {
+        sanitise(self.place.session_of(&self.name)?).parse().ok()
+    }
+
+    /// Whether the call may have begun on that day (UTC). A name without a date may be of any day.
+    pub fn may_be_of(&self, day: NaiveDate) -> bool {
+        match self.place.session_of(&self.name).and_then(time_in_name) {
+            // Name and start are written a moment apart.
+            Some(began) => (began.date_naive() - day).num_days().abs() <= 1,
+            None => true,
+        }
+    }
+}
+
+/// A journal, replayed.
+#[derive(Debug, Clone)]
+pub struct OpenJournal {
+    /// What it tells.
+    pub data: CompleteSessionData,
+    /// A process holds it: the call is running.
+    pub alive: bool,
+    /// When its last line was written.
+    pub last_written: Option<DateTime<Utc>>,
+}
+
+/// The date and time in a session's name: eight digits, a separator, six digits.
+fn time_in_name(session: &str) -> Option<DateTime<Utc>> {
+    let bytes = session.as_bytes();
+    let is_digits = |part: &[u8]| part.iter().all(u8::is_ascii_digit);
+    bytes.windows(15).find_map(|window| {
+        let text = std::str::from_utf8(window).ok()?;
+        let fits =
+            is_digits(&window[..8]) && !window[8].is_ascii_digit() && is_digits(&window[9..]);
+        if !fits {
+            return None;
+        }
+        let date = NaiveDate::parse_from_str(&text[..8], "%Y%m%d").ok()?;
+        let number = |from: usize| text[from..from + 2].parse().ok();
+        Some(
+            date.and_hms_opt(number(9)?, number(11)?, number(13)?)?
+                .and_utc(),
+        )
+    })
+}
+
+impl Store {
+    /// The files of all calls, newest first, by their names: no file is opened.
+    ///
+    /// # Errors
+    /// When a folder cannot be listed.
+    pub fn call_files(&self) -> Result<Vec<CallFile>, StoreError> {
+        let mut files = Vec::new();
+        for place in Place::ALL {
+            let folder = self.root().join(place.folder());
+            let entries = fs::read_dir(&folder).map_err(StoreError::io("list", &folder))?;
+            for entry in entries.flatten() {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                let Some(session) = place.session_of(&name) else {
+                    continue;
+                };
+                let written = || Some(entry.metadata().ok()?.modified().ok()?.into());
+                // One that has moved on since the listing began is met again in the next folder, or by the next listing.
+                let Some(began) = time_in_name(session).or_else(written) else {
+                    continue;
+                };
+                files.push(CallFile {
+                    place,
+                    began,
+                    name: name.as_ref().into(),
+                });
+            }
+        }
+        // All files of one session stand side by side.
+        files.sort_by(|a, b| a.order().cmp(&b.order()));
+        Ok(files)
+    }
+
+    /// The files of one session, if there are any.
+    pub fn call_files_of(&self, id: &SessionId) -> Vec<CallFile> {
+        Place::ALL
+            .into_iter()
+            .filter_map(|place| {
+                let name = place.file_of(id.as_str());
+                let path = self.root().join(place.folder()).join(&name);
+                let modified = fs::metadata(path).ok()?.modified().ok()?;
+                Some(CallFile {
+                    place,
+                    began: time_in_name(id.as_str()).unwrap_or(modified.into()),
+                    name: name.into(),
+                })
+            })
+            .collect()
+    }
+
+    /// Reads a call's file. `None` when it is not there any more.
+    ///
+    /// # Errors
+    /// When it is there and not readable.
+    pub fn read_call_file(&self, file: &CallFile) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.path(&file.relative());
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
+    }
+
+    /// Where a call whose file has gone went: from its journal into the queue, from the queue into the archive.
+    pub fn follow(&self, file: &CallFile) -> Option<CallFile> {
+        let places = Place::ALL.into_iter().filter(|place| *place > file.place);
+        let session = file.place.session_of(&file.name)?;
+        places
+            .map(|place| CallFile {
+                place,
+                began: file.began,
+                name: place.file_of(session).into(),
+            })
+            .find(|moved| self.path(&moved.relative()).exists())
+    }
+
+    /// What a journal tells so far. `None` when there is none any more.
+    ///
+    /// # Errors
+    /// When nothing can be made of it.
+    pub fn open_journal(&self, id: &SessionId) -> Result<Option<OpenJournal>, StoreError> {
+        let path = self.journal_path(id);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let alive = match journal::is_held(&path) {
+            Ok(alive) => alive,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("look at", &path)(error)),
+        };
+        match self.replay(id, &path) {
+            Ok((session, last_written)) => Ok(Some(OpenJournal {
+                data: session.get_complete_session_data(),
+                alive,
+                last_written,
+            })),
+            Err(_) if !path.exists() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The lead files, in no order.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn lead_files(&self) -> Result<impl Iterator<Item = PathBuf> + use<>, StoreError> {
+        let folder = self.root().join(LEADS);
+        let entries = fs::read_dir(&folder).map_err(StoreError::io("list", &folder))?;
+        Ok(entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|ext| ext == "json")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_in_a_name_is_found_wherever_it_stands() {
+        for (name, expected) in [
+            (
+                "session_20251029_113920_abc123",
+                Some("2025-10-29T11:39:20Z"),
+            ),
+            ("livekit-20251029-113920", Some("2025-10-29T11:39:20Z")),
+            ("number-_918655066243-1698567890", None),
+            ("session_20259999_113920_abc123", None),
+            ("session_20251029_996120_abc123", None),
+            ("short", None),
+            ("ünïcödé_20251029_113920", Some("2025-10-29T11:39:20Z")),
+        ] {
+            let expected: Option<DateTime<Utc>> = expected.map(|text| text.parse().unwrap());
+            assert_eq!(time_in_name(name), expected, "{name}");
+        }
+    }
+}

@@ -1014,6 +1014,113 @@ async fn the_running_task_delivers_at_a_poke_past_a_crm_that_hangs_and_stops_whe
 }
 
 #[tokio::test]
+async fn a_clock_that_jumps_neither_stops_nor_repeats_a_delivery() {
+    let world = World::new().await;
+    world.recorded_call(ID);
+    world
+        .crm
+        .answer_call_data([Answer::Say(503, json!("busy")), Answer::Later(429, 3600)]);
+    assert_eq!(world.pass().await.retrying, 1);
+
+    world.advance(-86_400);
+    let stats = world.pass().await;
+    assert_eq!(stats.retrying, 1, "not only a day later: {stats:?}");
+    let soon = world.pass().await;
+    assert_eq!(soon.not_due, 1, "the new wait is by the new clock");
+
+    world.advance(10 * 86_400);
+    assert_eq!(world.pass().await, delivered(0));
+    assert_eq!(world.crm.uploads().len(), 1);
+    assert_eq!(world.crm.call_data().len(), 3);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_does_not_prolong_the_search_for_a_recording() {
+    let world = World::new().await;
+    world.egress_call(ID, "EG_1");
+    assert_eq!(world.pass().await.waiting, 1);
+    world.advance(-86_400);
+    assert_eq!(world.pass().await.waiting, 1, "it is looked for at once");
+    world.manifest("EG_1", "recordings/a.ogg", "");
+    world.data.write("recordings/a.ogg", sound());
+    world.advance(30);
+    assert_eq!(world.pass().await, delivered(1));
+}
+
+#[tokio::test]
+async fn a_crm_that_is_down_is_asked_a_few_times_not_once_for_each_record() {
+    let world = World::new().await;
+    *world.now.lock().unwrap() = at(10_000);
+    for number in 0..60 {
+        world
+            .data
+            .finished_call(&format!("session_20261121_100000_{number:06x}"), None);
+    }
+    world
+        .crm
+        .answer_call_data((0..60).map(|_| Answer::Say(503, json!("down"))));
+    let stats = world.pass().await;
+    assert_eq!(stats.retrying + stats.held_back, 60, "{stats:?}");
+    // Those that were under way when it opened come to their ends.
+    let limit = 10 + 2 * world.config.parallel;
+    assert!((10..=limit).contains(&world.crm.call_data().len()));
+    let untouched = world.data.json(&format!(
+        "call_metadata/metadata_session_20261121_100000_{:06x}.json",
+        59
+    ));
+    assert_eq!(untouched["uploads"]["call_data"]["attempts"], 0);
+}
+
+#[tokio::test]
+async fn the_running_task_comes_back_after_an_outage_and_delivers_everything() {
+    let mut world = World::new().await;
+    world.config.interval_s = 3600;
+    world.config.first_backoff_ms = 20;
+    *world.now.lock().unwrap() = at(10_000);
+    for number in 0..40 {
+        let id = format!("session_20261121_100000_{number:06x}");
+        if number % 2 == 0 {
+            world.recorded_call(&id);
+        } else {
+            world.data.finished_call(&id, None);
+        }
+    }
+    // A record that cannot be claimed here is in nobody's way.
+    fs::create_dir_all(
+        world
+            .data
+            .path("call_metadata/.claims/session_20261121_100000_000001.lock"),
+    )
+    .unwrap();
+    world.config.breaker_max_pause_s = 1;
+    let down = |times| (0..times).map(|_| Answer::Say(503, json!("down")));
+    world.crm.answer_uploads(down(8));
+    world.crm.answer_call_data(down(8));
+    let now = world.now.clone();
+    let started = tokio::time::Instant::now();
+    let uploader = world.uploader().with_clock(Arc::new(move || {
+        *now.lock().unwrap() + TimeDelta::from_std(started.elapsed()).unwrap()
+    }));
+    let (_poke, pokes) = mpsc::channel(1);
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(uploader.run(pokes, stop.clone()));
+    world
+        .crm
+        .wait_until("every call but one arrives", |_, calls| {
+            calls.iter().filter(|call| call.accepted).count() == 39
+        })
+        .await;
+    stop.cancel();
+    task.await.expect("it does not panic");
+    let uploads = world.crm.uploads();
+    assert_eq!(uploads.iter().filter(|upload| upload.accepted).count(), 20);
+    assert_eq!(
+        world.data.files("call_metadata"),
+        ["metadata_session_20261121_100000_000001.json"]
+    );
+}
+
+#[tokio::test]
 async fn settings_that_can_not_work_are_named() {
     let world = World::new().await;
     let resolver =

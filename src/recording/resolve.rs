@@ -40,7 +40,7 @@ const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// A recording that is waited for is looked for after this, then less and less often, up to [`LONGEST_LOOK`].
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// See [`FIRST_LOOK`].
-const LONGEST_LOOK: Duration = Duration::from_secs(30);
+pub(crate) const LONGEST_LOOK: Duration = Duration::from_secs(30);
 /// One that has not turned up in time is still looked for, at most this far apart.
 const LONGEST_LATE_LOOK: Duration = Duration::from_secs(3600);
 /// Between the two looks at a file of which nothing tells that it is whole.

@@ -48,6 +48,11 @@ impl Crm {
         &self.base
     }
 
+    /// The name of its host, for log and metrics.
+    pub(super) fn host(&self) -> &str {
+        self.base.host_str().unwrap_or_default()
+    }
+
     pub(super) fn url_pointers(&self) -> &[String] {
         &self.config.url_pointers
     }

@@ -1,8 +1,10 @@
 //! The way of one record to the CRM: recording, call data, archive, each step on disk before the next.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt as _;
 use serde_json::Value;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
@@ -14,7 +16,7 @@ use crate::session::{
 use crate::store::{Claim, PendingRecord, Store, StoreError};
 
 use super::policy::{self, Verdict};
-use super::queue::{Due, due_of};
+use super::queue::due_of;
 use super::{SuccessRule, Uploader, later};
 
 /// How a record is to be treated.
@@ -44,8 +46,11 @@ pub(super) enum End {
     Retrying(DateTime<Utc>),
     Failed,
     ClaimedElsewhere,
+    /// The CRM gets nothing for a while.
+    HeldBack,
     WouldDeliver,
-    Error(StoreError),
+    /// The record could not be worked on here; the log says why.
+    Broken,
 }
 
 impl Delivery {
@@ -54,14 +59,6 @@ impl Delivery {
             recording_uploaded: false,
             call_data_sent: false,
             end,
-        }
-    }
-
-    /// When to look at the record again.
-    pub(super) fn next_due(&self) -> Option<DateTime<Utc>> {
-        match self.end {
-            End::Waiting(due) | End::Retrying(due) => Some(due),
-            _ => None,
         }
     }
 }
@@ -105,6 +102,8 @@ struct Parcel<'a> {
     /// With us between two writes, with the thread that writes during one. A write that failed keeps it, and the try ends there.
     claim: Option<Claim>,
     now: DateTime<Utc>,
+    /// It waits while the CRM is given a rest.
+    patient: bool,
     /// The try is noted in the record.
     tried: bool,
     recording_uploaded: bool,
@@ -123,14 +122,16 @@ impl Uploader {
         let id = pending.session_id.clone();
         let span = info_span!("delivery", session.id = %id);
         let delivery = async {
-            let delivery = self
-                .try_deliver(pending, mode)
+            // Whatever is in a record, the others must not suffer from it.
+            match AssertUnwindSafe(self.try_deliver(pending, mode))
+                .catch_unwind()
                 .await
-                .unwrap_or_else(|error| Delivery::ended(End::Error(error)));
-            if let End::Error(error) = &delivery.end {
-                error!(%error, "record not delivered");
+            {
+                Ok(Ok(delivery)) => return delivery,
+                Ok(Err(error)) => error!(%error, "record not delivered"),
+                Err(_) => error!("record not delivered: the program has a fault, see above"),
             }
-            delivery
+            Delivery::ended(End::Broken)
         };
         let delivery = delivery.instrument(span).await;
         (id, delivery)
@@ -152,7 +153,7 @@ impl Uploader {
         let now = self.now();
         // Another worker may have tried since the folder was listed.
         if mode == Mode::WhenDue
-            && let Due::At(due) = due_of(claim.record())
+            && let Some(due) = due_of(claim.record()).time(now)
             && due > now
         {
             return Ok(Delivery::ended(End::Retrying(due)));
@@ -163,6 +164,7 @@ impl Uploader {
             record,
             claim: Some(claim),
             now,
+            patient: mode == Mode::WhenDue,
             tried: false,
             recording_uploaded: false,
             call_data_sent: false,
@@ -259,6 +261,7 @@ impl Parcel<'_> {
             Verdict::TryAgain { why, .. } => (AttemptOutcome::TryAgain, "try_again", Some(why)),
             Verdict::Refused { why, .. } => (AttemptOutcome::Refused, "refused", Some(why)),
         };
+        self.uploader.saw(verdict);
         metrics::counter!("voicebot_upload_attempts_total", "part" => key_of(part), "outcome" => label)
             .increment(1);
         let attempt = Attempt {
@@ -420,6 +423,10 @@ impl Parcel<'_> {
                 return self.go_without_recording(&resolution, Some(why)).await;
             }
         };
+        if self.is_held_back() {
+            self.mark(|record| resolution.note(record, now)).await?;
+            return Ok(Step::Stop(End::HeldBack));
+        }
         self.begin(DeliveryPart::Recording, |record| {
             resolution.note(record, now);
         })
@@ -544,6 +551,9 @@ impl Parcel<'_> {
         if self.record.uploads.call_data.state.is_settled() {
             return Ok(Step::Go);
         }
+        if self.is_held_back() {
+            return Ok(Step::Stop(End::HeldBack));
+        }
         let part = DeliveryPart::CallData;
         self.begin(part, |_| {}).await?;
         let (store, record) = (self.uploader.store.clone(), self.record.clone());
@@ -575,6 +585,10 @@ impl Parcel<'_> {
                 self.not_sent(part, Fault::for_good(why, Some(body))).await
             }
         }
+    }
+
+    fn is_held_back(&self) -> bool {
+        self.patient && self.uploader.allowed_by_breaker() == 0
     }
 
     /// The idempotency key of a part's requests: the same for each repetition.

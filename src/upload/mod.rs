@@ -4,19 +4,19 @@
 //! Runs inside the worker as a task that wakes at an interval and when a call hangs up, or once from the command line. Every step is on
 //! disk before the next begins, so it can be killed at any moment and repeats at most one request, with the same idempotency key.
 
+pub mod breaker;
 mod crm;
 mod deliver;
 pub mod policy;
 mod queue;
 
-use std::collections::{HashSet, VecDeque};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
-use futures_util::stream::{self, FuturesUnordered};
+use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -29,13 +29,17 @@ use crate::recording::resolve::RecordingResolver;
 use crate::session::{CallRecord, PartState, RecordStatus, SessionId, time};
 use crate::store::{Store, StoreError};
 
+use breaker::{Breaker, BreakerChange, BreakerSettings, BreakerState};
 use crm::Crm;
-use deliver::{Delivery, Mode, on_disk};
-use policy::Backoff;
-use queue::{DueRecord, Look, Queue};
+use deliver::{Delivery, End, Mode, on_disk};
+use policy::{Backoff, Verdict};
+use queue::{Lane, Look, Queue, Schedule};
 
 /// The shortest sleep between two looks at the folder, so that no mistake in a time makes the task spin.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(100);
+/// After a look at the folder, this many times its duration passes before the next, whoever asks for it: a folder of many thousands of
+/// records must not keep a core busy while calls end every second.
+const LOOK_REST: u32 = 9;
 /// How long the task waits for requests under way when it is told to stop. Whatever is cut off is repeated with the same key.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -126,7 +130,7 @@ pub enum SuccessRule {
 pub struct UploadConfig {
     /// Longest time between two looks at the folder, in seconds. A hangup looks at once.
     pub interval_s: u64,
-    /// Records that one pass takes on at most.
+    /// Records that one pass of `uploads run --once` takes on at most.
     pub batch: usize,
     /// Records that are delivered at the same time.
     pub parallel: usize,
@@ -134,6 +138,10 @@ pub struct UploadConfig {
     pub first_backoff_ms: u64,
     /// Longest pause, in seconds.
     pub max_backoff_s: u64,
+    /// Requests in a row that fail, of whatever records, before no more are made for a while.
+    pub breaker_failures: u32,
+    /// The longest such while, in seconds.
+    pub breaker_max_pause_s: u64,
     /// When a record counts as delivered and is archived.
     pub success: SuccessRule,
     /// Requests that are tried for one part before it counts as failed. With the longest pause of 10 minutes, 1000 are a week.
@@ -148,6 +156,9 @@ impl Default for UploadConfig {
             parallel: 8,
             first_backoff_ms: 5_000,
             max_backoff_s: 600,
+            breaker_failures: 10,
+            // One request a minute is nothing, and a minute more is little after an outage.
+            breaker_max_pause_s: 60,
             success: SuccessRule::default(),
             max_attempts: 1_000,
         }
@@ -166,6 +177,8 @@ impl UploadConfig {
             ("parallel", self.parallel as u64),
             ("first_backoff_ms", self.first_backoff_ms),
             ("max_backoff_s", self.max_backoff_s),
+            ("breaker_failures", u64::from(self.breaker_failures)),
+            ("breaker_max_pause_s", self.breaker_max_pause_s),
             ("max_attempts", u64::from(self.max_attempts)),
         ];
         match values.iter().find(|(_, value)| *value == 0) {
@@ -178,6 +191,17 @@ impl UploadConfig {
         Backoff {
             first: Duration::from_millis(self.first_backoff_ms),
             max: Duration::from_secs(self.max_backoff_s),
+        }
+    }
+
+    fn breaker(&self) -> BreakerSettings {
+        BreakerSettings {
+            failures: self.breaker_failures,
+            backoff: Backoff {
+                first: Duration::from_millis(self.first_backoff_ms),
+                max: Duration::from_secs(self.breaker_max_pause_s),
+            },
+            full: self.parallel,
         }
     }
 }
@@ -252,6 +276,8 @@ pub struct PassStats {
     pub failed: u64,
     /// Records that another process works on.
     pub claimed_elsewhere: u64,
+    /// Records that are due but were not tried, because the CRM does not answer.
+    pub held_back: u64,
     /// Records that would be delivered, when nothing is to be sent.
     pub would_deliver: u64,
     /// Files that are not readable, or could not be written.
@@ -265,13 +291,14 @@ impl PassStats {
         self.recordings_uploaded += u64::from(delivery.recording_uploaded);
         self.call_data_sent += u64::from(delivery.call_data_sent);
         let slot = match delivery.end {
-            deliver::End::Delivered => &mut self.files_processed,
-            deliver::End::Waiting(_) => &mut self.waiting,
-            deliver::End::Retrying(_) => &mut self.retrying,
-            deliver::End::Failed => &mut self.failed,
-            deliver::End::ClaimedElsewhere => &mut self.claimed_elsewhere,
-            deliver::End::WouldDeliver => &mut self.would_deliver,
-            deliver::End::Error(_) => &mut self.errors,
+            End::Delivered => &mut self.files_processed,
+            End::Waiting(_) => &mut self.waiting,
+            End::Retrying(_) => &mut self.retrying,
+            End::Failed => &mut self.failed,
+            End::ClaimedElsewhere => &mut self.claimed_elsewhere,
+            End::HeldBack => &mut self.held_back,
+            End::WouldDeliver => &mut self.would_deliver,
+            End::Broken => &mut self.errors,
         };
         *slot += 1;
     }
@@ -288,6 +315,7 @@ pub struct Uploader {
     resolver: RecordingResolver,
     clock: Clock,
     queue: Queue,
+    breaker: Mutex<Breaker>,
 }
 
 impl fmt::Debug for Uploader {
@@ -313,6 +341,7 @@ impl Uploader {
     ) -> Result<Self, UploadError> {
         let crm = Crm::new(crm, token)?;
         let queue = Queue::new(store.clone());
+        let breaker = Mutex::new(Breaker::new(config.breaker()));
         Ok(Self {
             store,
             config,
@@ -320,6 +349,7 @@ impl Uploader {
             resolver,
             clock: Arc::new(time::now),
             queue,
+            breaker,
         })
     }
 
@@ -346,27 +376,43 @@ impl Uploader {
         };
         let look = self.look(options.only).await?;
         let batch = options.batch.unwrap_or(self.config.batch);
-        let left_over = look.due.len().saturating_sub(batch) as u64;
         let mut stats = PassStats {
-            not_due: look.not_due + left_over,
+            not_due: look.resting,
             errors: look.unreadable,
             ..PassStats::default()
         };
-        let mut deliveries = stream::iter(look.due.into_iter().take(batch))
-            .map(|due| self.deliver(due.pending, mode))
-            .buffer_unordered(self.config.parallel.max(1));
-        while let Some((_, delivery)) = deliveries.next().await {
+        let mut schedule = Schedule::default();
+        schedule.replace(look.waiting, self.now());
+        let mut running = FuturesUnordered::new();
+        let mut started = 0;
+        loop {
+            while started < batch
+                && let Some(next) = schedule.next(self.now(), |s, lane| self.has_room(s, lane))
+            {
+                started += 1;
+                running.push(self.deliver(next, mode));
+            }
+            let Some((id, delivery)) = running.next().await else {
+                break;
+            };
+            schedule.done(&id);
             stats.count(&delivery);
+        }
+        stats.not_due += schedule.later() as u64;
+        let left_over = schedule.ready() as u64;
+        if started < batch {
+            stats.held_back += left_over;
+        } else {
+            stats.not_due += left_over;
         }
         Ok(stats)
     }
 
     /// Delivers what is due until `stop`. `pokes` says that a record was just written; a channel of one place is enough.
     pub async fn run(self, mut pokes: mpsc::Receiver<()>, stop: CancellationToken) {
-        info!(
-            crm.host = self.crm.base().host_str().unwrap_or_default(),
-            "delivery to the CRM started"
-        );
+        info!(crm.host = self.crm.host(), "delivery to the CRM started");
+        describe_metrics();
+        self.show_breaker(BreakerState::Closed);
         let removed = self.store.remove_stray_temporaries();
         if removed > 0 {
             info!(
@@ -375,66 +421,34 @@ impl Uploader {
             );
         }
         let interval = Duration::from_secs(self.config.interval_s.max(1));
-        let mut queue: VecDeque<DueRecord> = VecDeque::new();
-        let mut in_flight: HashSet<SessionId> = HashSet::new();
+        let mut schedule = Schedule::default();
         let mut running = FuturesUnordered::new();
-        let mut wake_at = Instant::now();
+        let mut look_at = Instant::now();
+        let mut rested_at = Instant::now();
         let mut poked_open = true;
         loop {
-            while let Some(next) = queue.front() {
-                // A call that has just ended does not queue behind a CRM that lets older ones time out.
-                let limit = if next.fresh {
-                    self.config.parallel * 2
-                } else {
-                    self.config.parallel
-                };
-                if running.len() >= limit.max(1) {
-                    break;
-                }
-                if let Some(next) = queue.pop_front()
-                    && in_flight.insert(next.pending.session_id.clone())
-                {
-                    running.push(self.deliver(next.pending, Mode::WhenDue));
-                }
+            if Instant::now() >= look_at {
+                let began = Instant::now();
+                self.look_again(&mut schedule).await;
+                rested_at = Instant::now() + began.elapsed() * LOOK_REST;
+                look_at = rested_at.max(Instant::now() + interval);
             }
-            let look = tokio::select! {
+            while let Some(next) = schedule.next(self.now(), |s, lane| self.has_room(s, lane)) {
+                running.push(self.deliver(next, Mode::WhenDue));
+            }
+            let wake_at = look_at.min(self.next_wake(&schedule).unwrap_or(look_at));
+            tokio::select! {
                 () = stop.cancelled() => break,
                 Some((id, delivery)) = running.next(), if !running.is_empty() => {
-                    in_flight.remove(&id);
-                    self.queue.forget(&id);
-                    if let Some(due) = delivery.next_due() {
-                        wake_at = wake_at.min(Instant::now() + self.sleep_until(due));
-                    }
-                    false
+                    self.note_end(&mut schedule, &id, &delivery);
                 }
                 poke = pokes.recv(), if poked_open => {
                     poked_open = poke.is_some();
-                    poked_open
-                }
-                () = tokio::time::sleep_until(wake_at) => true,
-            };
-            if !look {
-                continue;
-            }
-            wake_at = Instant::now() + interval;
-            match self.look(None).await {
-                Ok(look) => {
-                    metrics::gauge!("voicebot_records_pending")
-                        .set((look.due.len() as u64 + look.not_due) as f64);
-                    if look.due.len() > self.config.batch {
-                        // The rest is looked for again when this batch is through.
-                        wake_at = Instant::now() + SHORTEST_SLEEP.max(interval / 10);
-                    } else if let Some(due) = look.next_due {
-                        wake_at = wake_at.min(Instant::now() + self.sleep_until(due));
+                    if poked_open {
+                        look_at = rested_at;
                     }
-                    queue = look
-                        .due
-                        .into_iter()
-                        .filter(|due| !in_flight.contains(&due.pending.session_id))
-                        .take(self.config.batch)
-                        .collect();
                 }
-                Err(error) => error!(%error, "failed to look for records"),
+                () = tokio::time::sleep_until(wake_at) => {}
             }
         }
         let drain = async { while running.next().await.is_some() {} };
@@ -442,6 +456,120 @@ impl Uploader {
             warn!(
                 "stopped in the middle of a request to the CRM; it is repeated with the same key at the next start"
             );
+        }
+    }
+
+    async fn look_again(&self, schedule: &mut Schedule) {
+        match self.look(None).await {
+            Ok(look) => {
+                let all = look.waiting.len() as u64 + look.resting + look.unreadable;
+                metrics::gauge!("voicebot_records_pending").set(all as f64);
+                schedule.replace(look.waiting, self.now());
+            }
+            Err(error) => error!(%error, "failed to look for records"),
+        }
+    }
+
+    /// When there is something to do although nothing happens.
+    fn next_wake(&self, schedule: &Schedule) -> Option<Instant> {
+        let due = schedule
+            .next_due()
+            .map(|due| Instant::now() + self.sleep_until(due));
+        // Room for what is ready comes with the end of something, or of the breaker's pause.
+        let reopened = self
+            .breaker()
+            .opens_until()
+            .filter(|_| schedule.has_something_to_send())
+            .map(Instant::from_std);
+        due.into_iter().chain(reopened).min()
+    }
+
+    fn note_end(&self, schedule: &mut Schedule, id: &SessionId, delivery: &Delivery) {
+        let now = self.now();
+        match delivery.end {
+            End::Waiting(due) | End::Retrying(due) => schedule.again(id, due, now),
+            End::HeldBack => schedule.held(id, now),
+            End::Broken => schedule.broke(id, self.config.backoff(), now),
+            End::Delivered | End::Failed | End::ClaimedElsewhere | End::WouldDeliver => {
+                schedule.done(id);
+            }
+        }
+    }
+
+    /// Whether one more may go. Searches for recordings and sendings do not take each other's places, and a call that has just ended does
+    /// not queue behind a CRM that lets older ones time out.
+    fn has_room(&self, schedule: &Schedule, lane: Lane) -> bool {
+        let parallel = self.config.parallel.max(1);
+        let limit = if lane.is_fresh() {
+            parallel * 2
+        } else {
+            parallel
+        };
+        let allowed = if lane.sends() {
+            limit.min(self.allowed_by_breaker())
+        } else {
+            limit
+        };
+        schedule.under_way(|other| other.sends() == lane.sends()) < allowed
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn allowed_by_breaker(&self) -> usize {
+        let (change, allowed) = {
+            let mut breaker = self.breaker();
+            (breaker.tick(Instant::now().into_std()), breaker.allowed())
+        };
+        self.tell_breaker(change);
+        allowed
+    }
+
+    /// Tells the breaker what came of a request.
+    fn saw(&self, verdict: &Verdict) {
+        let change = match verdict {
+            Verdict::TryAgain { after, .. } => {
+                let now = Instant::now().into_std();
+                self.breaker().failed(now, *after, rand::random())
+            }
+            _ => self.breaker().succeeded(),
+        };
+        self.tell_breaker(change);
+    }
+
+    fn tell_breaker(&self, change: Option<BreakerChange>) {
+        let crm_host = self.crm.host();
+        match change {
+            None => return,
+            Some(BreakerChange::Opened(pause)) => {
+                metrics::counter!("voicebot_crm_breaker_openings_total").increment(1);
+                warn!(
+                    crm.host = crm_host,
+                    pause_ms = pause.as_millis() as u64,
+                    "the CRM does not take anything: no record is tried for this long"
+                );
+            }
+            Some(BreakerChange::Probing) => {
+                info!(crm.host = crm_host, "trying the CRM again with one record");
+            }
+            Some(BreakerChange::Closed) => {
+                info!(
+                    crm.host = crm_host,
+                    "the CRM takes records again: delivering at full speed"
+                );
+            }
+        }
+        self.show_breaker(self.breaker().state());
+    }
+
+    fn show_breaker(&self, current: BreakerState) {
+        for state in BreakerState::ALL {
+            let labels = [
+                ("host", self.crm.host().to_owned()),
+                ("state", state.name().to_owned()),
+            ];
+            metrics::gauge!("voicebot_crm_breaker", &labels).set(f64::from(state == current));
         }
     }
 
@@ -455,11 +583,39 @@ impl Uploader {
     async fn look(&self, only: Option<SessionId>) -> Result<Look, StoreError> {
         let (queue, now) = (self.queue.clone(), self.now());
         on_disk(move || match only {
-            Some(id) => queue.only(&id),
+            Some(id) => queue.only(&id, now),
             None => queue.look(now),
         })
         .await
     }
+}
+
+fn describe_metrics() {
+    metrics::describe_gauge!(
+        "voicebot_records_pending",
+        "Records in call_metadata/, at the last look"
+    );
+    metrics::describe_gauge!(
+        "voicebot_crm_breaker",
+        "1 for the state of the circuit breaker in front of the CRM: closed, half_open or open"
+    );
+    metrics::describe_counter!(
+        "voicebot_crm_breaker_openings_total",
+        "How often the CRM was given a rest because many requests in a row had failed"
+    );
+    metrics::describe_counter!(
+        "voicebot_upload_attempts_total",
+        "Requests to the CRM by part and outcome"
+    );
+    metrics::describe_counter!(
+        "voicebot_records_delivered_total",
+        "Records that were delivered and archived"
+    );
+    metrics::describe_counter!("voicebot_records_failed_total", "Records that were refused");
+    metrics::describe_counter!(
+        "voicebot_records_unreadable_total",
+        "Files in call_metadata/ that could not be read"
+    );
 }
 
 fn later(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {

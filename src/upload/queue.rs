@@ -1,78 +1,158 @@
-//! What is due in `call_metadata/`. A folder of thousands is listed, but a record is read again only when its file has changed.
+//! What waits in `call_metadata/`, and who goes next. A folder of thousands is listed, but a record is read again only when its file has
+//! changed, and between two looks at the folder a due time costs no look.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tracing::error;
 
+use crate::recording::resolve::LONGEST_LOOK;
 use crate::session::{CallRecord, PartState, RecordStatus, SessionId};
 use crate::store::{PendingRecord, Store, StoreError};
 
+use super::later;
+use super::policy::Backoff;
+
 /// A call that ended less than this ago goes before the older ones: somebody may be waiting for it.
 const FRESH: TimeDelta = TimeDelta::seconds(60);
+/// The clocks of two machines on one folder may differ by this without anybody having set one back.
+const CLOCKS_DIFFER: TimeDelta = TimeDelta::seconds(60);
+/// Two writes can fall into one tick of the file system's clock, so a file that was just written is read again at the next look.
+const TICK: Duration = Duration::from_secs(2);
 
 /// When a record wants to be tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Not before this time.
-    At(DateTime<Utc>),
+    /// Not before `due`, which was decided at `since` or later.
+    At {
+        due: DateTime<Utc>,
+        since: Option<DateTime<Utc>>,
+    },
     /// Not by itself.
     Never,
     /// Its file cannot be read.
     Unreadable,
 }
 
+impl Due {
+    /// The time, seen from now. A decision from the future was made before the clock was set back, and its time means nothing.
+    pub(super) fn time(self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        match self {
+            Self::At {
+                since: Some(since), ..
+            } if since > now + CLOCKS_DIFFER => Some(now),
+            Self::At { due, .. } => Some(due),
+            Self::Never | Self::Unreadable => None,
+        }
+    }
+}
+
 /// When the open part of a record wants to be tried.
 pub(super) fn due_of(record: &CallRecord) -> Due {
-    let at_once = DateTime::<Utc>::UNIX_EPOCH;
+    let at_once = Due::At {
+        due: DateTime::UNIX_EPOCH,
+        since: None,
+    };
     match record.status {
         // Delivered, but killed before it was moved.
-        RecordStatus::Uploaded => return Due::At(at_once),
+        RecordStatus::Uploaded => return at_once,
         RecordStatus::Failed => return Due::Never,
         RecordStatus::ReadyForUpload | RecordStatus::Uploading => {}
     }
     let uploads = &record.uploads;
-    let next_attempt = if !uploads.recording.state.is_settled() {
-        uploads.recording.next_attempt
-    } else if matches!(
-        uploads.call_data.state,
-        PartState::Pending | PartState::Waiting
-    ) {
-        uploads.call_data.next_attempt
+    let (next_attempt, since) = if !uploads.recording.state.is_settled() {
+        let next = uploads.recording.next_attempt;
+        // A wait is no attempt, but never longer than this.
+        let since = match uploads.recording.state {
+            PartState::Waiting => next.map(|due| due - LONGEST_LOOK),
+            _ => record.last_upload_attempt,
+        };
+        (next, since)
+    } else if !uploads.call_data.state.is_settled() {
+        (uploads.call_data.next_attempt, record.last_upload_attempt)
     } else {
         // Both are settled, but it was killed before it could say so.
-        None
+        (None, None)
     };
-    Due::At(next_attempt.unwrap_or(at_once))
+    match next_attempt {
+        Some(due) => Due::At { due, since },
+        None => at_once,
+    }
 }
 
-/// A record that is due.
+/// Whether all that is left to do about a record is to send it. If not, its recording has to be found first, CRM or no CRM: what is known
+/// about a recording is not known for ever.
+fn only_needs_sending(record: &CallRecord) -> bool {
+    let recording = record.uploads.recording.state;
+    let is_known = record.files.recording.is_some() && recording != PartState::Waiting;
+    recording.is_settled() || is_known
+}
+
+/// What a record waits for, in the order in which they go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// To be sent, and its call has just ended.
+    FreshSend,
+    /// Its recording is looked for, and its call has just ended.
+    FreshSearch,
+    /// Its recording is looked for.
+    Search,
+    /// To be sent.
+    Send,
+}
+
+impl Lane {
+    const IN_ORDER: [Self; 4] = [Self::FreshSend, Self::FreshSearch, Self::Search, Self::Send];
+
+    fn of(sends: bool, fresh: bool) -> Self {
+        match (sends, fresh) {
+            (true, true) => Self::FreshSend,
+            (false, true) => Self::FreshSearch,
+            (false, false) => Self::Search,
+            (true, false) => Self::Send,
+        }
+    }
+
+    pub(super) fn is_fresh(self) -> bool {
+        matches!(self, Self::FreshSend | Self::FreshSearch)
+    }
+
+    pub(super) fn sends(self) -> bool {
+        matches!(self, Self::FreshSend | Self::Send)
+    }
+}
+
+/// A record that is waiting for its turn.
 #[derive(Debug, Clone)]
-pub(super) struct DueRecord {
+pub(super) struct Waiting {
     pub pending: PendingRecord,
-    /// Its call has just ended.
-    pub fresh: bool,
+    pub due: DateTime<Utc>,
+    pub ended_at: Option<DateTime<Utc>>,
+    /// See [`only_needs_sending`].
+    pub sends: bool,
 }
 
 /// What a look at the folder found.
 #[derive(Debug, Default)]
 pub(super) struct Look {
-    /// Calls that have just ended, then the others, oldest first.
-    pub due: Vec<DueRecord>,
-    pub not_due: u64,
+    /// Oldest first.
+    pub waiting: Vec<Waiting>,
+    /// Records that nothing is going to happen to by itself.
+    pub resting: u64,
     pub unreadable: u64,
-    /// The earliest time at which one of the others is due.
-    pub next_due: Option<DateTime<Utc>>,
 }
 
 /// What was last seen of a record.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     modified: SystemTime,
+    /// Its file was written just before it was read.
+    unsure: bool,
     due: Due,
     ended_at: Option<DateTime<Utc>>,
+    sends: bool,
 }
 
 /// The folder, and what is known of it. Cheap to clone.
@@ -94,87 +174,350 @@ impl Queue {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads this record again at the next look, whatever its file's time says: two writes can fall into one tick of that clock.
-    pub(super) fn forget(&self, id: &SessionId) {
-        self.known().remove(id);
-    }
-
-    /// Lists what is due. Blocks on the disk.
+    /// Lists what waits. Blocks on the disk.
     pub(super) fn look(&self, now: DateTime<Utc>) -> Result<Look, StoreError> {
         let pending = self.store.pending()?;
-        let before = self.known().clone();
+        let before = std::mem::take(&mut *self.known());
         let mut seen = HashMap::with_capacity(pending.len());
-        let mut look = Look::default();
-        let mut older = Vec::new();
+        let mut look = Look {
+            waiting: Vec::with_capacity(pending.len()),
+            ..Look::default()
+        };
         for record in pending {
             let last = before
                 .get(&record.session_id)
                 .copied()
-                .filter(|last| last.modified == record.modified);
+                .filter(|last| last.modified == record.modified && !last.unsure);
             let Some(current) = last.or_else(|| self.read(&record)) else {
                 continue;
             };
             seen.insert(record.session_id.clone(), current);
-            match current.due {
-                Due::At(due) if due <= now => {
-                    let fresh = current.ended_at.is_some_and(|end| now - end < FRESH);
-                    let list = if fresh { &mut look.due } else { &mut older };
-                    list.push(DueRecord {
-                        pending: record,
-                        fresh,
-                    });
-                }
-                Due::At(due) => {
-                    look.not_due += 1;
-                    look.next_due = Some(look.next_due.map_or(due, |earliest| earliest.min(due)));
-                }
-                Due::Never => look.not_due += 1,
-                Due::Unreadable => look.unreadable += 1,
+            match current.due.time(now) {
+                Some(due) => look.waiting.push(Waiting {
+                    pending: record,
+                    due,
+                    ended_at: current.ended_at,
+                    sends: current.sends,
+                }),
+                None if current.due == Due::Unreadable => look.unreadable += 1,
+                None => look.resting += 1,
             }
         }
-        look.due.append(&mut older);
         *self.known() = seen;
         Ok(look)
     }
 
     /// The record of one session, whether its time has come or not; none when it is delivered.
-    pub(super) fn only(&self, id: &SessionId) -> Result<Look, StoreError> {
-        let due: Vec<DueRecord> = self
+    pub(super) fn only(&self, id: &SessionId, now: DateTime<Utc>) -> Result<Look, StoreError> {
+        let waiting: Vec<Waiting> = self
             .store
             .pending()?
             .into_iter()
             .filter(|pending| pending.session_id == *id)
-            .map(|pending| DueRecord {
+            .map(|pending| Waiting {
                 pending,
-                fresh: true,
+                due: now,
+                ended_at: None,
+                sends: true,
             })
             .collect();
-        if due.is_empty() {
+        if waiting.is_empty() {
             // Delivered already is fine; unknown is a mistake that the operator should hear of.
             self.store.read_record(id)?;
         }
         Ok(Look {
-            due,
+            waiting,
             ..Look::default()
         })
     }
 
     /// `None` when it has been archived since the folder was listed.
     fn read(&self, pending: &PendingRecord) -> Option<Known> {
-        let (due, ended_at) = match self.store.read_pending(pending) {
-            Ok(Some(record)) => (due_of(&record), record.timestamps.call_end),
+        // Asked for before it is read.
+        let age = pending.modified.elapsed();
+        let (due, ended_at, sends) = match self.store.read_pending(pending) {
+            Ok(Some(record)) => (
+                due_of(&record),
+                record.timestamps.call_end,
+                only_needs_sending(&record),
+            ),
             Ok(None) => return None,
             Err(error) => {
                 // Said once per version of the file: when a person repairs it, its time of change is new.
                 error!(session.id = %pending.session_id, %error, "record left out");
                 metrics::counter!("voicebot_records_unreadable_total").increment(1);
-                (Due::Unreadable, None)
+                (Due::Unreadable, None, false)
             }
         };
         Some(Known {
             modified: pending.modified,
+            unsure: due != Due::Unreadable && age.is_ok_and(|age| age < TICK),
             due,
             ended_at,
+            sends,
         })
+    }
+}
+
+/// A record that could not be worked on because of this machine: its file cannot be written, for one.
+#[derive(Debug, Clone, Copy)]
+struct PutOff {
+    times: u32,
+    until: DateTime<Utc>,
+}
+
+/// Who goes next, between two looks at the folder. Pure.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    /// Due, by lane, oldest first.
+    ready: [BTreeMap<SessionId, Waiting>; 4],
+    /// Not due yet, by time.
+    later: BTreeMap<(DateTime<Utc>, SessionId), Waiting>,
+    under_way: HashMap<SessionId, (Lane, Waiting)>,
+    /// Records that fail here would otherwise be the oldest for ever, and tried for ever.
+    put_off: HashMap<SessionId, PutOff>,
+}
+
+impl Schedule {
+    /// Starts over from what a look has found. What is under way stays so.
+    pub(super) fn replace(&mut self, waiting: Vec<Waiting>, now: DateTime<Utc>) {
+        self.ready = Default::default();
+        self.later.clear();
+        let mut put_off = HashMap::new();
+        for mut next in waiting {
+            let id = &next.pending.session_id;
+            if let Some((id, state)) = self.put_off.remove_entry(id) {
+                next.due = next.due.max(state.until);
+                put_off.insert(id, state);
+            }
+            if !self.under_way.contains_key(&next.pending.session_id) {
+                self.add(next, now);
+            }
+        }
+        self.put_off = put_off;
+    }
+
+    fn add(&mut self, next: Waiting, now: DateTime<Utc>) {
+        let id = next.pending.session_id.clone();
+        if next.due > now {
+            self.later.insert((next.due, id), next);
+        } else {
+            let fresh = next.ended_at.is_some_and(|end| now - end < FRESH);
+            self.ready[Lane::of(next.sends, fresh) as usize].insert(id, next);
+        }
+    }
+
+    /// Takes the next record whose lane has room.
+    pub(super) fn next(
+        &mut self,
+        now: DateTime<Utc>,
+        has_room: impl Fn(&Self, Lane) -> bool,
+    ) -> Option<PendingRecord> {
+        while let Some(first) = self.later.first_entry()
+            && first.key().0 <= now
+        {
+            let next = first.remove();
+            self.add(next, now);
+        }
+        for lane in Lane::IN_ORDER {
+            if !self.ready[lane as usize].is_empty()
+                && has_room(self, lane)
+                && let Some((id, next)) = self.ready[lane as usize].pop_first()
+            {
+                let pending = next.pending.clone();
+                self.under_way.insert(id, (lane, next));
+                return Some(pending);
+            }
+        }
+        None
+    }
+
+    /// How many are under way in lanes like this.
+    pub(super) fn under_way(&self, like: impl Fn(Lane) -> bool) -> usize {
+        let lanes = self.under_way.values();
+        lanes.filter(|(lane, _)| like(*lane)).count()
+    }
+
+    /// What was under way has ended, and it is not for this schedule to try it again.
+    pub(super) fn done(&mut self, id: &SessionId) {
+        self.under_way.remove(id);
+        self.put_off.remove(id);
+    }
+
+    /// What was under way is to be sent at this time.
+    pub(super) fn again(&mut self, id: &SessionId, due: DateTime<Utc>, now: DateTime<Utc>) {
+        self.put_off.remove(id);
+        if let Some((_, mut next)) = self.under_way.remove(id) {
+            next.due = due;
+            self.add(next, now);
+        }
+    }
+
+    /// What was under way has found its recording, or that there is none, and waits for the CRM.
+    pub(super) fn held(&mut self, id: &SessionId, now: DateTime<Utc>) {
+        if let Some((_, next)) = self.under_way.get_mut(id) {
+            next.sends = true;
+        }
+        self.again(id, now, now);
+    }
+
+    /// What was under way could not be worked on here.
+    pub(super) fn broke(&mut self, id: &SessionId, backoff: Backoff, now: DateTime<Utc>) {
+        let times = self.put_off.get(id).map_or(0, |state| state.times) + 1;
+        let until = later(now, backoff.pause(times, 1.0, None));
+        if let Some((_, mut next)) = self.under_way.remove(id) {
+            next.due = until;
+            self.add(next, now);
+        }
+        self.put_off.insert(id.clone(), PutOff { times, until });
+    }
+
+    /// When the next of those that are not due yet is.
+    pub(super) fn next_due(&self) -> Option<DateTime<Utc>> {
+        self.later.keys().next().map(|(due, _)| *due)
+    }
+
+    /// How many are due and wait for room.
+    pub(super) fn ready(&self) -> usize {
+        self.ready.iter().map(BTreeMap::len).sum()
+    }
+
+    /// Whether any of those has only to be sent.
+    pub(super) fn has_something_to_send(&self) -> bool {
+        let mut lanes = Lane::IN_ORDER.into_iter();
+        lanes.any(|lane| lane.sends() && !self.ready[lane as usize].is_empty())
+    }
+
+    /// How many are not due yet.
+    pub(super) fn later(&self) -> usize {
+        self.later.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> DateTime<Utc> {
+        "2026-11-21T10:00:00Z".parse().unwrap()
+    }
+
+    fn seconds(seconds: i64) -> DateTime<Utc> {
+        now() + TimeDelta::seconds(seconds)
+    }
+
+    fn waiting(name: &str, due: i64, ended: i64, sends: bool) -> Waiting {
+        Waiting {
+            pending: PendingRecord {
+                session_id: name.parse().unwrap(),
+                path: name.into(),
+                modified: SystemTime::UNIX_EPOCH,
+            },
+            due: seconds(due),
+            ended_at: Some(seconds(ended)),
+            sends,
+        }
+    }
+
+    fn take_all(schedule: &mut Schedule, now: DateTime<Utc>) -> Vec<String> {
+        std::iter::from_fn(|| schedule.next(now, |_, _| true))
+            .map(|next| next.session_id.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn calls_that_just_ended_go_first_then_the_oldest() {
+        let mut schedule = Schedule::default();
+        schedule.replace(
+            vec![
+                waiting("a", 0, -9000, true),
+                waiting("b", 0, -8000, false),
+                waiting("c", 0, -10, true),
+                waiting("d", 5, -10, true),
+                waiting("e", 0, -20, false),
+                waiting("f", 0, -7000, true),
+            ],
+            now(),
+        );
+        assert_eq!(take_all(&mut schedule, now()), ["c", "e", "b", "a", "f"]);
+        assert_eq!(schedule.next_due(), Some(seconds(5)));
+        assert_eq!(take_all(&mut schedule, seconds(5)), ["d"]);
+    }
+
+    #[test]
+    fn a_full_lane_holds_up_no_other() {
+        let mut schedule = Schedule::default();
+        schedule.replace(
+            vec![
+                waiting("a", 0, -9000, true),
+                waiting("b", 0, -9000, false),
+                waiting("c", 0, -10, true),
+            ],
+            now(),
+        );
+        let search_only = |_: &Schedule, lane: Lane| !lane.sends();
+        let next = schedule.next(now(), search_only).unwrap();
+        assert_eq!(next.session_id.as_str(), "b");
+        assert!(schedule.next(now(), search_only).is_none());
+        assert_eq!(schedule.ready(), 2);
+
+        // It has found its recording while the CRM is away.
+        schedule.held(&next.session_id, now());
+        assert!(schedule.next(now(), search_only).is_none());
+        assert_eq!(take_all(&mut schedule, now()), ["c", "a", "b"]);
+    }
+
+    #[test]
+    fn a_record_that_breaks_here_steps_back_even_when_the_folder_says_it_is_due() {
+        let backoff = Backoff {
+            first: Duration::from_secs(10),
+            max: Duration::from_secs(600),
+        };
+        let mut schedule = Schedule::default();
+        let all = || vec![waiting("a", 0, -9000, true), waiting("b", 0, -8000, true)];
+        schedule.replace(all(), now());
+        let bad = schedule.next(now(), |_, _| true).unwrap().session_id;
+        schedule.broke(&bad, backoff, now());
+        schedule.replace(all(), seconds(1));
+        assert_eq!(take_all(&mut schedule, seconds(1)), ["b"]);
+        assert_eq!(take_all(&mut schedule, seconds(10)), ["a"]);
+        schedule.broke(&bad, backoff, seconds(10));
+        assert_eq!(schedule.next_due(), Some(seconds(30)));
+        // Gone from the folder: forgotten.
+        schedule.replace(Vec::new(), seconds(11));
+        schedule.replace(all(), seconds(12));
+        assert_eq!(take_all(&mut schedule, seconds(12)), ["a"]);
+    }
+
+    #[test]
+    fn what_is_under_way_is_not_taken_twice() {
+        let mut schedule = Schedule::default();
+        schedule.replace(vec![waiting("a", 0, -9000, true)], now());
+        let id = schedule.next(now(), |_, _| true).unwrap().session_id;
+        schedule.replace(vec![waiting("a", 0, -9000, true)], now());
+        assert!(schedule.next(now(), |_, _| true).is_none());
+        schedule.again(&id, seconds(7), now());
+        assert_eq!(schedule.next_due(), Some(seconds(7)));
+        assert_eq!(take_all(&mut schedule, seconds(7)), ["a"]);
+        schedule.done(&id);
+        assert_eq!((schedule.ready(), schedule.later()), (0, 0));
+    }
+
+    #[test]
+    fn a_time_from_before_the_clock_was_set_back_means_nothing() {
+        for (due, since, expected) in [
+            (600, Some(-10), 600),
+            (600, None, 600),
+            (90_000, Some(86_400), 0),
+            // The other machine's clock is a little ahead.
+            (600, Some(30), 600),
+        ] {
+            let since = since.map(seconds);
+            let due = Due::At {
+                due: seconds(due),
+                since,
+            };
+            assert_eq!(due.time(now()), Some(seconds(expected)));
+        }
     }
 }

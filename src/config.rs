@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::call::{CallConfig, PersonaConfig};
 use crate::providers::ProvidersConfig;
 use crate::recording::RecordingConfig;
+use crate::store::StorageConfig;
 use crate::tools::ToolsConfig;
 use crate::upload::{CrmConfig, UploadConfig};
 use crate::voice::VoiceConfig;
@@ -81,6 +82,8 @@ pub struct Config {
     pub crm: CrmConfig,
     /// Delivery to the CRM.
     pub upload: UploadConfig,
+    /// Room on the disk.
+    pub storage: StorageConfig,
     /// Log output.
     pub log: LogConfig,
 }
@@ -99,6 +102,7 @@ impl Default for Config {
             recording: Default::default(),
             crm: Default::default(),
             upload: Default::default(),
+            storage: Default::default(),
             log: Default::default(),
         }
     }

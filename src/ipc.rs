@@ -22,7 +22,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
-use crate::session::SessionId;
+use crate::session::{CallStart, Direction, SessionId};
 
 /// The longest line that either side reads. The LiveKit server accepts 512 KiB of metadata for a room or
 /// a job, JSON may escape every byte of it, and the token and the attributes come on top.
@@ -115,6 +115,23 @@ pub struct JobDescription {
     pub attributes: HashMap<String, String>,
     /// When the worker got the assignment.
     pub dispatched_at: DateTime<Utc>,
+}
+
+impl JobDescription {
+    /// What its journal begins with.
+    pub fn start(&self) -> CallStart {
+        CallStart {
+            session_id: self.session_id.clone(),
+            job_id: self.job_id.clone(),
+            room_name: self.room_name.clone(),
+            room_sid: self.room_sid.clone(),
+            job_metadata: self.job_metadata.clone(),
+            // Who called whom is found out later.
+            direction: Direction::default(),
+            call_start: self.dispatched_at,
+            agent_name: self.agent_name.clone(),
+        }
+    }
 }
 
 /// Shows neither the token nor the metadata (which may carry phone numbers): this lands in logs.

@@ -203,7 +203,7 @@ fn an_outcome_in_the_journal_stands_after_recovery() {
 #[test]
 fn a_call_whose_process_never_came_up_has_a_record() {
     let data = DataFolder::new();
-    data.store.begin(&call_start(ID)).unwrap();
+    data.store.begin(&call_start(ID), &[]).unwrap();
     data.store
         .recover(
             &session_id(ID),
@@ -270,22 +270,132 @@ fn a_lead_that_was_written_just_before_the_end_is_not_lost() {
 }
 
 #[test]
-fn a_journal_that_nothing_can_be_made_of_is_kept_out_of_the_way() {
+fn a_journal_that_is_no_journal_of_ours_is_kept_out_of_the_way() {
     let data = DataFolder::new();
-    data.write(
-        &format!("conversations/{ID}.journal.jsonl"),
-        "{\"at\":\"2026-",
-    );
-    let error = data
-        .store
-        .recover(&session_id(ID), &Outcome::recovered("x", None))
-        .unwrap_err();
-    assert!(matches!(error, StoreError::BadJournal { .. }), "{error}");
+    let foreign = serde_json::json!({ "at": "2026-11-21T10:00:00Z", "event": "dispatched", "session_id": "other",
+        "job_id": "", "room_name": "", "call_start": "2026-11-21T10:00:00Z" });
+    for (name, content) in [
+        (ID, foreign.to_string()),
+        ("notes", "buy milk\n".to_owned()),
+    ] {
+        data.write(&format!("conversations/{name}.journal.jsonl"), content);
+        let error = data
+            .store
+            .recover(&session_id(name), &Outcome::recovered("x", None))
+            .unwrap_err();
+        assert!(matches!(error, StoreError::BadJournal { .. }), "{error}");
+    }
     assert_eq!(data.store.orphans(), []);
     assert_eq!(
         data.files("conversations"),
-        [format!("{ID}.journal.jsonl.unreadable")]
+        [
+            "notes.journal.jsonl.unreadable".to_owned(),
+            format!("{ID}.journal.jsonl.unreadable")
+        ]
     );
+    assert_eq!(data.files("call_metadata"), [] as [String; 0]);
+}
+
+#[test]
+fn a_journal_whose_dispatch_cannot_be_read_is_a_record_all_the_same() {
+    let data = DataFolder::new();
+    let path = format!("conversations/{ID}.journal.jsonl");
+    let (session, lock) = data.running_call(ID, Some(CALLER));
+    let lead = data.store.save_lead(&session, lead(ID)).unwrap();
+    drop((session, lock));
+    let mut bytes = fs::read(data.path(&path)).unwrap();
+    bytes[3] ^= 0x80;
+    data.write(&path, &bytes);
+    data.store
+        .recover(&session_id(ID), &Outcome::recovered("killed", None))
+        .unwrap()
+        .expect("a record");
+    let record = data.store.read_record(&session_id(ID)).unwrap();
+    assert_eq!(record.other_party(), Some(CALLER));
+    assert_eq!(record.timestamps.call_start, Some(at(0)), "from its name");
+    assert_eq!((record.job_id, record.room.name), (None, None));
+    assert_eq!(record.files.leads, [lead]);
+    assert_eq!(
+        data.json(record.files.conversation.as_deref().unwrap())["total_items"],
+        2
+    );
+    let aside = format!("{path}.unreadable");
+    assert!(record.outcome.error.unwrap().contains(&aside));
+    assert_eq!(fs::read(data.path(&aside)).unwrap(), bytes, "kept");
+    assert_eq!(data.store.orphans(), []);
+}
+
+#[test]
+fn a_line_of_a_journal_that_cannot_be_read_costs_that_line_and_the_journal_is_kept() {
+    let data = DataFolder::new();
+    let path = format!("conversations/{ID}.journal.jsonl");
+    drop(data.running_call(ID, Some(CALLER)));
+    let text = fs::read_to_string(data.path(&path)).unwrap();
+    let damaged = text.replacen("\"role\":\"assistant\"", "\"role\":\"assist\0nt\"", 1);
+    assert_ne!(damaged, text);
+    data.write(&path, &damaged);
+    data.store
+        .recover(&session_id(ID), &Outcome::recovered("killed", None))
+        .unwrap()
+        .expect("a record");
+    let record = data.store.read_record(&session_id(ID)).unwrap();
+    assert_eq!(
+        data.json(record.files.conversation.as_deref().unwrap())["total_items"],
+        1
+    );
+    assert_eq!(
+        fs::read_to_string(data.path(&format!("{path}.unreadable"))).unwrap(),
+        damaged
+    );
+}
+
+#[test]
+fn a_record_that_nobody_can_read_never_costs_the_journal() {
+    let data = DataFolder::new();
+    drop(data.running_call(ID, Some(CALLER)));
+    let name = format!("metadata_{ID}.json");
+    data.write(&format!("call_metadata/{name}"), "{\"half\":");
+    data.store
+        .recover(&session_id(ID), &Outcome::recovered("killed", None))
+        .unwrap()
+        .expect("a record");
+    let record = data.store.read_record(&session_id(ID)).unwrap();
+    assert_eq!(record.other_party(), Some(CALLER));
+    assert_eq!(
+        data.files("call_metadata"),
+        [name.clone(), format!("{name}.unreadable")]
+    );
+    data.assert_no_journals_or_temporaries();
+}
+
+#[test]
+fn a_call_whose_process_never_came_up_is_filed_under_its_number() {
+    let data = DataFolder::new();
+    let told = [
+        session::SessionEvent::CallMetadata(session::CallMetadata {
+            dialed_number: Some(CALLER.to_owned()),
+            ..Default::default()
+        }),
+        session::SessionEvent::CampaignMetadata {
+            metadata: json!({ "campaignId": "c1" }).as_object().unwrap().clone(),
+        },
+    ];
+    data.store.begin(&call_start(ID), &told).unwrap();
+    assert!(
+        data.store.begin(&call_start(ID), &told).is_err(),
+        "a journal is begun once"
+    );
+    data.store
+        .recover(
+            &session_id(ID),
+            &Outcome::recovered("it never started", None),
+        )
+        .unwrap()
+        .expect("a record");
+    let record = data.store.read_record(&session_id(ID)).unwrap();
+    assert_eq!(record.other_party(), Some(CALLER));
+    assert_eq!(record.call_id.as_deref(), Some("CALL-20261121-50100123"));
+    assert_eq!(record.campaign_metadata["campaignId"], "c1");
 }
 
 #[test]
@@ -536,7 +646,7 @@ fn a_process_that_talks_until_it_is_killed() {
 fn killing_a_call_process_loses_nothing_that_was_said() {
     use std::io::{BufRead as _, BufReader};
     let data = DataFolder::new();
-    data.store.begin(&call_start(ID)).unwrap();
+    data.store.begin(&call_start(ID), &[]).unwrap();
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",

@@ -357,7 +357,37 @@ async fn a_call_that_cannot_be_started_has_a_record() {
     let (error, record) = bad_end(&mut world).await;
     assert!(error.contains("could not be started"), "{error}");
     assert_eq!(record["outcome"]["call_status"], "failed");
+    assert_eq!(record["dialed_number"], "+15550100123", "of the dispatch");
+    assert_eq!(record["campaign_metadata"]["campaignId"], "campaign-1");
     world.stopped().await;
+}
+
+#[tokio::test]
+async fn a_call_that_comes_while_the_disk_is_away_gets_its_record_when_it_is_back() {
+    let mut world = World::with_script(GOOD_CALL).await;
+    let folder = world.data.path().join("conversations");
+    let away = world.data.path().join("away");
+    let (mut server, _) = world.server.worker().await;
+    server.offer("AJ_1").await;
+    assert!(server.answer("AJ_1").await.available);
+    fs::rename(&folder, &away).unwrap();
+    server.assign("AJ_1").await;
+    let (status, error) = server.job_status("AJ_1").await;
+    assert_eq!(status, JobStatus::JsFailed);
+    assert!(error.contains("journal could not be begun"), "{error}");
+    world.poked().await;
+    assert_eq!(world.records(), [] as [Value; 0]);
+    fs::rename(&away, &folder).unwrap();
+    // Tried again every few seconds, and once more before the worker ends.
+    world.stop.send(()).await.unwrap();
+    let stopped = timeout(DEADLINE, &mut world.worker).await.unwrap();
+    stopped.unwrap().unwrap();
+    let records = world.records();
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0]["job_id"], "AJ_1");
+    assert_eq!(records[0]["dialed_number"], "+15550100123");
+    assert_eq!(records[0]["outcome"]["call_status"], "failed");
+    assert_eq!(world.store.orphans(), []);
 }
 
 #[tokio::test]
@@ -422,7 +452,7 @@ async fn calls_that_a_killed_worker_left_are_counted_until_they_end_and_then_rec
     let id: SessionId = "session_20261121_023000_0a1b2c".parse().unwrap();
     let mut held = None;
     let prepare = |store: &Store| {
-        store.begin(&earlier_call(id.as_str())).unwrap();
+        store.begin(&earlier_call(id.as_str()), &[]).unwrap();
         // As its process does for as long as it lives.
         held = Some(store.open_session(&id).unwrap());
     };
@@ -450,7 +480,7 @@ async fn calls_that_a_killed_worker_left_are_counted_until_they_end_and_then_rec
 async fn a_call_that_died_with_its_worker_is_recorded_at_the_next_start() {
     let prepare = |store: &Store| {
         store
-            .begin(&earlier_call("session_20261121_023000_0a1b2c"))
+            .begin(&earlier_call("session_20261121_023000_0a1b2c"), &[])
             .unwrap();
         let journal = store
             .root()
@@ -517,6 +547,39 @@ async fn an_address_that_cannot_be_one_is_refused_before_anything_starts() {
         panic!("accepted")
     };
     assert!(error.to_string().contains("LIVEKIT_URL"), "{error}");
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_write_records_takes_no_calls_until_it_can() {
+    let mut away = None;
+    let mut world = World::new(
+        1,
+        |data| scripted(data, GOOD_CALL),
+        |store| {
+            let folder = store.path("conversations");
+            let elsewhere = store.path("elsewhere");
+            fs::rename(&folder, &elsewhere).unwrap();
+            away = Some((folder, elsewhere));
+        },
+    )
+    .await;
+    let (folder, elsewhere) = away.unwrap();
+    let (mut server, _) = world.server.worker().await;
+    server.worker_status(true, 0).await;
+    server.offer("AJ_1").await;
+    assert!(!server.answer("AJ_1").await.available);
+    let why = world.status.borrow_and_update().not_ready().unwrap();
+    assert!(
+        why.contains("no new calls are taken") && why.contains("conversations"),
+        "{why}"
+    );
+    fs::rename(&elsewhere, &folder).unwrap();
+    server.worker_status(false, 0).await;
+    server.offer("AJ_2").await;
+    assert!(server.answer("AJ_2").await.available);
+    // Two requests: nobody waits for the assignment.
+    world.stop.send(()).await.unwrap();
+    world.stopped().await;
 }
 
 #[tokio::test]

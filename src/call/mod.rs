@@ -1,8 +1,9 @@
 //! One call: the process that the worker starts for it, from joining the room to leaving it.
 //!
-//! `run` tells the story; `room` is the LiveKit room; `numbers`, `persona` and `hangup` answer single questions; `publish` tells the
+//! `run` tells the story; `room` is the LiveKit room; `dispatch`, `numbers`, `persona` and `hangup` answer single questions; `publish` tells the
 //! room what is said. A call never talks to the CRM: it leaves a record on disk and the worker delivers it.
 
+mod dispatch;
 mod hangup;
 mod numbers;
 mod persona;
@@ -22,6 +23,7 @@ use crate::ipc::{self, FromCall, FromWorker, IpcError, JobDescription, ToWorker}
 use crate::providers::{self, ProviderError};
 use crate::store::{Store, StoreError};
 
+pub use dispatch::told_by;
 pub use hangup::{Ending, HangupCause};
 pub use numbers::{Numbers, mask, mask_room_name, normalise};
 pub use persona::{Persona, PersonaConfig, PersonaError, Personas};

@@ -15,8 +15,9 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
+use super::dispatch::{self, numbers_metadata};
 use super::hangup::{Ending, HangupCause};
 use super::numbers::{Numbers, mask};
 use super::persona::{Persona, Personas};
@@ -27,7 +28,7 @@ use crate::ipc::{FromCall, FromWorker, JobDescription, ShutdownReason, ToCall, T
 use crate::providers::{Component, Providers};
 use crate::recording::Recorder;
 use crate::session::{self, CallMetadata, Outcome, SharedSession};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Unfinished};
 use crate::tools::Toolbox;
 use crate::voice::{AudioFrame, Conversation, VoiceCommand, VoiceEnd, VoiceEvent};
 
@@ -43,6 +44,10 @@ const LAST_WORDS: Duration = Duration::from_secs(8);
 const STOP_AT_ONCE: Duration = Duration::from_secs(1);
 /// How long the worker may take to pass on the final status before the room is left anyway.
 const STATUS_WAIT: Duration = Duration::from_millis(500);
+/// How long a record that the disk did not take is tried again; the worker waits as long for a call that has said its last word.
+const LATE_RECORD_LIMIT: Duration = Duration::from_secs(50);
+/// How often.
+const LATE_RECORD_PAUSE: Duration = Duration::from_secs(2);
 /// How long leaving the room may take.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
 /// How long the server may take to delete the room.
@@ -133,10 +138,15 @@ pub async fn run(
         error: ending.error.clone(),
         call_end: Some(Utc::now()),
     });
-    parts.store.finish(&session, journal)?;
-    to_worker.send(FromCall::RecordWritten {
-        session_id: job.session_id.clone(),
-    });
+    let written = parts.store.finish(&session, journal);
+    match &written {
+        Ok(_) => to_worker.send(FromCall::RecordWritten {
+            session_id: job.session_id.clone(),
+        }),
+        Err(unfinished) => {
+            error!(error = %unfinished.error, "the record could not be written; it is tried again when the room is left")
+        }
+    }
 
     // The server takes an agent that leaves before its job's final status for one that failed.
     to_worker.send(FromCall::Finishing {
@@ -156,31 +166,41 @@ pub async fn run(
     {
         delete_room(&parts, &job.room_name).await;
     }
+    if let Err(unfinished) = written {
+        write_late(&parts.store, &session, unfinished).await?;
+        to_worker.send(FromCall::RecordWritten {
+            session_id: job.session_id.clone(),
+        });
+    }
     Ok(ending)
+}
+
+/// Tries to write the record of a call for a while longer: this process knows what a full disk did not take.
+async fn write_late(
+    store: &Store,
+    session: &SharedSession,
+    mut unfinished: Unfinished,
+) -> Result<(), StoreError> {
+    let end = Instant::now() + LATE_RECORD_LIMIT;
+    loop {
+        tokio::time::sleep(LATE_RECORD_PAUSE).await;
+        match store.finish(session, unfinished.lock) {
+            Ok(_) => {
+                info!("the record is written");
+                return Ok(());
+            }
+            Err(again) if Instant::now() < end => unfinished = again,
+            Err(again) => return Err(again.error),
+        }
+    }
 }
 
 /// The dispatcher's metadata as JSON; text that is no JSON is kept in the record and otherwise ignored.
 fn read_job_metadata(job: &JobDescription) -> Value {
-    let Some(text) = job
-        .job_metadata
-        .as_deref()
-        .filter(|text| !text.trim().is_empty())
-    else {
-        return Value::Null;
-    };
-    match serde_json::from_str::<Value>(text) {
-        Ok(value) if value.is_object() => value,
-        Ok(_) => {
-            warn!(
-                "the job metadata is JSON but no object: numbers and persona are taken from elsewhere"
-            );
-            Value::Null
-        }
-        Err(error) => {
-            warn!(%error, "the job metadata is not JSON: numbers and persona are taken from elsewhere");
-            Value::Null
-        }
-    }
+    dispatch::job_metadata(job).unwrap_or_else(|problem| {
+        warn!("the job metadata {problem}: numbers and persona are taken from elsewhere");
+        Value::Null
+    })
 }
 
 async fn delete_room(parts: &CallParts, room: &str) {
@@ -233,16 +253,7 @@ async fn identify(
         "whose call this is"
     );
     let ids = session::CampaignIds::from_persona(&persona.full);
-    let mut campaign = persona.campaign_metadata();
-    if let Some(from_job) = job_metadata
-        .get("campaign_metadata")
-        .and_then(Value::as_object)
-    {
-        campaign.extend(from_job.clone());
-    }
-    if let Some(egress_id) = job_metadata.get("egressId") {
-        campaign.insert("egressId".into(), egress_id.clone());
-    }
+    let campaign = dispatch::campaign(persona.campaign_metadata(), job_metadata);
     let mut session = session::lock(session);
     session.set_call_metadata(CallMetadata {
         persona: Some(persona.name.clone()),
@@ -253,17 +264,6 @@ async fn identify(
     });
     session.set_campaign_metadata(campaign);
     persona
-}
-
-fn numbers_metadata(numbers: &Numbers) -> CallMetadata {
-    CallMetadata {
-        dialed_number: numbers.dialed_number.clone(),
-        caller_number: numbers.dialed_number.clone(),
-        trunk_number: numbers.trunk_number.clone(),
-        call_id: numbers.sip_call_id.clone(),
-        direction: Some(numbers.direction),
-        ..Default::default()
-    }
 }
 
 /// How far the call has come.

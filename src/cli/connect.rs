@@ -11,7 +11,7 @@ use super::CommandResult;
 use crate::call::{self, CallParts, stop_signal};
 use crate::config::Config;
 use crate::ipc::{self, JobDescription};
-use crate::session::{CallStart, Direction, SessionId};
+use crate::session::SessionId;
 use crate::store::Store;
 
 #[derive(Debug, Args)]
@@ -60,16 +60,7 @@ pub async fn run(arguments: ConnectArguments, config: Arc<Config>) -> CommandRes
         attributes: Default::default(),
         dispatched_at: now,
     };
-    store.begin(&CallStart {
-        session_id: job.session_id.clone(),
-        job_id: job.job_id.clone(),
-        room_name: job.room_name.clone(),
-        room_sid: None,
-        job_metadata: job.job_metadata.clone(),
-        direction: Direction::Inbound,
-        call_start: now,
-        agent_name: job.agent_name.clone(),
-    })?;
+    store.begin(&job.start(), &call::told_by(&job))?;
     let session_id = job.session_id.clone();
     let parts = CallParts::from_config(config.clone())?;
     let (from_worker, to_worker) = ipc::alone();

@@ -72,7 +72,8 @@ pub async fn run(
         store.clone(),
         program,
         poke,
-    )?;
+    )?
+    .with_storage(config.storage);
     let page =
         tokio::spawn(http.serve(worker.status(), Some(metrics), Router::new(), stop.clone()));
     let result = worker.run(signals).await;

@@ -134,9 +134,8 @@ impl FoundCall {
         let data = journal.data;
         let last_written = journal.last_written;
         let end = last_written.unwrap_or(data.start.call_start);
-        let mut record = CallRecord::new(&data, String::new(), String::new(), end, end);
+        let mut record = CallRecord::new(&data, None, String::new(), end, end);
         // These come with the record.
-        record.call_id = None;
         record.files.conversation = None;
         record.timestamps.metadata_saved = None;
         record.timestamps.call_end = data.outcome.as_ref().and_then(|outcome| outcome.call_end);

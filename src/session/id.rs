@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
@@ -136,6 +136,14 @@ impl SessionId {
             now.format("%Y%m%d_%H%M%S")
         ))
     }
+
+    /// The time in an id of our own shape.
+    pub fn started_at(&self) -> Option<DateTime<Utc>> {
+        let text = self.0.strip_prefix("session_")?.get(..15)?;
+        NaiveDateTime::parse_from_str(text, "%Y%m%d_%H%M%S")
+            .ok()
+            .map(|time| time.and_utc())
+    }
 }
 
 file_safe_id!(SessionId);
@@ -166,7 +174,17 @@ mod tests {
             .strip_prefix("session_20251029_113920_")
             .expect("date and time in the name");
         assert_eq!(rest.len(), 6);
+        assert_eq!(id.started_at(), Some(now));
         assert!(rest.chars().all(|c| c.is_ascii_hexdigit()));
+        for other in [
+            "livekit-20251029-113920",
+            "session_",
+            "session_2025ü",
+            "session_20251399_000000_a",
+        ] {
+            let other: Result<SessionId, _> = other.parse();
+            assert_eq!(other.ok().and_then(|id| id.started_at()), None);
+        }
     }
 
     #[test]

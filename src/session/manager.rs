@@ -258,14 +258,14 @@ pub enum SessionEvent {
     Usage(Usage),
     /// The agent was in the room, its track published.
     Joined {
-        /// When.
-        #[serde(with = "time")]
+        /// When. Not "at": that is when a journal's line was written.
+        #[serde(with = "time", rename = "joined_at")]
         at: DateTime<Utc>,
     },
     /// The other party was first there to talk to.
     Answered {
         /// When.
-        #[serde(with = "time")]
+        #[serde(with = "time", rename = "answered_at")]
         at: DateTime<Utc>,
     },
     /// The call ended.
@@ -354,6 +354,28 @@ impl SessionManager {
             session.apply(&event);
         }
         Some(session)
+    }
+
+    /// The session of a journal whose dispatch cannot be read: only its name and what else is in it. `None` when the name is not one of
+    /// ours, or the events are those of another session.
+    pub fn salvage(
+        session_id: &SessionId,
+        events: impl IntoIterator<Item = SessionEvent>,
+    ) -> Option<Self> {
+        let mut session = Self::new(CallStart {
+            session_id: session_id.clone(),
+            job_id: String::new(),
+            room_name: String::new(),
+            room_sid: None,
+            job_metadata: None,
+            direction: Direction::default(),
+            call_start: session_id.started_at()?,
+            agent_name: String::new(),
+        });
+        for event in events {
+            session.apply(&event);
+        }
+        (session.session_id() == session_id).then_some(session)
     }
 
     /// From now on events go to `sink` (too late for those that have happened).

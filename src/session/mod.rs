@@ -5,6 +5,7 @@
 
 mod id;
 mod lead;
+mod life;
 mod manager;
 mod record;
 mod recording;
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use id::{IdError, LeadId, SessionId, mask_numbers, sanitise};
 pub use lead::Lead;
+pub use life::{FiledRecord, JournalHolder, Stage, ToDo, Traces};
 pub use manager::{
     CallMetadata, CallStart, CallStatus, CloseReason, CompleteSessionData, Direction, EventSink,
     Intent, Outcome, SessionEvent, SessionManager, Usage,

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::time;
 use super::{
-    CallStatus, CloseReason, CompleteSessionData, Direction, ITEM_SOURCE, Intent,
+    CallStatus, CloseReason, CompleteSessionData, Direction, FiledRecord, ITEM_SOURCE, Intent,
     RecordingMetadata, SessionId, Usage, sanitise,
 };
 
@@ -287,6 +287,9 @@ pub struct RecordTimestamps {
     /// When the CRM had confirmed everything.
     #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
     pub delivered: Option<DateTime<Utc>>,
+    /// When the file of its recording was deleted here, which the CRM has.
+    #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
+    pub recording_deleted: Option<DateTime<Utc>>,
 }
 
 /// How the call ended.
@@ -386,7 +389,7 @@ impl CallRecord {
     /// The record of a call that has ended at `call_end`, ready to be delivered.
     pub fn new(
         session: &CompleteSessionData,
-        call_id: String,
+        call_id: Option<String>,
         conversation: String,
         call_end: DateTime<Utc>,
         saved_at: DateTime<Utc>,
@@ -411,11 +414,11 @@ impl CallRecord {
             caller_number: call.caller_number.clone(),
             trunk_number: call.trunk_number.clone(),
             direction: call.direction.unwrap_or(session.start.direction),
-            call_id: Some(call_id),
+            call_id,
             sip_call_id: call.call_id.clone(),
-            job_id: Some(session.start.job_id.clone()),
+            job_id: known(&session.start.job_id),
             room: RoomRef {
-                name: Some(session.start.room_name.clone()),
+                name: known(&session.start.room_name),
                 sid: call
                     .room_sid
                     .clone()
@@ -436,6 +439,7 @@ impl CallRecord {
                 call_end: Some(call_end),
                 metadata_saved: Some(saved_at),
                 delivered: None,
+                recording_deleted: None,
             },
             outcome: RecordOutcome {
                 close_reason: outcome.map(|o| o.close_reason),
@@ -493,6 +497,18 @@ impl CallRecord {
             record.files.leads.extend(record.files.lead.clone());
         }
         Ok(record)
+    }
+
+    /// What a metadata file holds, as far as the way of its record depends on it.
+    pub fn filed(bytes: &[u8], named: &SessionId) -> FiledRecord {
+        let version = |value: &Value| value.get("schema_version").and_then(Value::as_u64);
+        match Self::from_json(bytes, named) {
+            Ok(record) => FiledRecord::Status(record.status),
+            Err(_) => match serde_json::from_slice::<Value>(bytes).as_ref().map(version) {
+                Ok(Some(version)) if version > u64::from(SCHEMA_VERSION) => FiledRecord::Newer,
+                _ => FiledRecord::Unreadable,
+            },
+        }
     }
 
     /// The id of the egress that made the recording.
@@ -566,6 +582,11 @@ impl CallRecord {
         }
         anything
     }
+}
+
+/// A text that is empty when it could not be read.
+fn known(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// Only a recording that this worker's own process made has a path on this disk; an egress's path is on the egress host.
@@ -977,6 +998,30 @@ mod tests {
                     prop_assert!(!part.is_settled() || next.is_settled());
                     prop_assert!(part != PartState::Sent || next == PartState::Sent);
                     part = next;
+                }
+            }
+        }
+
+        /// A valid file with bytes changed or its end missing is read or refused with a sentence, without a panic; as are any bytes.
+        #[test]
+        fn a_damaged_file_is_read_or_refused(
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            cut in any::<prop::sample::Index>(),
+            noise in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut bytes = include_bytes!("../../tests/fixtures/records/v2/metadata_session_20261121_101500_00beef.json").to_vec();
+            for (index, byte) in damage {
+                let at = index.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut.index(bytes.len() + 1));
+            for bytes in [bytes, noise] {
+                match CallRecord::from_json(&bytes, &named()) {
+                    Ok(record) => prop_assert_eq!(CallRecord::filed(&bytes, &named()), FiledRecord::Status(record.status)),
+                    Err(problem) => {
+                        prop_assert!(problem.starts_with("is ") || problem.starts_with("has "), "{problem}");
+                        prop_assert_ne!(CallRecord::filed(&bytes, &named()), FiledRecord::Status(RecordStatus::Uploaded));
+                    }
                 }
             }
         }

@@ -1,42 +1,47 @@
 //! Writing a file whole or not at all: a temporary file in the same folder, fsync, rename, fsync of the folder.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{StoreError, sync_folder};
+use super::{StoreError, disk};
 
 /// Temporary files begin with this, so that listings and cleaning know them.
 const TEMPORARY_PREFIX: &str = ".tmp-";
 
 /// Writes `value` as indented JSON, not escaped to ASCII.
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
+    let written = serde_json::to_vec_pretty(value)
+        .map_err(io::Error::from)
+        .and_then(|mut bytes| {
+            bytes.push(b'\n');
+            write_whole(path, &bytes)
+        });
+    written.map_err(StoreError::io("write", path))
+}
+
+/// Puts a file in place, whole.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_beside(path);
-    let written = write_temporary(&temporary, value).and_then(|()| fs::rename(&temporary, path));
+    let written = write_temporary(&temporary, bytes).and_then(|()| disk::rename(&temporary, path));
     if let Err(error) = written {
         // A full disk must not fill up further with halves of files.
-        let _ = fs::remove_file(&temporary);
-        return Err(StoreError::io("write", path)(error));
+        let _ = disk::remove_file(&temporary);
+        return Err(error);
     }
-    match path.parent() {
-        Some(folder) => sync_folder(folder).map_err(StoreError::io("sync the folder", folder)),
-        None => Ok(()),
-    }
+    path.parent().map_or(Ok(()), disk::sync_folder)
 }
 
-fn write_temporary<T: Serialize>(temporary: &Path, value: &T) -> io::Result<()> {
-    let file = File::create_new(temporary)?;
-    let mut writer = BufWriter::new(&file);
-    serde_json::to_writer_pretty(&mut writer, value)?;
-    writer.write_all(b"\n")?;
-    writer.flush()?;
-    drop(writer);
-    file.sync_all()
+fn write_temporary(temporary: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = disk::create_new(temporary)?;
+    disk::write_all(&mut file, bytes)?;
+    disk::sync(&file)
 }
 
-fn temporary_beside(path: &Path) -> PathBuf {
+/// A name beside `path` that nobody else has.
+pub(super) fn temporary_beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(
         "{TEMPORARY_PREFIX}{}",
         uuid::Uuid::new_v4().simple()
@@ -62,7 +67,7 @@ pub(super) fn remove_stray_temporaries(folder: &Path, older_than: std::time::Dur
                 .and_then(|m| m.modified())
                 .ok()
                 .and_then(|m| m.elapsed().ok());
-            age.is_some_and(|age| age >= older_than) && fs::remove_file(entry.path()).is_ok()
+            age.is_some_and(|age| age >= older_than) && disk::remove_file(&entry.path()).is_ok()
         })
         .count()
 }

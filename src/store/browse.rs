@@ -11,8 +11,8 @@ use chrono::{DateTime, NaiveDate, Utc};
 use crate::session::{CompleteSessionData, SessionId, sanitise};
 
 use super::{
-    CALL_METADATA, CONVERSATIONS, JOURNAL_SUFFIX, LEADS, PROCESSED, Store, StoreError, journal,
-    pending,
+    CALL_METADATA, CONVERSATIONS, JOURNAL_SUFFIX, LEADS, PROCESSED, Replayed, Store, StoreError,
+    journal, pending,
 };
 
 /// In which folder a call's file lies; a call goes through them in this order.
@@ -102,7 +102,7 @@ pub struct OpenJournal {
 }
 
 /// The date and time in a session's name: eight digits, a separator, six digits.
-fn time_in_name(session: &str) -> Option<DateTime<Utc>> {
+pub(super) fn time_in_name(session: &str) -> Option<DateTime<Utc>> {
     let bytes = session.as_bytes();
     let is_digits = |part: &[u8]| part.iter().all(u8::is_ascii_digit);
     bytes.windows(15).find_map(|window| {
@@ -212,7 +212,11 @@ impl Store {
             Err(error) => return Err(StoreError::io("look at", &path)(error)),
         };
         match self.replay(id, &path) {
-            Ok((session, last_written)) => Ok(Some(OpenJournal {
+            Ok(Replayed {
+                session,
+                last_written,
+                ..
+            }) => Ok(Some(OpenJournal {
                 data: session.get_complete_session_data(),
                 alive,
                 last_written,

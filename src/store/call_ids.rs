@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 use chrono::{DateTime, Utc};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::session::{CallRecord, SessionId, call_id_base, sanitise};
 
-use super::{CALL_METADATA, PROCESSED, StoreError, pending};
+use super::{CALL_METADATA, PROCESSED, StoreError, disk, pending};
 
 const FOLDER: &str = ".call_ids";
 
@@ -89,8 +89,8 @@ fn reserve_in(
             session_id: session_id.clone(),
         },
     )?;
-    file.write_all(&added)?;
-    file.sync_data()?;
+    disk::write_all(file, &added)?;
+    disk::sync(file)?;
     Ok(call_id)
 }
 

@@ -3,26 +3,47 @@
 //! A line is written with one `write` and reaches the kernel at once, so a killed process loses nothing that it has committed. It is not
 //! fsynced: that would make the conversation wait for the disk, to guard a few seconds of talk against a power cut.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::session::{CallStart, EventSink, SessionEvent, time};
 
-use super::{StoreError, sync_folder};
+use super::{StoreError, atomic, disk};
+
+/// What a full disk may hold up of one call's events in memory. A long call has some hundred kilobytes.
+const MOST_UNWRITTEN_BYTES: usize = 4 * 1024 * 1024;
 
 /// One line.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Line {
     /// When it was written.
     #[serde(with = "time")]
     pub at: DateTime<Utc>,
     #[serde(flatten)]
     pub event: SessionEvent,
+}
+
+/// What could be read of a journal.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Journal {
+    /// The events, in order.
+    pub lines: Vec<Line>,
+    /// Whether something in it could not be read: lines that are no events, or a dispatch that does not come first. A last line
+    /// without its end does not count: it was never committed.
+    pub damaged: bool,
+}
+
+impl Journal {
+    /// Whether it begins as every journal does.
+    pub(super) fn begins_with_dispatch(&self) -> bool {
+        let first = self.lines.first().map(|line| &line.event);
+        matches!(first, Some(SessionEvent::Dispatched(_)))
+    }
 }
 
 fn encode(event: &SessionEvent) -> io::Result<Vec<u8>> {
@@ -41,36 +62,49 @@ fn encode(event: &SessionEvent) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Creates the journal with its first line. That line is synced: from here on the call exists.
-pub(super) fn create(path: &Path, start: &CallStart) -> io::Result<()> {
-    let line = encode(&SessionEvent::Dispatched(start.clone()))?;
-    let mut file = File::create_new(path)?;
-    file.write_all(&line)?;
-    file.sync_all()?;
-    path.parent().map_or(Ok(()), sync_folder)
+/// Creates the journal with its dispatch and what is known besides. It is there whole or not at all, and synced: from here on the call
+/// exists.
+pub(super) fn create(path: &Path, start: &CallStart, known: &[SessionEvent]) -> io::Result<()> {
+    if path.exists() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    let mut bytes = encode(&SessionEvent::Dispatched(start.clone()))?;
+    for event in known {
+        bytes.extend(encode(event)?);
+    }
+    atomic::write_whole(path, &bytes)
 }
 
-/// All complete lines. A line that was torn by a crash or does not make sense is left out with a warning; those after it still count.
-pub(super) fn read(path: &Path) -> io::Result<Vec<Line>> {
+/// Everything that can be read of it. A line that does not make sense is left out with a warning; those after it still count.
+pub(super) fn read(path: &Path) -> io::Result<Journal> {
     let mut text = Vec::new();
     File::open(path)?.read_to_end(&mut text)?;
     Ok(parse(&text, path))
 }
 
-fn parse(text: &[u8], path: &Path) -> Vec<Line> {
-    let mut lines = Vec::new();
+fn parse(text: &[u8], path: &Path) -> Journal {
+    let mut journal = Journal::default();
+    let torn_at = text
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |end| end + 1);
+    let mut start = 0;
     for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
+        let torn = start >= torn_at;
+        start += line.len() + 1;
         if line.is_empty() {
             continue;
         }
         match serde_json::from_slice(line) {
-            Ok(line) => lines.push(line),
+            Ok(line) => journal.lines.push(line),
             Err(error) => {
                 warn!(file = %path.display(), line = index + 1, %error, "journal line left out");
+                journal.damaged |= !torn;
             }
         }
     }
-    lines
+    journal.damaged |= !journal.begins_with_dispatch();
+    journal
 }
 
 /// The first line, without reading the rest.
@@ -118,28 +152,38 @@ impl JournalLock {
     /// The sink that appends to this journal.
     pub(super) fn sink(&self) -> io::Result<JournalSink> {
         let mut file = self.file.try_clone()?;
-        let torn = !ends_with_newline(&mut file)?;
+        // A line that a crash tore must not be glued to the next one.
+        let unwritten = match ends_with_newline(&mut file)? {
+            true => Vec::new(),
+            false => vec![b'\n'],
+        };
         Ok(JournalSink {
             file,
             path: self.path.clone(),
-            torn,
+            unwritten,
+            failing: false,
         })
+    }
+
+    /// What it holds.
+    pub(super) fn read(&self) -> io::Result<Journal> {
+        read(&self.path)
     }
 
     /// Removes the journal: everything in it is in the record.
     pub(super) fn remove(self) -> Result<(), StoreError> {
-        fs::remove_file(&self.path).map_err(StoreError::io("remove", &self.path))?;
-        if let Some(folder) = self.path.parent() {
-            sync_folder(folder).map_err(StoreError::io("sync the folder", folder))?;
+        disk::remove_file(&self.path).map_err(StoreError::io("remove", &self.path))?;
+        match self.path.parent() {
+            Some(folder) => {
+                disk::sync_folder(folder).map_err(StoreError::io("sync the folder", folder))
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Renames a journal that nothing can be made of, so that it is kept but no longer found.
-    pub(super) fn set_aside(self) -> Result<(), StoreError> {
-        let mut name = self.path.clone().into_os_string();
-        name.push(".unreadable");
-        fs::rename(&self.path, name).map_err(StoreError::io("rename", &self.path))
+    /// Renames a journal of which something could not be read, so that it is kept for a person and no longer found.
+    pub(super) fn set_aside(self) -> Result<PathBuf, StoreError> {
+        super::set_aside_file(&self.path)
     }
 }
 
@@ -166,26 +210,49 @@ fn ends_with_newline(file: &mut File) -> io::Result<bool> {
     Ok(last[0] == b'\n')
 }
 
-/// Appends a session's events to its journal.
+/// Appends a session's events to its journal. What a full disk does not take is kept and written before the next event.
 pub(super) struct JournalSink {
     file: File,
     path: PathBuf,
-    /// The last write was cut short (a full disk, a crash before us): the next line must not be glued to it.
-    torn: bool,
+    /// Beginning where the last write was cut short, so that no line is ever torn or doubled.
+    unwritten: Vec<u8>,
+    failing: bool,
+}
+
+impl JournalSink {
+    fn write(&mut self) -> io::Result<()> {
+        while !self.unwritten.is_empty() {
+            match disk::write(&mut self.file, &self.unwritten) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => drop(self.unwritten.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl EventSink for JournalSink {
     fn append(&mut self, event: &SessionEvent) {
-        let written = encode(event).and_then(|mut line| {
-            if self.torn {
-                line.insert(0, b'\n');
+        match encode(event) {
+            Ok(line) if self.unwritten.len() + line.len() <= MOST_UNWRITTEN_BYTES => {
+                self.unwritten.extend(line)
             }
-            self.file.write_all(&line)
-        });
-        self.torn = written.is_err();
-        if let Err(error) = written {
-            // The session goes on in memory, and the record is still written at the end if the disk allows it then.
-            error!(file = %self.path.display(), %error, "failed to append to the journal");
+            Ok(_) => {}
+            Err(error) => error!(file = %self.path.display(), %error, "an event has no JSON"),
+        }
+        // The session goes on in memory, and the record is still written at the end if the disk allows it then. Each outage is said once.
+        match self.write() {
+            Err(error) if !self.failing => {
+                self.failing = true;
+                error!(file = %self.path.display(), %error, "failed to append to the journal; it is tried again with the next event");
+            }
+            Ok(()) if self.failing => {
+                self.failing = false;
+                info!(file = %self.path.display(), "the journal is written again, nothing is missing in it");
+            }
+            _ => {}
         }
     }
 }
@@ -193,8 +260,12 @@ impl EventSink for JournalSink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{ConversationItem, Direction, SessionManager};
+    use crate::session::{
+        CallMetadata, ConversationItem, Direction, Intent, Outcome, RecordingMetadata,
+        SessionManager, Usage,
+    };
     use proptest::prelude::*;
+    use std::io::Write as _;
 
     fn start() -> CallStart {
         CallStart {
@@ -226,7 +297,7 @@ mod tests {
             for cut in 0..=bytes.len() {
                 // A line without its newline may be whole or not; one that has it must be there.
                 let complete = ends.iter().filter(|end| **end <= cut).count();
-                let lines = parse(&bytes[..cut], Path::new("test"));
+                let lines = parse(&bytes[..cut], Path::new("test")).lines;
                 prop_assert!(lines.len() >= complete && lines.len() <= complete + 1, "cut at {cut}");
                 let session = SessionManager::replay(lines.into_iter().map(|line| line.event));
                 if complete > 0 {
@@ -240,11 +311,96 @@ mod tests {
         }
     }
 
+    /// One event of each kind.
+    fn every_event() -> Vec<SessionEvent> {
+        let at = start().call_start;
+        vec![
+            SessionEvent::Dispatched(start()),
+            SessionEvent::CallMetadata(CallMetadata {
+                dialed_number: Some("+15550100123".to_owned()),
+                ..CallMetadata::default()
+            }),
+            SessionEvent::CampaignMetadata {
+                metadata: serde_json::Map::from_iter([("at".to_owned(), 1.into())]),
+            },
+            SessionEvent::Recording(RecordingMetadata::default()),
+            SessionEvent::Item(ConversationItem::assistant("नमस्ते", at)),
+            SessionEvent::LeadFile {
+                path: "leads/1.json".to_owned(),
+            },
+            SessionEvent::LeadLinked {
+                lead_id: "l1".parse().unwrap(),
+            },
+            SessionEvent::Intent(Intent {
+                intent: "book_demo".to_owned(),
+                confidence: Some(0.5),
+                entities: serde_json::Map::new(),
+                timestamp: at,
+            }),
+            SessionEvent::Usage(Usage::default()),
+            SessionEvent::Joined { at },
+            SessionEvent::Answered { at },
+            SessionEvent::Outcome(Outcome::recovered("x", Some(at))),
+        ]
+    }
+
+    #[test]
+    fn every_kind_of_event_is_read_back_from_its_line() {
+        let events = every_event();
+        let bytes: Vec<u8> = events
+            .iter()
+            .flat_map(|event| encode(event).unwrap())
+            .collect();
+        let journal = parse(&bytes, Path::new("test"));
+        assert!(!journal.damaged);
+        let read: Vec<_> = journal.lines.into_iter().map(|line| line.event).collect();
+        assert_eq!(read, events);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever the disk made of a journal: it is read without a panic, and the lines that it did not touch are there.
+        #[test]
+        fn a_damaged_journal_costs_only_the_damaged_lines(
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let events = every_event();
+            let mut bytes: Vec<u8> = events.iter().flat_map(|event| encode(event).unwrap()).collect();
+            let whole = bytes.clone();
+            for (index, byte) in damage {
+                let at = index.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut.index(whole.len() + 1));
+            let read = parse(&bytes, Path::new("test"));
+            let mut start = 0;
+            for line in whole.split_inclusive(|byte| *byte == b'\n') {
+                let end = start + line.len();
+                // Untouched, and so is the end of the line before it.
+                let untouched = end <= bytes.len() && bytes[start..end] == *line && (start == 0 || bytes[start - 1] == b'\n');
+                if untouched {
+                    let line: Line = serde_json::from_slice(line).unwrap();
+                    prop_assert!(read.lines.contains(&line), "{line:?}");
+                }
+                start = end;
+            }
+        }
+
+        /// Any bytes are a journal of which nothing can be read, not a panic.
+        #[test]
+        fn any_bytes_are_read_as_a_journal(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let journal = parse(&bytes, Path::new("test"));
+            prop_assert!(journal.damaged || matches!(journal.lines.first().map(|line| &line.event), Some(SessionEvent::Dispatched(_))));
+        }
+    }
+
     #[test]
     fn what_is_appended_after_a_torn_line_is_not_lost_with_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.journal.jsonl");
-        create(&path, &start()).unwrap();
+        create(&path, &start(), &[]).unwrap();
         OpenOptions::new()
             .append(true)
             .open(&path)
@@ -261,14 +417,15 @@ mod tests {
             "again",
             start().call_start,
         )));
-        assert_eq!(read(&path).unwrap().len(), 3);
+        let journal = read(&path).unwrap();
+        assert_eq!((journal.lines.len(), journal.damaged), (3, true));
     }
 
     #[test]
     fn a_held_journal_is_seen_as_held_until_it_is_let_go() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.journal.jsonl");
-        create(&path, &start()).unwrap();
+        create(&path, &start(), &[]).unwrap();
         assert!(!is_held(&path).unwrap());
         let lock = JournalLock::acquire(&path).unwrap().unwrap();
         assert!(is_held(&path).unwrap());

@@ -6,11 +6,15 @@
 mod atomic;
 mod browse;
 mod call_ids;
+#[cfg(test)]
+mod crash_tests;
+mod disk;
 mod journal;
 mod paths;
 mod pending;
+mod space;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,14 +24,16 @@ use thiserror::Error;
 use tracing::{debug, info, warn};
 
 use crate::session::{
-    self, CallRecord, CallStart, CompleteSessionData, Lead, Outcome, SessionEvent, SessionId,
-    SessionManager, SharedSession, Transcription, call_id_base, sanitise, time,
+    self, CallRecord, CallStart, CompleteSessionData, FiledRecord, JournalHolder, Lead, Outcome,
+    SessionEvent, SessionId, SessionManager, SharedSession, ToDo, Traces, Transcription,
+    call_id_base, sanitise, time,
 };
 
 pub use browse::{CallFile, OpenJournal, Place};
 pub use journal::JournalLock;
 pub use paths::PathError;
 pub use pending::{Claim, PendingRecord};
+pub use space::{StorageConfig, Tidied};
 
 const CONVERSATIONS: &str = "conversations";
 const LEADS: &str = "leads";
@@ -35,6 +41,8 @@ const RECORDINGS: &str = "recordings";
 const CALL_METADATA: &str = "call_metadata";
 const PROCESSED: &str = "processed_metadata";
 const JOURNAL_SUFFIX: &str = ".journal.jsonl";
+/// Ends the name of a file that nobody can read and that lay where one was needed. It is kept for a person.
+const SET_ASIDE_SUFFIX: &str = ".unreadable";
 
 /// Why something could not be kept or read.
 #[derive(Debug, Error)]
@@ -103,6 +111,25 @@ impl StoreError {
             source,
         }
     }
+}
+
+/// A record that could not be written. Everything that it needs is still there.
+#[derive(Debug, Error)]
+#[error("{error}")]
+pub struct Unfinished {
+    /// Why not.
+    pub error: StoreError,
+    /// The journal, still held.
+    pub lock: JournalLock,
+}
+
+/// The session that a journal tells of.
+struct Replayed {
+    session: SessionManager,
+    /// When its last event was written.
+    last_written: Option<DateTime<Utc>>,
+    /// Some of it could not be read.
+    damaged: bool,
 }
 
 /// A journal in the folder, and whether a process holds it.
@@ -174,14 +201,14 @@ impl Store {
         self.root.join(folder).join(format!("metadata_{id}.json"))
     }
 
-    /// Begins the journal of a call with its dispatch. The worker does this before it starts the call's process, so that a call whose
-    /// process never comes up has a record too.
+    /// Begins the journal of a call with its dispatch and what that tells of the call. The worker does this before it starts the call's
+    /// process, so that a call whose process never comes up has a record too, under its number.
     ///
     /// # Errors
     /// When the journal exists already or cannot be written.
-    pub fn begin(&self, start: &CallStart) -> Result<(), StoreError> {
+    pub fn begin(&self, start: &CallStart, told: &[SessionEvent]) -> Result<(), StoreError> {
         let path = self.journal_path(&start.session_id);
-        journal::create(&path, start).map_err(StoreError::io("create the journal", &path))?;
+        journal::create(&path, start, told).map_err(StoreError::io("create the journal", &path))?;
         debug!(session.id = %start.session_id, job.id = %start.job_id, "journal begun");
         Ok(())
     }
@@ -196,7 +223,10 @@ impl Store {
         let lock = self
             .lock_journal(id, &path)?
             .ok_or_else(|| StoreError::Busy(id.clone()))?;
-        let mut session = self.replay(id, &path)?.0;
+        let lines = lock.read().map_err(StoreError::io("read", &path))?.lines;
+        let mut session = SessionManager::replay(lines.into_iter().map(|line| line.event))
+            .filter(|session| session.session_id() == id)
+            .ok_or_else(|| StoreError::BadJournal { path: path.clone() })?;
         let sink = lock
             .sink()
             .map_err(StoreError::io("open for appending", &path))?;
@@ -214,25 +244,6 @@ impl Store {
             }),
             Err(error) => Err(StoreError::io("lock", path)(error)),
         }
-    }
-
-    /// The session that a journal tells of, and when its last event was written.
-    fn replay(
-        &self,
-        id: &SessionId,
-        path: &Path,
-    ) -> Result<(SessionManager, Option<DateTime<Utc>>), StoreError> {
-        let lines = journal::read(path).map_err(StoreError::io("read", path))?;
-        let last_written = lines.last().map(|line| line.at);
-        let bad = || StoreError::BadJournal {
-            path: path.to_owned(),
-        };
-        let session =
-            SessionManager::replay(lines.into_iter().map(|line| line.event)).ok_or_else(bad)?;
-        if session.session_id() != id {
-            return Err(bad());
-        }
-        Ok((session, last_written))
     }
 
     /// Keeps a lead: writes its file whole, then tells the session. A lead whose id was saved already is not saved again.
@@ -267,23 +278,31 @@ impl Store {
     /// Whatever is interrupted in between is finished by [`Store::recover`]. Returns the metadata file.
     ///
     /// # Errors
-    /// When a file cannot be written; the journal then stays.
+    /// When a file cannot be written; the journal then stays, and its lock is given back for another try.
     pub fn finish(
         &self,
         session: &SharedSession,
         lock: JournalLock,
-    ) -> Result<PathBuf, StoreError> {
+    ) -> Result<PathBuf, Unfinished> {
         let data = session::lock(session).get_complete_session_data();
-        let path = self.fold(data, time::now())?;
-        lock.remove()?;
-        Ok(path)
+        match self.fold(data, time::now()) {
+            Ok(path) => {
+                // The call is whole without this: whoever finds the journal sees the record beside it.
+                if let Err(error) = lock.remove() {
+                    warn!(%error, "the journal of a call that has its record stays until the next look");
+                }
+                Ok(path)
+            }
+            Err(error) => Err(Unfinished { error, lock }),
+        }
     }
 
-    /// Makes the record of a call whose process is gone. `why` is how it ended, as far as anybody knows; an outcome in the journal comes
-    /// first. `None`: its process is alive, or its record exists already.
+    /// Finishes what the process of a call has left, whatever it is: makes the record from the journal, or puts a journal away whose record
+    /// exists. `why` is how the call ended, as far as anybody knows; an outcome in the journal comes first. `None`: its process is alive,
+    /// or its record exists already.
     ///
     /// # Errors
-    /// When the journal cannot be read or a file cannot be written; the journal then stays.
+    /// When the journal cannot be read or a file cannot be written; the journal then stays, and this can be called again.
     pub fn recover(&self, id: &SessionId, why: &Outcome) -> Result<Option<PathBuf>, StoreError> {
         let path = self.journal_path(id);
         let lock = match self.lock_journal(id, &path) {
@@ -291,36 +310,116 @@ impl Store {
             Ok(None) | Err(StoreError::NoJournal { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        if self.record_exists(id) {
+        let traces = Traces {
+            // We hold it, so nobody else does.
+            journal: Some(JournalHolder::Nobody),
+            waiting: self.filed(CALL_METADATA, id)?,
+            archived: self.filed(PROCESSED, id)?,
+        };
+        match traces.to_do() {
+            ToDo::Fold { set_aside } => {
+                if set_aside {
+                    let record = self.record_path(CALL_METADATA, id);
+                    let aside = set_aside_file(&record)?;
+                    warn!(session.id = %id, file = %aside.display(), "a record that nobody can read was set aside, it is made again from the journal");
+                }
+                self.recover_from(lock, id, why).map(Some)
+            }
             // It died between writing the record and removing the journal.
-            lock.remove()?;
-            return Ok(None);
+            _ => {
+                retire(lock, id)?;
+                Ok(None)
+            }
         }
-        let (mut session, last_written) = match self.replay(id, &path) {
+    }
+
+    fn recover_from(
+        &self,
+        lock: JournalLock,
+        id: &SessionId,
+        why: &Outcome,
+    ) -> Result<PathBuf, StoreError> {
+        let (mut session, last_written, damaged) = match self.replay(id, &self.journal_path(id)) {
+            Ok(replayed) => (replayed.session, replayed.last_written, replayed.damaged),
             Err(error @ StoreError::BadJournal { .. }) => {
-                // Nothing was ever in it (the dispatch is its first line), or somebody wrote over it: kept for a person, out of the way.
+                // Not of this program, or written over: kept for a person, out of the way.
                 lock.set_aside()?;
                 return Err(error);
             }
-            other => other?,
+            Err(error) => return Err(error),
         };
-        session.set_outcome(why.clone());
+        let mut why = why.clone();
+        if damaged {
+            let note = format!(
+                "part of its journal could not be read and is kept as conversations/{id}{JOURNAL_SUFFIX}{SET_ASIDE_SUFFIX}"
+            );
+            why.error = Some(match why.error.take() {
+                Some(error) => format!("{error}; {note}"),
+                None => note,
+            });
+        }
+        session.set_outcome(why);
         let mut data = session.get_complete_session_data();
         self.adopt_unlinked_leads(&mut data);
         let record = self.fold(data, last_written.unwrap_or_else(time::now))?;
-        lock.remove()?;
+        retire(lock, id)?;
         info!(session.id = %id, file = %record.display(), "record recovered from the journal");
-        Ok(Some(record))
+        Ok(record)
     }
 
-    /// A lead file is written before the session hears of it, so a process that dies in between leaves a lead that no event names.
+    /// The session that a journal tells of, as far as it can be read.
+    fn replay(&self, id: &SessionId, path: &Path) -> Result<Replayed, StoreError> {
+        let journal = journal::read(path).map_err(StoreError::io("read", path))?;
+        let last_written = journal.lines.last().map(|line| line.at);
+        let begins = journal.begins_with_dispatch();
+        let events = journal.lines.into_iter().map(|line| line.event);
+        let session = match begins {
+            true => SessionManager::replay(events).filter(|session| session.session_id() == id),
+            false => SessionManager::salvage(id, events),
+        };
+        let bad = || StoreError::BadJournal {
+            path: path.to_owned(),
+        };
+        Ok(Replayed {
+            session: session.ok_or_else(bad)?,
+            last_written,
+            damaged: journal.damaged,
+        })
+    }
+
+    /// What the metadata file of a session holds in one of the two folders.
+    fn filed(&self, folder: &str, id: &SessionId) -> Result<Option<FiledRecord>, StoreError> {
+        let path = self.record_path(folder, id);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(CallRecord::filed(&bytes, id))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
+    }
+
+    /// A lead file is written before the session hears of it, so a process that dies in between leaves a lead that no event names. Its
+    /// number is one of the next: files that were there already are skipped when a lead is written.
     fn adopt_unlinked_leads(&self, data: &mut CompleteSessionData) {
+        /// How many numbers may be missing in a row.
+        const GAP: usize = 8;
         let id = &data.start.session_id;
-        for number in 1.. {
+        let mut missing = 0;
+        for number in 1_usize.. {
             let relative = format!("{LEADS}/lead_{id}_{number}.json");
-            let Ok(bytes) = fs::read(self.root.join(&relative)) else {
+            if missing > GAP {
                 break;
+            }
+            let bytes = match fs::read(self.root.join(&relative)) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    missing += 1;
+                    if error.kind() != io::ErrorKind::NotFound {
+                        warn!(session.id = %id, file = %relative, %error, "lead file is not readable");
+                    }
+                    continue;
+                }
             };
+            missing = 0;
             if data.lead_files.contains(&relative) {
                 continue;
             }
@@ -349,7 +448,14 @@ impl Store {
             .as_ref()
             .and_then(|o| o.call_end)
             .unwrap_or(end_if_unknown);
-        let call_id = self.call_id_of(&data)?;
+        // The id is asked for again before anything is sent; a record without one is better than none.
+        let call_id = match self.call_id_of(&data) {
+            Ok(call_id) => Some(call_id),
+            Err(error) => {
+                warn!(session.id = %id, %error, "the record is written without its call id");
+                None
+            }
+        };
         let conversation = format!("{CONVERSATIONS}/conversation_{id}.json");
         atomic::write_json(
             &self.root.join(&conversation),
@@ -467,7 +573,39 @@ impl Store {
     }
 }
 
-/// Syncs a folder, so that a rename in it survives a power cut.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+/// Puts a journal away whose record is written: removed when all of it could be read, else kept under another name.
+fn retire(lock: JournalLock, id: &SessionId) -> Result<(), StoreError> {
+    // One that cannot be read at all is kept as well.
+    if lock.read().is_ok_and(|journal| !journal.damaged) {
+        return lock.remove();
+    }
+    let aside = lock.set_aside()?;
+    warn!(session.id = %id, file = %aside.display(), "part of the journal could not be read, it is kept");
+    Ok(())
+}
+
+/// Renames a file that nobody can read, so that its place is free and it is kept for a person.
+fn set_aside_file(path: &Path) -> Result<PathBuf, StoreError> {
+    let aside = set_aside_name(path);
+    disk::rename(path, &aside).map_err(StoreError::io("rename", path))?;
+    if let Some(folder) = path.parent() {
+        disk::sync_folder(folder).map_err(StoreError::io("sync the folder", folder))?;
+    }
+    Ok(aside)
+}
+
+/// A name that is free: nothing that was set aside before is written over.
+fn set_aside_name(path: &Path) -> PathBuf {
+    let named = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(SET_ASIDE_SUFFIX);
+        if number > 1 {
+            name.push(format!("-{number}"));
+        }
+        PathBuf::from(name)
+    };
+    (1..)
+        .map(named)
+        .find(|name| !name.exists())
+        .unwrap_or_else(|| named(1))
 }

@@ -8,9 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::session::{CallRecord, RecordStatus, SessionId, sanitise};
 
-use super::{
-    CALL_METADATA, CONVERSATIONS, LEADS, PROCESSED, Store, StoreError, atomic, sync_folder,
-};
+use super::{CALL_METADATA, CONVERSATIONS, LEADS, PROCESSED, Store, StoreError, atomic, disk};
 
 const CLAIMS: &str = ".claims";
 /// A temporary file this old belongs to nobody any more: writing one takes milliseconds.
@@ -133,7 +131,7 @@ impl Store {
                 _lock: lock,
             })),
             Ok(None) => {
-                let _ = fs::remove_file(&lock_path);
+                let _ = disk::remove_file(&lock_path);
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -182,11 +180,11 @@ impl Store {
         let waiting = self.root().join(CALL_METADATA);
         let archive = self.root().join(PROCESSED);
         let target = archive.join(claim.path.file_name().unwrap_or_default());
-        fs::rename(&claim.path, &target).map_err(StoreError::io("move", &claim.path))?;
+        disk::rename(&claim.path, &target).map_err(StoreError::io("move", &claim.path))?;
         for folder in [&archive, &waiting] {
-            sync_folder(folder).map_err(StoreError::io("sync the folder", folder))?;
+            disk::sync_folder(folder).map_err(StoreError::io("sync the folder", folder))?;
         }
-        let _ = fs::remove_file(&claim.lock_path);
+        let _ = disk::remove_file(&claim.lock_path);
         Ok(target)
     }
 

@@ -30,6 +30,8 @@ pub(super) enum Decision {
 pub(super) enum DeclineReason {
     Full,
     Draining,
+    /// No record could be written.
+    Disk,
     /// The job runs here already.
     Duplicate,
 }
@@ -39,6 +41,7 @@ impl DeclineReason {
         match self {
             Self::Full => "all slots are taken",
             Self::Draining => "the worker is draining",
+            Self::Disk => "the data folder is full or can not be written",
             Self::Duplicate => "the job runs here already",
         }
     }
@@ -83,6 +86,8 @@ enum Slot {
 pub(super) struct Admission {
     max_calls: usize,
     draining: bool,
+    /// The disk takes no records.
+    disk_refuses: bool,
     slots: HashMap<String, Slot>,
     /// Calls that an earlier worker left running on this machine: they use it as much as ours do.
     inherited: HashSet<SessionId>,
@@ -93,6 +98,7 @@ impl Admission {
         Self {
             max_calls,
             draining: false,
+            disk_refuses: false,
             slots: HashMap::new(),
             inherited: HashSet::new(),
         }
@@ -112,6 +118,7 @@ impl Admission {
             Some(Slot::Running) => return Decision::Decline(DeclineReason::Duplicate),
             Some(Slot::Reserved { .. }) => {}
             None if self.draining => return Decision::Decline(DeclineReason::Draining),
+            None if self.disk_refuses => return Decision::Decline(DeclineReason::Disk),
             None if !self.has_room() => return Decision::Decline(DeclineReason::Full),
             None => {}
         }
@@ -127,7 +134,9 @@ impl Admission {
         match self.slots.get(job_id) {
             Some(Slot::Running) => return Assigned::Duplicate,
             Some(Slot::Reserved { .. }) => {}
-            None if self.draining || !self.has_room() => return Assigned::NoSlot,
+            None if self.draining || self.disk_refuses || !self.has_room() => {
+                return Assigned::NoSlot;
+            }
             None => {}
         }
         self.slots.insert(job_id.to_owned(), Slot::Running);
@@ -162,6 +171,12 @@ impl Admission {
         self.draining = true;
     }
 
+    /// Takes no new jobs while the disk takes no records. Those accepted before may still be assigned: they fail less often than a call
+    /// that nobody answers.
+    pub(super) fn set_disk_refuses(&mut self, refuses: bool) {
+        self.disk_refuses = refuses;
+    }
+
     /// The calls of an earlier worker that are still running.
     pub(super) fn set_inherited(&mut self, running: HashSet<SessionId>) {
         self.inherited = running;
@@ -173,7 +188,7 @@ impl Admission {
     }
 
     pub(super) fn report(&self, pressure: Pressure) -> Report {
-        let full = self.draining || !self.has_room();
+        let full = self.draining || self.disk_refuses || !self.has_room();
         let taken = self.occupied() as f64 / self.max_calls.max(1) as f64;
         // Beyond its limit a resource makes this worker the last choice, not an impossible one: only slots refuse calls.
         let busiest = taken.max(pressure.cpu).max(pressure.memory).clamp(0.0, 1.0);
@@ -283,6 +298,24 @@ mod tests {
                 job_count: 1
             }
         );
+    }
+
+    #[test]
+    fn a_worker_without_a_disk_takes_what_it_has_accepted_and_says_that_it_is_full() {
+        let now = Instant::now();
+        let mut admission = Admission::new(5);
+        admission.offer(now, "AJ_1");
+        admission.set_disk_refuses(true);
+        assert_eq!(
+            admission.offer(now, "AJ_2"),
+            Decision::Decline(DeclineReason::Disk)
+        );
+        assert_eq!(admission.assign("AJ_2"), Assigned::NoSlot);
+        assert_eq!(admission.assign("AJ_1"), Assigned::Run);
+        assert!(admission.report(IDLE).full);
+        admission.set_disk_refuses(false);
+        assert!(!admission.report(IDLE).full);
+        assert_eq!(admission.offer(now, "AJ_2"), Decision::Accept);
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub(super) const WORKER_LOAD: &str = "lk_agents_worker_load";
 pub(super) const CALLS: &str = "voicebot_calls_total";
 pub(super) const CALL_DURATION: &str = "voicebot_call_duration_seconds";
 pub(super) const JOIN_DURATION: &str = "voicebot_call_join_duration_seconds";
+pub(super) const DISK_FREE_BYTES: &str = "voicebot_disk_free_bytes";
+pub(super) const DISK_REFUSES_CALLS: &str = "voicebot_disk_refuses_calls";
 pub(super) const OFFERS: &str = "voicebot_job_offers_total";
 pub(super) const RECORDS_RECOVERED: &str = "voicebot_records_recovered_total";
 const REGISTERED: &str = "voicebot_worker_registered";
@@ -49,6 +51,15 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_counter!(
         RECORDS_RECOVERED,
         "Records made from a journal because the call had made none"
+    );
+    describe_gauge!(
+        DISK_FREE_BYTES,
+        Unit::Bytes,
+        "Free space on the disk of the data folder"
+    );
+    describe_gauge!(
+        DISK_REFUSES_CALLS,
+        "1 while no calls are taken because the data folder is full or cannot be written"
     );
     describe_gauge!(
         REGISTERED,

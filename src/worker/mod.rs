@@ -3,12 +3,15 @@
 //!
 //! It never touches media and never talks to the CRM (the upload task does). By file: `run` is the one task that decides, fed by events;
 //! `registration` keeps the connection to the server; `admission` counts slots; `process` follows one call's process from its
-//! start to its record; `orphans` looks after calls that an earlier worker left; `wire` alone knows the worker protocol;
+//! start to its record; `disk` watches the room for records; `orphans` looks after calls that an earlier worker left, `leftovers` after records
+//! that could not be written; `wire` alone knows the worker protocol;
 //! `http` and `metrics` show the worker to operators.
 
 mod admission;
 mod config;
+mod disk;
 mod http;
+mod leftovers;
 mod metrics;
 mod orphans;
 mod pressure;

@@ -3,14 +3,14 @@
 //!
 //! Only journals that were there before this worker's first call are looked at, so its own calls are never touched here.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use chrono::Utc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval};
-use tracing::{info, warn};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::info;
 
 use super::process::{Recovered, recover};
 use crate::session::{Outcome, SessionId};
@@ -22,6 +22,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A journal that nobody holds and that was written more recently than this may belong to a call whose process is just starting
 /// (its worker waits up to ten seconds for it).
 const MAY_BE_STARTING: Duration = Duration::from_secs(15);
+
+/// How soon a record is tried again that could not be written.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// Follows the journals of an earlier worker to their ends. Tells which calls are running whenever that changes, and returns
 /// when nothing is left to look after.
@@ -36,6 +39,7 @@ pub(super) async fn follow(
         .map(|journal| journal.session_id)
         .collect();
     let mut seen_alive: HashSet<SessionId> = running.borrow().clone();
+    let mut not_before: HashMap<SessionId, Instant> = HashMap::new();
     if !seen_alive.is_empty() {
         info!(
             calls = seen_alive.len(),
@@ -64,12 +68,22 @@ pub(super) async fn follow(
                 still_left.insert(journal.session_id);
                 continue;
             }
+            let now = Instant::now();
+            if not_before
+                .get(&journal.session_id)
+                .is_some_and(|again| now < *again)
+            {
+                still_left.insert(journal.session_id);
+                continue;
+            }
             let why = "the call's process ended while no worker looked after it";
             // When it ended is told by the journal's last line.
             match recover(&store, &journal.session_id, Outcome::recovered(why, None)).await {
                 Recovered::Made | Recovered::NotNeeded => {}
+                // A full disk, perhaps. What can never be read is set aside and not found again.
                 Recovered::Failed => {
-                    warn!(session.id = %journal.session_id, "the journal stays until the next start of a worker")
+                    not_before.insert(journal.session_id.clone(), now + TRY_AGAIN_AFTER);
+                    still_left.insert(journal.session_id);
                 }
             }
         }

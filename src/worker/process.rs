@@ -20,10 +20,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec};
 use tracing::{debug, error, info, warn};
 
+use super::leftovers::Leftover;
 use super::metrics as names;
 use super::wire::JobState;
+use crate::call::told_by;
 use crate::ipc::{self, FromCall, JobDescription, ShutdownReason, ToCall};
-use crate::session::{CallStart, CallStatus, CloseReason, Direction, Outcome, SessionId};
+use crate::session::{CallStatus, CloseReason, Outcome, SessionId};
 use crate::store::Store;
 
 /// How long a process may take to read its job. It reads at once; the pipe holds 64 KiB and a job may be larger.
@@ -115,6 +117,7 @@ pub(super) struct Call {
     pub store: Store,
     pub reports: mpsc::Sender<CallReport>,
     pub upload_poke: mpsc::Sender<()>,
+    pub leftovers: mpsc::Sender<Leftover>,
     pub ready_timeout: Duration,
     pub hung_after: Duration,
     pub memory_warn_bytes: u64,
@@ -148,7 +151,9 @@ impl Call {
     pub(super) async fn hold(self, mut commands: mpsc::Receiver<CallCommand>) {
         let started = Instant::now();
         let mut said = Said::default();
-        let end = match self.begin().await {
+        let begun = self.begin().await;
+        let has_journal = begun.is_ok();
+        let end = match begun {
             Err(problem) => ProcessEnd::Refused(problem),
             Ok(()) => match self.program.spawn() {
                 Err(error) => ProcessEnd::NotStarted(error.to_string()),
@@ -162,41 +167,37 @@ impl Call {
                 }
             },
         };
-        self.ended(end, said, started).await;
+        self.ended(end, has_journal, said, started).await;
     }
 
     /// Makes the record of a job that was assigned and cannot be held, and tells the server.
     pub(super) async fn refuse(self, why: String) {
-        let end = match self.begin().await {
+        let begun = self.begin().await;
+        let has_journal = begun.is_ok();
+        let end = match begun {
             Ok(()) => ProcessEnd::Refused(why),
             Err(problem) => ProcessEnd::Refused(format!("{why}; {problem}")),
         };
-        self.ended(end, Said::default(), Instant::now()).await;
+        self.ended(end, has_journal, Said::default(), Instant::now())
+            .await;
     }
 
     /// The journal comes first, so that from here on whatever happens ends in a record.
     async fn begin(&self) -> Result<(), String> {
-        let start = CallStart {
-            session_id: self.job.session_id.clone(),
-            job_id: self.job.job_id.clone(),
-            room_name: self.job.room_name.clone(),
-            room_sid: self.job.room_sid.clone(),
-            job_metadata: self.job.job_metadata.clone(),
-            // Who called whom is found out by the call.
-            direction: Direction::default(),
-            call_start: self.job.dispatched_at,
-            agent_name: self.job.agent_name.clone(),
-        };
-        let store = self.store.clone();
-        let begun =
-            spawn_blocking(move || store.begin(&start).map_err(|error| error.to_string())).await;
+        let (store, start, told) = (self.store.clone(), self.job.start(), told_by(&self.job));
+        let begun = spawn_blocking(move || {
+            store
+                .begin(&start, &told)
+                .map_err(|error| error.to_string())
+        })
+        .await;
         begun
             .unwrap_or_else(|panic| Err(panic.to_string()))
             .map_err(|error| format!("the call's journal could not be begun: {error}"))
     }
 
     /// The one thing that happens after a call's process, however it ended.
-    async fn ended(&self, end: ProcessEnd, said: Said, started: Instant) {
+    async fn ended(&self, end: ProcessEnd, has_journal: bool, said: Said, started: Instant) {
         let problem = end.problem();
         let outcome = Outcome {
             close_reason: CloseReason::Error,
@@ -213,7 +214,19 @@ impl Call {
             ),
             call_end: Some(Utc::now()),
         };
-        let recovered = recover(&self.store, &self.job.session_id, outcome).await;
+        let recovered = match has_journal {
+            true => recover(&self.store, &self.job.session_id, outcome.clone()).await,
+            false => Recovered::Failed,
+        };
+        if recovered == Recovered::Failed {
+            let leftover = Leftover {
+                start: self.job.start(),
+                told: told_by(&self.job),
+                outcome,
+            };
+            // Whoever finishes leftovers lives as long as there are calls.
+            let _ = self.leftovers.send(leftover).await;
+        }
         let label = end.label(recovered, said.final_state.as_ref());
         if said.final_state.is_none() {
             let state = match (&problem, recovered) {
@@ -275,7 +288,7 @@ pub(super) enum Recovered {
     NotNeeded,
     /// It has been made from the journal.
     Made,
-    /// It could not be made; the journal stays for the next worker.
+    /// It could not be made; it is tried again.
     Failed,
 }
 

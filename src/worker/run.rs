@@ -22,6 +22,8 @@ use tracing::{debug, error, info, warn};
 
 use super::WorkerConfig;
 use super::admission::{Admission, Assigned, Decision, Pressure, Report};
+use super::disk;
+use super::leftovers;
 use super::metrics as names;
 use super::orphans;
 use super::pressure::PressureGauge;
@@ -35,7 +37,7 @@ use crate::call::mask_room_name;
 use crate::config::LiveKitSettings;
 use crate::ipc::JobDescription;
 use crate::session::SessionId;
-use crate::store::Store;
+use crate::store::{StorageConfig, Store};
 
 /// How often the server hears our status when nothing changes; LiveKit's own workers use the same.
 const STATUS_INTERVAL: Duration = Duration::from_millis(2500);
@@ -109,6 +111,8 @@ pub struct WorkerStatus {
     pub active_jobs: usize,
     /// Calls of an earlier worker on this machine that are still running.
     pub inherited_calls: usize,
+    /// Why no records can be written, and so no calls be taken.
+    pub disk_problem: Option<String>,
     /// The load that the server was told last.
     pub load: f32,
 }
@@ -118,6 +122,9 @@ impl WorkerStatus {
     pub fn not_ready(&self) -> Option<String> {
         if self.draining {
             return Some(format!("draining: {} calls left", self.active_jobs));
+        }
+        if let Some(problem) = &self.disk_problem {
+            return Some(format!("no new calls are taken: {problem}"));
         }
         match (&self.worker_id, &self.connection_problem) {
             (Some(_), _) => None,
@@ -135,6 +142,7 @@ pub struct Worker {
     room_url: String,
     agent_name: String,
     store: Store,
+    storage: StorageConfig,
     program: CallProgram,
     upload_poke: mpsc::Sender<()>,
     status: watch::Sender<WorkerStatus>,
@@ -163,6 +171,7 @@ impl Worker {
             draining: false,
             active_jobs: 0,
             inherited_calls: 0,
+            disk_problem: None,
             load: 0.0,
         };
         Ok(Self {
@@ -171,10 +180,18 @@ impl Worker {
             room_url,
             agent_name,
             store,
+            storage: StorageConfig::default(),
             program,
             upload_poke,
             status: watch::Sender::new(status),
         })
+    }
+
+    /// With these settings about room on the disk.
+    #[must_use]
+    pub fn with_storage(mut self, storage: StorageConfig) -> Self {
+        self.storage = storage;
+        self
     }
 
     /// How the worker is doing, from now on.
@@ -204,6 +221,14 @@ impl Worker {
             self.upload_poke.clone(),
         ));
 
+        let (leftover_sender, leftover_inbox) = mpsc::channel(EVENTS);
+        let leftovers = tokio::spawn(leftovers::finish(
+            self.store.clone(),
+            leftover_inbox,
+            self.upload_poke.clone(),
+        ));
+        let (problems, mut disk_problem) = watch::channel(None);
+        let disk = tokio::spawn(disk::watch(self.store.clone(), self.storage, problems));
         let (event_sender, mut events) = mpsc::channel(EVENTS);
         let (report_sender, mut reports) = mpsc::channel(EVENTS);
         let disconnect = CancellationToken::new();
@@ -223,6 +248,7 @@ impl Worker {
             store: self.store,
             reports: report_sender,
             upload_poke: self.upload_poke,
+            leftovers: leftover_sender,
         };
         let mut desk = Desk::new(self.config, starter, self.status);
         desk.inherited_changed(inherited.borrow_and_update().clone());
@@ -238,6 +264,7 @@ impl Worker {
                 Some(event) = events.recv() => Input::Link(event),
                 Some(()) = stop.recv() => Input::Stop,
                 Ok(()) = inherited.changed() => Input::Inherited(inherited.borrow_and_update().clone()),
+                Ok(()) = disk_problem.changed() => Input::Disk(disk_problem.borrow_and_update().clone()),
                 () = until(next_deadline) => Input::Deadline,
                 _ = status_ticks.tick() => Input::StatusTick,
             };
@@ -247,6 +274,7 @@ impl Worker {
                 Input::Link(event) => desk.link_event(event),
                 Input::Stop => desk.stop_requested(),
                 Input::Inherited(running) => desk.inherited_changed(running),
+                Input::Disk(problem) => desk.disk_changed(problem),
                 Input::Deadline => desk.deadline(),
                 Input::StatusTick => desk.status_tick(),
             }
@@ -255,6 +283,12 @@ impl Worker {
         // The connection must not wait for us to hear something while we wait for it to end.
         drop(events);
         orphans.abort();
+        disk.abort();
+        // All calls have ended, so nobody else sends any more, and what is left is tried once again.
+        drop(desk);
+        if let Err(error) = leftovers.await {
+            error!(%error, "the task that writes what could not be written failed");
+        }
         if let Err(error) = link.await {
             error!(%error, "the task of the connection to the server failed");
         }
@@ -278,6 +312,7 @@ enum Input {
     Link(LinkEvent),
     Stop,
     Inherited(HashSet<SessionId>),
+    Disk(Option<String>),
     Deadline,
     StatusTick,
 }
@@ -291,6 +326,7 @@ struct CallStarter {
     store: Store,
     reports: mpsc::Sender<CallReport>,
     upload_poke: mpsc::Sender<()>,
+    leftovers: mpsc::Sender<leftovers::Leftover>,
 }
 
 impl CallStarter {
@@ -315,6 +351,7 @@ impl CallStarter {
             store: self.store.clone(),
             reports: self.reports.clone(),
             upload_poke: self.upload_poke.clone(),
+            leftovers: self.leftovers.clone(),
             ready_timeout: self.config.ready_timeout(),
             hung_after: self.config.hung_call(),
             memory_warn_bytes: self.config.call_memory_warn_bytes,
@@ -368,6 +405,7 @@ struct Desk {
     running: HashMap<Arc<str>, RunningCall>,
     jobs_of_tasks: HashMap<task::Id, Arc<str>>,
     inherited_calls: usize,
+    disk_problem: Option<String>,
     status: watch::Sender<WorkerStatus>,
 }
 
@@ -393,6 +431,7 @@ impl Desk {
             running: HashMap::new(),
             jobs_of_tasks: HashMap::new(),
             inherited_calls: 0,
+            disk_problem: None,
             status,
         }
     }
@@ -655,6 +694,12 @@ impl Desk {
         self.slots_changed();
     }
 
+    fn disk_changed(&mut self, problem: Option<String>) {
+        self.admission.set_disk_refuses(problem.is_some());
+        self.disk_problem = problem;
+        self.slots_changed();
+    }
+
     fn status_tick(&mut self) {
         self.pressure = self.gauge.sample(Instant::now());
         self.report();
@@ -707,6 +752,7 @@ impl Desk {
                 draining: self.phase != Phase::Serving,
                 active_jobs,
                 inherited_calls: self.inherited_calls,
+                disk_problem: self.disk_problem.clone(),
                 load,
             };
             let changed = *status != new;

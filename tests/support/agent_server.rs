@@ -301,7 +301,7 @@ fn job(job_id: &str) -> proto::Job {
             sid: "RM_1".into(),
             ..Default::default()
         }),
-        metadata: r#"{"campaign":"spring"}"#.into(),
+        metadata: r#"{"phone_number":"+15550100123","campaignId":"campaign-1"}"#.into(),
         ..Default::default()
     }
 }

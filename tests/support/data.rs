@@ -67,7 +67,7 @@ impl DataFolder {
     /// A call that has been answered and talks.
     pub fn running_call(&self, id: &str, number: Option<&str>) -> (SharedSession, JournalLock) {
         let start = call_start(id);
-        self.store.begin(&start).expect("the journal begins");
+        self.store.begin(&start, &[]).expect("the journal begins");
         let (session, lock) = self
             .store
             .open_session(&start.session_id)

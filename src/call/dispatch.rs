@@ -1,0 +1,134 @@
+//! What a dispatch tells of its call before any process has looked at it. Pure.
+//!
+//! The worker puts it into the journal with the dispatch itself, so that a call whose process never comes up is filed under its number
+//! and campaign too; the call learns more and adds it.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+
+use super::Numbers;
+use crate::ipc::JobDescription;
+use crate::session::{CallMetadata, SessionEvent};
+
+/// Keys of the job metadata that belong to the campaign, beside the object `campaign_metadata`.
+const CAMPAIGN_KEYS: [&str; 4] = ["egressId", "campaignId", "voiceAgentId", "client"];
+
+/// The dispatcher's metadata as JSON; null when there is none.
+///
+/// # Errors
+/// The rest of a sentence that begins with "the job metadata".
+pub(super) fn job_metadata(job: &JobDescription) -> Result<Value, String> {
+    let Some(text) = job
+        .job_metadata
+        .as_deref()
+        .filter(|text| !text.trim().is_empty())
+    else {
+        return Ok(Value::Null);
+    };
+    match serde_json::from_str::<Value>(text) {
+        Ok(value) if value.is_object() => Ok(value),
+        Ok(_) => Err("is JSON but no object".to_owned()),
+        Err(error) => Err(format!("is not JSON: {error}")),
+    }
+}
+
+/// The campaign's metadata: what is known of it already, and what came with the job, which wins.
+pub(super) fn campaign(mut known: Map<String, Value>, job_metadata: &Value) -> Map<String, Value> {
+    if let Some(from_job) = job_metadata
+        .get("campaign_metadata")
+        .and_then(Value::as_object)
+    {
+        known.extend(from_job.clone());
+    }
+    for key in CAMPAIGN_KEYS {
+        if let Some(value) = job_metadata.get(key) {
+            known.insert(key.to_owned(), value.clone());
+        }
+    }
+    known
+}
+
+/// The two ends of a call as the session keeps them.
+pub(super) fn numbers_metadata(numbers: &Numbers) -> CallMetadata {
+    CallMetadata {
+        dialed_number: numbers.dialed_number.clone(),
+        caller_number: numbers.dialed_number.clone(),
+        trunk_number: numbers.trunk_number.clone(),
+        call_id: numbers.sip_call_id.clone(),
+        direction: Some(numbers.direction),
+        ..Default::default()
+    }
+}
+
+/// The events that a dispatch is: numbers and direction, persona, campaign. Metadata that is no JSON tells nothing; the call says so.
+pub fn told_by(job: &JobDescription) -> Vec<SessionEvent> {
+    let metadata = job_metadata(job).unwrap_or_default();
+    let numbers = Numbers::read(&metadata, &HashMap::new(), &job.room_name);
+    let persona = metadata.get("persona").and_then(Value::as_str);
+    let mut told = vec![SessionEvent::CallMetadata(CallMetadata {
+        persona: persona.map(str::to_owned),
+        ..numbers_metadata(&numbers)
+    })];
+    let campaign = campaign(Map::new(), &metadata);
+    if !campaign.is_empty() {
+        told.push(SessionEvent::CampaignMetadata { metadata: campaign });
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn job(metadata: Option<&str>, room: &str) -> JobDescription {
+        JobDescription {
+            session_id: "session_20261121_100000_aaaaaa".parse().unwrap(),
+            job_id: "AJ_1".into(),
+            url: String::new(),
+            token: String::new(),
+            room_name: room.into(),
+            room_sid: None,
+            job_metadata: metadata.map(str::to_owned),
+            agent_name: String::new(),
+            participant_identity: String::new(),
+            attributes: HashMap::new(),
+            dispatched_at: "2026-11-21T10:00:00Z".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_dispatch_tells_number_persona_and_campaign() {
+        let metadata = json!({
+            "phone_number": "+15550100123", "direction": "outbound", "persona": "pumps", "campaignId": "c2",
+            "campaign_metadata": { "campaignId": "c1", "client": "k1", "region": "x" },
+        })
+        .to_string();
+        let told = told_by(&job(Some(&metadata), "room"));
+        let SessionEvent::CallMetadata(call) = &told[0] else {
+            panic!("{told:?}");
+        };
+        assert_eq!(call.dialed_number.as_deref(), Some("+15550100123"));
+        assert_eq!(call.persona.as_deref(), Some("pumps"));
+        assert_eq!(call.direction, Some(crate::session::Direction::Outbound));
+        let SessionEvent::CampaignMetadata { metadata } = &told[1] else {
+            panic!("{told:?}");
+        };
+        assert_eq!(
+            Value::from(metadata.clone()),
+            json!({ "campaignId": "c2", "client": "k1", "region": "x" })
+        );
+    }
+
+    #[test]
+    fn metadata_that_is_no_object_leaves_the_room_name() {
+        for text in [None, Some(""), Some("[]"), Some("{"), Some("hello")] {
+            let told = told_by(&job(text, "number-_918655066243-1698567890"));
+            let [SessionEvent::CallMetadata(call)] = &told[..] else {
+                panic!("{told:?}");
+            };
+            assert_eq!(call.dialed_number.as_deref(), Some("+918655066243"));
+        }
+    }
+}

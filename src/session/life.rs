@@ -1,0 +1,248 @@
+//! The life of a call's record, from the dispatch to the archive, as one machine.
+//!
+//! Where a record stands is told by its files alone, so that whoever finds them after a crash knows as much as the process that died.
+//! Pure: [`Traces`] says what is there, [`Traces::stage`] what that means, [`Traces::to_do`] what is left to do.
+//!
+//! ```text
+//! Running ─▶ Ended ─▶ Recorded ─▶ Waiting ─▶ Delivering ─▶ Delivered ─▶ Archived
+//!    └──────────────────▲            └──────────┴──▶ Refused ──▲   (an operator's retry: back to Waiting)
+//! ```
+
+use super::RecordStatus;
+
+/// Who holds a call's journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JournalHolder {
+    /// A process that lives.
+    Somebody,
+    /// Nobody: the process has died, or has not begun.
+    Nobody,
+}
+
+/// What is in a metadata file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FiledRecord {
+    /// A record that stands there.
+    Status(RecordStatus),
+    /// A record of a later version of this program.
+    Newer,
+    /// Nothing that can be read: half a file, or somebody else's.
+    Unreadable,
+}
+
+/// What the folders hold of one call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// Its journal in `conversations/`.
+    pub journal: Option<JournalHolder>,
+    /// Its file in `call_metadata/`.
+    pub waiting: Option<FiledRecord>,
+    /// Its file in `processed_metadata/`.
+    pub archived: Option<FiledRecord>,
+}
+
+/// Where a record stands. The order is the way it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The call is held by a process, which writes its journal.
+    Running,
+    /// Its process is gone; what is known of it is in the journal alone.
+    Ended,
+    /// The record is written, the journal still there.
+    Recorded,
+    /// To be delivered.
+    Waiting,
+    /// Some of it has been sent.
+    Delivering,
+    /// The CRM has refused some of it.
+    Refused,
+    /// The CRM has everything.
+    Delivered,
+    /// Put away.
+    Archived,
+}
+
+/// What is left to do for a record that nobody works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToDo {
+    /// Nothing by itself.
+    Nothing,
+    /// Make the record from the journal. `set_aside`: what lies in its place first, which nobody can read.
+    Fold {
+        /// See above.
+        set_aside: bool,
+    },
+    /// Put the journal away: the record has it.
+    RetireJournal,
+    /// Deliver it.
+    Deliver,
+    /// Move it to the archive.
+    Archive,
+}
+
+impl Traces {
+    /// Where the record stands; `None` when there is nothing of the call.
+    pub fn stage(self) -> Option<Stage> {
+        let filed = |record| match record {
+            FiledRecord::Status(RecordStatus::ReadyForUpload) => Some(Stage::Waiting),
+            FiledRecord::Status(RecordStatus::Uploading) => Some(Stage::Delivering),
+            FiledRecord::Status(RecordStatus::Failed) => Some(Stage::Refused),
+            FiledRecord::Status(RecordStatus::Uploaded) => Some(Stage::Delivered),
+            // Only the later version knows more than that it is there.
+            FiledRecord::Newer => Some(Stage::Waiting),
+            FiledRecord::Unreadable => None,
+        };
+        let record = self
+            .waiting
+            .and_then(filed)
+            .or_else(|| self.archived.and_then(filed).map(|_| Stage::Archived));
+        match (self.journal, record) {
+            (Some(JournalHolder::Somebody), None) => Some(Stage::Running),
+            (Some(JournalHolder::Nobody), None) => Some(Stage::Ended),
+            (Some(_), Some(_)) => Some(Stage::Recorded),
+            (None, record) => record,
+        }
+    }
+
+    /// What is left to do.
+    pub fn to_do(self) -> ToDo {
+        match self.stage() {
+            None | Some(Stage::Running | Stage::Refused | Stage::Archived) => ToDo::Nothing,
+            // Its own process is about to.
+            Some(Stage::Recorded) if self.journal == Some(JournalHolder::Somebody) => ToDo::Nothing,
+            Some(Stage::Recorded) => ToDo::RetireJournal,
+            Some(Stage::Ended) => ToDo::Fold {
+                set_aside: self.waiting.is_some(),
+            },
+            Some(Stage::Waiting | Stage::Delivering) => ToDo::Deliver,
+            Some(Stage::Delivered) => ToDo::Archive,
+        }
+    }
+}
+
+impl Stage {
+    /// Whether a record may go from here to `next`: forward only, but for an operator's retry of what was refused.
+    pub fn can_become(self, next: Self) -> bool {
+        next >= self || (self, next) == (Self::Refused, Self::Waiting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything that the folders can hold of one call.
+    fn all_traces() -> Vec<Traces> {
+        let journals = [
+            None,
+            Some(JournalHolder::Somebody),
+            Some(JournalHolder::Nobody),
+        ];
+        let filed = [
+            None,
+            Some(FiledRecord::Newer),
+            Some(FiledRecord::Unreadable),
+            Some(FiledRecord::Status(RecordStatus::ReadyForUpload)),
+            Some(FiledRecord::Status(RecordStatus::Uploading)),
+            Some(FiledRecord::Status(RecordStatus::Failed)),
+            Some(FiledRecord::Status(RecordStatus::Uploaded)),
+        ];
+        let mut all = Vec::new();
+        for journal in journals {
+            for waiting in filed {
+                for archived in filed {
+                    all.push(Traces {
+                        journal,
+                        waiting,
+                        archived,
+                    });
+                }
+            }
+        }
+        all
+    }
+
+    /// The folders after `unfinished` has been done, as the store does it.
+    fn done(mut traces: Traces) -> Traces {
+        match traces.to_do() {
+            ToDo::Nothing => {}
+            ToDo::Fold { .. } => {
+                traces.waiting = Some(FiledRecord::Status(RecordStatus::ReadyForUpload))
+            }
+            ToDo::RetireJournal => traces.journal = None,
+            ToDo::Deliver => {
+                if traces.waiting != Some(FiledRecord::Newer) {
+                    traces.waiting = Some(FiledRecord::Status(RecordStatus::Uploaded));
+                }
+            }
+            ToDo::Archive => {
+                traces.waiting = None;
+                traces.archived = Some(FiledRecord::Status(RecordStatus::Uploaded));
+            }
+        }
+        traces
+    }
+
+    #[test]
+    fn whatever_a_crash_leaves_comes_to_its_end_and_only_moves_forward() {
+        for found in all_traces() {
+            let mut traces = found;
+            for _ in 0..8 {
+                let next = done(traces);
+                if let (Some(stage), Some(later)) = (traces.stage(), next.stage()) {
+                    assert!(later >= stage, "{found:?}: {stage:?} became {later:?}");
+                }
+                assert!(
+                    traces.stage().is_none() || next.stage().is_some(),
+                    "{found:?} was lost"
+                );
+                traces = next;
+            }
+            let rests = match found.journal {
+                Some(JournalHolder::Somebody) => {
+                    matches!(traces.stage(), Some(Stage::Running | Stage::Recorded))
+                }
+                _ => match traces.stage() {
+                    Some(Stage::Archived | Stage::Refused) => true,
+                    Some(Stage::Waiting) => found.waiting == Some(FiledRecord::Newer),
+                    // Nothing but a file that nobody can read; `uploads list` shows it.
+                    None => true,
+                    _ => false,
+                },
+            };
+            assert!(rests, "{found:?} stops as {:?}", traces.stage());
+        }
+    }
+
+    #[test]
+    fn a_record_that_nobody_can_read_never_costs_the_journal() {
+        for found in all_traces() {
+            let nothing_readable = [found.waiting, found.archived]
+                .iter()
+                .all(|record| matches!(record, None | Some(FiledRecord::Unreadable)));
+            if found.journal == Some(JournalHolder::Nobody) && nothing_readable {
+                assert!(matches!(found.to_do(), ToDo::Fold { .. }));
+            }
+        }
+    }
+
+    #[test]
+    fn the_way_is_forward_but_for_a_retry() {
+        let stages = [
+            Stage::Running,
+            Stage::Ended,
+            Stage::Recorded,
+            Stage::Waiting,
+            Stage::Delivering,
+            Stage::Refused,
+            Stage::Delivered,
+            Stage::Archived,
+        ];
+        for from in stages {
+            for to in stages {
+                let retry = (from, to) == (Stage::Refused, Stage::Waiting);
+                assert_eq!(from.can_become(to), to >= from || retry);
+            }
+        }
+    }
+}

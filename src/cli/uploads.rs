@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::json;
@@ -12,7 +13,7 @@ use crate::config::Config;
 use crate::ledger::{self, Query};
 use crate::recording::resolve::{EgressDirectory, LiveKitEgress, RecordingResolver};
 use crate::session::SessionId;
-use crate::store::Store;
+use crate::store::{ScanOptions, ScanReport, Store};
 use crate::upload::{self, CrmToken, ListedRecord, PassOptions, PassStats, UploadError, Uploader};
 
 /// The CRM's bearer token.
@@ -49,6 +50,18 @@ pub enum UploadsCommand {
         #[arg(long)]
         dry_run: bool,
         /// One JSON object instead of a sentence
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make records of calls that have files but no metadata
+    Scan {
+        /// Say what would be made; write nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Leave files alone that were written less than this long ago: their calls may be going on
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        min_age: u64,
+        /// One JSON object instead of a table
         #[arg(long)]
         json: bool,
     },
@@ -92,6 +105,14 @@ pub async fn run(command: UploadsCommand, config: &Config) -> CommandResult {
             task.await?;
             Ok(ExitCode::SUCCESS)
         }
+        UploadsCommand::Scan {
+            dry_run,
+            min_age,
+            json,
+        } => {
+            let min_age = Duration::from_secs(min_age);
+            scan(&store, ScanOptions { dry_run, min_age }, json)
+        }
         UploadsCommand::Retry { id, dry_run, json } => {
             let session_id = one_call(&store, &id)?;
             if dry_run {
@@ -116,6 +137,65 @@ pub async fn run(command: UploadsCommand, config: &Config) -> CommandResult {
                 ExitCode::FAILURE
             })
         }
+    }
+}
+
+/// Looks for calls without a record and says what came of it.
+fn scan(store: &Store, options: ScanOptions, json: bool) -> CommandResult {
+    let report = store.scan(options)?;
+    let failed = report.records.iter().any(|call| call.error.is_some());
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print_scan(&report, options.dry_run);
+    }
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn print_scan(report: &ScanReport, dry_run: bool) {
+    let made = report.records.iter().filter(|call| call.error.is_none());
+    let verb = if dry_run { "would be made" } else { "made" };
+    println!("{} records {verb}", made.count());
+    for call in &report.records {
+        let one = [&call.conversation, &call.recording, &call.egress_id];
+        let files: Vec<&str> = one
+            .into_iter()
+            .flatten()
+            .chain(&call.leads)
+            .map(String::as_str)
+            .collect();
+        let by = match call.matched_by.as_slice() {
+            [] => String::new(),
+            how => format!(" (by {})", how.join(", ")),
+        };
+        println!("  {}: {}{by}", call.session_id, files.join(" + "));
+        if let Some(aside) = &call.set_aside {
+            println!("    an unreadable record lay in its place, it is kept as {aside}");
+        }
+        if let Some(error) = &call.error {
+            println!("    not written: {error}");
+        }
+    }
+    for (title, files) in [
+        ("left for a person to decide", &report.ambiguous),
+        ("not readable", &report.unreadable),
+    ] {
+        if !files.is_empty() {
+            println!("{} files {title}", files.len());
+        }
+        for file in files {
+            println!("  {} {}", file.file, file.why);
+        }
+    }
+    if report.young > 0 {
+        println!(
+            "{} files are younger than --min-age and were left for the next scan",
+            report.young
+        );
     }
 }
 

@@ -12,6 +12,7 @@ mod disk;
 mod journal;
 mod paths;
 mod pending;
+mod scan;
 mod space;
 
 use std::fs;
@@ -33,6 +34,7 @@ pub use browse::{CallFile, OpenJournal, Place};
 pub use journal::JournalLock;
 pub use paths::PathError;
 pub use pending::{Claim, PendingRecord};
+pub use scan::{ScanOptions, ScanReport, ScannedCall, ScannedFile};
 pub use space::{StorageConfig, Tidied};
 
 const CONVERSATIONS: &str = "conversations";

@@ -316,7 +316,7 @@ fn damage() -> impl Strategy<Value = Damage> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     /// Whatever state the files are in: no panic, nothing is lost, every refusal names its file, and the sound call beside them gets
     /// its record.

@@ -3,10 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use livekit_protocol::JobStatus;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::world::{ANSWER, GREETING, LONG_LINE, SHORT_LINE, WORDS, World, eventually, files};
+use crate::world::{
+    ANSWER, GREETING, LONG_LINE, SHORT_LINE, WORDS, World, eventually, files, read_json,
+};
 
 fn transcript(exchanges: &[&str]) -> Vec<String> {
     let mut lines = vec![format!("assistant: {GREETING}")];
@@ -122,4 +126,82 @@ async fn call_that_died_with_its_worker_is_delivered_by_the_next_one() {
     assert_eq!(call.transcript(), transcript(&[WORDS]));
     assert_ne!(call.record["outcome"]["error"], Value::Null);
     world.nothing_is_left(worker).await;
+}
+
+/// How many calls are killed, each behind a random event of its journal.
+const KILLS: usize = 4;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_killed_at_random_moments_lose_nothing_that_was_committed() {
+    let lead = json!({ "name": "Ann Example", "email": "ann@example.com", "company": "Example", "interest": "all" });
+    let agent = json!([
+        { "when": "words", "tool": { "name": "create_lead", "arguments": lead } },
+        { "after_tool": "create_lead", "say": ANSWER },
+    ]);
+    let world = World::new(agent, &[]).await;
+    let mut worker = world.worker().await;
+    let mut random = StdRng::seed_from_u64(20_261_121);
+    let mut committed = Vec::new();
+    for number in 0..KILLS {
+        let room = format!("number-_1555010020{number}-1");
+        let mut caller = world.caller(&room).await;
+        world.dispatch(&room, Value::Null).await;
+        let lines: usize = random.random_range(3..26);
+        let what = format!("journal of {lines} lines");
+        let journal = tokio::select! {
+            journal = eventually(&what, async || {
+                let journal = world.journal();
+                (journal.lines().count() >= lines).then_some(journal)
+            }) => journal,
+            () = async {
+                caller.agent_has_said(1).await;
+                loop {
+                    caller.ask(SHORT_LINE).await;
+                }
+            } => unreachable!("the caller never stops"),
+        };
+        kill_process(world.the_call_process(), Signal::KILL).expect("killed");
+        caller.hang_up().await;
+        let events: Vec<Value> = journal
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        let texts = |kind: &str, field: &str| -> Vec<String> {
+            let of_kind = events.iter().filter(|event| event["event"] == kind);
+            of_kind
+                .map(|event| event[field].as_str().expect("a text").to_owned())
+                .collect()
+        };
+        committed.push((texts("item", "content"), texts("lead_file", "path")));
+        world.delivered(number + 1).await;
+    }
+    let calls = world.delivered(KILLS).await;
+    for (call, (items, leads)) in calls.iter().zip(&committed) {
+        let record = &call.record;
+        let said: Vec<&str> = call.conversation["conversation_items"]
+            .as_array()
+            .expect("items")
+            .iter()
+            .map(|item| item["content"].as_str().expect("words"))
+            .collect();
+        assert!(
+            said.len() >= items.len() && said[..items.len()] == items[..],
+            "{said:?}, committed: {items:?}"
+        );
+        for lead in leads {
+            let named = record["files"]["leads"].as_array().expect("leads");
+            assert!(named.contains(&json!(lead)), "{lead} is not in {named:?}");
+            assert_eq!(read_json(&world.data().join(lead))["name"], "Ann Example");
+        }
+        let number = call.call["caller"]["phoneNumber"]
+            .as_str()
+            .unwrap_or_default();
+        assert!(number.starts_with("+1555010020"), "{number}");
+    }
+    worker.terminate();
+    assert!(worker.ended().await.success());
+    assert_eq!(
+        files(&world.data().join("conversations"), "jsonl"),
+        [] as [std::path::PathBuf; 0]
+    );
 }

@@ -11,7 +11,7 @@ use str0m::media::Mid;
 use crate::{
     MediaType, RtcError,
     audio::{
-        encoder::{AudioSender, OpusSendConfig},
+        encoder::{AudioSender, OpusSendConfig, RtpClock},
         receiver::AudioReceiver,
         track::PcmSink,
     },
@@ -152,6 +152,18 @@ struct SenderState {
     encodings: Vec<RtpEncodingParameters>,
     stream: Option<SendStream>,
     attached: Option<Attached>,
+    /// Where the stream stands in time while no encoder is attached.
+    clock: RtpClock,
+}
+
+impl SenderState {
+    /// Lets the encoder go.
+    fn detach(&mut self) {
+        if let Some(old) = self.attached.take() {
+            old.detach();
+            self.clock = old.encoder.clock();
+        }
+    }
 }
 
 /// An encoder that listens to a track.
@@ -182,6 +194,7 @@ impl Sender {
             encodings,
             stream: None,
             attached: None,
+            clock: RtpClock::starting_at(rand::random()),
         };
         Self {
             connection,
@@ -198,11 +211,8 @@ impl Sender {
     fn configure(&self, stream: Option<SendStream>) {
         let mut state = self.state.lock();
         if state.stream != stream {
-            let old = state.attached.take();
+            state.detach();
             state.stream = stream;
-            if let Some(old) = old {
-                old.detach();
-            }
         }
         self.attach(&mut state);
     }
@@ -217,9 +227,7 @@ impl Sender {
             _ => None,
         };
         let (Some(track), Some(stream)) = (wanted, &state.stream) else {
-            if let Some(old) = state.attached.take() {
-                old.detach();
-            }
+            state.detach();
             return;
         };
         let encoder = match state.attached.take() {
@@ -230,7 +238,7 @@ impl Sender {
             None => {
                 let connection = self.connection.clone();
                 let (mid, payload_type) = (stream.mid, stream.payload_type);
-                let encoder = AudioSender::new(stream.config, move |packet| {
+                let encoder = AudioSender::new(stream.config, state.clock, move |packet| {
                     if let Some(connection) = connection.upgrade() {
                         connection.send_audio(mid, payload_type, packet);
                     }
@@ -382,5 +390,64 @@ fn parameters(kind: MediaType, payload_type: Option<u8>) -> RtpParameters {
             reduced_size: false,
         },
         ..RtpParameters::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::audio::track::Pcm;
+
+    /// A server drops everything of a stream that goes back in time, so a new encoder has to go on where the old one was.
+    #[test]
+    fn timestamps_go_on_when_what_was_negotiated_changes() {
+        let track = RtcAudioTrack::silent("voice".to_owned());
+        let sender = Sender::new(
+            Weak::new(),
+            MediaType::Audio,
+            Some(MediaStreamTrack::Audio(track)),
+            vec![],
+        );
+        let stream = |stereo| {
+            Some(SendStream {
+                mid: "0".into(),
+                payload_type: 111,
+                config: OpusSendConfig {
+                    stereo,
+                    ..OpusSendConfig::default()
+                },
+            })
+        };
+        let start = Instant::now();
+        let speak = |at_ms| {
+            let encoder = sender.encoder().expect("an encoder");
+            let before = encoder.clock();
+            let pcm = Pcm {
+                samples: &[0; 960],
+                sample_rate_hz: 48_000,
+                channels: 1,
+            };
+            encoder.on_pcm(start + Duration::from_millis(at_ms), pcm);
+            (before, encoder.clock())
+        };
+        sender.configure(stream(false));
+        let (_, after_first) = speak(0);
+        sender.configure(stream(true));
+        let (before_second, after_second) = speak(20);
+        assert_eq!(before_second, after_first);
+        // Nothing is sent for a while, and then by yet another encoder.
+        sender.configure(None);
+        sender.configure(stream(false));
+        let (before_third, after_third) = speak(1_040);
+        assert_eq!(before_third, after_second);
+        assert_eq!(
+            after_third
+                .next_timestamp()
+                .wrapping_sub(after_second.next_timestamp()),
+            (1_000 + 20) * 48
+        );
+        sender.set_track(None).expect("no track is fine");
     }
 }

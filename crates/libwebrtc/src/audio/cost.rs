@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    encoder::{EncodedAudio, OpusSendConfig, PacketEncoder},
+    encoder::{EncodedAudio, OpusSendConfig, PacketEncoder, RtpClock},
     jitter::{JitterBuffer, RtpAudioPacket},
     resample::AudioResampler,
     testing::second_of_voice,
@@ -43,7 +43,7 @@ fn thread_cpu_time() -> Duration {
 }
 
 fn encode(config: OpusSendConfig, loss_percent: u8, rate_hz: u32) -> Vec<EncodedAudio> {
-    let mut encoder = PacketEncoder::new(config, 0).expect("an encoder");
+    let mut encoder = PacketEncoder::new(config, RtpClock::starting_at(0)).expect("an encoder");
     encoder.set_packet_loss_percent(loss_percent);
     let start = Instant::now();
     let mut packets = Vec::new();

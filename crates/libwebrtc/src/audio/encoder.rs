@@ -102,6 +102,31 @@ pub(crate) struct AudioSenderStats {
 /// Takes who gets the packets, in order, on the media thread.
 type PacketSink = Box<dyn Fn(EncodedAudio) + Send + Sync>;
 
+/// The RTP clock of a stream. It outlives the encoder: a stream whose timestamps begin anew is taken for one that went back in time, and
+/// LiveKit's server drops every packet of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RtpClock {
+    /// The timestamp of the next packet if there is no pause.
+    next_timestamp: u32,
+    /// When the next PCM is due if there is no pause.
+    next_due: Option<Instant>,
+}
+
+impl RtpClock {
+    /// A clock that has not been used; its first timestamp is `first`.
+    pub fn starting_at(first: u32) -> Self {
+        Self {
+            next_timestamp: first,
+            next_due: None,
+        }
+    }
+
+    #[cfg(test)]
+    pub fn next_timestamp(&self) -> u32 {
+        self.next_timestamp
+    }
+}
+
 /// Listens to a local track and turns its sound into packets.
 pub(crate) struct AudioSender {
     encoder: Mutex<PacketEncoder>,
@@ -109,16 +134,17 @@ pub(crate) struct AudioSender {
 }
 
 impl AudioSender {
-    /// Makes a sender that hands its packets to `sink`.
+    /// Makes a sender that hands its packets to `sink` and counts time from where `clock` stands.
     ///
     /// # Errors
     ///
     /// `Internal` if libopus has no memory.
     pub fn new(
         config: OpusSendConfig,
+        clock: RtpClock,
         sink: impl Fn(EncodedAudio) + Send + Sync + 'static,
     ) -> Result<Self, RtcError> {
-        let encoder = PacketEncoder::new(config, rand::random()).map_err(|error| {
+        let encoder = PacketEncoder::new(config, clock).map_err(|error| {
             RtcError::internal(format!("the Opus encoder could not be made: {error}"))
         })?;
         Ok(Self {
@@ -135,6 +161,11 @@ impl AudioSender {
     /// Sets the bitrate in bits per second; `None` returns to the default.
     pub fn set_max_bitrate(&self, bitrate_bps: Option<u64>) {
         self.encoder.lock().set_max_bitrate(bitrate_bps);
+    }
+
+    /// Where the next packets will be in time.
+    pub fn clock(&self) -> RtpClock {
+        self.encoder.lock().clock
     }
 
     /// What was done so far.
@@ -166,9 +197,7 @@ pub(crate) struct PacketEncoder {
     /// Interleaved PCM that is not encoded yet; the first `consumed` samples are done.
     pcm: Vec<i16>,
     consumed: usize,
-    next_timestamp: u32,
-    /// When the next PCM is due if there is no pause.
-    next_due: Option<Instant>,
+    clock: RtpClock,
     /// Whether the last packet said that there is nothing to hear, or there was none yet.
     silent: bool,
     loss_percent: u8,
@@ -176,7 +205,7 @@ pub(crate) struct PacketEncoder {
 }
 
 impl PacketEncoder {
-    pub fn new(config: OpusSendConfig, first_timestamp: u32) -> Result<Self, opus::Error> {
+    pub fn new(config: OpusSendConfig, clock: RtpClock) -> Result<Self, opus::Error> {
         let (channels, application) = if config.stereo {
             (Channels::Stereo, Application::Audio)
         } else {
@@ -193,8 +222,7 @@ impl PacketEncoder {
             resampler: AudioResampler::default(),
             pcm: Vec::new(),
             consumed: 0,
-            next_timestamp: first_timestamp,
-            next_due: None,
+            clock,
             silent: true,
             loss_percent: 0,
             stats: AudioSenderStats::default(),
@@ -234,17 +262,17 @@ impl PacketEncoder {
     pub fn push(&mut self, at: Instant, pcm: Pcm<'_>) {
         self.pcm.drain(..self.consumed);
         self.consumed = 0;
-        if let Some(expected) = self.next_due {
+        if let Some(expected) = self.clock.next_due {
             let pause = at.saturating_duration_since(expected);
             if pause > PAUSE {
                 let samples = pause.as_millis() * u128::from(OPUS_RATE_HZ / 1000);
-                self.next_timestamp = self.next_timestamp.wrapping_add(samples as u32);
+                self.clock.next_timestamp = self.clock.next_timestamp.wrapping_add(samples as u32);
                 self.silent = true;
             }
         }
         let frames = pcm.samples.len() / pcm.channels;
         let length = Duration::from_secs_f64(frames as f64 / f64::from(pcm.sample_rate_hz));
-        self.next_due = Some(at + length);
+        self.clock.next_due = Some(at + length);
         let converted = self.resampler.convert(pcm, self.channels, OPUS_RATE_HZ);
         self.pcm.extend_from_slice(converted);
     }
@@ -255,8 +283,8 @@ impl PacketEncoder {
         while self.pcm.len() - self.consumed >= packet_len {
             let pcm = &self.pcm[self.consumed..self.consumed + packet_len];
             self.consumed += packet_len;
-            let rtp_timestamp = self.next_timestamp;
-            self.next_timestamp = rtp_timestamp.wrapping_add(PACKET_SAMPLES);
+            let rtp_timestamp = self.clock.next_timestamp;
+            self.clock.next_timestamp = rtp_timestamp.wrapping_add(PACKET_SAMPLES);
 
             let energy = level::energy(pcm);
             let seconds = f64::from(PACKET_MS) / 1000.0;
@@ -309,7 +337,8 @@ mod tests {
         channels: usize,
         sound: &[i16],
     ) -> (Vec<EncodedAudio>, AudioSenderStats) {
-        let mut encoder = PacketEncoder::new(config, 5_000).expect("an encoder");
+        let mut encoder =
+            PacketEncoder::new(config, RtpClock::starting_at(5_000)).expect("an encoder");
         let start = Instant::now();
         let mut packets = Vec::new();
         for (index, samples) in sound.chunks(rate as usize / 100 * channels).enumerate() {
@@ -455,7 +484,8 @@ mod tests {
 
     #[test]
     fn timestamps_follow_the_wall_clock_over_a_pause_in_the_sound() {
-        let mut encoder = PacketEncoder::new(OpusSendConfig::default(), 0).expect("an encoder");
+        let mut encoder = PacketEncoder::new(OpusSendConfig::default(), RtpClock::starting_at(0))
+            .expect("an encoder");
         let start = Instant::now();
         let samples = tone(440.0, 48_000, 1, 480, 10_000.0);
         let pcm = Pcm {
@@ -485,7 +515,9 @@ mod tests {
         // Opus codes tones as music, which has no error correction.
         let voice = second_of_voice();
         let share = |percent| {
-            let mut encoder = PacketEncoder::new(OpusSendConfig::default(), 0).expect("an encoder");
+            let mut encoder =
+                PacketEncoder::new(OpusSendConfig::default(), RtpClock::starting_at(0))
+                    .expect("an encoder");
             encoder.set_packet_loss_percent(percent);
             let mut packets = Vec::new();
             for samples in voice.chunks(480) {
@@ -512,9 +544,13 @@ mod tests {
     #[test]
     fn sender_hands_its_packets_over_in_order() {
         let (give, take) = std::sync::mpsc::channel();
-        let sender = AudioSender::new(OpusSendConfig::default(), move |packet| {
-            let _ = give.send(packet.rtp_timestamp);
-        })
+        let sender = AudioSender::new(
+            OpusSendConfig::default(),
+            RtpClock::starting_at(0),
+            move |packet| {
+                let _ = give.send(packet.rtp_timestamp);
+            },
+        )
         .expect("a sender");
         let samples = tone(440.0, 48_000, 1, 4_800, 10_000.0);
         sender.on_pcm(

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     OPUS_RATE_HZ, TICK_SAMPLES,
-    encoder::{EncodedAudio, OpusSendConfig, PacketEncoder},
+    encoder::{EncodedAudio, OpusSendConfig, PacketEncoder, RtpClock},
     jitter::{AudioReceiverStats, JitterBuffer, RtpAudioPacket},
     quality::{self, Quality, compare},
     testing::second_of_voice,
@@ -92,7 +92,7 @@ impl Link {
 
 /// Speech as packets, each with the millisecond in which it is sent.
 fn packets(said: &[i16], config: OpusSendConfig, loss_percent: u8) -> Vec<(f64, EncodedAudio)> {
-    let mut encoder = PacketEncoder::new(config, 4_711).expect("an encoder");
+    let mut encoder = PacketEncoder::new(config, RtpClock::starting_at(4_711)).expect("an encoder");
     encoder.set_packet_loss_percent(loss_percent);
     let start = Instant::now();
     let mut packets = Vec::new();

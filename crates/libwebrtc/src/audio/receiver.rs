@@ -151,7 +151,7 @@ mod tests {
 
     use super::{
         super::{
-            encoder::{OpusSendConfig, PacketEncoder},
+            encoder::{OpusSendConfig, PacketEncoder, RtpClock},
             testing::{Recorder, fit_tone, tone},
             track::PcmSink,
         },
@@ -173,7 +173,8 @@ mod tests {
             tokio::spawn(async move { running.run().await });
             let track = AudioTrack::remote("remote");
             let receiver = AudioReceiver::with_clock(&track, clock.clone());
-            let encoder = PacketEncoder::new(OpusSendConfig::default(), 0).expect("an encoder");
+            let encoder = PacketEncoder::new(OpusSendConfig::default(), RtpClock::starting_at(0))
+                .expect("an encoder");
             Self {
                 track,
                 receiver,

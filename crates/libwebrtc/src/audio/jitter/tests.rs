@@ -4,7 +4,7 @@ use std::f64::consts::TAU;
 
 use super::*;
 use crate::audio::{
-    encoder::{OpusSendConfig, PacketEncoder},
+    encoder::{OpusSendConfig, PacketEncoder, RtpClock},
     testing::second_of_voice,
     track::Pcm,
 };
@@ -66,7 +66,8 @@ struct Heard {
 
 impl Call {
     fn packets(&self) -> Vec<(f64, RtpAudioPacket)> {
-        let mut encoder = PacketEncoder::new(self.config, 1000).expect("an encoder");
+        let mut encoder =
+            PacketEncoder::new(self.config, RtpClock::starting_at(1000)).expect("an encoder");
         encoder.set_packet_loss_percent(self.loss_percent);
         let start = Instant::now();
         let mut packets = Vec::new();

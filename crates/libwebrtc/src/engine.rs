@@ -13,7 +13,8 @@ pub(crate) fn handle() -> &'static Handle {
             .name("rtc-media".into())
             .spawn(move || {
                 let runtime = Builder::new_current_thread()
-                    .enable_all()
+                    .enable_io()
+                    .enable_time()
                     .build()
                     .expect("a current-thread runtime needs only an event queue of the system");
                 let _ = sender.send(runtime.handle().clone());

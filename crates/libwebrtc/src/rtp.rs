@@ -47,6 +47,20 @@ pub(crate) struct SendStream {
     pub config: OpusSendConfig,
 }
 
+impl SendStream {
+    /// Whether an encoder made for the other stream serves this one. A bitrate can be changed while it runs.
+    fn same_encoder(&self, other: &Self) -> bool {
+        let unlimited = |stream: &Self| Self {
+            config: OpusSendConfig {
+                max_bitrate_bps: None,
+                ..stream.config
+            },
+            ..stream.clone()
+        };
+        unlimited(self) == unlimited(other)
+    }
+}
+
 /// A sender and a receiver that share a section.
 pub(crate) struct Transceiver {
     pub kind: MediaType,
@@ -210,10 +224,14 @@ impl Sender {
     /// Sends what was negotiated, or nothing. The encoder stays as long as its configuration does.
     fn configure(&self, stream: Option<SendStream>) {
         let mut state = self.state.lock();
-        if state.stream != stream {
+        let keep = match (&state.stream, &stream) {
+            (Some(old), Some(new)) => new.same_encoder(old),
+            _ => false,
+        };
+        if !keep {
             state.detach();
-            state.stream = stream;
         }
+        state.stream = stream;
         self.attach(&mut state);
     }
 
@@ -236,6 +254,7 @@ impl Sender {
                 old.encoder
             }
             None => {
+                log::debug!("an encoder for the track {}: {stream:?}", track.id());
                 let connection = self.connection.clone();
                 let (mid, payload_type) = (stream.mid, stream.payload_type);
                 let encoder = AudioSender::new(stream.config, state.clock, move |packet| {
@@ -433,6 +452,20 @@ mod tests {
             (before, encoder.clock())
         };
         sender.configure(stream(false));
+        let first = sender.encoder().expect("an encoder");
+        let limited = stream(false).map(|stream| SendStream {
+            config: OpusSendConfig {
+                max_bitrate_bps: Some(20_000),
+                ..stream.config
+            },
+            ..stream
+        });
+        sender.configure(limited);
+        assert!(
+            Arc::ptr_eq(&first, &sender.encoder().expect("an encoder")),
+            "a new bitrate needs no new encoder"
+        );
+        assert_eq!(first.stats().target_bitrate_bps, 20_000);
         let (_, after_first) = speak(0);
         sender.configure(stream(true));
         let (before_second, after_second) = speak(20);

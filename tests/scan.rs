@@ -279,6 +279,34 @@ fn what_cannot_be_read_is_named_and_stops_nothing() {
     assert!(data.path("conversations/conversation_half.json").exists());
 }
 
+#[test]
+fn an_operator_sees_what_a_scan_would_do_and_then_does_it() {
+    let data = DataFolder::new();
+    conversation(&data, "old", "2026-11-21T10:00:00Z", "2026-11-21T10:05:00Z");
+    let run = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_voicebot"))
+            .args(["uploads", "scan", "--min-age", "0"])
+            .args(arguments)
+            .env_clear()
+            .env("VOICEBOT__DATA_DIR", data.store.root())
+            .current_dir(data.store.root())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    let looked: Value = serde_json::from_str(&run(&["--dry-run", "--json"])).unwrap();
+    assert_eq!(looked["records"][0]["session_id"], "old");
+    assert_eq!(data.files("call_metadata"), [] as [String; 0]);
+    let text = run(&[]);
+    assert!(
+        text.contains("1 records made") && text.contains("old: conversations/conversation_old.json"),
+        "{text}"
+    );
+    assert_eq!(data.files("call_metadata"), ["metadata_old.json"]);
+}
+
 /// What the disk, or somebody else, has made of a file.
 #[derive(Debug, Clone)]
 enum Damage {

@@ -61,16 +61,22 @@ pub async fn run(config: &Config) -> CommandResult {
 
 fn data_folder(config: &Config) -> Result<String, String> {
     let store = Store::open(&config.data_dir).map_err(|error| error.to_string())?;
-    let probe = store.root().join("call_metadata/.check");
-    std::fs::write(&probe, b"")
-        .and_then(|()| std::fs::remove_file(&probe))
-        .map_err(|error| {
-            format!(
-                "{} cannot be written (data_dir): {error}",
-                config.data_dir.display()
-            )
-        })?;
-    Ok(format!("{} can be written", config.data_dir.display()))
+    store
+        .probe()
+        .map_err(|error| format!("{error} (data_dir)"))?;
+    let free = store.free_bytes().map_err(|error| error.to_string())?;
+    let free_mb = free / 1_000_000;
+    if free < config.storage.min_free_bytes() {
+        return Err(format!(
+            "the disk of {} has {free_mb} MB left, less than storage.min_free_mb ({}): the worker would take no calls",
+            config.data_dir.display(),
+            config.storage.min_free_mb
+        ));
+    }
+    Ok(format!(
+        "{} can be written, {free_mb} MB are free",
+        config.data_dir.display()
+    ))
 }
 
 async fn livekit(config: &Config) -> Result<String, String> {

@@ -331,6 +331,9 @@ fn a_process_that_dies_at_any_step_of_a_delivery_loses_no_confirmation() {
             deliver(&store).unwrap();
             let after = store.read_record(&id(ID)).unwrap();
             assert_eq!(store.pending().unwrap(), [], "{context}");
+            store.remove_stray_temporaries();
+            let claims = store.root().join(CALL_METADATA).join(".claims");
+            assert_eq!(fs::read_dir(claims).unwrap().count(), 0, "{context}");
             assert_eq!(after.status, RecordStatus::Uploaded, "{context}");
             assert!(before.status.can_become(after.status), "{context}");
             assert!(

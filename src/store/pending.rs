@@ -216,8 +216,37 @@ impl Store {
         Ok(anything)
     }
 
-    /// Removes temporary files that killed processes have left. Returns how many.
+    /// Removes temporary files that killed processes have left, and claims of records that are archived. Returns how many.
     pub fn remove_stray_temporaries(&self) -> usize {
+        self.remove_stray_claims()
+            + self.remove_half_written()
+    }
+
+    /// A process that died between archiving a record and letting go of it has left the claim's file. It goes under its own lock, so
+    /// nobody can be holding it.
+    fn remove_stray_claims(&self) -> usize {
+        let waiting = self.root().join(CALL_METADATA);
+        let Ok(entries) = fs::read_dir(waiting.join(CLAIMS)) else {
+            return 0;
+        };
+        let is_stray = |entry: &fs::DirEntry| {
+            let name = entry.file_name();
+            let session = name.to_str().and_then(|name| name.strip_suffix(".lock"));
+            session.is_some_and(|session| !waiting.join(format!("metadata_{session}.json")).exists())
+        };
+        entries
+            .flatten()
+            .filter(is_stray)
+            .filter(|entry| {
+                let lock = File::open(entry.path());
+                lock.is_ok_and(|lock| {
+                    lock.try_lock().is_ok() && disk::remove_file(&entry.path()).is_ok()
+                })
+            })
+            .count()
+    }
+
+    fn remove_half_written(&self) -> usize {
         [CALL_METADATA, PROCESSED, CONVERSATIONS, LEADS]
             .iter()
             .map(|folder| atomic::remove_stray_temporaries(&self.root().join(folder), STRAY_AFTER))

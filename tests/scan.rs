@@ -301,7 +301,8 @@ fn an_operator_sees_what_a_scan_would_do_and_then_does_it() {
     assert_eq!(data.files("call_metadata"), [] as [String; 0]);
     let text = run(&[]);
     assert!(
-        text.contains("1 records made") && text.contains("old: conversations/conversation_old.json"),
+        text.contains("1 records made")
+            && text.contains("old: conversations/conversation_old.json"),
         "{text}"
     );
     assert_eq!(data.files("call_metadata"), ["metadata_old.json"]);

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! Running ─▶ Ended ─▶ Recorded ─▶ Waiting ─▶ Delivering ─▶ Delivered ─▶ Archived
-//!    └──────────────────▲            └──────────┴──▶ Refused ──▲   (an operator's retry: back to Waiting)
+//!    └──────────────────▲            └──────────┴──▶ Refused (an operator's retry goes back to Waiting)
 //! ```
 
 use super::RecordStatus;
@@ -120,13 +120,6 @@ impl Traces {
     }
 }
 
-impl Stage {
-    /// Whether a record may go from here to `next`: forward only, but for an operator's retry of what was refused.
-    pub fn can_become(self, next: Self) -> bool {
-        next >= self || (self, next) == (Self::Refused, Self::Waiting)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,26 +215,6 @@ mod tests {
                 .all(|record| matches!(record, None | Some(FiledRecord::Unreadable)));
             if found.journal == Some(JournalHolder::Nobody) && nothing_readable {
                 assert!(matches!(found.to_do(), ToDo::Fold { .. }));
-            }
-        }
-    }
-
-    #[test]
-    fn the_way_is_forward_but_for_a_retry() {
-        let stages = [
-            Stage::Running,
-            Stage::Ended,
-            Stage::Recorded,
-            Stage::Waiting,
-            Stage::Delivering,
-            Stage::Refused,
-            Stage::Delivered,
-            Stage::Archived,
-        ];
-        for from in stages {
-            for to in stages {
-                let retry = (from, to) == (Stage::Refused, Stage::Waiting);
-                assert_eq!(from.can_become(to), to >= from || retry);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::session::{CallRecord, RecordStatus, SessionId, sanitise};
+use crate::session::{CallRecord, FiledRecord, RecordStatus, SessionId, ToDo, Traces, sanitise};
 
 use super::{CALL_METADATA, CONVERSATIONS, LEADS, PROCESSED, Store, StoreError, atomic, disk};
 
@@ -170,7 +170,11 @@ impl Store {
     /// # Errors
     /// When it is not `uploaded`, or the file cannot be moved.
     pub fn archive(&self, claim: Claim) -> Result<PathBuf, StoreError> {
-        if claim.record.status != RecordStatus::Uploaded {
+        let traces = Traces {
+            waiting: Some(FiledRecord::Status(claim.record.status)),
+            ..Traces::default()
+        };
+        if traces.to_do() != ToDo::Archive {
             return Err(StoreError::Backward {
                 session_id: claim.record.session_id,
                 from: claim.record.status,
@@ -218,8 +222,7 @@ impl Store {
 
     /// Removes temporary files that killed processes have left, and claims of records that are archived. Returns how many.
     pub fn remove_stray_temporaries(&self) -> usize {
-        self.remove_stray_claims()
-            + self.remove_half_written()
+        self.remove_stray_claims() + self.remove_half_written()
     }
 
     /// A process that died between archiving a record and letting go of it has left the claim's file. It goes under its own lock, so
@@ -232,7 +235,8 @@ impl Store {
         let is_stray = |entry: &fs::DirEntry| {
             let name = entry.file_name();
             let session = name.to_str().and_then(|name| name.strip_suffix(".lock"));
-            session.is_some_and(|session| !waiting.join(format!("metadata_{session}.json")).exists())
+            session
+                .is_some_and(|session| !waiting.join(format!("metadata_{session}.json")).exists())
         };
         entries
             .flatten()

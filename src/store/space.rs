@@ -13,7 +13,8 @@ use tracing::{info, warn};
 use crate::session::{CallRecord, PartState, RecordStatus, SessionId, time};
 
 use super::{
-    CALL_METADATA, CONVERSATIONS, PROCESSED, RECORDINGS, Store, StoreError, atomic, disk, pending,
+    CALL_METADATA, CONVERSATIONS, LEADS, PROCESSED, RECORDINGS, Store, StoreError, atomic, disk,
+    pending,
 };
 
 /// What a probe writes. A file system that has room for nothing refuses this, too.
@@ -113,14 +114,20 @@ fn is_delivered(record: &CallRecord, path: &str) -> bool {
 }
 
 impl Store {
-    /// Free bytes on the disk of the data folder, as far as this user may use them.
+    /// Free bytes on the disk of the data folder, as far as this user may use them. Where the folders lie on several disks, the fullest
+    /// counts.
     ///
     /// # Errors
     /// When the system does not say.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
-        let space = rustix::fs::statvfs(self.root())
-            .map_err(|error| StoreError::io("ask for free space in", self.root())(error.into()))?;
-        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+        let mut least = u64::MAX;
+        for folder in [CONVERSATIONS, LEADS, RECORDINGS, CALL_METADATA, PROCESSED] {
+            let folder = self.root().join(folder);
+            let space = rustix::fs::statvfs(&folder)
+                .map_err(|error| StoreError::io("ask for free space in", &folder)(error.into()))?;
+            least = least.min(space.f_bavail.saturating_mul(space.f_frsize));
+        }
+        Ok(least)
     }
 
     /// Writes and removes a small file where a call needs to write.

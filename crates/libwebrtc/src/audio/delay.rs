@@ -40,6 +40,10 @@ const INITIAL_TARGET_US: i64 = 40_000;
 /// After how many packets the measured target counts.
 const LEARNING_PACKETS: u32 = 25;
 
+/// The target rises at once, but falls only after it has been higher than needed for so many packets, about two seconds: every change of it is a
+/// change of speed that might be heard.
+const PATIENCE_PACKETS: u32 = 100;
+
 /// A packet that seems later than this has rather got a timestamp of a new time line: senders may stop their timestamps while muted.
 const NEW_TIME_LINE_US: i64 = 1_000_000;
 
@@ -54,6 +58,8 @@ pub(crate) struct DelayEstimator {
     packets: u32,
     target_us: i64,
     covered_us: i64,
+    /// For how many packets less than the target has been needed, and the most of that.
+    too_high: (u32, i64),
 }
 
 impl Default for DelayEstimator {
@@ -65,6 +71,7 @@ impl Default for DelayEstimator {
             packets: 0,
             target_us: INITIAL_TARGET_US,
             covered_us: 0,
+            too_high: (0, 0),
         }
     }
 }
@@ -126,11 +133,19 @@ impl DelayEstimator {
             .unwrap_or(BUCKETS - 1);
         self.covered_us = (buckets as i64 + 1) * BUCKET_US;
         let measured = (self.covered_us + TICK_MARGIN_US).clamp(MIN_TARGET_US, MAX_TARGET_US);
-        self.target_us = if self.packets < LEARNING_PACKETS {
-            measured.max(INITIAL_TARGET_US)
-        } else {
-            measured
-        };
+        if self.packets < LEARNING_PACKETS {
+            self.target_us = measured.max(INITIAL_TARGET_US);
+            return;
+        }
+        let (count, most) = self.too_high;
+        self.too_high = (count + 1, most.max(measured));
+        if measured >= self.target_us {
+            self.target_us = measured;
+            self.too_high = (0, 0);
+        } else if count >= PATIENCE_PACKETS {
+            self.target_us = most;
+            self.too_high = (0, 0);
+        }
     }
 
     /// The delay in microseconds with which sound of that timestamp is played if it is played at `at`; `None` before the first packet.
@@ -203,7 +218,7 @@ mod tests {
             40,
             "while learning"
         );
-        assert_eq!(feed(&mut estimator, start, 10, [0; 100]), 20);
+        assert_eq!(feed(&mut estimator, start, 10, [0; 200]), 20);
     }
 
     #[test]
@@ -213,6 +228,23 @@ mod tests {
         let jitter = (0..200).map(|index| if index % 5 == 0 { 75 } else { 0 });
         assert_eq!(feed(&mut estimator, start, 0, jitter), 90);
         assert_eq!(feed(&mut estimator, start, 200, [0; 300]), 20);
+    }
+
+    #[test]
+    fn target_does_not_follow_every_breath_of_the_jitter() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        // Every 30th packet is late: sometimes that is more than what need not be covered, and sometimes less.
+        let mut changes = 0;
+        let mut target = 0;
+        for number in 0..3_000u64 {
+            let late = if number % 30 == 0 { 75 } else { 0 };
+            let arrival = start + Duration::from_millis(number * 20 + late);
+            estimator.packet_arrived(arrival, number * 960);
+            changes += u32::from(number > 500 && estimator.target_us() != target);
+            target = estimator.target_us();
+        }
+        assert_eq!((changes, target), (0, 90_000));
     }
 
     #[test]

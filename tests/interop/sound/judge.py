@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Lets PESQ (ITU-T P.862.2, wide band) and STOI judge the speech that came over the emulated link.
+
+    cargo test -p libwebrtc audio::link with LINK_SOUND=FOLDER    makes the recordings
+    judge.py FOLDER                                               judges them; without FOLDER it has them made first
+
+Each line of the speaker is judged by itself, since between two lines the delay may change: cut at the speaker's pauses, put together with what was
+heard by cross-correlation, and weighted by its length. Prints a table and fails when a recording is worse than its floor.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import wave
+from pathlib import Path
+
+import numpy as np
+from pesq import pesq
+from pystoi import stoi
+from scipy.signal import correlate, resample_poly
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+RATE = 16_000
+# The speaker's pauses between lines have half a second; those within a line are shorter than this.
+PAUSE_S = 0.3
+SLACK_S = 0.4
+
+# The least PESQ (1 to 4.6) that each recording must have, well below what is usual, so that only a fault is below.
+FLOORS = {
+    "no_loss": 3.7,
+    "loss_2__": 3.4,
+    "loss_5__": 3.2,
+    "loss_10__": 2.9,
+    "loss_20__": 2.2,
+    "jitter_30_ms": 3.6,
+    "jitter_80_ms": 2.2,
+    "overtaken_5__": 3.5,
+    "doubled_20__": 3.7,
+    "everything_at_once": 1.8,
+    "outage_200_ms_lost": 3.0,
+    "outage_200_ms_held": 1.8,
+    "outage_2_s_lost": 1.9,
+    "outage_2_s_held": 1.6,
+}
+
+
+def read(path: Path) -> np.ndarray:
+    with wave.open(str(path)) as file:
+        sound = np.frombuffer(file.readframes(file.getnframes()), dtype=np.int16)
+        return resample_poly(sound.astype(float), RATE, file.getframerate())
+
+
+def lines(said: np.ndarray):
+    """From and to where the speaker speaks."""
+    block = RATE // 100
+    loud = np.abs(said[: len(said) // block * block]).reshape(-1, block).max(axis=1) > 100
+    start = end = None
+    for index, is_loud in enumerate([*loud, *[False] * int(PAUSE_S * 100 + 1)]):
+        if is_loud:
+            start = index if start is None else start
+            end = index + 1
+        elif start is not None and index - end >= PAUSE_S * 100:
+            yield start * block, end * block
+            start = None
+
+
+def judge(said: np.ndarray, heard: np.ndarray) -> tuple[float, float]:
+    scores, weights = [], []
+    slack = int(SLACK_S * RATE)
+    for start, end in lines(said):
+        line = said[start:end]
+        around = heard[start : end + slack]
+        if len(line) < RATE // 2 or len(around) < len(line):
+            continue
+        lag = int(np.argmax(correlate(around, line, mode="valid")))
+        part = around[lag : lag + len(line)]
+        scores.append((pesq(RATE, line, part, "wb"), stoi(line, part, RATE)))
+        weights.append(len(line))
+    return tuple(np.average(scores, axis=0, weights=weights))
+
+
+def main():
+    if len(sys.argv) > 1:
+        folder = Path(sys.argv[1])
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="link-sound-"))
+        command = ["cargo", "test", "-p", "libwebrtc", "--lib", "audio::link::speech"]
+        subprocess.run(command, check=True, cwd=REPOSITORY, env={**os.environ, "LINK_SOUND": str(folder)}, stdout=subprocess.DEVNULL)
+    said = read(folder / "said.wav")
+    failed = []
+    print(f"{'link':24} {'PESQ':>5} {'STOI':>6}")
+    for path in sorted(folder.glob("*.wav")):
+        name = path.stem
+        if name == "said":
+            continue
+        quality, intelligibility = judge(said, read(path))
+        print(f"{name:24} {quality:5.2f} {intelligibility:6.3f}")
+        if quality < FLOORS.get(name, 1.0):
+            failed.append(name)
+    if failed:
+        sys.exit(f"worse than their floors: {', '.join(failed)}")
+
+
+main()

@@ -16,7 +16,8 @@ pub(crate) mod encoder;
 pub(crate) mod jitter;
 pub(crate) mod level;
 #[cfg(test)]
-mod link;
+pub(crate) mod link;
+pub(crate) mod loss;
 #[cfg(test)]
 mod quality;
 pub(crate) mod receiver;

@@ -8,6 +8,8 @@
 //! exactly what both sides have agreed on ([`Agreement`]).
 
 pub(crate) mod channel;
+#[cfg(test)]
+mod media_tests;
 pub(crate) mod report;
 #[cfg(test)]
 mod tests;
@@ -62,6 +64,9 @@ const DISCONNECTED_AFTER_SILENCE: Duration = Duration::from_secs(5);
 const FAILED_AFTER_DISCONNECT: Duration = Duration::from_secs(12);
 /// How long the first connectivity checks may take.
 const FAILED_AFTER_CHECKING: Duration = Duration::from_secs(30);
+
+/// How often the other side is told what of its sound was lost, so that it can protect the rest.
+const RECEPTION_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Bytes that SCTP keeps for all channels of a connection; more is refused. Google's limit of one channel.
 const MAX_BUFFERED_BYTES: usize = 16 * 1024 * 1024;
@@ -153,6 +158,7 @@ impl Core {
             .enable_vp8(true)
             .set_extension_map(extensions)
             .set_sctp_max_buffered_amount(MAX_BUFFERED_BYTES)
+            .set_rtcp_report_interval_audio(RECEPTION_REPORT_INTERVAL)
             .set_stats_interval(Some(Duration::from_secs(1)));
         // A check every second, so that a lost path shows soon.
         config.set_max_stun_retransmits(6);
@@ -325,15 +331,14 @@ impl Core {
             RtcEvent::RtpPacket(packet) => self.handle_rtp(now, packet),
             RtcEvent::PeerStats(stats) => self.counters.peer = Some(stats),
             RtcEvent::MediaEgressStats(stats) => {
-                if let Some(loss) = stats.loss
-                    && let Some(index) = self.index_of_mid(stats.mid)
+                let mid = stats.mid;
+                if let (Some(percent), Some(index)) =
+                    (self.counters.take_egress(stats), self.index_of_mid(mid))
                 {
-                    let percent = (loss.clamp(0.0, 1.0) * 100.0).round() as u8;
                     self.transceivers[index]
                         .sender
                         .set_packet_loss_percent(percent);
                 }
-                self.counters.take_egress(stats);
             }
             RtcEvent::MediaIngressStats(stats) => {
                 self.counters.ingress.insert(stats.mid, stats);
@@ -882,6 +887,7 @@ impl Core {
             time,
             packet.payload.len(),
             packet.header.header_len,
+            *packet.header.payload_type,
         );
         // A packet without payload is padding, sent to probe the line.
         if let Some(audio) = incoming

@@ -13,7 +13,7 @@ use str0m::{
 
 use super::{Core, EngineIceState, SignalingState};
 use crate::{
-    audio::{encoder::AudioSenderStats, receiver::AudioReceiverStats},
+    audio::{encoder::AudioSenderStats, loss::ExpectedLoss, receiver::AudioReceiverStats},
     media_stream_track::MediaStreamTrack,
     rtp::{Receiver, Sender, Transceiver},
     stats::{self, RtcStats, dictionaries},
@@ -23,6 +23,9 @@ use crate::{
 const AUDIO_CLOCK_RATE: f64 = 48_000.0;
 /// RTP header without extensions.
 const RTP_HEADER_BYTES: u64 = 12;
+
+/// A packet that comes this much earlier or later than the one before belongs to another time line, in seconds.
+const MAX_JITTER_S: f64 = 1.0;
 
 const TRANSPORT_ID: &str = "T01";
 const PAIR_ID: &str = "CP01";
@@ -39,7 +42,17 @@ pub(super) struct Counters {
     pub peer: Option<PeerStats>,
     pub egress: HashMap<Mid, MediaEgressStats>,
     pub ingress: HashMap<Mid, MediaIngressStats>,
-    round_trips: HashMap<Mid, (Duration, u64)>,
+    reports: HashMap<Mid, Reports>,
+}
+
+/// What the other side has reported of a stream of ours.
+#[derive(Default)]
+struct Reports {
+    /// All measurements together, and how many they were.
+    round_trips: (Duration, u64),
+    /// The share lost, as the last report has it.
+    fraction_lost: f32,
+    expected_loss: ExpectedLoss,
 }
 
 impl Counters {
@@ -53,14 +66,21 @@ impl Counters {
         self.bytes_received += bytes as u64;
     }
 
-    pub fn take_egress(&mut self, stats: MediaEgressStats) {
+    /// Answers the loss that the encoder should be told, in percent, if there is a new report of it.
+    pub fn take_egress(&mut self, stats: MediaEgressStats) -> Option<u8> {
+        let mut percent = None;
         // A value of loss comes with every report of the other side, so it marks a new measurement.
-        if let (Some(rtt), Some(_)) = (stats.rtt, stats.loss) {
-            let (total, count) = self.round_trips.entry(stats.mid).or_default();
-            *total += rtt;
-            *count += 1;
+        if let Some(loss) = stats.loss {
+            let reports = self.reports.entry(stats.mid).or_default();
+            reports.fraction_lost = loss;
+            percent = Some(reports.expected_loss.reported(loss));
+            if let Some(rtt) = stats.rtt {
+                reports.round_trips.0 += rtt;
+                reports.round_trips.1 += 1;
+            }
         }
         self.egress.insert(stats.mid, stats);
+        percent
     }
 }
 
@@ -98,6 +118,7 @@ pub(super) struct ReceivedStream {
     packets: u64,
     payload_bytes: u64,
     header_bytes: u64,
+    payload_type: u8,
     last: Option<Arrival>,
     /// In units of the RTP clock (RFC 3550, section 6.4.1).
     jitter: f64,
@@ -118,6 +139,7 @@ impl ReceivedStream {
             packets: 0,
             payload_bytes: 0,
             header_bytes: 0,
+            payload_type: 0,
             last: None,
             jitter: 0.0,
         }
@@ -130,6 +152,7 @@ impl ReceivedStream {
         rtp_time: u64,
         payload_bytes: usize,
         header_bytes: usize,
+        payload_type: u8,
     ) {
         if self.packets == 0 {
             self.first_sequence = sequence;
@@ -139,10 +162,15 @@ impl ReceivedStream {
         self.packets += 1;
         self.payload_bytes += payload_bytes as u64;
         self.header_bytes += header_bytes as u64;
+        self.payload_type = payload_type;
         if let Some(last) = &self.last {
             let arrival = now.saturating_duration_since(last.at).as_secs_f64() * AUDIO_CLOCK_RATE;
             let sent = rtp_time as f64 - last.rtp_time as f64;
-            self.jitter += ((arrival - sent).abs() - self.jitter) / 16.0;
+            let difference = (arrival - sent).abs();
+            // More is no jitter, but timestamps that stood still while the sender was muted.
+            if difference < MAX_JITTER_S * AUDIO_CLOCK_RATE {
+                self.jitter += (difference - self.jitter) / 16.0;
+            }
         }
         self.last = Some(Arrival {
             at: now,
@@ -180,6 +208,20 @@ fn rtp_stream(ssrc: u32, codec_id: String) -> dictionaries::RtpStreamStats {
         transport_id: TRANSPORT_ID.to_owned(),
         codec_id,
     }
+}
+
+fn codec(id: &str, payload_type: u8) -> RtcStats {
+    RtcStats::Codec(stats::CodecStats {
+        rtc: entry(id),
+        codec: dictionaries::CodecStats {
+            payload_type: u32::from(payload_type),
+            transport_id: TRANSPORT_ID.to_owned(),
+            mime_type: "audio/opus".to_owned(),
+            clock_rate: 48_000,
+            channels: 2,
+            sdp_fmtp_line: String::new(),
+        },
+    })
 }
 
 impl Core {
@@ -365,17 +407,7 @@ impl Core {
                 video: dictionaries::VideoSourceStats::default(),
             }));
         }
-        report.push(RtcStats::Codec(stats::CodecStats {
-            rtc: entry(&*codec_id),
-            codec: dictionaries::CodecStats {
-                payload_type: u32::from(sending.payload_type),
-                transport_id: TRANSPORT_ID.to_owned(),
-                mime_type: "audio/opus".to_owned(),
-                clock_rate: 48_000,
-                channels: 2,
-                sdp_fmtp_line: String::new(),
-            },
-        }));
+        report.push(codec(&codec_id, sending.payload_type));
         let sent = self.sent.get(&mid);
         let (packets, payload_bytes, ssrc) = sent.map_or((0, 0, 0), |sent| {
             (sent.packets, sent.payload_bytes, sent.ssrc)
@@ -400,12 +432,14 @@ impl Core {
             },
         }));
         if let (Some(egress), Some(remote)) = (egress, remote) {
-            let (total, count) = self
-                .counters
-                .round_trips
-                .get(&mid)
-                .copied()
-                .unwrap_or_default();
+            let (total, count, fraction_lost) =
+                self.counters
+                    .reports
+                    .get(&mid)
+                    .map_or_else(Default::default, |reports| {
+                        let (total, count) = reports.round_trips;
+                        (total, count, reports.fraction_lost)
+                    });
             report.push(RtcStats::RemoteInboundRtp(stats::RemoteInboundRtpStats {
                 rtc: entry(remote_id),
                 stream: rtp_stream(ssrc, codec_id),
@@ -418,7 +452,7 @@ impl Core {
                     local_id: outbound_id,
                     round_trip_time: egress.rtt.unwrap_or_default().as_secs_f64(),
                     total_round_trip_time: total.as_secs_f64(),
-                    fraction_lost: f64::from(egress.loss.unwrap_or_default()),
+                    fraction_lost: f64::from(fraction_lost),
                     round_trip_time_measurements: count,
                 },
             }));
@@ -451,9 +485,11 @@ impl Core {
             let ingress = self.counters.ingress.get(&mid);
             let remote = ingress.and_then(|ingress| ingress.remote.as_ref());
             let lost = stream.lost();
+            let codec_id = format!("CI{mid}_{}", stream.payload_type);
+            report.push(codec(&codec_id, stream.payload_type));
             report.push(RtcStats::InboundRtp(stats::InboundRtpStats {
                 rtc: entry(&*inbound_id),
-                stream: rtp_stream(stream.ssrc, String::new()),
+                stream: rtp_stream(stream.ssrc, codec_id.clone()),
                 received: dictionaries::ReceivedRtpStreamStats {
                     packets_received: stream.packets,
                     packets_lost: lost,
@@ -471,6 +507,7 @@ impl Core {
                     bytes_received: stream.payload_bytes,
                     packets_discarded: audio.packets_discarded,
                     fec_packets_received: audio.fec_packets_received,
+                    decoder_implementation: "libopus".to_owned(),
                     jitter_buffer_delay: audio.jitter_buffer_delay_s,
                     jitter_buffer_target_delay: audio.jitter_buffer_target_delay_s,
                     jitter_buffer_minimum_delay: audio.jitter_buffer_minimum_delay_s,
@@ -490,7 +527,7 @@ impl Core {
             if let Some(remote) = remote {
                 report.push(RtcStats::RemoteOutboundRtp(stats::RemoteOutboundRtpStats {
                     rtc: entry(remote_id),
-                    stream: rtp_stream(stream.ssrc, String::new()),
+                    stream: rtp_stream(stream.ssrc, codec_id),
                     sent: dictionaries::SentRtpStreamStats {
                         packets_sent: remote.packets,
                         bytes_sent: remote.bytes,
@@ -515,7 +552,7 @@ mod tests {
         let mut stream = ReceivedStream::new(1);
         for (n, late_ms) in [(0u64, 0), (1, 0), (3, 5), (4, 0)] {
             let at = start + Duration::from_millis(20 * n + late_ms);
-            stream.take(at, 1000 + n, 960 * n, 100, 20);
+            stream.take(at, 1000 + n, 960 * n, 100, 20, 111);
         }
         assert_eq!((stream.packets, stream.lost()), (4, 1));
         assert_eq!((stream.payload_bytes, stream.header_bytes), (400, 80));

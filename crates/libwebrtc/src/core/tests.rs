@@ -8,23 +8,64 @@ use std::{
 };
 
 use super::*;
+use crate::audio::link::{Dice, Link};
 
 /// One way through the network.
 const DELAY: Duration = Duration::from_millis(20);
 
-struct Pair {
-    now: Instant,
-    cores: [Core; 2],
+/// A line that is not perfect, and its own account of what it did to packets of sound.
+pub(super) struct Line {
+    link: Link,
+    dice: Dice,
+    start: Instant,
+    last_ms: f64,
+    pub rtp_packets: u64,
+    pub rtp_lost: u64,
+}
+
+impl Line {
+    pub fn new(start: Instant, link: Link, seed: u64) -> Self {
+        Self {
+            link,
+            dice: Dice::new(seed),
+            start,
+            last_ms: 0.0,
+            rtp_packets: 0,
+            rtp_lost: 0,
+        }
+    }
+
+    /// When copies of a packet arrive that is sent now.
+    fn carry(&mut self, now: Instant, packet: &[u8]) -> Vec<Instant> {
+        let sent_ms = (now - self.start).as_secs_f64() * 1000.0;
+        let arrivals = self.link.carry(sent_ms, &mut self.last_ms, &mut self.dice);
+        // The payload type of Opus, with and without the marker (RFC 3550, section 5.1).
+        if packet.len() > 12 && packet[0] >> 6 == 2 && packet[1] & 0x7f == 111 {
+            self.rtp_packets += 1;
+            self.rtp_lost += u64::from(arrivals.is_empty());
+        }
+        arrivals
+            .into_iter()
+            .map(|ms| self.start + Duration::from_secs_f64(ms / 1000.0))
+            .collect()
+    }
+}
+
+pub(super) struct Pair {
+    pub now: Instant,
+    pub cores: [Core; 2],
     /// Packets on their way: when they arrive, for whom, and what.
     network: BTreeMap<(Instant, u64), (usize, Transmit)>,
     packets: u64,
     /// Whether the line is cut.
     cut: bool,
+    /// What the line from the first to the second core does to packets, instead of delaying them all alike.
+    pub line: Option<Line>,
     events: [Vec<Event>; 2],
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let now = Instant::now();
         let core = |address: &str| {
             let mut core = Core::new(now, Weak::new());
@@ -37,11 +78,12 @@ impl Pair {
             network: BTreeMap::new(),
             packets: 0,
             cut: false,
+            line: None,
             events: [vec![], vec![]],
         }
     }
 
-    fn negotiate(&mut self, from: usize, ice_restart: bool) {
+    pub fn negotiate(&mut self, from: usize, ice_restart: bool) {
         let (now, to) = (self.now, 1 - from);
         let offer = self.cores[from]
             .create_offer(ice_restart)
@@ -63,9 +105,23 @@ impl Pair {
             self.cores[index].settle(self.now);
             for transmit in std::mem::take(&mut self.cores[index].transmits) {
                 self.packets += 1;
-                if !self.cut {
-                    let key = (self.now + DELAY, self.packets);
-                    self.network.insert(key, (1 - index, transmit));
+                if self.cut {
+                    continue;
+                }
+                let arrivals = match &mut self.line {
+                    Some(line) if index == 0 => line.carry(self.now, &transmit.contents),
+                    _ => vec![self.now + DELAY],
+                };
+                for arrival in arrivals {
+                    self.packets += 1;
+                    let copy = Transmit {
+                        proto: transmit.proto,
+                        source: transmit.source,
+                        destination: transmit.destination,
+                        contents: transmit.contents.to_vec().into(),
+                    };
+                    self.network
+                        .insert((arrival, self.packets), (1 - index, copy));
                 }
             }
             self.events[index].extend(std::mem::take(&mut self.cores[index].events));
@@ -73,7 +129,7 @@ impl Pair {
     }
 
     /// Lets time pass until `done`, at most for `patience`; answers how long it took.
-    fn run(&mut self, patience: Duration, done: impl Fn(&Self) -> bool) -> Option<Duration> {
+    pub fn run(&mut self, patience: Duration, done: impl Fn(&Self) -> bool) -> Option<Duration> {
         let start = self.now;
         self.collect();
         while !done(self) {
@@ -110,7 +166,7 @@ impl Pair {
         Some(self.now - start)
     }
 
-    fn states(&self) -> [PeerConnectionState; 2] {
+    pub fn states(&self) -> [PeerConnectionState; 2] {
         [
             self.cores[0].connection_state(),
             self.cores[1].connection_state(),

@@ -18,11 +18,12 @@
 //! - `ice_tcp`: outgoing TCP connections to ICE-TCP candidates.
 //! - `engine`: the one media thread of the process, where all drivers and the audio clock run.
 //! - `audio`: capture queue, Opus, jitter buffer, clock.
+//! - `native::frame_cryptor`: end-to-end encryption of sound and data.
 //!
 //! # Not supported, and refused in words
 //!
-//! Video cannot be sent or received, end-to-end encryption is not available, and there are no audio
-//! devices: calls that would need them return an error, `false`, or zero devices.
+//! Video cannot be sent or received, and there are no audio devices: calls that would need them return
+//! an error, `false`, or zero devices.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,8 @@
-//! What only a native engine offers: end-to-end encryption and trailers on video frames. Neither is
-//! available here; the types exist so that `livekit` compiles, and say so when they are used.
+//! What only a native engine offers: end-to-end encryption, and trailers on video frames, which do not exist here: those types are only there so
+//! that `livekit` compiles.
 
 pub mod frame_cryptor;
+mod keys;
 pub mod packet_trailer;
 
 /// Conversion of sample rate and channel count.

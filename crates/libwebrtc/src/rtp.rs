@@ -18,7 +18,7 @@ use crate::{
     audio_track::RtcAudioTrack,
     connection::Connection,
     media_stream_track::MediaStreamTrack,
-    native::create_random_uuid,
+    native::{create_random_uuid, frame_cryptor::Cryptor},
     rtp_parameters::{
         RtcpParameters, RtpCodecCapability, RtpCodecParameters, RtpEncodingParameters,
         RtpParameters,
@@ -159,6 +159,8 @@ pub(crate) struct Sender {
     connection: Weak<Connection>,
     kind: MediaType,
     state: Mutex<SenderState>,
+    /// Encrypts what is sent, if the application encrypts end to end.
+    cryptor: Arc<Mutex<Option<Arc<Cryptor>>>>,
 }
 
 struct SenderState {
@@ -214,7 +216,13 @@ impl Sender {
             connection,
             kind,
             state: Mutex::new(state),
+            cryptor: Arc::default(),
         }
+    }
+
+    /// From now on what is sent is encrypted by `cryptor`.
+    pub fn set_cryptor(&self, cryptor: Arc<Cryptor>) {
+        *self.cryptor.lock() = Some(cryptor);
     }
 
     pub fn track(&self) -> Option<MediaStreamTrack> {
@@ -257,7 +265,16 @@ impl Sender {
                 log::debug!("an encoder for the track {}: {stream:?}", track.id());
                 let connection = self.connection.clone();
                 let (mid, payload_type) = (stream.mid, stream.payload_type);
-                let encoder = AudioSender::new(stream.config, state.clock, move |packet| {
+                let cryptor = self.cryptor.clone();
+                let encoder = AudioSender::new(stream.config, state.clock, move |mut packet| {
+                    // Taken out of its lock, because the application may be told about it.
+                    let cryptor = cryptor.lock().clone();
+                    if let Some(cryptor) = cryptor {
+                        match cryptor.encrypt(&packet.payload, packet.rtp_timestamp) {
+                            Some(payload) => packet.payload = payload,
+                            None => return,
+                        }
+                    }
                     if let Some(connection) = connection.upgrade() {
                         connection.send_audio(mid, payload_type, packet);
                     }

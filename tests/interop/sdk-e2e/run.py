@@ -36,6 +36,7 @@ DEFAULT_FILES = [
     "engine_lifecycle_test",
     "rpc_test",
     "data_channel_test",
+    "data_channel_encryption",
     "data_stream_test",
     "peer_connection_signaling_test",
     "reconnection_test",

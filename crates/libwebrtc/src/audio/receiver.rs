@@ -16,11 +16,14 @@ use super::{
     jitter::JitterBuffer,
     track::{AudioTrack, Feed, Pcm},
 };
+use crate::native::frame_cryptor::Cryptor;
 
 /// Jitter buffer and decoder of one remote track.
 pub(crate) struct AudioReceiver {
     track: AudioTrack,
     state: Mutex<State>,
+    /// Decrypts what arrives, if the application encrypts end to end.
+    cryptor: Mutex<Option<Arc<Cryptor>>>,
     clock: Arc<Clock>,
     this: Weak<AudioReceiver>,
 }
@@ -46,6 +49,7 @@ impl AudioReceiver {
         let receiver = Arc::new_cyclic(|this| Self {
             track: track.clone(),
             state: Mutex::default(),
+            cryptor: Mutex::default(),
             clock,
             this: this.clone(),
         });
@@ -54,12 +58,25 @@ impl AudioReceiver {
         receiver
     }
 
+    /// From now on what arrives is decrypted by `cryptor`.
+    pub fn set_cryptor(&self, cryptor: Arc<Cryptor>) {
+        *self.cryptor.lock() = Some(cryptor);
+    }
+
     /// Takes a packet that arrived at `now`. While the receiver is not active, packets are ignored.
-    pub fn push(&self, now: Instant, packet: RtpAudioPacket) {
-        let mut state = self.state.lock();
-        if !state.active {
+    pub fn push(&self, now: Instant, mut packet: RtpAudioPacket) {
+        if !self.state.lock().active {
             return;
         }
+        // Without any lock, because the application may be told about it.
+        let cryptor = self.cryptor.lock().clone();
+        if let Some(cryptor) = cryptor {
+            match cryptor.decrypt(&packet.payload) {
+                Some(payload) => packet.payload = payload.into(),
+                None => return,
+            }
+        }
+        let mut state = self.state.lock();
         if state.jitter.is_none() {
             match JitterBuffer::new() {
                 Ok(jitter) => state.jitter = Some(jitter),

@@ -64,12 +64,14 @@ fn encode(config: OpusSendConfig, loss_percent: u8, rate_hz: u32) -> Vec<Encoded
     packets
 }
 
-fn receive(packets: &[EncodedAudio], jitter_ms: u64, resample_to_hz: Option<u32>) {
+/// Receives packets of which every tenth gets lost if `lossy`.
+fn receive(packets: &[EncodedAudio], jitter_ms: u64, lossy: bool, resample_to_hz: Option<u32>) {
     let mut jitter = JitterBuffer::new().expect("a decoder");
     let mut resampler = AudioResampler::default();
     let start = Instant::now();
     let mut frame = Vec::new();
     let mut arrivals: Vec<(u64, usize)> = (0..packets.len())
+        .filter(|index| !lossy || index % 10 != 3)
         .map(|index| {
             let late = (index as u64 * 7919) % (jitter_ms + 1);
             (index as u64 * 20 + late, index)
@@ -119,12 +121,16 @@ fn each_direction_takes_about_a_hundredth_of_a_core_at_most() {
         shares.push(share_of_a_core(
             &format!("receive, {jitter_ms} ms of jitter"),
             || {
-                receive(&packets, jitter_ms, None);
+                receive(&packets, jitter_ms, false, None);
             },
         ));
     }
+    let protected = encode(plain, 10, 48_000);
+    shares.push(share_of_a_core("receive, 10 % loss", || {
+        receive(&protected, 0, true, None);
+    }));
     shares.push(share_of_a_core("receive and resample to 16 kHz", || {
-        receive(&packets, 0, Some(16_000));
+        receive(&packets, 0, false, Some(16_000));
     }));
     assert!(shares.iter().all(|share| *share < MOST), "{shares:?}");
 }

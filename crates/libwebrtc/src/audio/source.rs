@@ -298,7 +298,11 @@ mod tests {
     use std::time::Duration;
 
     use super::{
-        super::{testing::Recorder, track::AudioTrack},
+        super::{
+            encoder::{AudioSender, OpusSendConfig},
+            testing::Recorder,
+            track::AudioTrack,
+        },
         *,
     };
 
@@ -500,5 +504,106 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(95)).await;
         assert!(recorder.count() >= 10);
         assert!(recorder.samples().iter().all(|sample| *sample == 0));
+    }
+
+    /// Loudness of the packets that a listening encoder made, each with the time at which it was sent.
+    type SentPackets = Arc<Mutex<Vec<(tokio::time::Instant, i8)>>>;
+
+    fn sent_by(track: &AudioTrack) -> SentPackets {
+        let sent = SentPackets::default();
+        let written = sent.clone();
+        let sender = AudioSender::new(OpusSendConfig::default(), move |packet| {
+            let now = tokio::time::Instant::now();
+            written.lock().push((now, packet.audio_level_dbov));
+        });
+        track.add_sink(Arc::new(sender.expect("an encoder")));
+        sent
+    }
+
+    /// At the rate of the encoder, since converting the rate takes 5 ms more.
+    fn fast_source() -> Arc<SourceCore> {
+        let clock = Arc::new(Clock::default());
+        let running = clock.clone();
+        tokio::spawn(async move { running.run().await });
+        SourceCore::with_clock(AudioSourceOptions::default(), 48_000, 1, 200, clock)
+    }
+
+    fn sound(ms: usize) -> AudioFrame<'static> {
+        AudioFrame {
+            data: vec![9_000; ms * 48].into(),
+            sample_rate: 48_000,
+            num_channels: 1,
+            samples_per_channel: ms as u32 * 48,
+        }
+    }
+
+    /// Loud enough to be told from silence.
+    const LOUD_DBOV: i8 = -60;
+
+    fn last_loud(sent: &SentPackets) -> Option<tokio::time::Instant> {
+        let sent = sent.lock();
+        let loud = sent.iter().rfind(|(_, level)| *level > LOUD_DBOV);
+        loud.map(|(at, _)| *at)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frame_is_on_the_wire_at_most_10_ms_after_it_could_have_been() {
+        // Whatever moment between two beats and two packets the frame comes at.
+        for offset_ms in 0..20 {
+            let source = fast_source();
+            let track = AudioTrack::local("track", &source);
+            let sent = sent_by(&track);
+            tokio::time::sleep(Duration::from_millis(200 + offset_ms)).await;
+            let start = tokio::time::Instant::now();
+            let captured = source.capture_frame(&sound(20)).await;
+            captured.expect("the frame is taken");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let took = last_loud(&sent).expect("it was sent") - start;
+            assert!(
+                took <= Duration::from_millis(20 + 10),
+                "{offset_ms} ms: {took:?}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clearing_makes_the_wire_silent_within_20_ms() {
+        for offset_ms in 0..20 {
+            let source = fast_source();
+            let track = AudioTrack::local("track", &source);
+            let sent = sent_by(&track);
+            let captured = source.capture_frame(&sound(200)).await;
+            captured.expect("the frame is taken");
+            tokio::time::sleep(Duration::from_millis(60 + offset_ms)).await;
+            let start = tokio::time::Instant::now();
+            assert!(last_loud(&sent).is_some(), "it is being heard");
+            source.clear_buffer();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let took = last_loud(&sent).map(|at| at.saturating_duration_since(start));
+            assert!(
+                took <= Some(Duration::from_millis(20)),
+                "{offset_ms} ms: {took:?}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn packets_leave_every_20_ms_whatever_the_application_does() {
+        let source = fast_source();
+        let track = AudioTrack::local("track", &source);
+        let sent = sent_by(&track);
+        // A second of nothing, a second in one piece, and one in pieces that fit nowhere.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        source.capture_frame(&sound(1_000)).await.expect("taken");
+        for _ in 0..27 {
+            let captured = source.capture_frame(&sound(37)).await;
+            captured.expect("the frame is taken");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let sent = sent.lock();
+        let even = sent
+            .windows(2)
+            .all(|two| two[1].0 - two[0].0 == Duration::from_millis(20));
+        assert!(even && sent.len() >= 185, "{}", sent.len());
     }
 }

@@ -299,7 +299,7 @@ mod tests {
 
     use super::{
         super::{
-            encoder::{AudioSender, OpusSendConfig},
+            encoder::{AudioSender, OpusSendConfig, RtpClock},
             testing::Recorder,
             track::AudioTrack,
         },
@@ -512,7 +512,8 @@ mod tests {
     fn sent_by(track: &AudioTrack) -> SentPackets {
         let sent = SentPackets::default();
         let written = sent.clone();
-        let sender = AudioSender::new(OpusSendConfig::default(), move |packet| {
+        let clock = RtpClock::starting_at(0);
+        let sender = AudioSender::new(OpusSendConfig::default(), clock, move |packet| {
             let now = tokio::time::Instant::now();
             written.lock().push((now, packet.audio_level_dbov));
         });

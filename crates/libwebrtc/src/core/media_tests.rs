@@ -9,7 +9,7 @@ use super::{
 use crate::{
     audio::{
         TICK_SAMPLES,
-        encoder::PacketEncoder,
+        encoder::{PacketEncoder, RtpClock},
         link::Link,
         testing::second_of_voice,
         track::{AudioTrack, Pcm},
@@ -54,7 +54,8 @@ fn talking() -> (Pair, Mid) {
 
 /// Sends sound for so many seconds and waits until it has arrived. Answers how many packets were sent, and their payload's bytes.
 fn talk(pair: &mut Pair, mid: Mid, seconds: usize) -> (u64, u64) {
-    let mut encoder = PacketEncoder::new(OpusSendConfig::default(), 1).expect("an encoder");
+    let mut encoder = PacketEncoder::new(OpusSendConfig::default(), RtpClock::starting_at(1))
+        .expect("an encoder");
     let (mut packets, mut bytes) = (0, 0);
     for _ in 0..seconds {
         for samples in second_of_voice().chunks_exact(TICK_SAMPLES) {

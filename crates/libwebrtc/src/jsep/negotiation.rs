@@ -358,17 +358,28 @@ impl Negotiation {
                 "the order of m-lines in the answer does not match the order in the offer",
             ));
         }
-        let (local_description, local) = (local_description.clone(), local.clone());
-        if self.dtls_active.is_none() {
-            // Without the attribute an answerer is the active side (RFC 8842, section 5.3).
-            self.dtls_active = Some(remote.setup() == Some(Setup::Passive));
-        }
-        self.controlling.get_or_insert(true);
+        let local = (local_description.clone(), local.clone());
+        // Without the attribute an answerer is the active side (RFC 8842, section 5.3).
+        let dtls_active = remote.setup() == Some(Setup::Passive);
+        self.complete(local, (description, remote), dtls_active, true)
+            .map(Some)
+    }
+
+    /// Ends the exchange. The two roles hold from the first exchange on.
+    fn complete(
+        &mut self,
+        (local_description, local): (SessionDescription, Sdp),
+        (remote_description, remote): (SessionDescription, Sdp),
+        dtls_active: bool,
+        controlling: bool,
+    ) -> Result<Agreement, RtcError> {
+        self.dtls_active.get_or_insert(dtls_active);
+        self.controlling.get_or_insert(controlling);
         let agreement = self.agree(&local, &remote)?;
         self.current_local = Some(local_description);
-        self.current_remote = Some(description);
+        self.current_remote = Some(remote_description);
         self.pending = None;
-        Ok(Some(agreement))
+        Ok(agreement)
     }
 
     /// Takes an offer of the other side. Answers how many transceivers were made for it.
@@ -454,16 +465,10 @@ impl Negotiation {
                 "the answer has not as many sections as the offer",
             ));
         }
-        let (remote_description, remote) = (remote_description.clone(), remote.clone());
-        if self.dtls_active.is_none() {
-            self.dtls_active = Some(local.setup() == Some(Setup::Active));
-        }
-        self.controlling.get_or_insert(remote.ice_lite);
-        let agreement = self.agree(&local, &remote)?;
-        self.current_local = Some(description);
-        self.current_remote = Some(remote_description);
-        self.pending = None;
-        Ok(agreement)
+        let remote = (remote_description.clone(), remote.clone());
+        let dtls_active = local.setup() == Some(Setup::Active);
+        let controlling = remote.1.ice_lite;
+        self.complete((description, local), remote, dtls_active, controlling)
     }
 
     /// Forgets a pending offer of either side.

@@ -28,7 +28,7 @@ use crate::{
         OnIceGatheringChange, OnNegotiationNeeded, OnSignalingChange, OnTrack, PeerConnectionState,
         SignalingState,
     },
-    peer_connection_factory::{IceTransportsType, RtcConfiguration},
+    peer_connection_factory::{ContinualGatheringPolicy, IceServer, RtcConfiguration},
     rtp::{Receiver, Sender, Transceiver},
     rtp_sender::RtpSender,
     rtp_transceiver::{RtpTransceiver, RtpTransceiverInit},
@@ -62,10 +62,10 @@ pub(crate) struct Connection {
 impl Connection {
     /// Opens the sockets and starts the driver.
     pub fn open(config: RtcConfiguration) -> Result<Arc<Self>, RtcError> {
-        check_candidate_types(&config)?;
         let sockets = driver::Sockets::open()?;
         let connection = Arc::new_cyclic(|this: &Weak<Self>| {
             let mut core = Core::new(Instant::now(), this.clone());
+            core.set_policy(config.ice_transport_type);
             sockets.add_candidates(&mut core);
             Self {
                 core: Mutex::new(core),
@@ -90,6 +90,17 @@ impl Connection {
         act(&mut self.core.lock(), Instant::now())
     }
 
+    /// Whether to look for new network interfaces while the connection lives.
+    pub fn gathers_continually(&self) -> bool {
+        let policy = self.config.lock().continual_gathering_policy;
+        policy == ContinualGatheringPolicy::GatherContinually
+    }
+
+    /// The STUN and TURN servers of the configuration.
+    pub fn ice_servers(&self) -> Vec<IceServer> {
+        self.config.lock().ice_servers.clone()
+    }
+
     /// Attaches and detaches audio as negotiated.
     fn sync_transceivers(&self) {
         let transceivers: Vec<_> = self.core.lock().transceivers().cloned().collect();
@@ -99,8 +110,11 @@ impl Connection {
     }
 
     pub fn set_configuration(&self, config: RtcConfiguration) -> Result<(), RtcError> {
-        self.core.lock().check_open()?;
-        check_candidate_types(&config)?;
+        self.change(|core, _| {
+            core.check_open()?;
+            core.set_policy(config.ice_transport_type);
+            Ok::<_, RtcError>(())
+        })?;
         *self.config.lock() = config;
         Ok(())
     }
@@ -137,7 +151,7 @@ impl Connection {
     }
 
     pub fn set_local_description(&self, desc: SessionDescription) -> Result<(), RtcError> {
-        let servers = self.config.lock().ice_servers.clone();
+        let servers = self.ice_servers();
         self.change(|core, now| core.set_local_description(now, desc, &servers))?;
         self.sync_transceivers();
         Ok(())
@@ -271,17 +285,4 @@ impl Connection {
             })
             .collect()
     }
-}
-
-/// Only host candidates are gathered, and those that the other side finds out by itself. Whoever excludes them
-/// could never connect.
-fn check_candidate_types(config: &RtcConfiguration) -> Result<(), RtcError> {
-    if config.ice_transport_type == IceTransportsType::All {
-        return Ok(());
-    }
-    Err(RtcError::internal(format!(
-        "ice_transport_type {:?} is not supported: this media engine has only host candidates, as it \
-         does not use STUN and TURN servers",
-        config.ice_transport_type
-    )))
 }

@@ -13,6 +13,7 @@
 //!   argument, packets and events come out as values.
 //! - `jsep`: reading and writing of session descriptions and the offer/answer exchange. Pure.
 //! - `rtp`: transceivers with their halves, and what attaches audio to them.
+//! - `ice`: addresses from STUN servers and relays on TURN servers, without sockets and clocks.
 //! - `driver`: the task that owns the sockets of one peer connection, feeds its core and calls the
 //!   application's callbacks, in order and without holding a lock.
 //! - `ice_tcp`: outgoing TCP connections to ICE-TCP candidates.
@@ -36,6 +37,7 @@ mod core;
 mod driver;
 mod engine;
 mod enum_dispatch;
+mod ice;
 mod ice_tcp;
 mod jsep;
 mod rtp;

@@ -22,10 +22,11 @@ use std::{
 };
 
 use str0m::{
-    Candidate, Event as RtcEvent, IceConnectionState as EngineIceState, IceCreds, Input, Output,
-    Rtc,
+    Candidate, CandidateKind, Event as RtcEvent, IceConnectionState as EngineIceState, IceCreds,
+    Input, Output, Rtc,
     change::SdpOffer,
     channel::ChannelId,
+    error::IceError,
     media::Mid,
     net::{Protocol, Receive, TcpType, Transmit},
     rtp::{Extension, ExtensionMap, ExtensionValues, RtpPacket, RtpWrite, Ssrc},
@@ -43,6 +44,7 @@ use crate::{
     },
     connection::Connection,
     data_channel::{DataChannelInit, DataChannelState},
+    ice::gather::ServerFailure,
     jsep::{
         negotiation::{Agreement, LocalTransport, Negotiation, Transceiver as Negotiated},
         sdp::{Codec, Direction, Kind},
@@ -50,7 +52,7 @@ use crate::{
     media_stream_track::MediaStreamTrack,
     native::create_random_uuid,
     peer_connection::{IceConnectionState, IceGatheringState, PeerConnectionState, SignalingState},
-    peer_connection_factory::IceServer,
+    peer_connection_factory::{IceServer, IceTransportsType},
     rtp::{SendStream, Transceiver, TransceiverView},
     rtp_transceiver::{RtpTransceiverDirection, RtpTransceiverInit},
     session_description::{SdpType, SessionDescription},
@@ -64,6 +66,17 @@ const DISCONNECTED_AFTER_SILENCE: Duration = Duration::from_secs(5);
 const FAILED_AFTER_DISCONNECT: Duration = Duration::from_secs(12);
 /// How long the first connectivity checks may take.
 const FAILED_AFTER_CHECKING: Duration = Duration::from_secs(30);
+/// A connection none of whose checks has been answered for so long is disconnected, even when packets arrive: the
+/// other side may not want them any more (RFC 7675 allows 30 s).
+const DISCONNECTED_WITHOUT_CONSENT: Duration = Duration::from_secs(5);
+/// A path on which nothing arrives for so long is left for another one that works, if there is one. Google's
+/// receiving time-out.
+const SWITCH_AFTER_SILENCE: Duration = Duration::from_millis(2500);
+/// Relays are asked for when no direct path has come up in this time: longer than a connection to the other side of
+/// the world takes. A relay that is not needed costs the server an allocation and this side a check each second.
+const RELAYS_AFTER_START: Duration = Duration::from_millis(400);
+/// Relays are asked for when the path has been silent for so long; checks are answered every second.
+const RELAYS_AFTER_SILENCE: Duration = Duration::from_millis(1500);
 
 /// How often the other side is told what of its sound was lost, so that it can protect the rest.
 const RECEPTION_REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -77,10 +90,10 @@ pub(crate) enum Event {
         mid: String,
         candidate: String,
     },
-    /// A STUN or TURN server of the configuration is not used.
-    ServerNotUsed {
-        url: String,
-    },
+    /// A STUN or TURN server of the configuration has given nothing.
+    ServerFailed(ServerFailure),
+    /// For the driver: ask the servers.
+    Gather(Vec<IceServer>),
     ConnectionState(PeerConnectionState),
     IceState(IceConnectionState),
     Signaling(SignalingState),
@@ -97,6 +110,21 @@ pub(crate) enum Event {
     ChannelDrained(Arc<Channel>, u64),
     /// The application reads this channel now.
     FlushEarlyMessages,
+}
+
+/// A candidate of this side.
+struct LocalCandidate {
+    candidate: Candidate,
+    /// As in SDP; `None` for one that the other side cannot do anything with.
+    text: Option<String>,
+}
+
+/// Where packets for the other side go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Path {
+    protocol: Protocol,
+    local: SocketAddr,
+    remote: SocketAddr,
 }
 
 struct Incoming {
@@ -117,10 +145,24 @@ pub(crate) struct Core {
     channels_closed: u32,
     cname: String,
     stream_id: String,
-    /// Candidates of this side, as in SDP.
-    candidates: Vec<String>,
-    candidates_announced: bool,
+    policy: IceTransportsType,
+    /// Sockets of this side, whether the policy lets them be candidates or not.
+    sockets: Vec<Candidate>,
+    candidates: Vec<LocalCandidate>,
     gathering: IceGatheringState,
+    /// User name of ICE for which candidates were gathered last, and when.
+    gathered_for: Option<(String, Instant)>,
+    path: Option<Path>,
+    /// When the last packet came on `path`.
+    path_received: Instant,
+    /// Whether the silence since then has led to a look at other paths.
+    path_doubted: bool,
+    /// Whether there was a path since the beginning or the last failure.
+    had_path: bool,
+    /// Since when no pair of candidates is confirmed, although there was one.
+    unconfirmed_since: Option<Instant>,
+    /// All pairs of candidates have failed: they are to be tried afresh.
+    recheck: bool,
     /// Candidates of the other side that came before its description was in effect.
     early_candidates: Vec<Candidate>,
     restart_requested: bool,
@@ -174,9 +216,17 @@ impl Core {
             channels_closed: 0,
             cname: create_random_uuid(),
             stream_id: create_random_uuid(),
+            policy: IceTransportsType::All,
+            sockets: vec![],
             candidates: vec![],
-            candidates_announced: false,
             gathering: IceGatheringState::New,
+            gathered_for: None,
+            path: None,
+            path_received: now,
+            path_doubted: false,
+            had_path: false,
+            unconfirmed_since: None,
+            recheck: false,
             early_candidates: vec![],
             restart_requested: false,
             ice: EngineIceState::New,
@@ -199,34 +249,159 @@ impl Core {
 
     // ---- transport ----
 
-    /// Adds a UDP socket of this side.
-    pub fn add_udp_candidate(&mut self, address: SocketAddr) {
-        match Candidate::host(address, Protocol::Udp) {
-            Ok(candidate) => {
-                if let Some(candidate) = self.rtc.add_local_candidate(candidate) {
-                    let text = candidate.to_sdp_string();
-                    // The credentials change with every restart of ICE, the candidates do not.
-                    let text = text.split(" ufrag ").next().unwrap_or(&text);
-                    self.candidates.push(text.to_owned());
+    /// Decides which candidates may be used.
+    pub fn set_policy(&mut self, policy: IceTransportsType) {
+        if self.policy == policy {
+            return;
+        }
+        self.policy = policy;
+        for candidate in std::mem::take(&mut self.candidates) {
+            match self.is_allowed(candidate.candidate.kind()) {
+                true => self.candidates.push(candidate),
+                false => {
+                    let mut direct = self.rtc.direct_api();
+                    direct.invalidate_candidate(&candidate.candidate);
                 }
             }
-            Err(error) => log::debug!("{address} is no candidate: {error}"),
         }
+        for socket in self.sockets.clone() {
+            self.add_candidate(socket);
+        }
+    }
+
+    fn is_allowed(&self, kind: CandidateKind) -> bool {
+        match self.policy {
+            IceTransportsType::All => true,
+            IceTransportsType::NoHost => kind != CandidateKind::Host,
+            IceTransportsType::Relay => kind == CandidateKind::Relayed,
+        }
+    }
+
+    /// Adds a UDP socket of this side.
+    pub fn add_udp_candidate(&mut self, address: SocketAddr) {
+        self.add_socket(Candidate::host(address, Protocol::Udp), address);
     }
 
     /// Lets connections be opened to TCP candidates of the other side. They are not announced: the other side
     /// cannot do anything with the address of a side that only opens connections (RFC 6544, section 4.1).
     pub fn add_active_tcp_candidate(&mut self, address: SocketAddr) {
-        let candidate = Candidate::builder()
-            .tcp()
-            .host(address)
-            .tcptype(TcpType::Active)
-            .build();
+        let builder = Candidate::builder().tcp().host(address);
+        self.add_socket(builder.tcptype(TcpType::Active).build(), address);
+    }
+
+    fn add_socket(&mut self, candidate: Result<Candidate, IceError>, address: SocketAddr) {
         match candidate {
             Ok(candidate) => {
+                self.sockets.push(candidate.clone());
+                self.add_candidate(candidate);
+            }
+            Err(error) => log::debug!("{address} is no candidate: {error}"),
+        }
+    }
+
+    /// Adds the address under which a socket is seen from outside.
+    pub fn add_reflexive_candidate(&mut self, now: Instant, address: SocketAddr, base: SocketAddr) {
+        match Candidate::server_reflexive(address, base, Protocol::Udp) {
+            Ok(candidate) => self.add_candidate(candidate),
+            Err(error) => log::debug!("{address} is no candidate: {error}"),
+        }
+        self.poll(now);
+    }
+
+    /// Adds an address on a TURN server, which is reached from `local`.
+    pub fn add_relayed_candidate(&mut self, now: Instant, address: SocketAddr, local: SocketAddr) {
+        match Candidate::relayed(address, local, Protocol::Udp) {
+            Ok(candidate) => self.add_candidate(candidate),
+            Err(error) => log::debug!("{address} is no candidate: {error}"),
+        }
+        self.poll(now);
+    }
+
+    /// Lets go of everything that was sent from an address: a socket whose interface is gone, or a relay.
+    pub fn remove_local(&mut self, now: Instant, address: SocketAddr) {
+        self.sockets.retain(|socket| socket.addr() != address);
+        let (gone, kept) = std::mem::take(&mut self.candidates)
+            .into_iter()
+            .partition(|it| it.candidate.addr() == address || it.candidate.local() == address);
+        self.candidates = kept;
+        for LocalCandidate { candidate, .. } in gone {
+            self.rtc.direct_api().invalidate_candidate(&candidate);
+        }
+        self.poll(now);
+    }
+
+    fn add_candidate(&mut self, candidate: Candidate) {
+        let known = self.candidates.iter().any(|it| it.candidate == candidate);
+        if self.closed || known || !self.is_allowed(candidate.kind()) {
+            return;
+        }
+        // A candidate that adds nothing to those before is not taken.
+        let Some(added) = self.rtc.add_local_candidate(candidate.clone()) else {
+            return;
+        };
+        let text = (candidate.proto() == Protocol::Udp).then(|| {
+            let text = added.to_sdp_string();
+            // The credentials change with every restart of ICE, the candidates do not.
+            text.split(" ufrag ").next().unwrap_or(&text).to_owned()
+        });
+        if let (Some(text), Some(_)) = (&text, &self.gathered_for) {
+            let (mid, candidate) = (self.negotiation.first_mid(), text.clone());
+            self.events
+                .push_back(Event::IceCandidate { mid, candidate });
+        }
+        self.candidates.push(LocalCandidate { candidate, text });
+    }
+
+    /// A STUN or TURN server has given nothing.
+    pub fn server_failed(&mut self, failure: ServerFailure) {
+        self.events.push_back(Event::ServerFailed(failure));
+    }
+
+    /// The servers have all answered or were given up.
+    pub fn gathering_complete(&mut self) {
+        if self.gathering != IceGatheringState::Complete {
+            self.gathering = IceGatheringState::Complete;
+            self.events
+                .push_back(Event::Gathering(IceGatheringState::Complete));
+        }
+    }
+
+    /// When relays are to be asked for, unless things change.
+    pub fn relays_wanted_at(&self) -> Option<Instant> {
+        let (_, gathering_since) = self.gathered_for.as_ref()?;
+        if self.closed {
+            return None;
+        }
+        Some(match self.policy {
+            IceTransportsType::Relay | IceTransportsType::NoHost => *gathering_since,
+            IceTransportsType::All => match self.had_path {
+                false => *gathering_since + RELAYS_AFTER_START,
+                true => self.path_received + RELAYS_AFTER_SILENCE,
+            },
+        })
+    }
+
+    /// How an address of this side came about, for statistics.
+    pub(crate) fn kind_of_local(&self, address: SocketAddr) -> Option<CandidateKind> {
+        self.candidates
+            .iter()
+            .find(|it| it.candidate.addr() == address)
+            .map(|it| it.candidate.kind())
+    }
+
+    /// Tries the pairs of a candidate afresh; meanwhile others that work take over.
+    fn try_afresh(&mut self, matching: impl Fn(&Candidate) -> bool) {
+        let candidates: Vec<Candidate> = self
+            .candidates
+            .iter()
+            .map(|it| &it.candidate)
+            .filter(|candidate| matching(candidate))
+            .cloned()
+            .collect();
+        for candidate in candidates {
+            if self.rtc.direct_api().invalidate_candidate(&candidate) {
                 self.rtc.add_local_candidate(candidate);
             }
-            Err(error) => log::debug!("{address} is no TCP candidate: {error}"),
         }
     }
 
@@ -246,6 +421,15 @@ impl Core {
         match Receive::new(protocol, source, destination, packet) {
             Ok(receive) => {
                 self.last_received = now;
+                let path = Path {
+                    protocol,
+                    local: destination,
+                    remote: source,
+                };
+                if self.path == Some(path) {
+                    self.path_received = now;
+                    self.path_doubted = false;
+                }
                 if let Err(error) = self.rtc.handle_input(Input::Receive(now, receive)) {
                     log::warn!("a packet from {source} led to an error: {error}");
                 }
@@ -287,6 +471,14 @@ impl Core {
                     return;
                 }
                 Ok(Output::Transmit(transmit)) => {
+                    // All but connectivity checks goes the way that ICE has chosen (RFC 7983).
+                    if transmit.contents.first().is_some_and(|first| *first > 3) {
+                        // Nobody answers there any more, so nothing may be sent (RFC 7675, section 5.1).
+                        if self.failed {
+                            continue;
+                        }
+                        self.take_path(now, &transmit);
+                    }
                     self.counters.packet_sent(transmit.contents.len());
                     self.transmits.push_back(transmit);
                 }
@@ -300,12 +492,32 @@ impl Core {
         }
     }
 
+    fn take_path(&mut self, now: Instant, transmit: &Transmit) {
+        let path = Path {
+            protocol: transmit.proto,
+            local: transmit.source,
+            remote: transmit.destination,
+        };
+        if self.path != Some(path) {
+            log::debug!(
+                "packets go from {} to {} ({})",
+                path.local,
+                path.remote,
+                path.protocol
+            );
+            self.path = Some(path);
+            self.path_received = now;
+            self.path_doubted = false;
+        }
+    }
+
     fn handle(&mut self, now: Instant, event: RtcEvent) {
         match event {
             RtcEvent::Connected => self.dtls_connected = true,
             RtcEvent::IceConnectionStateChange(state) => {
                 log::debug!("ICE is {state:?}");
                 self.ice = state;
+                self.recheck = state == EngineIceState::Disconnected;
             }
             RtcEvent::ChannelOpen(id, label) => self.channel_opened(id, &label),
             RtcEvent::ChannelData(message) => {
@@ -359,16 +571,30 @@ impl Core {
             self.ice,
             EngineIceState::Connected | EngineIceState::Completed
         );
-        let silent_from = self.last_received + DISCONNECTED_AFTER_SILENCE;
-        let silent = up && now >= silent_from;
-        if up && !silent {
-            self.next_timeout = self.next_timeout.min(silent_from);
+        if up {
+            if !std::mem::replace(&mut self.had_path, true) {
+                (self.last_received, self.path_received) = (now, now);
+            }
+            self.unconfirmed_since = None;
+        } else if self.had_path {
+            self.unconfirmed_since.get_or_insert(now);
         }
-        let lost = silent
-            || self.ended_by_peer
-            || !self.rtc.is_alive()
-            || self.ice == EngineIceState::Disconnected;
-        if up && self.dtls_connected && !lost {
+        self.look_for_other_paths(now);
+        let ended = self.ended_by_peer || !self.rtc.is_alive();
+        let lost_at = self.had_path.then(|| {
+            let silent_from = self.last_received + DISCONNECTED_AFTER_SILENCE;
+            let unconfirmed_from = self
+                .unconfirmed_since
+                .map(|since| since + DISCONNECTED_WITHOUT_CONSENT);
+            unconfirmed_from.map_or(silent_from, |at| at.min(silent_from))
+        });
+        let ice_lost = lost_at.is_some_and(|at| now >= at);
+        let lost = ended || ice_lost;
+        if let (Some(at), false) = (lost_at, ice_lost) {
+            self.next_timeout = self.next_timeout.min(at);
+        }
+        let connected = self.had_path && self.dtls_connected && !lost;
+        if connected {
             self.without_connection_since = None;
             self.failed = false;
         } else if lost || self.ice != EngineIceState::New {
@@ -385,25 +611,53 @@ impl Core {
         }
         let ice = match self.ice {
             _ if self.failed => IceConnectionState::Failed,
-            _ if silent => IceConnectionState::Disconnected,
-            EngineIceState::New => IceConnectionState::New,
-            EngineIceState::Checking => IceConnectionState::Checking,
-            EngineIceState::Connected => IceConnectionState::Connected,
+            _ if ice_lost => IceConnectionState::Disconnected,
             EngineIceState::Completed => IceConnectionState::Completed,
-            EngineIceState::Disconnected => IceConnectionState::Disconnected,
+            EngineIceState::Connected => IceConnectionState::Connected,
+            // While ICE restarts or looks for a better path, the old one carries on.
+            _ if self.had_path => match self.published_ice {
+                IceConnectionState::Completed => IceConnectionState::Completed,
+                _ => IceConnectionState::Connected,
+            },
+            EngineIceState::New => IceConnectionState::New,
+            EngineIceState::Checking | EngineIceState::Disconnected => IceConnectionState::Checking,
         };
         let state = if self.failed {
             PeerConnectionState::Failed
         } else if lost {
             PeerConnectionState::Disconnected
+        } else if connected {
+            PeerConnectionState::Connected
         } else if self.ice == EngineIceState::New {
             PeerConnectionState::New
-        } else if up && self.dtls_connected {
-            PeerConnectionState::Connected
         } else {
             PeerConnectionState::Connecting
         };
         self.publish_states(ice, state);
+    }
+
+    /// A path that is silent is left for another one that works; when all have failed, all are tried again.
+    fn look_for_other_paths(&mut self, now: Instant) {
+        if std::mem::take(&mut self.recheck) && self.had_path && !self.failed {
+            self.try_afresh(|_| true);
+            self.drain(now);
+        }
+        // The controlled side cannot choose, and a choice of the other side must not be forgotten.
+        let may_choose = self.negotiation.is_controlling() && !self.path_doubted && !self.failed;
+        let Some(path) = self.path.filter(|_| may_choose) else {
+            return;
+        };
+        let doubtful_from = self.path_received + SWITCH_AFTER_SILENCE;
+        if now < doubtful_from {
+            self.next_timeout = self.next_timeout.min(doubtful_from);
+            return;
+        }
+        log::debug!("nothing has come from {} for a while", path.remote);
+        self.path_doubted = true;
+        self.try_afresh(|candidate| {
+            candidate.addr() == path.local && candidate.proto() == path.protocol
+        });
+        self.drain(now);
     }
 
     fn publish_states(&mut self, ice: IceConnectionState, state: PeerConnectionState) {
@@ -486,7 +740,11 @@ impl Core {
             ufrag: credentials.ufrag,
             password: credentials.pass,
             fingerprint: direct.local_dtls_fingerprint().to_string(),
-            candidates: self.candidates.clone(),
+            candidates: self
+                .candidates
+                .iter()
+                .filter_map(|it| it.text.clone())
+                .collect(),
         }
     }
 
@@ -518,6 +776,7 @@ impl Core {
         servers: &[IceServer],
     ) -> Result<(), RtcError> {
         self.check_open()?;
+        let ufrag = self.negotiation.ufrag_of(&description);
         match description.sdp_type() {
             SdpType::Offer => {
                 self.negotiation.set_local_offer(description)?;
@@ -537,7 +796,7 @@ impl Core {
         }
         self.events
             .push_back(Event::Signaling(self.negotiation.state()));
-        self.announce_candidates(servers);
+        self.gather(now, ufrag, servers);
         Ok(())
     }
 
@@ -607,10 +866,13 @@ impl Core {
         if direct.local_ice_credentials() != credentials {
             direct.set_local_ice_credentials(credentials);
             self.restart_requested = false;
-            // A restart is a new chance, also for a connection that was given up.
-            self.without_connection_since = None;
-            self.failed = false;
-            self.last_received = now;
+            self.unconfirmed_since = None;
+            if self.published_state != PeerConnectionState::Connected {
+                // A restart is a new chance, also for a connection that was given up. One that works goes on.
+                self.without_connection_since = None;
+                self.failed = false;
+                self.had_path = false;
+            }
         }
         for transceiver in &self.negotiation.transceivers {
             let (Some(mid), true) = (&transceiver.mid, transceiver.send_codec.is_some()) else {
@@ -695,25 +957,30 @@ impl Core {
         }
     }
 
-    fn announce_candidates(&mut self, servers: &[IceServer]) {
-        if std::mem::replace(&mut self.candidates_announced, true) {
+    /// Begins to gather with the first description of this side, and again with every restart of ICE.
+    fn gather(&mut self, now: Instant, ufrag: Option<String>, servers: &[IceServer]) {
+        let before = self.gathered_for.as_ref().map(|(ufrag, _)| ufrag);
+        let Some(ufrag) = ufrag.filter(|ufrag| before != Some(ufrag)) else {
             return;
-        }
-        self.gathering = IceGatheringState::Complete;
+        };
+        let is_first = self.gathered_for.is_none();
+        self.gathered_for = Some((ufrag, now));
+        self.gathering = IceGatheringState::Gathering;
         self.events
             .push_back(Event::Gathering(IceGatheringState::Gathering));
         let mid = self.negotiation.first_mid();
-        for candidate in &self.candidates {
-            let (mid, candidate) = (mid.clone(), candidate.clone());
-            self.events
-                .push_back(Event::IceCandidate { mid, candidate });
+        for text in self.candidates.iter().filter_map(|it| it.text.as_ref()) {
+            let (mid, candidate) = (mid.clone(), text.clone());
+            if is_first {
+                self.events
+                    .push_back(Event::IceCandidate { mid, candidate });
+            }
         }
-        for url in servers.iter().flat_map(|server| &server.urls) {
-            let url = url.clone();
-            self.events.push_back(Event::ServerNotUsed { url });
+        if servers.is_empty() {
+            self.gathering_complete();
+        } else {
+            self.events.push_back(Event::Gather(servers.to_vec()));
         }
-        self.events
-            .push_back(Event::Gathering(IceGatheringState::Complete));
     }
 
     pub fn add_remote_candidate(&mut self, now: Instant, text: &str) -> Result<(), RtcError> {
@@ -833,11 +1100,7 @@ impl Core {
 
     /// Sends a packet of Opus. Before the connection is up it is dropped, as sound that is late is of no use.
     pub fn send_audio(&mut self, now: Instant, mid: Mid, payload_type: u8, packet: EncodedAudio) {
-        let up = matches!(
-            self.ice,
-            EngineIceState::Connected | EngineIceState::Completed
-        );
-        if self.closed || !self.dtls_connected || !up {
+        if self.closed || !self.dtls_connected || !self.had_path || self.failed {
             return;
         }
         let mut direct = self.rtc.direct_api();

@@ -6,6 +6,7 @@ use std::{
 };
 
 use str0m::{
+    CandidateKind,
     media::Mid,
     rtp::Ssrc,
     stats::{MediaEgressStats, MediaIngressStats, PeerStats},
@@ -365,7 +366,12 @@ impl Core {
             report.push(RtcStats::LocalCandidate(stats::LocalCandidateStats {
                 rtc: entry(LOCAL_CANDIDATE_ID),
                 local_candidate: dictionaries::IceCandidateStats {
-                    candidate_type: Some(stats::IceCandidateType::Host),
+                    candidate_type: self.kind_of_local(pair.local.addr).map(|kind| match kind {
+                        CandidateKind::Host => stats::IceCandidateType::Host,
+                        CandidateKind::PeerReflexive => stats::IceCandidateType::Prflx,
+                        CandidateKind::ServerReflexive => stats::IceCandidateType::Srflx,
+                        CandidateKind::Relayed => stats::IceCandidateType::Relay,
+                    }),
                     ..candidate(pair.local.addr)
                 },
             }));

@@ -61,6 +61,8 @@ pub(super) struct Pair {
     cut: bool,
     /// What the line from the first to the second core does to packets, instead of delaying them all alike.
     pub line: Option<Line>,
+    /// An address that no packet comes from or goes to.
+    blocked: Option<SocketAddr>,
     events: [Vec<Event>; 2],
 }
 
@@ -79,6 +81,7 @@ impl Pair {
             packets: 0,
             cut: false,
             line: None,
+            blocked: None,
             events: [vec![], vec![]],
         }
     }
@@ -105,7 +108,8 @@ impl Pair {
             self.cores[index].settle(self.now);
             for transmit in std::mem::take(&mut self.cores[index].transmits) {
                 self.packets += 1;
-                if self.cut {
+                let ends = [transmit.source, transmit.destination];
+                if self.cut || self.blocked.is_some_and(|it| ends.contains(&it)) {
                     continue;
                 }
                 let arrivals = match &mut self.line {
@@ -174,7 +178,11 @@ impl Pair {
     }
 
     fn connected() -> Self {
-        let mut pair = Self::new();
+        Self::new().connect()
+    }
+
+    fn connect(self) -> Self {
+        let mut pair = self;
         let init = DataChannelInit::default();
         pair.cores[0]
             .create_channel(pair.now, "data", init)
@@ -259,6 +267,163 @@ fn a_restart_of_ice_brings_a_cut_connection_back() {
     };
     pair.run(Duration::from_secs(10), arrived)
         .expect("data flows again");
+}
+
+/// States that the application has been told since `from`.
+fn states_since(pair: &Pair, from: usize, whose: usize) -> Vec<PeerConnectionState> {
+    let events = pair.events[whose].iter().skip(from);
+    let states = events.filter_map(|event| match event {
+        Event::ConnectionState(state) => Some(*state),
+        _ => None,
+    });
+    states.collect()
+}
+
+#[test]
+fn a_restart_of_ice_does_not_interrupt_a_connection_that_works() {
+    let mut pair = Pair::connected();
+    pair.run(Duration::from_secs(3), |_| false);
+    let before = [pair.events[0].len(), pair.events[1].len()];
+    pair.negotiate(0, true);
+    let channel = pair.cores[0].channels()[0].clone();
+    let now = pair.now;
+    assert!(pair.cores[0].send_data(now, &channel, b"meanwhile", true));
+    let arrived = |pair: &Pair| {
+        pair.events[1].iter().any(
+            |event| matches!(event, Event::ChannelMessage { data, .. } if data == b"meanwhile"),
+        )
+    };
+    let took = pair.run(Duration::from_secs(5), arrived).expect("it flows");
+    assert!(took <= DELAY * 2, "{took:?}");
+    pair.run(Duration::from_secs(20), |_| false);
+    for (whose, before) in before.into_iter().enumerate() {
+        assert_eq!(states_since(&pair, before, whose), []);
+    }
+}
+
+#[test]
+fn a_path_that_dies_is_left_for_one_that_lives() {
+    let mut pair = Pair::new();
+    let (first, second): (SocketAddr, SocketAddr) = (
+        "192.0.2.1:1000".parse().expect("an address"),
+        "198.51.100.1:1000".parse().expect("an address"),
+    );
+    pair.cores[0].add_udp_candidate(second);
+    let mut pair = pair.connect();
+    let uses = |pair: &Pair, address| pair.cores[0].path.is_some_and(|path| path.local == address);
+    // A second candidate is checked while the first one is used.
+    pair.run(Duration::from_secs(3), |_| false);
+    assert!(uses(&pair, first));
+    let before = pair.events[0].len();
+    pair.blocked = Some(first);
+    let channel = pair.cores[0].channels()[0].clone();
+    let now = pair.now;
+    assert!(pair.cores[0].send_data(now, &channel, b"onwards", true));
+    let took = pair
+        .run(Duration::from_secs(10), |pair| uses(pair, second))
+        .expect("another path is taken");
+    assert!(
+        took < SWITCH_AFTER_SILENCE + Duration::from_secs(2),
+        "{took:?}"
+    );
+    pair.run(Duration::from_secs(30), |_| false);
+    assert_eq!(states_since(&pair, before, 0), []);
+    // It comes back to the better one.
+    pair.blocked = None;
+    pair.cores[0].remove_local(pair.now, first);
+    pair.cores[0].add_udp_candidate(first);
+    pair.run(Duration::from_secs(10), |_| false);
+    assert_eq!(states_since(&pair, before, 0), []);
+}
+
+#[test]
+fn an_outage_that_outlasts_all_checks_heals_by_itself() {
+    let mut pair = Pair::connected();
+    pair.cut = true;
+    pair.run(Duration::from_secs(10), |_| false);
+    assert_eq!(pair.states(), [PeerConnectionState::Disconnected; 2]);
+    pair.cut = false;
+    let both = [PeerConnectionState::Connected; 2];
+    pair.run(Duration::from_secs(4), |pair| pair.states() == both)
+        .expect("it is back");
+}
+
+#[test]
+fn after_failure_nothing_but_checks_is_sent() {
+    let mut pair = Pair::connected();
+    pair.cut = true;
+    pair.run(Duration::from_secs(60), |pair| {
+        pair.states() == [PeerConnectionState::Failed; 2]
+    })
+    .expect("it is given up");
+    let channel = pair.cores[0].channels()[0].clone();
+    let now = pair.now;
+    pair.cores[0].send_data(now, &channel, b"nobody wants it", true);
+    let start = pair.now;
+    while pair.now < start + Duration::from_secs(20) {
+        pair.now = pair.cores[0].next_timeout.max(pair.now + DELAY);
+        pair.cores[0].settle(pair.now);
+        for transmit in std::mem::take(&mut pair.cores[0].transmits) {
+            assert!(transmit.contents[0] <= 3, "a packet that is no check");
+        }
+    }
+}
+
+#[test]
+fn with_relays_only_nothing_is_sent_directly() {
+    let mut pair = Pair::new();
+    let relayed: SocketAddr = "203.0.113.7:7000".parse().expect("an address");
+    pair.cores[0].set_policy(IceTransportsType::Relay);
+    pair.cores[0]
+        .create_channel(pair.now, "data", DataChannelInit::default())
+        .expect("a channel");
+    let offer = pair.cores[0].create_offer(false).expect("an offer");
+    assert!(!offer.text().contains("a=candidate"), "{}", offer.text());
+    pair.negotiate(0, false);
+    assert_eq!(pair.cores[0].relays_wanted_at(), Some(pair.now), "at once");
+    pair.run(Duration::from_secs(2), |_| false);
+    assert_eq!(pair.states()[0], PeerConnectionState::Connecting);
+    let (now, local) = (pair.now, "192.0.2.1:1000".parse().expect("an address"));
+    pair.cores[0].add_relayed_candidate(now, relayed, local);
+    let announced = |pair: &Pair| {
+        pair.events[0].iter().any(
+            |event| matches!(event, Event::IceCandidate { candidate, .. } if candidate.contains("typ relay")),
+        )
+    };
+    let both = [PeerConnectionState::Connected; 2];
+    pair.run(Duration::from_secs(10), |pair| {
+        pair.states() == both && announced(pair)
+    })
+    .expect("connected through the relay");
+    assert_eq!(pair.cores[0].path.map(|path| path.local), Some(relayed));
+    pair.cores[0].remove_local(pair.now, relayed);
+    pair.run(Duration::from_secs(40), |pair| {
+        pair.states()[0] == PeerConnectionState::Failed
+    })
+    .expect("without its relay it fails");
+}
+
+#[test]
+fn relays_are_wanted_when_nothing_else_works() {
+    let mut pair = Pair::new();
+    assert_eq!(pair.cores[0].relays_wanted_at(), None, "before the start");
+    pair.cores[0]
+        .create_channel(pair.now, "data", DataChannelInit::default())
+        .expect("a channel");
+    let start = pair.now;
+    pair.negotiate(0, false);
+    let wanted = |pair: &Pair| pair.cores[0].relays_wanted_at().expect("it has begun");
+    assert_eq!(wanted(&pair), start + RELAYS_AFTER_START);
+    let both = [PeerConnectionState::Connected; 2];
+    pair.run(Duration::from_secs(5), |pair| pair.states() == both)
+        .expect("connected");
+    for _ in 0..200 {
+        pair.run(Duration::from_millis(100), |_| false);
+        assert!(wanted(&pair) > pair.now, "there is a path");
+    }
+    pair.cut = true;
+    pair.run(Duration::from_secs(3), |pair| wanted(pair) <= pair.now)
+        .expect("the path is silent");
 }
 
 #[test]

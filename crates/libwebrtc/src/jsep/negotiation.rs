@@ -197,6 +197,12 @@ impl Negotiation {
         before.is_some_and(|before| before.credentials() != sdp.credentials())
     }
 
+    /// User name of ICE in a description of this side.
+    pub fn ufrag_of(&self, description: &SessionDescription) -> Option<String> {
+        let sdp = Sdp::parse(description.text()).ok()?;
+        sdp.credentials().map(|(ufrag, _)| ufrag)
+    }
+
     /// Mid of the first section, for candidates that are announced one by one.
     pub fn first_mid(&self) -> String {
         self.slots

@@ -156,14 +156,18 @@ class Client:
         )
         return (token.with_name(name) if name else token).to_jwt()
 
-    async def connect(self, auto_subscribe: bool = True, topics: tuple[str, ...] = (), **grants):
+    async def connect(self, auto_subscribe: bool = True, topics: tuple[str, ...] = (), encryption=None, **grants):
         for event in self.EVENTS:
             self.room.on(event, lambda *args, event=event: self._note(event, args))
         for topic in topics:
             self.room.register_text_stream_handler(topic, self._on_text)
             self.room.register_byte_stream_handler(topic, self._on_bytes)
         await asyncio.wait_for(
-            self.room.connect(self.server.url, self.token(**grants), rtc.RoomOptions(auto_subscribe=auto_subscribe)),
+            self.room.connect(
+                self.server.url,
+                self.token(**grants),
+                rtc.RoomOptions(auto_subscribe=auto_subscribe, encryption=encryption),
+            ),
             DEADLINE_S,
         )
 

@@ -64,6 +64,8 @@ pub struct Options {
     pub recordings_dir: Option<PathBuf>,
     /// Addresses that are told of everything that happens (webhooks).
     pub webhook_urls: Vec<String>,
+    /// How recordings go.
+    pub egress: EgressBehaviour,
     /// Accept media over UDP.
     pub udp: bool,
     /// Accept media over TCP (RFC 6544), for clients that cannot use UDP.
@@ -79,10 +81,47 @@ impl Default for Options {
             node_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
             recordings_dir: None,
             webhook_urls: Vec::new(),
+            egress: EgressBehaviour::default(),
             udp: true,
             rtc_tcp: true,
         }
     }
+}
+
+/// How recordings go, for tests of what depends on them. The default is that they go well.
+#[derive(Debug, Clone, Default)]
+pub struct EgressBehaviour {
+    /// What a request for a recording is refused with.
+    pub refusal: Option<EgressRefusal>,
+    /// How recordings end that somebody has published into.
+    pub ending: EgressEnding,
+    /// Recordings stay ENDING, with nothing written, until this is cancelled.
+    pub held_until: Option<CancellationToken>,
+}
+
+/// Why a recording is not started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EgressRefusal {
+    /// No egress service answers.
+    NoService,
+    /// The quota is used up.
+    Quota,
+}
+
+/// How a recording ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum EgressEnding {
+    /// COMPLETE.
+    #[default]
+    Complete,
+    /// LIMIT_REACHED: with its file and its manifest, as if complete.
+    LimitReached,
+    /// ABORTED: nothing is written.
+    Aborted,
+    /// FAILED: nothing is written.
+    Failed,
+    /// FAILED, but the file is in the backup storage, which is this folder. There is no manifest.
+    BackedUp(PathBuf),
 }
 
 /// Why a server could not be started.

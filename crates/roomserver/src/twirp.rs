@@ -29,6 +29,7 @@ pub(crate) enum Code {
     FailedPrecondition,
     Unimplemented,
     Internal,
+    Unavailable,
 }
 
 impl Code {
@@ -46,6 +47,7 @@ impl Code {
             Code::FailedPrecondition => "failed_precondition",
             Code::Unimplemented => "unimplemented",
             Code::Internal => "internal",
+            Code::Unavailable => "unavailable",
         }
     }
 
@@ -61,6 +63,7 @@ impl Code {
             Code::FailedPrecondition => StatusCode::PRECONDITION_FAILED,
             Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
             Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `livekit.Egress`: records what a room's participants say into one Ogg file, and leaves a manifest beside it.
 //!
 //! A recording passes through STARTING (nobody has published yet), ACTIVE, ENDING and COMPLETE; without anybody's sound it ends
-//! ABORTED, and FAILED when the disk refuses. The file is made in the temporary folder and moved to its place when it is whole; the
+//! ABORTED, and FAILED when the disk refuses. Tests can have it end otherwise ([`crate::EgressBehaviour`]). The file is made in the temporary folder and moved to its place when it is whole; the
 //! manifest comes last, so who sees a manifest finds the recording.
 //!
 //! A caller of the API may name any path that this process may write to, as with the real egress's local files: the token's `roomRecord` is
@@ -33,6 +33,7 @@ use crate::server::Server;
 use crate::token::Claims;
 use crate::twirp::{Call, Code, TwirpError};
 use crate::webhooks::Webhooks;
+use crate::{EgressEnding, EgressRefusal};
 use plan::{Manifest, ManifestFile, Plan, location};
 use recorder::Recorder;
 
@@ -42,6 +43,9 @@ const ADVANCE_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_REMEMBERED: usize = 1_000;
 /// The error of a recording in which nobody ever published (`error_code`, an HTTP status).
 const NO_START_SIGNAL: (&str, i32) = ("Start signal not received", 412);
+
+/// The error of a recording that tests want to fail.
+const STORAGE_REFUSED: &str = "the storage did not take the file";
 
 /// All recordings of the server. Cheap to clone.
 #[derive(Clone)]
@@ -159,6 +163,21 @@ impl Egress {
         request: proto::RoomCompositeEgressRequest,
     ) -> Result<proto::EgressInfo, TwirpError> {
         let server = &self.shared.server;
+        match server.options().egress.refusal {
+            Some(EgressRefusal::NoService) => {
+                return Err(TwirpError::new(
+                    Code::Unavailable,
+                    "no response from servers",
+                ));
+            }
+            Some(EgressRefusal::Quota) => {
+                return Err(TwirpError::new(
+                    Code::ResourceExhausted,
+                    "concurrent egress sessions limit exceeded",
+                ));
+            }
+            None => {}
+        }
         let rooms = server.rooms();
         let room = rooms
             .get(&request.room_name)
@@ -318,6 +337,8 @@ struct RecordingJob {
 enum Outcome {
     NothingPublished(End),
     Complete(End, proto::FileInfo, Option<PathBuf>),
+    /// Killed, as tests want it.
+    Aborted,
 }
 
 impl RecordingJob {
@@ -342,12 +363,28 @@ impl RecordingJob {
                         file.location,
                         end.details()
                     );
-                    info.set_status(EgressStatus::EgressComplete);
                     info.details = end.details();
+                    match &self.egress.shared.server.options().egress.ending {
+                        EgressEnding::LimitReached => {
+                            info.set_status(EgressStatus::EgressLimitReached);
+                            info.details = "End reason: Limit reached".to_owned();
+                        }
+                        EgressEnding::BackedUp(_) => {
+                            info.set_status(EgressStatus::EgressFailed);
+                            info.backup_storage_used = true;
+                            (info.error, info.error_code) = (STORAGE_REFUSED.to_owned(), 500);
+                        }
+                        _ => info.set_status(EgressStatus::EgressComplete),
+                    }
                     info.file_results = vec![file];
                     info.manifest_location = manifest
                         .map(|path| path.display().to_string())
                         .unwrap_or_default();
+                }
+                Ok(Outcome::Aborted) => {
+                    info.set_status(EgressStatus::EgressAborted);
+                    info.details = "End reason: Service terminated".to_owned();
+                    info.file_results.clear();
                 }
                 Ok(Outcome::NothingPublished(end)) => {
                     tracing::info!(
@@ -418,12 +455,28 @@ impl RecordingJob {
             info.details = end.details();
         });
 
+        let behaviour = &self.egress.shared.server.options().egress;
+        if let Some(held) = &behaviour.held_until {
+            let stop = self.egress.shared.server.stop();
+            stop.run_until_cancelled(held.cancelled()).await;
+        }
+        let (manifest, location) = match &behaviour.ending {
+            EgressEnding::Complete | EgressEnding::LimitReached => {
+                (self.plan.manifest, self.location.clone())
+            }
+            EgressEnding::BackedUp(folder) => (
+                false,
+                folder.join(self.location.file_name().unwrap_or_default()),
+            ),
+            EgressEnding::Aborted => return Ok(Outcome::Aborted),
+            EgressEnding::Failed => return Err(RecordError::StorageRefused),
+        };
         let finish = Finish {
             egress_id: self.egress_id.clone(),
             room: self.room.clone(),
-            manifest: self.plan.manifest,
+            manifest,
             filename: self.filename.clone(),
-            location: self.location.clone(),
+            location,
             egress_started_at: self.started_at,
             started_at,
             ended_at,
@@ -575,4 +628,6 @@ enum RecordError {
     Sound(#[from] oggopus::Error),
     #[error("the manifest cannot be written: {0}")]
     Manifest(#[from] serde_json::Error),
+    #[error("{STORAGE_REFUSED}")]
+    StorageRefused,
 }

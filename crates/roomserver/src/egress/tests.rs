@@ -6,6 +6,7 @@ use std::sync::Arc;
 use livekit_protocol as proto;
 use proto::participant_info::Kind;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::room::MediaPacket;
 use crate::testkit::*;
@@ -304,6 +305,59 @@ async fn a_recording_that_cannot_be_written_has_failed_and_says_where() {
         "{ended}"
     );
     server.shutdown().await;
+}
+
+#[tokio::test]
+async fn recordings_end_as_a_test_wants_them_to() {
+    use crate::EgressEnding as Ending;
+    for (ending, status, files) in [
+        (Ending::LimitReached, "EGRESS_LIMIT_REACHED", 2),
+        (Ending::Aborted, "EGRESS_ABORTED", 0),
+        (Ending::Failed, "EGRESS_FAILED", 0),
+        (Ending::BackedUp("backup".into()), "EGRESS_FAILED", 1),
+    ] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let ending = match ending {
+            Ending::BackedUp(folder) => Ending::BackedUp(dir.path().join(folder)),
+            other => other,
+        };
+        let backed_up = matches!(ending, Ending::BackedUp(_));
+        let gate = CancellationToken::new();
+        let options = Options {
+            recordings_dir: Some(dir.path().to_owned()),
+            egress: crate::EgressBehaviour {
+                ending,
+                held_until: Some(gate.clone()),
+                ..Default::default()
+            },
+            ..options()
+        };
+        let server = RoomServer::start(options)
+            .await
+            .expect("a loopback port is free");
+        let caller = join(&server, "call-1", "caller", Kind::Standard);
+        let egress_id = begin(&server, "a.ogg").await;
+        speak(&server, &caller);
+        until_status(&server, &egress_id, "EGRESS_ACTIVE").await;
+        let stop = json!({ "egress_id": egress_id });
+        call_ok(&server, "", "Egress/StopEgress", stop).await;
+        until_status(&server, &egress_id, "EGRESS_ENDING").await;
+        gate.cancel();
+        let ended = until_status(&server, &egress_id, status).await;
+        assert_eq!(
+            ended["backup_storage_used"] == json!(true),
+            backed_up,
+            "{ended}"
+        );
+        let folder = if backed_up {
+            dir.path().join("backup")
+        } else {
+            dir.path().to_owned()
+        };
+        let count = std::fs::read_dir(&folder).map_or(0, Iterator::count);
+        assert_eq!(count, files, "{status}");
+        server.shutdown().await;
+    }
 }
 
 #[tokio::test]

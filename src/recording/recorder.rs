@@ -1,5 +1,6 @@
 //! One call's recording, however it is made.
 
+use chrono::Utc;
 use livekit::webrtc::audio_stream::native::NativeAudioStream;
 use livekit_api::services::egress::EgressClient;
 use tracing::warn;
@@ -33,9 +34,12 @@ impl Recorder {
         if let Some(egress_id) = egress_of_somebody_else(session) {
             session::lock(session).set_recording_metadata(RecordingMetadata {
                 egress_id: Some(egress_id),
-                state: RecordingState::Active,
-                source: RecordingSource::External,
-                ..Default::default()
+                recording_start_time: None,
+                ..RecordingMetadata::begun(
+                    RecordingSource::External,
+                    RecordingState::Active,
+                    Utc::now(),
+                )
             });
             return None;
         }
@@ -72,10 +76,11 @@ impl Recorder {
                 Ok(recording) => {
                     session::lock(session).set_recording_metadata(RecordingMetadata {
                         recording_filename: Some(path),
-                        recording_start_time: Some(chrono::Utc::now()),
-                        state: RecordingState::Active,
-                        source: RecordingSource::Local,
-                        ..Default::default()
+                        ..RecordingMetadata::begun(
+                            RecordingSource::Local,
+                            RecordingState::Active,
+                            Utc::now(),
+                        )
                     });
                     Some(Self::Local(recording))
                 }
@@ -106,17 +111,11 @@ impl Recorder {
                     .cloned()
                     .unwrap_or_default();
                 session.set_recording_metadata(match result {
-                    Ok(()) => RecordingMetadata {
-                        state: RecordingState::Resolved,
-                        ..known
-                    },
+                    Ok(()) => known.advanced(RecordingState::Resolved, Utc::now(), None),
                     Err(error) => {
                         warn!(%error, "the recording is incomplete");
-                        RecordingMetadata {
-                            state: RecordingState::Failed,
-                            error: Some(error.to_string()),
-                            ..known
-                        }
+                        let why = Some(error.to_string());
+                        known.advanced(RecordingState::Failed, Utc::now(), why)
                     }
                 });
             }
@@ -133,9 +132,7 @@ fn egress_of_somebody_else(session: &SharedSession) -> Option<String> {
 fn note_failure(session: &SharedSession, source: RecordingSource, why: &str) {
     warn!(error = why, "the call is not recorded");
     session::lock(session).set_recording_metadata(RecordingMetadata {
-        state: RecordingState::Failed,
-        source,
         error: Some(why.to_owned()),
-        ..Default::default()
+        ..RecordingMetadata::begun(source, RecordingState::Failed, Utc::now())
     });
 }

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -15,12 +14,15 @@ use super::CommandResult;
 use crate::config::Config;
 use crate::ipc;
 use crate::providers;
+use crate::recording::webhook::Webhooks;
 use crate::store::Store;
 use crate::upload::PassOptions;
 use crate::worker::{self, CallProgram, HttpServer, Worker};
 
 /// How long the last delivery may take before a worker that was told to stop ends.
 const LAST_LOOK: Duration = Duration::from_secs(10);
+/// Ends of egresses that may wait to be heard by the delivery. What comes when it is full is dropped: recordings are looked for anyway.
+const EGRESS_ENDS: usize = 64;
 
 #[derive(Debug, clap::Args)]
 pub struct StartArguments {
@@ -50,6 +52,7 @@ pub async fn run(
 
     let stop = CancellationToken::new();
     let (poke, pokes) = mpsc::channel(1);
+    let (egress_ended, egress_ends) = mpsc::channel(EGRESS_ENDS);
     let delivery = if config.crm.base_url.is_empty() {
         warn!(
             "CRM_BASE_URL is not set: records wait in {}",
@@ -58,9 +61,13 @@ pub async fn run(
         None
     } else {
         Some(tokio::spawn(
-            super::uploads::uploader(&config, &store)?.run(pokes, stop.clone()),
+            super::uploads::uploader(&config, &store)?
+                .hurried_by(egress_ends)
+                .run(pokes, stop.clone()),
         ))
     };
+    let webhooks = Webhooks::new(&livekit.api_key, livekit.api_secret.expose());
+    let hears = worker::webhook_route(webhooks, egress_ended);
     let options = file
         .into_iter()
         .flat_map(|file| ["--config".into(), file.into_os_string()]);
@@ -74,8 +81,7 @@ pub async fn run(
         poke,
     )?
     .with_storage(config.storage);
-    let page =
-        tokio::spawn(http.serve(worker.status(), Some(metrics), Router::new(), stop.clone()));
+    let page = tokio::spawn(http.serve(worker.status(), Some(metrics), hears, stop.clone()));
     let result = worker.run(signals).await;
 
     stop.cancel();

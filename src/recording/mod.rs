@@ -7,11 +7,14 @@ mod location;
 mod manifest;
 mod recorder;
 pub mod resolve;
+mod s3;
+pub mod webhook;
 
 use serde::{Deserialize, Serialize};
 
 pub use local::LocalRecordingError;
 pub use recorder::Recorder;
+pub use s3::S3Config;
 
 /// Who records a call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -41,6 +44,8 @@ pub struct RecordingConfig {
     pub wait_s: u64,
     /// How long after the end of a call a recording that did not turn up in that time is still looked for, in seconds.
     pub late_s: u64,
+    /// Recordings that an egress puts into S3.
+    pub s3: S3Config,
 }
 
 impl Default for RecordingConfig {
@@ -52,6 +57,7 @@ impl Default for RecordingConfig {
             // An egress of an hour's call is written within a minute; LiveKit forgets the egress after a day.
             wait_s: 600,
             late_s: 24 * 3600,
+            s3: S3Config::default(),
         }
     }
 }
@@ -77,6 +83,6 @@ impl RecordingConfig {
                     .to_owned(),
             );
         }
-        Ok(())
+        self.s3.check()
     }
 }

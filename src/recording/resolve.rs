@@ -34,6 +34,7 @@ pub use super::location::S3Location;
 use super::RecordingConfig;
 use super::location::{Meaning, NameRules, RecordingPath};
 use super::manifest::Manifest;
+use super::s3::{S3Access, S3Object};
 
 /// A manifest is a few hundred bytes; more than this is something else.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
@@ -121,7 +122,7 @@ impl Resolution {
 /// A recording that can be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundRecording {
-    /// For the record: relative to the data folder.
+    /// For the record: relative to the data folder, or `s3://bucket/key`.
     pub name: String,
     /// Bytes.
     pub size: u64,
@@ -138,6 +139,7 @@ pub struct FoundRecording {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
     File(PathBuf),
+    S3(S3Object),
 }
 
 /// The bytes of a recording, in pieces.
@@ -164,6 +166,7 @@ impl FoundRecording {
                     READ_BYTES,
                 )))
             }
+            Place::S3(object) => Ok(object.open()),
         }
     }
 }
@@ -174,6 +177,7 @@ pub struct RecordingResolver {
     store: Store,
     config: Arc<RecordingConfig>,
     directory: Option<Arc<dyn EgressDirectory>>,
+    s3: S3Access,
 }
 
 impl std::fmt::Debug for RecordingResolver {
@@ -220,6 +224,20 @@ impl Candidate {
             size_seen: None,
         }
     }
+
+    /// Whether this, of two that are nothing yet, is what to tell: a file that is there before one that is not.
+    fn says_more_than(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::NotYet { .. }, Self::Nothing) => true,
+            (
+                Self::NotYet { size_seen, .. },
+                Self::NotYet {
+                    size_seen: known, ..
+                },
+            ) => size_seen.is_some() && known.is_none(),
+            _ => false,
+        }
+    }
 }
 
 /// Why a file counts as whole.
@@ -247,6 +265,7 @@ impl RecordingResolver {
     ) -> Self {
         Self {
             store,
+            s3: S3Access::new(config.s3.clone()),
             config: Arc::new(config),
             directory,
         }
@@ -270,17 +289,9 @@ impl RecordingResolver {
     }
 
     async fn look(&self, record: &CallRecord) -> Look {
-        let on_disk = {
-            let (this, record) = (self.clone(), record.clone());
-            // The folder may be on another machine, and the disk may be slow.
-            tokio::task::spawn_blocking(move || this.look_on_disk(&record))
-        };
-        let not_there = match on_disk.await {
-            Ok(Candidate::Found(found)) => return Look::Found(found),
-            Ok(not_there) => not_there,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            // The runtime is ending.
-            Err(_) => return not_yet("the worker is stopping".to_owned()),
+        let not_there = match self.look_here(record).await {
+            Candidate::Found(found) => return Look::Found(found),
+            not_there => not_there,
         };
         if !is_egress(record) {
             return without_egress(record, not_there);
@@ -294,8 +305,8 @@ impl RecordingResolver {
         }
     }
 
-    /// Everything that can be looked for without asking anybody. Blocks.
-    fn look_on_disk(&self, record: &CallRecord) -> Candidate {
+    /// Everything that can be looked for without asking the LiveKit server.
+    async fn look_here(&self, record: &CallRecord) -> Candidate {
         let recording = record.recording.as_ref();
         let part = &record.uploads.recording;
         let seen_before = Whole::SeenBefore {
@@ -316,7 +327,7 @@ impl RecordingResolver {
                 },
                 evidence: RecordingEvidence::Record,
             };
-            match self.candidate([path.as_str()], None, wanted) {
+            match self.candidate([path.as_str()], None, wanted).await {
                 Candidate::Found(mut found) => {
                     if ours {
                         // A recording that broke off is worth more than none.
@@ -329,7 +340,7 @@ impl RecordingResolver {
             }
         }
         if let Some(id) = record.egress_id() {
-            match self.look_in_manifest(&with_prefix(id)) {
+            match self.look_in_manifest(&with_prefix(id)).await {
                 Candidate::Nothing => {}
                 Candidate::Found(found) => return Candidate::Found(found),
                 not_yet => verdict = not_yet,
@@ -345,7 +356,7 @@ impl RecordingResolver {
                 whole: seen_before,
                 evidence: RecordingEvidence::Record,
             };
-            match self.candidate([name.as_str()], None, wanted) {
+            match self.candidate([name.as_str()], None, wanted).await {
                 Candidate::Found(found) => return Candidate::Found(found),
                 grows @ Candidate::NotYet {
                     size_seen: Some(_), ..
@@ -357,13 +368,14 @@ impl RecordingResolver {
     }
 
     /// `recordings/<egress id>.json`, which an egress writes after its file.
-    fn look_in_manifest(&self, egress_id: &str) -> Candidate {
+    async fn look_in_manifest(&self, egress_id: &str) -> Candidate {
         let file = RecordingPath {
             folder: self.config.local_prefix.trim_matches('/').to_owned(),
             rest: format!("{}.json", sanitise(egress_id)),
         };
         let name = file.to_string();
-        let manifest = match self.read_manifest(&file) {
+        let store = self.store.clone();
+        let manifest = match on_disk(move || read_manifest(&store, &file)).await {
             Ok(None) => return Candidate::Nothing,
             Ok(Some(manifest)) => manifest,
             Err(problem) => {
@@ -394,7 +406,7 @@ impl RecordingResolver {
         };
         let mut verdict = Candidate::Nothing;
         for file in &manifest.files {
-            match self.candidate(file.names(), None, wanted) {
+            match self.candidate(file.names(), None, wanted).await {
                 Candidate::Found(mut found) => {
                     found.duration = found.duration.or(manifest.duration);
                     return Candidate::Found(found);
@@ -407,27 +419,6 @@ impl RecordingResolver {
             Candidate::Nothing => Candidate::not_yet(format!("the manifest {name} names no file")),
             verdict => verdict,
         }
-    }
-
-    /// `None` when it is not there (yet).
-    fn read_manifest(&self, file: &RecordingPath) -> Result<Option<Manifest>, String> {
-        let path = self
-            .store
-            .resolve(&file.to_string())
-            .map_err(|error| format!("is refused: it {error}"))?;
-        let unreadable = |error: io::Error| format!("cannot be read: {error}");
-        let meta = match fs::metadata(&path) {
-            Ok(meta) => meta,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(unreadable(error)),
-        };
-        if !meta.is_file() {
-            return Err("is no file".to_owned());
-        }
-        if meta.len() > MAX_MANIFEST_BYTES {
-            return Err(format!("has {} bytes, which is no manifest", meta.len()));
-        }
-        Manifest::read(&fs::read(&path).map_err(unreadable)?).map(Some)
     }
 
     /// The server's Egress API, by the egress's id, then by the room.
@@ -494,14 +485,7 @@ impl RecordingResolver {
                 Some(why)
             }
         };
-        let this = self.clone();
-        let looking = tokio::task::spawn_blocking(move || this.look_for_files(&report));
-        let candidate = match looking.await {
-            Ok(candidate) => candidate,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => return not_yet("the worker is stopping".to_owned()),
-        };
-        match (candidate, flaw) {
+        match (self.look_for_files(&report).await, flaw) {
             (Candidate::Found(mut found), flaw) => {
                 found.flaw = flaw;
                 Look::Found(found)
@@ -517,7 +501,7 @@ impl RecordingResolver {
         }
     }
 
-    fn look_for_files(&self, report: &EgressReport) -> Candidate {
+    async fn look_for_files(&self, report: &EgressReport) -> Candidate {
         let mut verdict = Candidate::Nothing;
         for file in &report.files {
             let wanted = Wanted {
@@ -525,7 +509,7 @@ impl RecordingResolver {
                 evidence: RecordingEvidence::EgressApi,
             };
             let names = [file.filename.as_str(), file.location.as_str()];
-            match self.candidate(names, file.bucket.as_deref(), wanted) {
+            match self.candidate(names, file.bucket.as_deref(), wanted).await {
                 Candidate::Found(mut found) => {
                     found.duration = found.duration.or(file.duration);
                     return Candidate::Found(found);
@@ -538,99 +522,161 @@ impl RecordingResolver {
     }
 
     /// The first of the names, each in every way it can be meant, that is a whole recording. Names that are refused are logged.
-    fn candidate<'a>(
+    async fn candidate<'a>(
         &self,
         names: impl IntoIterator<Item = &'a str>,
         bucket: Option<&str>,
         wanted: Wanted,
     ) -> Candidate {
-        let root = self.store.root().to_string_lossy();
-        let rules = NameRules {
-            egress_prefix: &self.config.egress_prefix,
-            local_prefix: &self.config.local_prefix,
-            root: &root,
-            buckets: &[],
-        };
         let mut verdict = Candidate::Nothing;
         let mut tried = HashSet::new();
         for name in names {
             if name.is_empty() || !tried.insert(name) {
                 continue;
             }
-            let meaning = match bucket {
-                Some(bucket) if !name.contains("://") => rules.object(bucket, name),
-                _ => rules.meaning(name),
-            };
-            let refused = match meaning {
+            let candidate = match self.meaning(name, bucket) {
                 Meaning::Files(paths) => {
-                    for path in paths {
-                        match self.file(&path, wanted) {
-                            Candidate::Found(found) => return Candidate::Found(found),
-                            // That a file grows or is empty says more than that another is not there.
-                            grows @ Candidate::NotYet {
-                                size_seen: Some(_), ..
-                            } => verdict = grows,
-                            other if matches!(verdict, Candidate::Nothing) => verdict = other,
-                            _ => {}
-                        }
-                    }
-                    continue;
+                    let store = self.store.clone();
+                    on_disk(move || first_file(&store, &paths, wanted)).await
                 }
-                Meaning::S3(object) => format!("cannot be fetched from {object}"),
-                Meaning::Refused(why) => why,
+                Meaning::S3(location) => self.object(&location, wanted.evidence).await,
+                Meaning::Refused(why) => {
+                    let name = mask_numbers(&format!("{name:?}"));
+                    warn!(name, why, "recording refused");
+                    Candidate::not_yet(format!("the recording's name {name} {why}"))
+                }
             };
-            let name = mask_numbers(&format!("{name:?}"));
-            warn!(name, why = refused, "recording refused");
-            if !matches!(
-                verdict,
-                Candidate::NotYet {
-                    size_seen: Some(_),
-                    ..
-                }
-            ) {
-                verdict = Candidate::not_yet(format!("the recording's name {name} {refused}"));
+            match candidate {
+                Candidate::Found(found) => return Candidate::Found(found),
+                Candidate::Nothing => {}
+                // The last name is where an egress says that it has put the file, after the one that it was asked for.
+                not_yet if !verdict.says_more_than(&not_yet) => verdict = not_yet,
+                _ => {}
             }
         }
         verdict
     }
 
-    fn file(&self, file: &RecordingPath, wanted: Wanted) -> Candidate {
-        let name = file.to_string();
-        let path = match self.store.resolve(&name) {
-            Ok(path) => path,
-            Err(error) => {
-                let error = mask_numbers(&error.to_string());
-                warn!(error, "recording refused");
-                return Candidate::not_yet(format!(
-                    "the recording {name} is not inside the data folder"
-                ));
-            }
+    fn meaning(&self, name: &str, bucket: Option<&str>) -> Meaning {
+        let root = self.store.root().to_string_lossy();
+        let rules = NameRules {
+            egress_prefix: &self.config.egress_prefix,
+            local_prefix: &self.config.local_prefix,
+            root: &root,
+            buckets: self.s3.buckets(),
         };
-        let size = match fs::metadata(&path) {
-            Ok(meta) if meta.is_file() => meta.len(),
-            Ok(_) => return Candidate::not_yet(format!("the recording {name} is no file")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Candidate::not_yet(format!("the recording {name} is not there"));
-            }
-            Err(error) => {
-                return Candidate::not_yet(format!("the recording {name} cannot be read: {error}"));
-            }
-        };
-        if let Some(why) = incomplete(&name, size, wanted.whole) {
-            return Candidate::NotYet {
-                why,
-                size_seen: Some(size),
-            };
+        match bucket {
+            Some(bucket) if !name.contains("://") => rules.object(bucket, name),
+            _ => rules.meaning(name),
         }
-        Candidate::Found(FoundRecording {
-            name,
-            size,
-            duration: ogg_seconds(&path),
-            evidence: wanted.evidence,
-            flaw: None,
-            place: Place::File(path),
-        })
     }
+
+    /// An object is there as a whole or not at all.
+    async fn object(&self, location: &S3Location, evidence: RecordingEvidence) -> Candidate {
+        match self.s3.look(location).await {
+            Ok(Some(object)) if object.size > 0 => Candidate::Found(FoundRecording {
+                name: location.to_string(),
+                size: object.size,
+                duration: None,
+                evidence,
+                flaw: None,
+                place: Place::S3(object),
+            }),
+            Ok(Some(_)) => Candidate::NotYet {
+                why: format!("the recording {location} is empty"),
+                size_seen: Some(0),
+            },
+            Ok(None) => Candidate::not_yet(format!("the recording {location} is not there")),
+            Err(error) => {
+                let error = mask_numbers(&error);
+                warn!(error, "recording not looked for");
+                Candidate::not_yet(error)
+            }
+        }
+    }
+}
+
+/// Does what waits for the disk where it holds nothing else up: the folder may be on another machine.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // Only a panic or the end of the runtime gets here, and both are not ours to swallow.
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// `None` when it is not there (yet).
+fn read_manifest(store: &Store, file: &RecordingPath) -> Result<Option<Manifest>, String> {
+    let path = store
+        .resolve(&file.to_string())
+        .map_err(|error| format!("is refused: it {error}"))?;
+    let unreadable = |error: io::Error| format!("cannot be read: {error}");
+    let meta = match fs::metadata(&path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(error)),
+    };
+    if !meta.is_file() {
+        return Err("is no file".to_owned());
+    }
+    if meta.len() > MAX_MANIFEST_BYTES {
+        return Err(format!("has {} bytes, which is no manifest", meta.len()));
+    }
+    Manifest::read(&fs::read(&path).map_err(unreadable)?).map(Some)
+}
+
+/// The first of the files that is a whole recording.
+fn first_file(store: &Store, paths: &[RecordingPath], wanted: Wanted) -> Candidate {
+    let mut verdict = Candidate::Nothing;
+    for path in paths {
+        match look_at_file(store, path, wanted) {
+            Candidate::Found(found) => return Candidate::Found(found),
+            other if other.says_more_than(&verdict) => verdict = other,
+            _ => {}
+        }
+    }
+    verdict
+}
+
+fn look_at_file(store: &Store, file: &RecordingPath, wanted: Wanted) -> Candidate {
+    let name = file.to_string();
+    let path = match store.resolve(&name) {
+        Ok(path) => path,
+        Err(error) => {
+            let error = mask_numbers(&error.to_string());
+            warn!(error, "recording refused");
+            return Candidate::not_yet(format!(
+                "the recording {name} is not inside the data folder"
+            ));
+        }
+    };
+    let size = match fs::metadata(&path) {
+        Ok(meta) if meta.is_file() => meta.len(),
+        Ok(_) => return Candidate::not_yet(format!("the recording {name} is no file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Candidate::not_yet(format!("the recording {name} is not there"));
+        }
+        Err(error) => {
+            return Candidate::not_yet(format!("the recording {name} cannot be read: {error}"));
+        }
+    };
+    if let Some(why) = incomplete(&name, size, wanted.whole) {
+        return Candidate::NotYet {
+            why,
+            size_seen: Some(size),
+        };
+    }
+    Candidate::Found(FoundRecording {
+        name,
+        size,
+        duration: ogg_seconds(&path),
+        evidence: wanted.evidence,
+        flaw: None,
+        place: Place::File(path),
+    })
 }
 
 /// Why a file of this size is not whole; none when it is.

@@ -24,6 +24,8 @@ use super::{SuccessRule, Uploader, later};
 pub(super) enum Mode {
     /// Deliver it if its time has come.
     WhenDue,
+    /// Its recording is said to have come: deliver it, though its time has not.
+    Hurried,
     /// Deliver it now.
     Now,
     /// Say what would be done.
@@ -164,7 +166,7 @@ impl Uploader {
             record,
             claim: Some(claim),
             now,
-            patient: mode == Mode::WhenDue,
+            patient: matches!(mode, Mode::WhenDue | Mode::Hurried),
             tried: false,
             recording_uploaded: false,
             call_data_sent: false,

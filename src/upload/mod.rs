@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 use url::Url;
 
 use crate::recording::resolve::RecordingResolver;
+use crate::recording::webhook::EgressEnded;
 use crate::session::{CallRecord, PartState, RecordStatus, SessionId, time};
 use crate::store::{Store, StoreError};
 
@@ -33,7 +34,7 @@ use breaker::{Breaker, BreakerChange, BreakerSettings, BreakerState};
 use crm::Crm;
 use deliver::{Delivery, End, Mode, on_disk};
 use policy::{Backoff, Verdict};
-use queue::{Lane, Look, Queue, Schedule};
+use queue::{EgressMark, Lane, Look, Queue, Schedule};
 
 /// The shortest sleep between two looks at the folder, so that no mistake in a time makes the task spin.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(100);
@@ -316,6 +317,7 @@ pub struct Uploader {
     clock: Clock,
     queue: Queue,
     breaker: Mutex<Breaker>,
+    egress_ends: Option<mpsc::Receiver<EgressEnded>>,
 }
 
 impl fmt::Debug for Uploader {
@@ -350,7 +352,15 @@ impl Uploader {
             clock: Arc::new(time::now),
             queue,
             breaker,
+            egress_ends: None,
         })
+    }
+
+    /// Looks at once for the recordings of egresses that `ends` says have ended, instead of when their time has come.
+    #[must_use]
+    pub fn hurried_by(mut self, ends: mpsc::Receiver<EgressEnded>) -> Self {
+        self.egress_ends = Some(ends);
+        self
     }
 
     /// Takes the time from `clock`.
@@ -409,7 +419,7 @@ impl Uploader {
     }
 
     /// Delivers what is due until `stop`. `pokes` says that a record was just written; a channel of one place is enough.
-    pub async fn run(self, mut pokes: mpsc::Receiver<()>, stop: CancellationToken) {
+    pub async fn run(mut self, mut pokes: mpsc::Receiver<()>, stop: CancellationToken) {
         info!(crm.host = self.crm.host(), "delivery to the CRM started");
         describe_metrics();
         self.show_breaker(BreakerState::Closed);
@@ -426,6 +436,7 @@ impl Uploader {
         let mut look_at = Instant::now();
         let mut rested_at = Instant::now();
         let mut poked_open = true;
+        let mut egress_ends = self.egress_ends.take();
         loop {
             if Instant::now() >= look_at {
                 let began = Instant::now();
@@ -434,7 +445,12 @@ impl Uploader {
                 look_at = rested_at.max(Instant::now() + interval);
             }
             while let Some(next) = schedule.next(self.now(), |s, lane| self.has_room(s, lane)) {
-                running.push(self.deliver(next, Mode::WhenDue));
+                let mode = if schedule.is_hurried(&next.session_id) {
+                    Mode::Hurried
+                } else {
+                    Mode::WhenDue
+                };
+                running.push(self.deliver(next, mode));
             }
             let wake_at = look_at.min(self.next_wake(&schedule).unwrap_or(look_at));
             tokio::select! {
@@ -447,6 +463,10 @@ impl Uploader {
                     if poked_open {
                         look_at = rested_at;
                     }
+                }
+                ended = next_end(&mut egress_ends) => {
+                    let marks = [EgressMark::of_id(&ended.egress_id), EgressMark::of_room(&ended.room_name)];
+                    schedule.hurry(&marks, self.now());
                 }
                 () = tokio::time::sleep_until(wake_at) => {}
             }
@@ -588,6 +608,17 @@ impl Uploader {
         })
         .await
     }
+}
+
+/// The next egress that has ended; never, when nobody tells (any more).
+async fn next_end(ends: &mut Option<mpsc::Receiver<EgressEnded>>) -> EgressEnded {
+    if let Some(receiver) = ends {
+        if let Some(ended) = receiver.recv().await {
+            return ended;
+        }
+        *ends = None;
+    }
+    std::future::pending().await
 }
 
 fn describe_metrics() {

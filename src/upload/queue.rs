@@ -1,7 +1,8 @@
 //! What waits in `call_metadata/`, and who goes next. A folder of thousands is listed, but a record is read again only when its file has
 //! changed, and between two looks at the folder a due time costs no look.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tracing::error;
 
 use crate::recording::resolve::LONGEST_LOOK;
-use crate::session::{CallRecord, PartState, RecordStatus, SessionId};
+use crate::session::{CallRecord, PartState, RecordStatus, RecordingSource, SessionId};
 use crate::store::{PendingRecord, Store, StoreError};
 
 use super::later;
@@ -90,6 +91,40 @@ fn only_needs_sending(record: &CallRecord) -> bool {
     recording.is_settled() || is_known
 }
 
+/// What an egress is known by: its id, or its room where the id was lost. A number, which costs little to keep; should two ever be the
+/// same, a record is looked at once too often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct EgressMark(u64);
+
+impl EgressMark {
+    pub(super) fn of_id(id: &str) -> Self {
+        Self::of("id", id.strip_prefix("EG_").unwrap_or(id))
+    }
+
+    pub(super) fn of_room(room: &str) -> Self {
+        Self::of("room", room)
+    }
+
+    fn of(kind: &str, name: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (kind, name).hash(&mut hasher);
+        Self(hasher.finish())
+    }
+
+    /// The egress whose recording a record waits for.
+    fn awaited_by(record: &CallRecord) -> Option<Self> {
+        if record.uploads.recording.state.is_settled() {
+            return None;
+        }
+        if let Some(id) = record.egress_id() {
+            return Some(Self::of_id(id));
+        }
+        let recording = record.recording.as_ref()?;
+        let room = record.room.name.as_deref()?;
+        (recording.source == RecordingSource::Egress).then(|| Self::of_room(room))
+    }
+}
+
 /// What a record waits for, in the order in which they go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -132,6 +167,8 @@ pub(super) struct Waiting {
     pub ended_at: Option<DateTime<Utc>>,
     /// See [`only_needs_sending`].
     pub sends: bool,
+    /// Whose recording it waits for.
+    pub egress: Option<EgressMark>,
 }
 
 /// What a look at the folder found.
@@ -153,6 +190,7 @@ struct Known {
     due: Due,
     ended_at: Option<DateTime<Utc>>,
     sends: bool,
+    egress: Option<EgressMark>,
 }
 
 /// The folder, and what is known of it. Cheap to clone.
@@ -198,6 +236,7 @@ impl Queue {
                     due,
                     ended_at: current.ended_at,
                     sends: current.sends,
+                    egress: current.egress,
                 }),
                 None if current.due == Due::Unreadable => look.unreadable += 1,
                 None => look.resting += 1,
@@ -219,6 +258,7 @@ impl Queue {
                 due: now,
                 ended_at: None,
                 sends: true,
+                egress: None,
             })
             .collect();
         if waiting.is_empty() {
@@ -235,18 +275,19 @@ impl Queue {
     fn read(&self, pending: &PendingRecord) -> Option<Known> {
         // Asked for before it is read.
         let age = pending.modified.elapsed();
-        let (due, ended_at, sends) = match self.store.read_pending(pending) {
+        let (due, ended_at, sends, egress) = match self.store.read_pending(pending) {
             Ok(Some(record)) => (
                 due_of(&record),
                 record.timestamps.call_end,
                 only_needs_sending(&record),
+                EgressMark::awaited_by(&record),
             ),
             Ok(None) => return None,
             Err(error) => {
                 // Said once per version of the file: when a person repairs it, its time of change is new.
                 error!(session.id = %pending.session_id, %error, "record left out");
                 metrics::counter!("voicebot_records_unreadable_total").increment(1);
-                (Due::Unreadable, None, false)
+                (Due::Unreadable, None, false, None)
             }
         };
         Some(Known {
@@ -255,6 +296,7 @@ impl Queue {
             due,
             ended_at,
             sends,
+            egress,
         })
     }
 }
@@ -276,6 +318,8 @@ pub(super) struct Schedule {
     under_way: HashMap<SessionId, (Lane, Waiting)>,
     /// Records that fail here would otherwise be the oldest for ever, and tried for ever.
     put_off: HashMap<SessionId, PutOff>,
+    /// Records whose recording is said to have come since they were looked at: their time on disk does not count.
+    hurried: HashSet<SessionId>,
 }
 
 impl Schedule {
@@ -290,11 +334,43 @@ impl Schedule {
                 next.due = next.due.max(state.until);
                 put_off.insert(id, state);
             }
+            if self.hurried.contains(&next.pending.session_id) {
+                next.due = now;
+            }
             if !self.under_way.contains_key(&next.pending.session_id) {
                 self.add(next, now);
             }
         }
         self.put_off = put_off;
+        let (ready, under_way) = (&self.ready, &self.under_way);
+        self.hurried.retain(|id| {
+            under_way.contains_key(id) || ready.iter().any(|lane| lane.contains_key(id))
+        });
+    }
+
+    /// An egress has ended: what waits for its recording is due at once, and what looks for it just now is due again.
+    pub(super) fn hurry(&mut self, ended: &[EgressMark], now: DateTime<Utc>) {
+        let waits = |next: &Waiting| next.egress.is_some_and(|egress| ended.contains(&egress));
+        let under_way = self.under_way.iter().filter(|(_, (_, next))| waits(next));
+        self.hurried.extend(under_way.map(|(id, _)| id.clone()));
+        let keys: Vec<_> = self
+            .later
+            .iter()
+            .filter(|(_, next)| waits(next))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in keys {
+            if let Some(mut next) = self.later.remove(&key) {
+                next.due = now;
+                self.add(next, now);
+                self.hurried.insert(key.1);
+            }
+        }
+    }
+
+    /// Whether a record that goes now does so before its time on disk.
+    pub(super) fn is_hurried(&mut self, id: &SessionId) -> bool {
+        self.hurried.remove(id)
     }
 
     fn add(&mut self, next: Waiting, now: DateTime<Utc>) {
@@ -342,13 +418,14 @@ impl Schedule {
     pub(super) fn done(&mut self, id: &SessionId) {
         self.under_way.remove(id);
         self.put_off.remove(id);
+        self.hurried.remove(id);
     }
 
     /// What was under way is to be sent at this time.
     pub(super) fn again(&mut self, id: &SessionId, due: DateTime<Utc>, now: DateTime<Utc>) {
         self.put_off.remove(id);
         if let Some((_, mut next)) = self.under_way.remove(id) {
-            next.due = due;
+            next.due = if self.hurried.contains(id) { now } else { due };
             self.add(next, now);
         }
     }
@@ -416,6 +493,7 @@ mod tests {
             due: seconds(due),
             ended_at: Some(seconds(ended)),
             sends,
+            egress: Some(EgressMark::of_id(name)),
         }
     }
 
@@ -501,6 +579,32 @@ mod tests {
         assert_eq!(take_all(&mut schedule, seconds(7)), ["a"]);
         schedule.done(&id);
         assert_eq!((schedule.ready(), schedule.later()), (0, 0));
+    }
+
+    #[test]
+    fn the_end_of_an_egress_hurries_the_record_that_waits_for_it_and_no_other() {
+        let mut schedule = Schedule::default();
+        let all = || vec![waiting("a", 30, -9, false), waiting("b", 30, -9, false)];
+        schedule.replace(all(), now());
+        assert!(take_all(&mut schedule, now()).is_empty());
+        schedule.hurry(
+            &[EgressMark::of_room("b"), EgressMark::of_id("EG_b")],
+            now(),
+        );
+        // Neither a look at the folder nor the time on disk takes it back.
+        schedule.replace(all(), now());
+        let next = schedule.next(now(), |_, _| true).unwrap().session_id;
+        assert_eq!(next.as_str(), "b");
+        assert!(schedule.is_hurried(&next) && !schedule.is_hurried(&next));
+
+        // The end comes while the record is looked at, which may have been a moment too early.
+        schedule.hurry(&[EgressMark::of_id("b")], now());
+        schedule.again(&next, seconds(30), now());
+        assert_eq!(take_all(&mut schedule, now()), ["b"]);
+        schedule.done(&next);
+        assert!(!schedule.is_hurried(&next));
+        schedule.hurry(&[EgressMark::of_id("c")], now());
+        assert!(take_all(&mut schedule, now()).is_empty());
     }
 
     #[test]

@@ -1,30 +1,38 @@
-//! What operators and orchestrators ask the worker over HTTP: is it alive, does it take calls, how is it doing.
+//! What operators and orchestrators ask the worker over HTTP: is it alive, does it take calls, how is it doing. And what LiveKit tells it
+//! there: its webhooks.
 //!
-//! It reads the worker's status and changes nothing. Liveness and readiness differ on purpose: a worker that has lost its
+//! The pages read the worker's status and change nothing. Liveness and readiness differ on purpose: a worker that has lost its
 //! server must not be restarted, because it may be holding calls.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::body::{Body, to_bytes};
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
 
 use super::run::WorkerStatus;
 use super::{metrics, wire};
+use crate::recording::webhook::{EgressEnded, WebhookRefused, Webhooks};
 
 /// How often the metrics are tidied: without it, the samples of histograms that nobody asks for would pile up.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long requests in progress may take when the worker stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// A webhook has a few kilobytes: a room with its participant and track, or an egress with its request.
+const MAX_WEBHOOK_BYTES: usize = 256 * 1024;
+/// How long a webhook may take to arrive; LiveKit itself gives up after less.
+const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no page.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +130,61 @@ fn routes(status: watch::Receiver<WorkerStatus>, metrics: Option<PrometheusHandl
         .route("/worker", get(worker))
         .route("/metrics", get(render_metrics))
         .with_state(Page { status, metrics })
+}
+
+/// Where LiveKit sends its webhooks: `POST /webhook`. What they tell of recordings goes to `ended`; when that is full it is dropped,
+/// because the recordings are looked for anyway.
+pub fn webhook_route(webhooks: Webhooks, ended: mpsc::Sender<EgressEnded>) -> Router {
+    Router::new()
+        .route("/webhook", post(hear_webhook))
+        .with_state((webhooks, ended))
+}
+
+async fn hear_webhook(
+    State((webhooks, ended)): State<(Webhooks, mpsc::Sender<EgressEnded>)>,
+    headers: HeaderMap,
+    body: Body,
+) -> (StatusCode, String) {
+    // Nobody gets memory who does not even claim to be LiveKit.
+    let Some(authorization) = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+    else {
+        let why = WebhookRefused::Signature("it has none".to_owned());
+        return refuse_webhook(StatusCode::UNAUTHORIZED, &why);
+    };
+    let body = match timeout(WEBHOOK_TIMEOUT, to_bytes(body, MAX_WEBHOOK_BYTES)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => {
+            let why = format!("it is larger than {MAX_WEBHOOK_BYTES} bytes, or broke off");
+            return refuse_webhook(StatusCode::PAYLOAD_TOO_LARGE, &WebhookRefused::Content(why));
+        }
+        Err(_) => {
+            let why = format!("it took more than {} s", WEBHOOK_TIMEOUT.as_secs());
+            return refuse_webhook(StatusCode::REQUEST_TIMEOUT, &WebhookRefused::Content(why));
+        }
+    };
+    match webhooks.read(&body, authorization) {
+        Ok(event) => {
+            if let Some(event) = event {
+                debug!(
+                    egress.id = event.egress_id,
+                    "LiveKit says that an egress has ended"
+                );
+                if ended.try_send(event).is_err() {
+                    debug!("the webhook is dropped: nobody delivers, or many have come at once");
+                }
+            }
+            (StatusCode::OK, "heard".to_owned())
+        }
+        Err(why @ WebhookRefused::Signature(_)) => refuse_webhook(StatusCode::UNAUTHORIZED, &why),
+        Err(why @ WebhookRefused::Content(_)) => refuse_webhook(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
+fn refuse_webhook(status: StatusCode, why: &WebhookRefused) -> (StatusCode, String) {
+    warn!(error = %why, "webhook refused");
+    (status, why.to_string())
 }
 
 async fn alive() -> &'static str {

@@ -22,7 +22,7 @@ mod wire;
 
 pub use self::metrics::install as install_metrics;
 pub use config::WorkerConfig;
-pub use http::{HttpError, HttpServer};
+pub use http::{HttpError, HttpServer, webhook_route};
 pub use process::CallProgram;
 pub use run::{StopRequests, Worker, WorkerError, WorkerStatus, stop_signals};
 pub use wire::BadLiveKitUrl;

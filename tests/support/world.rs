@@ -121,16 +121,27 @@ pub struct World {
 impl World {
     /// A world in which the agent plays `agent`, with these settings besides.
     pub async fn new(agent: Value, settings: &[(&str, &str)]) -> Self {
+        Self::with(agent, settings, |_, _| {}).await
+    }
+
+    /// The same, around a server that is started differently; `change` gets the data folder as well.
+    pub async fn with(
+        agent: Value,
+        settings: &[(&str, &str)],
+        change: impl FnOnce(&mut Options, &Path),
+    ) -> Self {
         let crm = FakeCrm::start().await;
         let folder = tempfile::tempdir().expect("a folder");
         let data = folder.path().canonicalize().expect("the folder");
-        let server = RoomServer::start(Options {
+        let mut options = Options {
             keys: vec![(API_KEY.into(), API_SECRET.into())],
             recordings_dir: Some(data.clone()),
             ..Options::default()
-        })
-        .await
-        .expect("the room server starts");
+        };
+        change(&mut options, &data);
+        let server = RoomServer::start(options)
+            .await
+            .expect("the room server starts");
         let script_file = data.join("script.json");
         fs::write(&script_file, script(agent).to_string()).expect("the script");
         fs::create_dir(data.join("personas")).expect("the folder of personas");

@@ -1,0 +1,88 @@
+//! LiveKit's webhooks, as far as recordings are concerned: an egress has ended.
+//!
+//! They get lost (the server keeps them for half a minute at most), so they only hurry what is done anyway; nothing in them is taken for
+//! true beyond the egress's name.
+
+use livekit_api::access_token::TokenVerifier;
+use livekit_api::webhooks::{WebhookError, WebhookReceiver};
+use livekit_protocol as proto;
+
+/// An egress that writes nothing more, or never did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressEnded {
+    /// `EG_…`
+    pub egress_id: String,
+    /// The name of its room.
+    pub room_name: String,
+}
+
+/// Why a webhook is not heard.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WebhookRefused {
+    /// It is not from our server, or was changed on its way.
+    #[error(
+        "the signature is not of LIVEKIT_API_KEY: {0}; the server's webhook.api_key must be the key that this worker has"
+    )]
+    Signature(String),
+    /// It is from our server, and not understood.
+    #[error("it is not a webhook of LiveKit: {0}")]
+    Content(String),
+}
+
+/// Reads webhooks and checks that they come from our server.
+#[derive(Debug, Clone)]
+pub struct Webhooks {
+    receiver: WebhookReceiver,
+}
+
+impl Webhooks {
+    /// For webhooks that are signed with this key.
+    pub fn new(api_key: &str, api_secret: &str) -> Self {
+        Self {
+            receiver: WebhookReceiver::new(TokenVerifier::with_api_key(api_key, api_secret)),
+        }
+    }
+
+    /// What a webhook tells: the end of an egress, or nothing of interest. `authorization` is the header's value: a token with the body's
+    /// SHA-256 in it.
+    ///
+    /// # Errors
+    /// When it is not signed by our server, or not readable.
+    pub fn read(
+        &self,
+        body: &[u8],
+        authorization: &str,
+    ) -> Result<Option<EgressEnded>, WebhookRefused> {
+        let token = authorization
+            .strip_prefix("Bearer ")
+            .unwrap_or(authorization);
+        let text = std::str::from_utf8(body)
+            .map_err(|_| WebhookRefused::Signature("the body is no text".to_owned()))?;
+        match self.receiver.receive(text, token) {
+            Ok(event) => Ok(egress_ended(event)),
+            // Checked last, so the signature was good.
+            Err(WebhookError::InvalidData(error)) => {
+                Err(WebhookRefused::Content(error.to_string()))
+            }
+            Err(error) => Err(WebhookRefused::Signature(error.to_string())),
+        }
+    }
+}
+
+/// The last status of an egress may come as an update, too; the event that follows it may be lost.
+fn egress_ended(event: proto::WebhookEvent) -> Option<EgressEnded> {
+    use proto::EgressStatus as Status;
+    let egress = event.egress_info?;
+    let ended = match event.event.as_str() {
+        "egress_ended" => true,
+        "egress_updated" => !matches!(
+            egress.status(),
+            Status::EgressStarting | Status::EgressActive | Status::EgressEnding
+        ),
+        _ => false,
+    };
+    ended.then_some(EgressEnded {
+        egress_id: egress.egress_id,
+        room_name: egress.room_name,
+    })
+}

@@ -11,6 +11,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
 use crate::call::{CallConfig, PersonaConfig};
+use crate::ledger::mongodb::MongoConfig;
 use crate::providers::ProvidersConfig;
 use crate::recording::RecordingConfig;
 use crate::store::StorageConfig;
@@ -84,6 +85,8 @@ pub struct Config {
     pub upload: UploadConfig,
     /// Room on the disk.
     pub storage: StorageConfig,
+    /// The copy of all calls in MongoDB.
+    pub mongodb: MongoConfig,
     /// Log output.
     pub log: LogConfig,
 }
@@ -103,6 +106,7 @@ impl Default for Config {
             crm: Default::default(),
             upload: Default::default(),
             storage: Default::default(),
+            mongodb: Default::default(),
             log: Default::default(),
         }
     }
@@ -210,6 +214,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         let faults: Vec<String> = [
             self.upload.check(),
+            self.mongodb.check(),
             self.tools.check(),
             self.recording.check(),
         ]

@@ -12,7 +12,8 @@
 //! 4. Everything that must survive is an event of the [`session`], which the [`store`] appends to the journal as it happens. At
 //!    hangup the journal is folded into conversation, leads and the record in `call_metadata/`.
 //! 5. [`upload`], a task of the worker, finds the recording, delivers it and the call data to the CRM, and archives the record.
-//! 6. [`ledger`] finds calls again, on disk at whatever stage they are, and tells what happened to them.
+//! 6. [`ledger`] finds calls again, on disk at whatever stage they are, and tells what happened to them; `ledger::mongodb`, a task of the worker,
+//!    keeps the copy of them in MongoDB.
 //!
 //! [`cli`] has the commands and what `demo` and `dev` build around a worker; [`config`] puts the settings together. Beside this
 //! package: `crates/libwebrtc`, the media engine under the official `livekit` crate; `crates/roomserver`, the room server for

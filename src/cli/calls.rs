@@ -12,6 +12,7 @@ use crate::call::mask;
 use crate::config::Config;
 use crate::ledger::{
     self, CallFilter, FoundCall, LookedAt, Moment, Query, SearchResult, Standing, Step, Unreadable,
+    WholeCall, mongodb,
 };
 use crate::session::{
     AttemptOutcome, CallStatus, Direction, PartState, RecordingSource, Role, mask_numbers, time,
@@ -24,6 +25,12 @@ pub enum CallsCommand {
     List(ListArguments),
     /// What happened to one call, from its dispatch to the CRM's answer
     Show(ShowArguments),
+    /// Write to MongoDB what it does not have yet; a running worker does this by itself
+    Sync {
+        /// One JSON object instead of a sentence
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -55,6 +62,9 @@ pub struct ListArguments {
 pub struct ShowArguments {
     /// The id of a session, call, job, egress, lead or room, the name of a room, or a number
     id: String,
+    /// Look in MongoDB alone; without this, it is asked for calls that are not in the data folder
+    #[arg(long)]
+    mongodb: bool,
     /// JSON instead of text
     #[arg(long)]
     json: bool,
@@ -148,12 +158,41 @@ fn parse_digits(text: &str) -> Result<String, String> {
     }
 }
 
+/// What is missing for a command that needs MongoDB.
+const NO_MONGODB: &str =
+    "MONGODB_URI is not set: the address of MongoDB, such as mongodb://user:password@host:27017/";
+
+async fn sync(config: &Config, json: bool) -> CommandResult {
+    let store = Store::open(&config.data_dir)?;
+    let Some(pass) = mongodb::catch_up(&config.mongodb, &store).await? else {
+        return Err(NO_MONGODB.into());
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&pass)?);
+    } else if pass.elsewhere {
+        println!("A running worker writes the calls of this folder to MongoDB.");
+    } else {
+        println!(
+            "{} calls written, {} refused, {} left",
+            pass.written, pass.refused, pass.behind
+        );
+    }
+    if let Some(why) = pass.down {
+        return Err(why.into());
+    }
+    Ok(if pass.refused == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
 /// Runs one of the commands.
 pub async fn run(command: CallsCommand, config: &Config) -> CommandResult {
-    let store = Store::open(&config.data_dir)?;
     match command {
-        CallsCommand::List(arguments) => list(&arguments, &store),
-        CallsCommand::Show(arguments) => show(&arguments, &store),
+        CallsCommand::List(arguments) => list(&arguments, &Store::open(&config.data_dir)?),
+        CallsCommand::Show(arguments) => show(&arguments, config).await,
+        CallsCommand::Sync { json } => sync(config, json).await,
     }
 }
 
@@ -352,31 +391,72 @@ fn summary(call: &FoundCall, numbers: bool) -> Value {
     })
 }
 
-fn show(arguments: &ShowArguments, store: &Store) -> CommandResult {
+async fn show(arguments: &ShowArguments, config: &Config) -> CommandResult {
     let query = Query::new(&arguments.id);
-    let mut found = ledger::find(store, &query)?;
+    if arguments.mongodb {
+        return match mongodb::look_up(&config.mongodb, &query).await? {
+            None => Err(NO_MONGODB.into()),
+            Some(calls) => show_stored(calls, arguments)?
+                .ok_or_else(|| format!("no call in MongoDB is named {}", named(&query)).into()),
+        };
+    }
+    let store = Store::open(&config.data_dir)?;
+    let mut found = ledger::find(&store, &query)?;
     for unreadable in &found.unreadable {
         say_skipped(unreadable);
     }
-    match found.calls.len() {
-        0 => Err(not_found(&query, &found, store).into()),
-        1 => {
-            let call = Shown::read(store, found.calls.remove(0), arguments.numbers);
-            let mut output = Output::new();
-            if arguments.json {
-                output.line(&serde_json::to_string_pretty(&call.json())?)?;
-            } else {
-                for line in call.lines() {
-                    if !output.line(&line)? {
-                        break;
-                    }
-                }
-            }
-            output.finish()?;
-            Ok(ExitCode::SUCCESS)
-        }
-        _ => several(&query, &found, arguments),
+    if found.calls.len() > 1 {
+        return several(&found.calls, found.more, arguments);
     }
+    if let Some(call) = found.calls.pop() {
+        return print(&Shown::read(&store, call, arguments.numbers), arguments);
+    }
+    let not_found = not_found(&query, &found, &store);
+    match mongodb::look_up(&config.mongodb, &query).await {
+        Ok(None) => Err(not_found.into()),
+        Ok(Some(calls)) => show_stored(calls, arguments)?
+            .ok_or_else(|| format!("{not_found}; nor is there one in MongoDB").into()),
+        Err(error) => Err(format!("{not_found}; MongoDB could not be asked: {error}").into()),
+    }
+}
+
+/// Shows what MongoDB has. `None`: it has nothing.
+fn show_stored(
+    mut calls: Vec<WholeCall>,
+    arguments: &ShowArguments,
+) -> Result<Option<ExitCode>, Box<dyn std::error::Error>> {
+    match (calls.len(), calls.pop()) {
+        (1, Some(call)) => {
+            let shown = Shown::of(call, Vec::new(), arguments.numbers);
+            print(&shown, arguments).map(Some)
+        }
+        (_, None) => Ok(None),
+        (_, Some(last)) => {
+            calls.push(last);
+            let calls: Vec<FoundCall> = calls.into_iter().map(|whole| whole.call).collect();
+            several(&calls, false, arguments).map(Some)
+        }
+    }
+}
+
+fn print(shown: &Shown, arguments: &ShowArguments) -> CommandResult {
+    let mut output = Output::new();
+    if arguments.json {
+        output.line(&serde_json::to_string_pretty(&shown.json())?)?;
+    } else {
+        for line in shown.lines() {
+            if !output.line(&line)? {
+                break;
+            }
+        }
+    }
+    output.finish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was asked for, fit for the log of a terminal.
+fn named(query: &Query) -> String {
+    query.digits().map_or(query.text().to_owned(), mask)
 }
 
 /// What to say to somebody who asked for a call that is not there.
@@ -387,10 +467,10 @@ pub fn not_found(query: &Query, found: &SearchResult, store: &Store) -> String {
         archived,
         leads,
     } = found.looked_at;
-    let asked = query.digits().map_or(query.text().to_owned(), mask);
     let mut text = format!(
-        "no call has the id, room or number {asked}; looked at {journals} running calls, {waiting} records in call_metadata, \
+        "no call has the id, room or number {}; looked at {journals} running calls, {waiting} records in call_metadata, \
          {archived} in processed_metadata and {leads} leads of {} (data_dir)",
+        named(query),
         store.root().display()
     );
     if !found.unreadable.is_empty() {
@@ -402,41 +482,35 @@ pub fn not_found(query: &Query, found: &SearchResult, store: &Store) -> String {
     text
 }
 
-fn several(query: &Query, found: &SearchResult, arguments: &ShowArguments) -> CommandResult {
+fn several(calls: &[FoundCall], more: bool, arguments: &ShowArguments) -> CommandResult {
     let mut output = Output::new();
     if arguments.json {
-        let calls: Vec<Value> = found
-            .calls
+        let calls: Vec<Value> = calls
             .iter()
             .map(|call| summary(call, arguments.numbers))
             .collect();
-        let answer = json!({ "matches": calls, "more": found.more });
+        let answer = json!({ "matches": calls, "more": more });
         output.line(&serde_json::to_string_pretty(&answer)?)?;
     } else {
         output.line(&Row::HEADER.line())?;
-        for call in &found.calls {
+        for call in calls {
             if !output.line(&Row::of(call, arguments.numbers).line())? {
                 break;
             }
         }
     }
     output.finish()?;
-    let number = query.digits().map_or(String::new(), |_| {
-        ", or list those of the number with `voicebot calls list --number … --since …`".to_owned()
-    });
     eprintln!(
-        "{}{} calls are meant by this: show one of them by its session{number}.",
-        if found.more { "More than " } else { "" },
-        found.calls.len()
+        "{}{} calls are meant by this: show one of them by its session, or narrow the list with `voicebot calls list --number … --since …`.",
+        if more { "More than " } else { "" },
+        calls.len()
     );
     Ok(ExitCode::FAILURE)
 }
 
 /// A call with everything that belongs to it, as it may be shown.
 struct Shown {
-    call: FoundCall,
-    conversation: Option<Value>,
-    leads: Vec<(String, Value)>,
+    whole: WholeCall,
     trail: Vec<Moment>,
     /// Files that the record names and that cannot be read.
     problems: Vec<String>,
@@ -445,61 +519,40 @@ struct Shown {
 impl Shown {
     fn read(store: &Store, call: FoundCall, numbers: bool) -> Self {
         let mut problems = Vec::new();
-        let mut read = |relative: &str| match store.read_json(relative) {
-            Ok(Some(value)) => Some(value),
-            Ok(None) => {
-                problems.push(format!("the file {relative} is not there"));
-                None
-            }
-            Err(error) => {
-                problems.push(error.to_string());
-                None
-            }
-        };
-        let files = &call.record.files;
-        let conversation = files.conversation.as_deref().and_then(&mut read);
-        let leads: Vec<(String, Value)> = files
-            .leads
-            .iter()
-            .filter_map(|file| Some((file.clone(), read(file)?)))
-            .collect();
-        Self::of(call, conversation, leads, problems, numbers)
+        let whole = WholeCall::read(store, call, |problem| problems.push(problem));
+        Self::of(whole, problems, numbers)
     }
 
-    fn of(
-        mut call: FoundCall,
-        mut conversation: Option<Value>,
-        mut leads: Vec<(String, Value)>,
-        mut problems: Vec<String>,
-        numbers: bool,
-    ) -> Self {
+    fn of(mut whole: WholeCall, mut problems: Vec<String>, numbers: bool) -> Self {
         if !numbers {
-            call = ledger::masked_call(call);
-            conversation = conversation.map(ledger::masked);
-            leads = leads
-                .into_iter()
-                .map(|(file, lead)| (file, ledger::masked(lead)))
-                .collect();
+            whole = WholeCall {
+                call: ledger::masked_call(whole.call),
+                conversation: whole.conversation.map(ledger::masked),
+                leads: whole
+                    .leads
+                    .into_iter()
+                    .map(|(file, lead)| (file, ledger::masked(lead)))
+                    .collect(),
+            };
             for problem in &mut problems {
                 *problem = mask_numbers(problem);
             }
         }
-        let trail = ledger::trail(&call, conversation.as_ref(), &leads);
+        let trail = ledger::trail(&whole);
         Self {
-            call,
-            conversation,
-            leads,
+            whole,
             trail,
             problems,
         }
     }
 
     fn json(&self) -> Value {
-        let mut answer = summary(&self.call, true);
+        let mut answer = summary(&self.whole.call, true);
         answer["trail"] = json!(self.trail);
-        answer["record"] = json!(self.call.record);
-        answer["conversation"] = json!(self.conversation);
+        answer["record"] = json!(self.whole.call.record);
+        answer["conversation"] = json!(self.whole.conversation);
         answer["leads"] = self
+            .whole
             .leads
             .iter()
             .map(|(file, lead)| json!({ "file": file, "lead": lead }))
@@ -537,12 +590,9 @@ impl Shown {
     }
 
     fn facts(&self) -> Vec<String> {
-        let record = &self.call.record;
-        let mut lines = vec![format!(
-            "{}  {}",
-            record.session_id,
-            self.call.standing.name()
-        )];
+        let call = &self.whole.call;
+        let record = &call.record;
+        let mut lines = vec![format!("{}  {}", record.session_id, call.standing.name())];
         let mut fact = |name: &str, parts: &[Option<String>]| {
             let text: Vec<&str> = parts.iter().flatten().map(String::as_str).collect();
             if !text.is_empty() {
@@ -554,14 +604,14 @@ impl Shown {
             "call",
             &[
                 record.call_id.clone(),
-                outcome_of(&self.call),
-                self.call.duration_s().map(length),
+                outcome_of(call),
+                call.duration_s().map(length),
             ],
         );
         fact(
             "number",
             &[
-                self.call.number().map(str::to_owned),
+                call.number().map(str::to_owned),
                 Some(word(&record.direction)),
                 named("our number", record.trunk_number.as_deref()),
                 named("SIP", record.sip_call_id.as_deref()),
@@ -587,7 +637,7 @@ impl Shown {
             ],
         );
         let uploads = &record.uploads;
-        if self.call.live.is_none() {
+        if call.live.is_none() {
             let part = |name: &str, state: PartState, attempts: u32| {
                 Some(format!("{name} {} ({attempts} requests)", word(&state)))
             };
@@ -607,7 +657,7 @@ impl Shown {
                 ],
             );
         }
-        fact("file", &[Some(self.call.file.clone())]);
+        fact("file", &[Some(call.file.clone())]);
         lines
     }
 }

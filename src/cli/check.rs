@@ -8,6 +8,7 @@ use livekit_api::services::room::RoomClient;
 use super::CommandResult;
 use crate::call::{Personas, http_address};
 use crate::config::{Config, Secret};
+use crate::ledger::mongodb;
 use crate::providers::{self, Vendor};
 use crate::store::Store;
 
@@ -35,6 +36,10 @@ pub async fn run(config: &Config) -> CommandResult {
         Finding {
             what: "CRM",
             result: crm(config, &http).await,
+        },
+        Finding {
+            what: "MongoDB",
+            result: mongodb(config).await,
         },
         Finding {
             what: "providers",
@@ -103,6 +108,14 @@ async fn livekit(config: &Config) -> Result<String, String> {
             settings.url,
             PATIENCE.as_secs()
         )),
+    }
+}
+
+async fn mongodb(config: &Config) -> Result<String, String> {
+    match mongodb::ping(&config.mongodb).await {
+        Ok(Some(name)) => Ok(format!("{name} answers")),
+        Ok(None) => Ok("not used, MONGODB_URI is not set".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

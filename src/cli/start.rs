@@ -13,6 +13,7 @@ use tracing::warn;
 use super::CommandResult;
 use crate::config::Config;
 use crate::ipc;
+use crate::ledger::mongodb;
 use crate::providers;
 use crate::recording::webhook::Webhooks;
 use crate::store::Store;
@@ -68,6 +69,9 @@ pub async fn run(
     };
     let webhooks = Webhooks::new(&livekit.api_key, livekit.api_secret.expose());
     let hears = worker::webhook_route(webhooks, egress_ended);
+    // Stopped last: what the last delivery changes belongs into the copy too.
+    let stop_copy = CancellationToken::new();
+    let copy = mongodb::start(&config.mongodb, &store, stop_copy.clone())?;
     let options = file
         .into_iter()
         .flat_map(|file| ["--config".into(), file.into_os_string()]);
@@ -94,6 +98,10 @@ pub async fn run(
             Ok(Err(error)) => warn!(%error, "records may be waiting for the next start"),
             Err(_) => warn!("records wait for the next start: the CRM took too long"),
         }
+    }
+    stop_copy.cancel();
+    if let Some(copy) = copy {
+        copy.await?;
     }
     page.await??;
     result?;

@@ -4,11 +4,13 @@
 //! Nothing here changes a record or makes a call wait.
 
 mod mask;
+pub mod mongodb;
 mod search;
 mod trail;
 
 pub use mask::{masked, masked_call};
 pub use search::{
-    CallFilter, FoundCall, Live, LookedAt, Query, SearchResult, Standing, Unreadable, find, list,
+    CallFilter, FoundCall, Live, LookedAt, Query, SearchResult, Standing, Unreadable, WholeCall,
+    find, list,
 };
 pub use trail::{Moment, Step, trail};

@@ -106,6 +106,15 @@ impl FoundCall {
         }
     }
 
+    /// Reads a call's file where it was. `None`: it is not there any more.
+    #[cfg(feature = "mongodb")]
+    pub(super) fn open_here(store: &Store, file: &CallFile) -> Result<Option<Self>, Unreadable> {
+        Self::read(store, file).map_err(|error| Unreadable {
+            file: file.relative(),
+            problem: error.to_string(),
+        })
+    }
+
     fn read(store: &Store, file: &CallFile) -> Result<Option<Self>, StoreError> {
         let Some(id) = file.session_id() else {
             return Ok(None);
@@ -192,6 +201,46 @@ impl FoundCall {
         let known = |number: &&str| !number.is_empty();
         let caller = || record.caller_number.as_deref().filter(known);
         record.other_party().or_else(caller)
+    }
+}
+
+/// A call with the content of its files, from the data folder or from MongoDB.
+#[derive(Debug, Clone)]
+pub struct WholeCall {
+    /// The call and its record.
+    pub call: FoundCall,
+    /// The conversation file's content.
+    pub conversation: Option<Value>,
+    /// The leads, with the paths of their files.
+    pub leads: Vec<(String, Value)>,
+}
+
+impl WholeCall {
+    /// A call of the data folder with the files that its record names. `problem` hears of those that are not there or not readable.
+    pub fn read(store: &Store, call: FoundCall, mut problem: impl FnMut(String)) -> Self {
+        let mut read = |relative: &str| match store.read_json(relative) {
+            Ok(Some(value)) => Some(value),
+            Ok(None) => {
+                problem(format!("the file {relative} is not there"));
+                None
+            }
+            Err(error) => {
+                problem(error.to_string());
+                None
+            }
+        };
+        let files = &call.record.files;
+        let conversation = files.conversation.as_deref().and_then(&mut read);
+        let leads = files
+            .leads
+            .iter()
+            .filter_map(|file| Some((file.clone(), read(file)?)))
+            .collect();
+        Self {
+            call,
+            conversation,
+            leads,
+        }
     }
 }
 

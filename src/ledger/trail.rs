@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::search::FoundCall;
+use super::search::{FoundCall, WholeCall};
 use crate::session::{
     AttemptOutcome, CallStatus, CloseReason, Direction, RecordingEvidence, RecordingSource,
     RecordingState, Role, time,
@@ -179,15 +179,16 @@ pub enum Step {
     },
 }
 
-/// The trail of a call. `conversation` and `leads` are the files' contents; leads come with their paths.
-pub fn trail(
-    call: &FoundCall,
-    conversation: Option<&Value>,
-    leads: &[(String, Value)],
-) -> Vec<Moment> {
+/// The trail of a call.
+pub fn trail(whole: &WholeCall) -> Vec<Moment> {
+    let WholeCall {
+        call,
+        conversation,
+        leads,
+    } = whole;
     let mut trail = Trail::default();
     trail.beginning(call);
-    trail.conversation(call, conversation);
+    trail.conversation(call, conversation.as_ref());
     for intent in &call.record.intents {
         let step = Step::Intent {
             intent: intent.intent.clone(),

@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use chrono::{DateTime, NaiveDate, Utc};
 
@@ -129,29 +130,47 @@ impl Store {
     pub fn call_files(&self) -> Result<Vec<CallFile>, StoreError> {
         let mut files = Vec::new();
         for place in Place::ALL {
-            let folder = self.root().join(place.folder());
-            let entries = fs::read_dir(&folder).map_err(StoreError::io("list", &folder))?;
-            for entry in entries.flatten() {
-                let name = entry.file_name();
-                let name = name.to_string_lossy();
-                let Some(session) = place.session_of(&name) else {
-                    continue;
-                };
-                let written = || Some(entry.metadata().ok()?.modified().ok()?.into());
-                // One that has moved on since the listing began is met again in the next folder, or by the next listing.
-                let Some(began) = time_in_name(session).or_else(written) else {
-                    continue;
-                };
-                files.push(CallFile {
+            self.visit_call_files(place, |file| files.push(file))?;
+        }
+        // All files of one session stand side by side.
+        files.sort_by(|a, b| a.order().cmp(&b.order()));
+        Ok(files)
+    }
+
+    /// Shows `visit` the files of one folder in no order, one at a time.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn visit_call_files(
+        &self,
+        place: Place,
+        mut visit: impl FnMut(CallFile),
+    ) -> Result<(), StoreError> {
+        let folder = self.root().join(place.folder());
+        let entries = fs::read_dir(&folder).map_err(StoreError::io("list", &folder))?;
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let Some(session) = place.session_of(&name) else {
+                continue;
+            };
+            let written = || Some(entry.metadata().ok()?.modified().ok()?.into());
+            // One that has moved on since the listing began is met again in the next folder, or by the next listing.
+            if let Some(began) = time_in_name(session).or_else(written) {
+                visit(CallFile {
                     place,
                     began,
                     name: name.as_ref().into(),
                 });
             }
         }
-        // All files of one session stand side by side.
-        files.sort_by(|a, b| a.order().cmp(&b.order()));
-        Ok(files)
+        Ok(())
+    }
+
+    /// When the file was last written, and its bytes. `None` when it is not there any more.
+    pub fn changed(&self, file: &CallFile) -> Option<(SystemTime, u64)> {
+        let metadata = fs::metadata(self.path(&file.relative())).ok()?;
+        Some((metadata.modified().ok()?, metadata.len()))
     }
 
     /// The files of one session, if there are any.

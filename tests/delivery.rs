@@ -14,8 +14,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crm::{Answer, FakeCrm};
 use data::{CALLER, DataFolder, at, hangup, session_id};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use voicebot::config::Secret;
 use voicebot::recording::RecordingConfig;
 use voicebot::recording::resolve::{
     EgressAnswer, EgressDirectory, EgressFile, EgressProgress, EgressQuery, EgressReport,
@@ -23,7 +25,7 @@ use voicebot::recording::resolve::{
 };
 use voicebot::session::{self, Lead, LeadId, RecordingMetadata, RecordingSource, RecordingState};
 use voicebot::upload::{
-    self, CrmConfig, CrmToken, PassOptions, PassStats, SuccessRule, UploadConfig, Uploader,
+    self, CrmConfig, CrmSecrets, PassOptions, PassStats, SuccessRule, UploadConfig, Uploader,
 };
 
 const ID: &str = "session_20261121_100000_aaaaaa";
@@ -38,6 +40,8 @@ struct World {
     egress: Arc<FakeEgress>,
     config: UploadConfig,
     recording: RecordingConfig,
+    secrets: CrmSecrets,
+    signature_header: &'static str,
 }
 
 /// The server's egress API as a table.
@@ -68,12 +72,18 @@ impl World {
             egress: Arc::default(),
             config: UploadConfig::default(),
             recording: RecordingConfig::default(),
+            secrets: CrmSecrets {
+                token: Some(Secret::new("t0ken")),
+                signing: None,
+            },
+            signature_header: "",
         }
     }
 
     fn uploader_to(&self, base_url: &str) -> Uploader {
         let crm = CrmConfig {
             base_url: base_url.to_owned(),
+            signature_header: self.signature_header.to_owned(),
             timeout_ms: 2_000,
             ..CrmConfig::default()
         };
@@ -88,7 +98,7 @@ impl World {
             self.data.store.clone(),
             self.config.clone(),
             crm,
-            CrmToken::new("t0ken"),
+            self.secrets.clone(),
             resolver,
         )
         .expect("the settings are good")
@@ -703,11 +713,7 @@ async fn a_recording_that_never_turns_up_is_waited_for_ten_minutes_and_no_longer
     world.egress_call(ID, "EG_1");
     let started = *world.now.lock().unwrap();
     let mut looks = 0;
-    loop {
-        let stats = world.pass().await;
-        if stats.files_processed == 1 {
-            break;
-        }
+    while world.pass().await.call_data_sent == 0 {
         assert!(looks < 100, "it ends");
         looks += 1;
         world.advance(10);
@@ -718,14 +724,97 @@ async fn a_recording_that_never_turns_up_is_waited_for_ten_minutes_and_no_longer
         world.crm.call_data()[0].body["callDetails"]["recordingUrl"],
         Value::Null
     );
+    let recording = &world.waiting()["uploads"]["recording"];
+    assert_eq!(recording["state"], "missing");
+    assert!(recording["last_error"].as_str().unwrap().contains("EG_1"));
+
+    // It is looked for now and then for a day, and then no more.
+    let mut looks = 0;
+    while !world.is_archived(ID) {
+        assert!(looks < 100, "it ends");
+        looks += 1;
+        world.advance(1800);
+        world.pass().await;
+    }
+    let waited = *world.now.lock().unwrap() - started;
+    assert!((23..=25).contains(&waited.num_hours()), "{waited}");
+    assert_eq!(world.archived()["uploads"]["recording"]["state"], "missing");
+    assert_eq!(world.crm.call_data().len(), 1);
+    world.data.assert_nothing_left_over();
+}
+
+#[tokio::test]
+async fn a_recording_that_turns_up_late_is_sent_and_the_call_data_once_more_with_its_url() {
+    let world = World::new().await;
+    world.egress_call(ID, "EG_1");
+    assert_eq!(world.pass().await.waiting, 1);
+    world.advance(700);
+    let stats = world.pass().await;
+    assert_eq!((stats.waiting, stats.call_data_sent), (1, 1), "{stats:?}");
+
+    world.manifest("EG_1", "recordings/a.ogg", "");
+    world.data.write("recordings/a.ogg", sound());
+    world
+        .crm
+        .answer_uploads([Answer::Say(503, json!("busy")), Answer::AcceptAndBreakOff]);
+    world
+        .crm
+        .answer_call_data([Answer::Say(500, json!("database")), Answer::AcceptAndHang]);
+    let mut passes = 0;
+    while !world.is_archived(ID) {
+        assert!(passes < 20, "{:?}", world.waiting());
+        passes += 1;
+        world.advance(1800);
+        world.pass().await;
+    }
+    let uploads = world.crm.uploads();
+    assert_eq!(uploads.len(), 3);
+    assert!(uploads.iter().all(|u| u.key == format!("{ID}/recording")));
+    let calls = world.crm.call_data();
+    assert_eq!(calls.len(), 4);
+    assert_eq!(calls[0].key, format!("{ID}/call_data"));
+    for update in &calls[1..] {
+        assert_eq!(update.key, format!("{ID}/call_data_update"));
+        let (first, second) = (&calls[0].body, &update.body);
+        let details = &second["callDetails"];
+        assert_eq!(details["callId"], first["callDetails"]["callId"]);
+        assert_eq!(second["transcription"], first["transcription"]);
+        assert!(
+            details["recordingUrl"]
+                .as_str()
+                .unwrap()
+                .starts_with("https://crm.example.com/uploads/")
+        );
+        assert_eq!(details["recordingSize"], SOUND_BYTES);
+    }
     let record = world.archived();
-    assert_eq!(record["uploads"]["recording"]["state"], "missing");
-    assert!(
-        record["uploads"]["recording"]["last_error"]
-            .as_str()
-            .unwrap()
-            .contains("EG_1")
-    );
+    assert_eq!(record["status"], "uploaded");
+    assert_eq!(record["uploads"]["call_data_update"]["state"], "sent");
+    assert_eq!(record["uploads"]["call_data"]["attempts"], 1);
+    world.data.assert_nothing_left_over();
+}
+
+#[tokio::test]
+async fn a_refused_update_is_shown_to_an_operator_and_sent_again_at_his_word() {
+    let world = World::new().await;
+    world.egress_call(ID, "EG_1");
+    world.advance(700);
+    assert_eq!(world.pass().await.call_data_sent, 1);
+    world.manifest("EG_1", "recordings/a.ogg", "");
+    world.data.write("recordings/a.ogg", sound());
+    world
+        .crm
+        .answer_call_data([Answer::Say(422, json!("calls can not be changed"))]);
+    world.advance(3600);
+    assert_eq!(world.pass().await.failed, 1);
+    let listed = upload::list(&world.data.store).unwrap();
+    let error = listed[0].last_error.as_deref().unwrap();
+    assert!(error.contains("can not be changed"), "{error}");
+
+    assert!(upload::retry(&world.data.store, &session_id(ID)).unwrap());
+    assert_eq!(world.pass().await, delivered(0));
+    assert_eq!(world.crm.uploads().len(), 1);
+    assert_eq!(world.crm.call_data().len(), 3);
 }
 
 #[tokio::test]
@@ -766,7 +855,10 @@ async fn a_manifest_can_not_send_other_files_of_the_machine() {
         world.manifest("EG_1", name, name);
         assert_eq!(world.pass().await.waiting, 1, "{name}");
         world.advance(700);
-        assert_eq!(world.pass().await, delivered(0), "{name}");
+        assert_eq!(world.pass().await.call_data_sent, 1, "{name}");
+        world.advance(86_400);
+        world.pass().await;
+        assert!(world.is_archived(ID), "{name}");
         assert!(world.crm.uploads().is_empty(), "{name}");
     }
     // A record's own words are no better.
@@ -1120,6 +1212,51 @@ async fn the_running_task_comes_back_after_an_outage_and_delivers_everything() {
     );
 }
 
+/// What `upload/signature.rs` promises, computed here with another library.
+fn signature_over(signature: &str, path: &str, key: &str, content: &[u8]) -> String {
+    let (time, _) = signature.split_once(',').expect("time and signature");
+    let seconds = time.strip_prefix("t=").expect("the time");
+    let digest = hex(&Sha256::digest(content));
+    let text = format!("{seconds}\n{path}\n{key}\n{digest}");
+    // RFC 2104, for a key shorter than a block.
+    let pad = |byte: u8| {
+        let mut block = [byte; 64];
+        block.iter_mut().zip(b"s3cret").for_each(|(b, k)| *b ^= k);
+        block
+    };
+    let inner = Sha256::new().chain_update(pad(0x36)).chain_update(&text);
+    let outer = Sha256::new()
+        .chain_update(pad(0x5c))
+        .chain_update(inner.finalize());
+    format!("t={seconds},v1={}", hex(&outer.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test]
+async fn signed_requests_can_be_checked_by_the_crm() {
+    let mut world = World::new().await;
+    world.signature_header = crm::SIGNATURE;
+    world.secrets.signing = Some(Secret::new("s3cret"));
+    world.recorded_call(ID);
+    assert_eq!(world.pass().await, delivered(1));
+
+    let upload = &world.crm.uploads()[0];
+    let signature = upload.signature.as_deref().expect("it is signed");
+    assert_eq!(
+        signature,
+        signature_over(signature, "/api/public/upload", &upload.key, &upload.bytes)
+    );
+    let call = &world.crm.call_data()[0];
+    let signature = call.signature.as_deref().expect("it is signed");
+    assert_eq!(
+        signature,
+        signature_over(signature, "/api/public/call-data", &call.key, &call.text)
+    );
+}
+
 #[tokio::test]
 async fn settings_that_can_not_work_are_named() {
     let world = World::new().await;
@@ -1141,7 +1278,7 @@ async fn settings_that_can_not_work_are_named() {
             world.data.store.clone(),
             UploadConfig::default(),
             crm,
-            None,
+            CrmSecrets::default(),
             resolver(),
         )
         .unwrap_err()
@@ -1153,5 +1290,24 @@ async fn settings_that_can_not_work_are_named() {
         ..UploadConfig::default()
     };
     assert_eq!(zero.check().unwrap_err(), "upload.batch must be above 0");
-    assert_eq!(format!("{:?}", CrmToken::new("t0ken")), "Some(***)");
+    for (signature_header, expected) in [
+        ("X-Signature", "environment CRM_HMAC_SECRET"),
+        ("no header", "crm.signature_header is \"no header\""),
+    ] {
+        let crm = CrmConfig {
+            base_url: "https://crm.example.com".to_owned(),
+            signature_header: signature_header.to_owned(),
+            ..CrmConfig::default()
+        };
+        let error = Uploader::new(
+            world.data.store.clone(),
+            UploadConfig::default(),
+            crm,
+            CrmSecrets::default(),
+            resolver(),
+        )
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }

@@ -32,7 +32,7 @@ use voicebot::session::{
     self, CallRecord, PartState, RecordingEvidence, RecordingMetadata, RecordingSource,
     RecordingState,
 };
-use voicebot::upload::{CrmConfig, UploadConfig, Uploader};
+use voicebot::upload::{CrmConfig, CrmSecrets, UploadConfig, Uploader};
 use voicebot::worker::webhook_route;
 
 const ID: &str = "session_20261121_100000_aaaaaa";
@@ -192,9 +192,13 @@ async fn a_file_that_is_smaller_than_the_server_says_is_still_on_its_way() {
     whole.files[0].duration = Some(59);
     search.server_knows(whole);
     search.data.write("recordings/a.ogg", "some");
-    assert!(search.waits(61).await.0.contains("has 4 of its 9 bytes"));
+    let (why, pause) = search.waits(61).await;
+    assert!(why.contains("has 4 of its 9 bytes"), "{why}");
+    assert_eq!(pause, 2);
+    let (_, pause) = search.waits(220).await;
+    assert_eq!(pause, 30, "it does not grow");
     search.data.write("recordings/a.ogg", "some more");
-    let found = search.found(63).await;
+    let found = search.found(223).await;
     assert_eq!((found.size, found.duration), (9, Some(59)));
     assert_eq!(found.evidence, RecordingEvidence::EgressApi);
 }
@@ -629,8 +633,9 @@ async fn a_webhook_is_heard_when_livekit_signed_it_and_tells_of_ended_egresses_o
     stop.cancel();
 }
 
-#[tokio::test]
-async fn the_end_of_an_egress_sends_its_call_at_once() {
+/// Tells a delivery whose clock stands still at `second` that the egress has ended, after it has looked in vain. The CRM has then so many
+/// recordings and call data.
+async fn egress_ends(second: i64, expected: (usize, usize)) -> FakeCrm {
     let crm = FakeCrm::start().await;
     let search = Search::egress(Some("EG_1"));
     let directory: Arc<dyn EgressDirectory> = search.egress.clone();
@@ -647,10 +652,11 @@ async fn the_end_of_an_egress_sends_its_call_at_once() {
     let (_poke, pokes) = mpsc::channel(1);
     let stop = CancellationToken::new();
     let store = search.data.store.clone();
-    let uploader = Uploader::new(store, UploadConfig::default(), settings, None, resolver)
+    let config = UploadConfig::default();
+    let uploader = Uploader::new(store, config, settings, CrmSecrets::default(), resolver)
         .expect("the settings are good")
-        // Time stands still: nothing that waits is ever due.
-        .with_clock(Arc::new(|| at(61)))
+        // Nothing that waits is ever due.
+        .with_clock(Arc::new(move || at(second)))
         .hurried_by(ends);
     let delivery = tokio::spawn(uploader.run(pokes, stop.clone()));
     timeout(DEADLINE, search.egress.asked.notified())
@@ -668,7 +674,7 @@ async fn the_end_of_an_egress_sends_its_call_at_once() {
     };
     ended.send(end).await.expect("the delivery listens");
     crm.wait_until("the call with its recording", |uploads, calls| {
-        (uploads.len(), calls.len()) == (1, 1)
+        (uploads.len(), calls.len()) == expected
     })
     .await;
     stop.cancel();
@@ -677,4 +683,19 @@ async fn the_end_of_an_egress_sends_its_call_at_once() {
         .expect("it stops")
         .expect("it does not panic");
     assert_eq!(crm.uploads()[0].bytes, "sound");
+    crm
+}
+
+#[tokio::test]
+async fn the_end_of_an_egress_sends_its_call_at_once() {
+    egress_ends(61, (1, 1)).await;
+}
+
+#[tokio::test]
+async fn the_end_of_an_egress_sends_a_recording_at_once_that_was_given_up_for_missing() {
+    let crm = egress_ends(700, (1, 2)).await;
+    let calls = crm.call_data();
+    assert_eq!(calls[0].body["callDetails"]["recordingUrl"], Value::Null);
+    assert_eq!(calls[1].key, format!("{ID}/call_data_update"));
+    assert!(calls[1].body["callDetails"]["recordingUrl"].is_string());
 }

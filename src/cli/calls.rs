@@ -363,9 +363,10 @@ fn summary(call: &FoundCall, numbers: bool) -> Value {
     let record = &call.record;
     let uploads = &record.uploads;
     let last_error = uploads
-        .call_data
-        .last_error
+        .call_data_update
         .as_ref()
+        .and_then(|update| update.last_error.as_ref())
+        .or(uploads.call_data.last_error.as_ref())
         .or(uploads.recording.last_error.as_ref());
     json!({
         "session_id": record.session_id,
@@ -654,6 +655,9 @@ impl Shown {
                         uploads.call_data.state,
                         uploads.call_data.attempts,
                     ),
+                    uploads.call_data_update.as_ref().and_then(|update| {
+                        part("call data with the URL", update.state, update.attempts)
+                    }),
                 ],
             );
         }
@@ -861,6 +865,7 @@ fn words(step: &Step) -> (&'static str, String) {
 fn request_of(part: &str) -> &'static str {
     match part {
         "recording" => "upload",
+        "call_data_update" => "call data again",
         _ => "call data",
     }
 }

@@ -11,6 +11,7 @@ use crate::config::{Config, Secret};
 use crate::ledger::mongodb;
 use crate::providers::{self, Vendor};
 use crate::store::Store;
+use crate::upload::{CrmSecrets, UploadError};
 
 /// How long any one server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -123,6 +124,12 @@ async fn crm(config: &Config, http: &reqwest::Client) -> Result<String, String> 
     let base = &config.crm.base_url;
     if base.is_empty() {
         return Err("CRM_BASE_URL is not set: records will wait on disk (environment variable or key crm.base_url)".into());
+    }
+    let signs = config.crm.parsed_signature_header();
+    if signs.map_err(|error| error.to_string())?.is_some()
+        && CrmSecrets::from_env().signing.is_none()
+    {
+        return Err(UploadError::NoSigningSecret.to_string());
     }
     // Any answer will do: only deliveries have addresses there.
     match http.get(base).timeout(PATIENCE).send().await {

@@ -14,10 +14,9 @@ use crate::ledger::{self, Query};
 use crate::recording::resolve::{EgressDirectory, LiveKitEgress, RecordingResolver};
 use crate::session::SessionId;
 use crate::store::{ScanOptions, ScanReport, Store};
-use crate::upload::{self, CrmToken, ListedRecord, PassOptions, PassStats, UploadError, Uploader};
-
-/// The CRM's bearer token.
-const CRM_TOKEN: &str = "CRM_TOKEN";
+use crate::upload::{
+    self, CrmSecrets, ListedRecord, PassOptions, PassStats, UploadError, Uploader,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum UploadsCommand {
@@ -221,7 +220,6 @@ fn one_call(store: &Store, id: &str) -> Result<SessionId, Box<dyn std::error::Er
 
 /// An uploader with everything that the settings and the environment name.
 pub fn uploader(config: &Config, store: &Store) -> Result<Uploader, UploadError> {
-    let token = std::env::var(CRM_TOKEN).ok().and_then(CrmToken::new);
     let directory = config.livekit_settings().ok().map(|livekit| {
         let host = http_address(&livekit.url);
         Arc::new(LiveKitEgress::new(
@@ -235,7 +233,7 @@ pub fn uploader(config: &Config, store: &Store) -> Result<Uploader, UploadError>
         store.clone(),
         config.upload.clone(),
         config.crm.clone(),
-        token,
+        CrmSecrets::from_env(),
         resolver,
     )
 }

@@ -118,7 +118,7 @@ pub enum Step {
     },
     /// A request to the CRM ended.
     Request {
-        /// What it was about: `recording` or `call_data`.
+        /// What it was about: `recording`, `call_data` or `call_data_update`.
         part: &'static str,
         /// What came of it.
         outcome: AttemptOutcome,
@@ -130,7 +130,7 @@ pub enum Step {
     },
     /// A part was tried as often as this, and more is not known: an older version wrote it, or the worker died during the request.
     Tried {
-        /// `recording` or `call_data`.
+        /// `recording`, `call_data` or `call_data_update`.
         part: &'static str,
         /// How often.
         attempts: u32,
@@ -140,7 +140,7 @@ pub enum Step {
     },
     /// A part is not tried before this.
     NextAttempt {
-        /// `recording` or `call_data`.
+        /// `recording`, `call_data` or `call_data_update`.
         part: &'static str,
         /// Why it is not there yet.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -389,21 +389,25 @@ impl Trail {
         use crate::session::{PartState, RecordStatus};
         let record = &call.record;
         let recording = &record.uploads.recording;
-        let call_data = &record.uploads.call_data;
-        for (part, history, attempts, error) in [
-            (
-                "recording",
-                &recording.history,
-                recording.attempts,
-                &recording.last_error,
-            ),
-            (
-                "call_data",
-                &call_data.history,
-                call_data.attempts,
-                &call_data.last_error,
-            ),
-        ] {
+        let recording_part = (
+            "recording",
+            &recording.history,
+            recording.attempts,
+            &recording.last_error,
+        );
+        let update = record.uploads.call_data_update.as_ref();
+        let call_data = [
+            ("call_data", Some(&record.uploads.call_data)),
+            ("call_data_update", update),
+        ]
+        .into_iter()
+        .filter_map(|(part, sent)| Some((part, sent?)));
+        let call_data_parts = call_data
+            .clone()
+            .map(|(part, sent)| (part, &sent.history, sent.attempts, &sent.last_error));
+        for (part, history, attempts, error) in
+            std::iter::once(recording_part).chain(call_data_parts)
+        {
             for attempt in history {
                 let request = Step::Request {
                     part,
@@ -437,12 +441,18 @@ impl Trail {
                     },
                 );
             }
-            PartState::Missing => self.at(
-                None,
-                Step::WithoutRecording {
-                    error: recording.last_error.clone(),
-                },
-            ),
+            PartState::Missing => {
+                self.at(
+                    None,
+                    Step::WithoutRecording {
+                        error: recording.last_error.clone(),
+                    },
+                );
+                if recording.next_attempt.is_some() && record.status != RecordStatus::Failed {
+                    let (part, error) = ("recording", None);
+                    self.at(recording.next_attempt, Step::NextAttempt { part, error });
+                }
+            }
             PartState::Pending | PartState::Waiting if recording.next_attempt.is_some() => self.at(
                 recording.next_attempt,
                 Step::NextAttempt {
@@ -452,27 +462,21 @@ impl Trail {
             ),
             PartState::Pending | PartState::Waiting | PartState::Failed => {}
         }
-        if let Some(response) = &call_data.response {
-            let done = call_data.history.last().map(|attempt| attempt.at);
-            let response = response.clone();
-            self.at(done, Step::CrmAnswer { response });
-        }
-        if call_data.next_attempt.is_some() && !call_data.state.is_settled() {
-            self.at(
-                call_data.next_attempt,
-                Step::NextAttempt {
-                    part: "call_data",
-                    error: call_data.last_error.clone(),
-                },
-            );
+        for (part, sent) in call_data.clone() {
+            if let Some(response) = &sent.response {
+                let done = sent.history.last().map(|attempt| attempt.at);
+                let response = response.clone();
+                self.at(done, Step::CrmAnswer { response });
+            }
+            if sent.next_attempt.is_some() && !sent.state.is_settled() {
+                let error = sent.last_error.clone();
+                self.at(sent.next_attempt, Step::NextAttempt { part, error });
+            }
         }
         if record.status == RecordStatus::Failed {
-            let failed = [
-                (recording.state, &recording.last_error),
-                (call_data.state, &call_data.last_error),
-            ];
-            let error = failed
-                .into_iter()
+            let failed = call_data.map(|(_, sent)| (sent.state, &sent.last_error));
+            let error = std::iter::once((recording.state, &recording.last_error))
+                .chain(failed)
                 .find(|(state, _)| *state == PartState::Failed)
                 .and_then(|(_, error)| error.clone());
             self.at(None, Step::Refused { error });

@@ -277,9 +277,7 @@ impl RecordingResolver {
             Look::Found(found) => Resolution::Found(found),
             Look::NotRecorded => Resolution::NotRecorded,
             Look::Failed { why, evidence } => Resolution::Failed { why, evidence },
-            Look::NotYet { why, size_seen } => {
-                patience(&self.config, record.ended_at(), now, why, size_seen)
-            }
+            Look::NotYet { why, size_seen } => patience(&self.config, record, now, why, size_seen),
         }
     }
 
@@ -699,13 +697,13 @@ fn incomplete(name: &str, size: u64, whole: Whole) -> Option<String> {
 /// How long to go on looking: for the time allowed as something that is waited for, then as something that is missing.
 fn patience(
     config: &RecordingConfig,
-    ended_at: Option<DateTime<Utc>>,
+    record: &CallRecord,
     now: DateTime<Utc>,
     why: String,
     size_seen: Option<u64>,
 ) -> Resolution {
     // A record without any time is not waited for: there is nothing to measure the wait from.
-    let Some(ended_at) = ended_at else {
+    let Some(ended_at) = record.ended_at() else {
         return Resolution::Missing {
             why,
             look_again: None,
@@ -713,10 +711,12 @@ fn patience(
         };
     };
     let since_end = (now - ended_at).to_std().unwrap_or_default();
-    // The longer the call is over, the less often it is worth a look. A file that is there is worth one soon.
-    let pause = |longest: Duration| match size_seen {
-        Some(size) if size > 0 => SECOND_LOOK,
-        _ => (since_end / 4).clamp(FIRST_LOOK, longest),
+    // The longer the call is over, the less often it is worth a look. A file that grows is worth one soon.
+    let grows =
+        size_seen.is_some_and(|size| size > 0) && size_seen != record.uploads.recording.size;
+    let pause = |longest: Duration| match grows {
+        true => SECOND_LOOK,
+        false => (since_end / 4).clamp(FIRST_LOOK, longest),
     };
     let next = |longest| now + TimeDelta::from_std(pause(longest)).unwrap_or(TimeDelta::hours(1));
     if let Some(deadline) = after(ended_at, config.wait_s)

@@ -119,6 +119,8 @@ pub enum DeliveryPart {
     Recording,
     /// `POST /call-data`.
     CallData,
+    /// The same once more, with the URL of a recording that turned up after the call data had gone without it.
+    CallDataUpdate,
 }
 
 /// What is kept about each part alike.
@@ -200,7 +202,20 @@ pub struct CallDataDelivery {
     pub history: Vec<Attempt>,
 }
 
-/// Both parts of the delivery.
+impl CallDataDelivery {
+    fn progress(&mut self) -> Progress<'_> {
+        Progress {
+            state: &mut self.state,
+            attempts: &mut self.attempts,
+            next_attempt: &mut self.next_attempt,
+            last_error: &mut self.last_error,
+            response: &mut self.response,
+            history: &mut self.history,
+        }
+    }
+}
+
+/// The parts of the delivery.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RecordUploads {
@@ -208,6 +223,9 @@ pub struct RecordUploads {
     pub recording: RecordingDelivery,
     /// `POST /call-data`.
     pub call_data: CallDataDelivery,
+    /// `POST /call-data` once more, because the recording came after the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call_data_update: Option<CallDataDelivery>,
 }
 
 impl RecordUploads {
@@ -225,16 +243,9 @@ impl RecordUploads {
                     history: &mut part.history,
                 }
             }
-            DeliveryPart::CallData => {
-                let part = &mut self.call_data;
-                Progress {
-                    state: &mut part.state,
-                    attempts: &mut part.attempts,
-                    next_attempt: &mut part.next_attempt,
-                    last_error: &mut part.last_error,
-                    response: &mut part.response,
-                    history: &mut part.history,
-                }
+            DeliveryPart::CallData => self.call_data.progress(),
+            DeliveryPart::CallDataUpdate => {
+                self.call_data_update.get_or_insert_default().progress()
             }
         }
     }
@@ -575,6 +586,14 @@ impl CallRecord {
             call_data.state = PartState::Pending;
             call_data.next_attempt = None;
             call_data.attempts = 0;
+            anything = true;
+        }
+        if let Some(update) = &mut self.uploads.call_data_update
+            && update.state != PartState::Sent
+        {
+            update.state = PartState::Pending;
+            update.next_attempt = None;
+            update.attempts = 0;
             anything = true;
         }
         if anything {

@@ -152,7 +152,12 @@ impl Store {
         let (before, after) = (&claim.record.uploads, &next.uploads);
         let forward = claim.record.status.can_become(next.status)
             && before.recording.state.can_become(after.recording.state)
-            && before.call_data.state.can_become(after.call_data.state);
+            && before.call_data.state.can_become(after.call_data.state)
+            && match (&before.call_data_update, &after.call_data_update) {
+                (None, _) => true,
+                (Some(before), Some(after)) => before.state.can_become(after.state),
+                (Some(_), None) => false,
+            };
         if !forward {
             return Err(StoreError::Backward {
                 session_id: next.session_id,

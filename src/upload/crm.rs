@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use reqwest::header::{DATE, HeaderName, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Client, RequestBuilder, Url, redirect};
 use serde_json::Value;
 
+use crate::config::Secret;
 use crate::recording::resolve::FoundRecording;
 use crate::session::time;
 
 use super::policy::{self, Answer, Verdict};
-use super::{CrmConfig, CrmToken, UploadError};
+use super::signature::{ContentDigest, Signer};
+use super::{CrmConfig, CrmSecrets, UploadError};
 
 /// More than this of an answer is not read.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -23,12 +25,18 @@ pub(super) struct Crm {
     client: Client,
     config: CrmConfig,
     base: Url,
-    token: Option<CrmToken>,
+    token: Option<Secret>,
+    signer: Option<Signer>,
 }
 
 impl Crm {
-    pub(super) fn new(config: CrmConfig, token: Option<CrmToken>) -> Result<Self, UploadError> {
+    pub(super) fn new(config: CrmConfig, secrets: CrmSecrets) -> Result<Self, UploadError> {
         let base = config.parsed_base_url()?;
+        let signer = match (config.parsed_signature_header()?, &secrets.signing) {
+            (None, _) => None,
+            (Some(header), Some(secret)) => Some(Signer::new(header, secret)),
+            (Some(_), None) => return Err(UploadError::NoSigningSecret),
+        };
         let client = Client::builder()
             .user_agent(concat!("voicebot/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
@@ -40,7 +48,8 @@ impl Crm {
             client,
             config,
             base,
-            token,
+            token: secrets.token,
+            signer,
         })
     }
 
@@ -66,30 +75,44 @@ impl Crm {
         recording: &FoundRecording,
         key: &str,
     ) -> Result<Verdict, String> {
+        let (who, url) = self.endpoint(&self.config.upload_path);
+        let signature = match &self.signer {
+            Some(signer) => {
+                let content = digest_of(recording).await?;
+                Some(signer.sign(time::now(), url.path(), key, &content))
+            }
+            None => None,
+        };
         let stream = recording.open().await?;
         let name = recording.file_name();
         let part = Part::stream_with_length(Body::wrap_stream(stream), recording.size)
             .file_name(name.to_owned())
             .mime_str(media_type(name))
             .map_err(|error| format!("failed to describe {}: {error}", recording.name))?;
-        let (who, url) = self.endpoint(&self.config.upload_path);
         let request = self
             .client
             .post(url)
             .timeout(Duration::from_secs(self.config.upload_timeout_s))
             .multipart(Form::new().part("file", part));
-        Ok(self.send(request, &who, key).await)
+        Ok(self.send(request, &who, key, signature).await)
     }
 
     /// `POST {base}/call-data`.
     pub(super) async fn call_data(&self, payload: &Value, key: &str) -> Verdict {
         let (who, url) = self.endpoint(&self.config.call_data_path);
+        let body = payload.to_string();
+        let signature = self.signer.as_ref().map(|signer| {
+            let mut content = ContentDigest::new();
+            content.update(body.as_bytes());
+            signer.sign(time::now(), url.path(), key, &content.finish())
+        });
         let request = self
             .client
             .post(url)
             .timeout(Duration::from_millis(self.config.timeout_ms))
-            .json(payload);
-        self.send(request, &who, key).await
+            .header(CONTENT_TYPE, "application/json")
+            .body(body);
+        self.send(request, &who, key, signature).await
     }
 
     /// The name for sentences, without anything secret, and the address.
@@ -111,8 +134,17 @@ impl Crm {
         )
     }
 
-    async fn send(&self, request: RequestBuilder, who: &str, key: &str) -> Verdict {
+    async fn send(
+        &self,
+        request: RequestBuilder,
+        who: &str,
+        key: &str,
+        signature: Option<(HeaderName, HeaderValue)>,
+    ) -> Verdict {
         let mut request = request.header("Idempotency-Key", key);
+        if let Some((name, value)) = signature {
+            request = request.header(name, value);
+        }
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose());
         }
@@ -154,6 +186,17 @@ impl Crm {
         };
         policy::judge(who, answer, time::now())
     }
+}
+
+/// Reads a recording once for its digest, in pieces.
+async fn digest_of(recording: &FoundRecording) -> Result<String, String> {
+    let mut pieces = recording.open().await?;
+    let mut content = ContentDigest::new();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| format!("failed to read {}: {error}", recording.name))?;
+        content.update(&piece);
+    }
+    Ok(content.finish())
 }
 
 fn try_again(why: String) -> Verdict {

@@ -16,7 +16,7 @@ use crate::session::{
 use crate::store::{Claim, PendingRecord, Store, StoreError};
 
 use super::policy::{self, Verdict};
-use super::queue::due_of;
+use super::queue::{due_of, late_look};
 use super::{SuccessRule, Uploader, later};
 
 /// How a record is to be treated.
@@ -106,6 +106,8 @@ struct Parcel<'a> {
     now: DateTime<Utc>,
     /// It waits while the CRM is given a rest.
     patient: bool,
+    /// A recording that is missing is looked for now, though the time for it has not come.
+    looks_now: bool,
     /// The try is noted in the record.
     tried: bool,
     recording_uploaded: bool,
@@ -167,6 +169,7 @@ impl Uploader {
             claim: Some(claim),
             now,
             patient: matches!(mode, Mode::WhenDue | Mode::Hurried),
+            looks_now: mode != Mode::WhenDue,
             tried: false,
             recording_uploaded: false,
             call_data_sent: false,
@@ -203,22 +206,22 @@ impl Uploader {
         let Some(record) = self.store.read_pending(pending)? else {
             return Ok(Delivery::ended(End::ClaimedElsewhere));
         };
-        let recording = match record.uploads.recording.state {
-            PartState::Pending | PartState::Waiting => {
-                match self.resolver.resolve(&record, self.now()).await {
-                    Resolution::Found(found) => {
-                        format!("{} ({} bytes) would be uploaded", found.name, found.size)
-                    }
-                    Resolution::NotRecorded => "the call was not recorded".to_owned(),
-                    Resolution::Wait { why, .. } => {
-                        format!("the recording would be waited for: {why}")
-                    }
-                    Resolution::Missing { why, .. } | Resolution::Failed { why, .. } => {
-                        format!("there is no recording: {why}")
-                    }
+        let state = record.uploads.recording.state;
+        let recording = if state.is_settled() && late_look(&record).is_none() {
+            format!("the recording is {state:?} already")
+        } else {
+            match self.resolver.resolve(&record, self.now()).await {
+                Resolution::Found(found) => {
+                    format!("{} ({} bytes) would be uploaded", found.name, found.size)
+                }
+                Resolution::NotRecorded => "the call was not recorded".to_owned(),
+                Resolution::Wait { why, .. } => {
+                    format!("the recording would be waited for: {why}")
+                }
+                Resolution::Missing { why, .. } | Resolution::Failed { why, .. } => {
+                    format!("there is no recording: {why}")
                 }
             }
-            settled => format!("the recording is {settled:?} already"),
         };
         info!(status = ?record.status, recording, call_data = ?record.uploads.call_data.state, "dry run");
         Ok(Delivery::ended(End::WouldDeliver))
@@ -285,8 +288,22 @@ impl Parcel<'_> {
         if let Step::Stop(end) = self.deliver_recording().await? {
             return Ok(Some(end));
         }
-        if let Step::Stop(end) = self.deliver_call_data().await? {
+        let uploads = &self.record.uploads;
+        if !uploads.call_data.state.is_settled()
+            && let Step::Stop(end) = self.deliver_call_data(DeliveryPart::CallData).await?
+        {
             return Ok(Some(end));
+        }
+        let update = self.record.uploads.call_data_update.as_ref();
+        if update.is_some_and(|update| !update.state.is_settled())
+            && let Step::Stop(end) = self.deliver_call_data(DeliveryPart::CallDataUpdate).await?
+        {
+            return Ok(Some(end));
+        }
+        if self.record.status != RecordStatus::Failed
+            && let Some(look) = late_look(&self.record)
+        {
+            return Ok(Some(End::Waiting(look)));
         }
         // Only a record whose process was killed right after its last answer has not concluded by now.
         if !matches!(
@@ -402,7 +419,12 @@ impl Parcel<'_> {
     }
 
     async fn deliver_recording(&mut self) -> Result<Step, StoreError> {
-        if self.record.uploads.recording.state.is_settled() {
+        let recording = &self.record.uploads.recording;
+        let is_late = recording.state == PartState::Missing
+            && recording
+                .next_attempt
+                .is_some_and(|due| self.looks_now || due <= self.now);
+        if recording.state.is_settled() && !is_late {
             return Ok(Step::Go);
         }
         let now = self.now;
@@ -411,18 +433,41 @@ impl Parcel<'_> {
             Resolution::Found(found) => found,
             Resolution::Wait {
                 why, look_again, ..
-            } => {
+            } if !is_late => {
                 return self.wait_for_recording(&resolution, why, *look_again).await;
             }
-            Resolution::NotRecorded => {
-                return self.go_without_recording(&resolution, None).await;
+            // The clock was set back, and what is missing stays so until it is found.
+            Resolution::Wait {
+                why, look_again, ..
+            } => {
+                return self
+                    .go_without_recording(&resolution, Some(why), Some(*look_again))
+                    .await;
             }
-            Resolution::Missing { why, .. } | Resolution::Failed { why, .. } => {
+            Resolution::NotRecorded => {
+                return self.go_without_recording(&resolution, None, None).await;
+            }
+            Resolution::Missing {
+                why, look_again, ..
+            } => {
+                if !is_late {
+                    warn!(
+                        why = mask_numbers(why),
+                        "the call is delivered without its recording, which is still looked for"
+                    );
+                }
+                return self
+                    .go_without_recording(&resolution, Some(why), *look_again)
+                    .await;
+            }
+            Resolution::Failed { why, .. } => {
                 warn!(
                     why = mask_numbers(why),
                     "the call is delivered without its recording"
                 );
-                return self.go_without_recording(&resolution, Some(why)).await;
+                return self
+                    .go_without_recording(&resolution, Some(why), None)
+                    .await;
             }
         };
         if self.is_held_back() {
@@ -504,7 +549,12 @@ impl Parcel<'_> {
         );
         let remark = url.is_none().then(|| UNKNOWN_PLACE.to_owned());
         self.sent(part, body, remark, |record| {
-            record.uploads.recording.url = url;
+            let uploads = &mut record.uploads;
+            // The call data went without it.
+            if url.is_some() && uploads.call_data.state == PartState::Sent {
+                uploads.call_data_update.get_or_insert_default();
+            }
+            uploads.recording.url = url;
         })
         .await
     }
@@ -536,27 +586,24 @@ impl Parcel<'_> {
         &mut self,
         resolution: &Resolution,
         why: Option<&str>,
+        look_again: Option<DateTime<Utc>>,
     ) -> Result<Step, StoreError> {
         let now = self.now;
         self.mark(|record| {
             resolution.note(record, now);
             let part = &mut record.uploads.recording;
             part.state = PartState::Missing;
-            part.next_attempt = None;
+            part.next_attempt = look_again;
             part.last_error = why.map(str::to_owned);
         })
         .await?;
         Ok(Step::Go)
     }
 
-    async fn deliver_call_data(&mut self) -> Result<Step, StoreError> {
-        if self.record.uploads.call_data.state.is_settled() {
-            return Ok(Step::Go);
-        }
+    async fn deliver_call_data(&mut self, part: DeliveryPart) -> Result<Step, StoreError> {
         if self.is_held_back() {
             return Ok(Step::Stop(End::HeldBack));
         }
-        let part = DeliveryPart::CallData;
         self.begin(part, |_| {}).await?;
         let (store, record) = (self.uploader.store.clone(), self.record.clone());
         let payload = match on_disk(move || payload(&store, &record)).await {
@@ -571,6 +618,11 @@ impl Parcel<'_> {
         let verdict = self.uploader.crm.call_data(&payload, &self.key(part)).await;
         self.note(part, &verdict, started.elapsed());
         match verdict {
+            Verdict::Duplicate(body) if part == DeliveryPart::CallDataUpdate => {
+                self.call_data_sent = true;
+                let remark = "the CRM had the call already and did not say whether it took the recording's URL";
+                self.sent(part, body, Some(remark.to_owned()), |_| {}).await
+            }
             Verdict::Accepted(body) | Verdict::Duplicate(body) => {
                 self.call_data_sent = true;
                 self.sent(part, body, None, |_| {}).await
@@ -604,6 +656,7 @@ fn key_of(part: DeliveryPart) -> &'static str {
     match part {
         DeliveryPart::Recording => "recording",
         DeliveryPart::CallData => "call_data",
+        DeliveryPart::CallDataUpdate => "call_data_update",
     }
 }
 
@@ -636,25 +689,34 @@ fn payload(store: &Store, record: &CallRecord) -> Result<Value, StoreError> {
     ))
 }
 
-fn is_refused(record: &CallRecord) -> bool {
+/// Where each part stands.
+fn states(record: &CallRecord) -> impl Iterator<Item = PartState> {
     let uploads = &record.uploads;
-    [uploads.recording.state, uploads.call_data.state].contains(&PartState::Failed)
+    let update = uploads.call_data_update.as_ref().map(|part| part.state);
+    [uploads.recording.state, uploads.call_data.state]
+        .into_iter()
+        .chain(update)
+}
+
+fn is_refused(record: &CallRecord) -> bool {
+    states(record).any(|state| state == PartState::Failed)
 }
 
 /// Once every part is settled, the record is delivered or refused.
 fn conclude(record: &mut CallRecord, rule: SuccessRule, now: DateTime<Utc>) {
-    let uploads = &record.uploads;
-    let states = [uploads.recording.state, uploads.call_data.state];
     let open = matches!(
         record.status,
         RecordStatus::ReadyForUpload | RecordStatus::Uploading
     );
-    if !open || !states.iter().all(|state| state.is_settled()) {
+    let settled = states(record).all(PartState::is_settled) && late_look(record).is_none();
+    if !open || !settled {
         return;
     }
     let delivered = match rule {
         SuccessRule::Both => !is_refused(record),
-        SuccessRule::Any => !is_refused(record) || states.contains(&PartState::Sent),
+        SuccessRule::Any => {
+            !is_refused(record) || states(record).any(|state| state == PartState::Sent)
+        }
     };
     if delivered {
         record.advance(RecordStatus::Uploaded);

@@ -9,6 +9,7 @@ mod crm;
 mod deliver;
 pub mod policy;
 mod queue;
+mod signature;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use reqwest::header::HeaderName;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use url::Url;
 
+use crate::config::Secret;
 use crate::recording::resolve::RecordingResolver;
 use crate::recording::webhook::EgressEnded;
 use crate::session::{CallRecord, PartState, RecordStatus, SessionId, time};
@@ -34,7 +37,7 @@ use breaker::{Breaker, BreakerChange, BreakerSettings, BreakerState};
 use crm::Crm;
 use deliver::{Delivery, End, Mode, on_disk};
 use policy::{Backoff, Verdict};
-use queue::{EgressMark, Lane, Look, Queue, Schedule};
+use queue::{Due, EgressMark, Lane, Look, Queue, Schedule, due_of};
 
 /// The shortest sleep between two looks at the folder, so that no mistake in a time makes the task spin.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(100);
@@ -44,7 +47,7 @@ const LOOK_REST: u32 = 9;
 /// How long the task waits for requests under way when it is told to stop. Whatever is cut off is repeated with the same key.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// Section `crm` of the configuration. The token is not in it: it comes from the environment, `CRM_TOKEN`.
+/// Section `crm` of the configuration. The secrets are not in it ([`CrmSecrets`]).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CrmConfig {
@@ -57,6 +60,8 @@ pub struct CrmConfig {
     pub call_data_path: String,
     /// Where the recording's URL may be in the answer to an upload, as JSON pointers (RFC 6901); the first that leads to a text counts.
     pub url_pointers: Vec<String>,
+    /// Header that gets the signature of each request (`upload/signature.rs` says over what). Empty: requests are not signed.
+    pub signature_header: String,
     /// Time for a connection, in milliseconds.
     pub connect_timeout_ms: u64,
     /// Time for the call data's request and answer, in milliseconds.
@@ -87,6 +92,7 @@ impl Default for CrmConfig {
             upload_path: "/upload".to_owned(),
             call_data_path: "/call-data".to_owned(),
             url_pointers: pointers.map(str::to_owned).to_vec(),
+            signature_header: String::new(),
             connect_timeout_ms: 10_000,
             timeout_ms: 30_000,
             upload_timeout_s: 900,
@@ -111,6 +117,22 @@ impl CrmConfig {
             ));
         }
         Ok(url)
+    }
+
+    /// The name of the header that requests are signed in, checked; nothing when they are not.
+    ///
+    /// # Errors
+    /// A sentence that names the key.
+    pub fn parsed_signature_header(&self) -> Result<Option<HeaderName>, UploadError> {
+        let name = self.signature_header.trim();
+        if name.is_empty() {
+            return Ok(None);
+        }
+        name.parse()
+            .map(Some)
+            .map_err(|_| UploadError::BadSignatureHeader {
+                name: name.to_owned(),
+            })
     }
 }
 
@@ -207,25 +229,22 @@ impl UploadConfig {
     }
 }
 
-/// The CRM's bearer token. Prints as `***`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct CrmToken(String);
-
-impl CrmToken {
-    /// A token; `None` when the text is empty.
-    pub fn new(token: impl Into<String>) -> Option<Self> {
-        let token = token.into();
-        (!token.is_empty()).then_some(Self(token))
-    }
-
-    fn expose(&self) -> &str {
-        &self.0
-    }
+/// What proves to the CRM who we are. From the environment alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CrmSecrets {
+    /// Bearer token, `CRM_TOKEN`.
+    pub token: Option<Secret>,
+    /// What requests are signed with when `crm.signature_header` is set, `CRM_HMAC_SECRET`.
+    pub signing: Option<Secret>,
 }
 
-impl fmt::Debug for CrmToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+impl CrmSecrets {
+    /// Those that are set.
+    pub fn from_env() -> Self {
+        Self {
+            token: Secret::from_env("CRM_TOKEN"),
+            signing: Secret::from_env("CRM_HMAC_SECRET"),
+        }
     }
 }
 
@@ -241,6 +260,17 @@ pub enum UploadError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Not a header.
+    #[error("crm.signature_header is {name:?}, which is no name of an HTTP header")]
+    BadSignatureHeader {
+        /// As it was set.
+        name: String,
+    },
+    /// No secret to sign with.
+    #[error(
+        "crm.signature_header is set, but the secret to sign with is not (environment CRM_HMAC_SECRET)"
+    )]
+    NoSigningSecret,
     /// The HTTP client could not be made.
     #[error("failed to make the client for the CRM: {0}")]
     Client(String),
@@ -333,15 +363,15 @@ impl Uploader {
     /// An uploader of the records in `store` to the CRM that `crm` names.
     ///
     /// # Errors
-    /// When `crm.base_url` is missing or not an address.
+    /// When `crm.base_url` is missing or not an address, or requests cannot be signed as the settings say.
     pub fn new(
         store: Store,
         config: UploadConfig,
         crm: CrmConfig,
-        token: Option<CrmToken>,
+        secrets: CrmSecrets,
         resolver: RecordingResolver,
     ) -> Result<Self, UploadError> {
-        let crm = Crm::new(crm, token)?;
+        let crm = Crm::new(crm, secrets)?;
         let queue = Queue::new(store.clone());
         let breaker = Mutex::new(Breaker::new(config.breaker()));
         Ok(Self {
@@ -704,11 +734,11 @@ pub fn list(store: &Store) -> Result<Vec<ListedRecord>, StoreError> {
 
 fn listed(record: &CallRecord) -> ListedRecord {
     let (recording, call_data) = (&record.uploads.recording, &record.uploads.call_data);
-    let open_part_next = if recording.state.is_settled() {
-        call_data.next_attempt
-    } else {
-        recording.next_attempt
+    let next_attempt = match due_of(record) {
+        Due::At { due, .. } => Some(due).filter(|due| *due > DateTime::UNIX_EPOCH),
+        Due::Never | Due::Unreadable => None,
     };
+    let update = record.uploads.call_data_update.as_ref();
     ListedRecord {
         session_id: record.session_id.clone(),
         call_id: record.call_id.clone(),
@@ -717,10 +747,10 @@ fn listed(record: &CallRecord) -> ListedRecord {
         recording: Some(recording.state),
         call_data: Some(call_data.state),
         attempts: record.upload_attempts,
-        next_attempt: open_part_next,
-        last_error: call_data
-            .last_error
-            .clone()
+        next_attempt,
+        last_error: update
+            .and_then(|update| update.last_error.clone())
+            .or_else(|| call_data.last_error.clone())
             .or_else(|| recording.last_error.clone()),
     }
 }

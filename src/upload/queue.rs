@@ -73,6 +73,12 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
         (next, since)
     } else if !uploads.call_data.state.is_settled() {
         (uploads.call_data.next_attempt, record.last_upload_attempt)
+    } else if let Some(update) = &uploads.call_data_update
+        && !update.state.is_settled()
+    {
+        (update.next_attempt, record.last_upload_attempt)
+    } else if let Some(look) = late_look(record) {
+        (Some(look), record.last_upload_attempt)
     } else {
         // Both are settled, but it was killed before it could say so.
         (None, None)
@@ -83,12 +89,20 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
     }
 }
 
+/// When to look again for a recording that was missing when the call data went; nothing when it is not looked for any more.
+pub(super) fn late_look(record: &CallRecord) -> Option<DateTime<Utc>> {
+    let uploads = &record.uploads;
+    let missed =
+        uploads.recording.state == PartState::Missing && uploads.call_data.state == PartState::Sent;
+    uploads.recording.next_attempt.filter(|_| missed)
+}
+
 /// Whether all that is left to do about a record is to send it. If not, its recording has to be found first, CRM or no CRM: what is known
 /// about a recording is not known for ever.
 fn only_needs_sending(record: &CallRecord) -> bool {
     let recording = record.uploads.recording.state;
-    let is_known = record.files.recording.is_some() && recording != PartState::Waiting;
-    recording.is_settled() || is_known
+    let is_known = record.files.recording.is_some() && recording == PartState::Pending;
+    is_known || (recording.is_settled() && late_look(record).is_none())
 }
 
 /// What an egress is known by: its id, or its room where the id was lost. A number, which costs little to keep; should two ever be the
@@ -111,9 +125,9 @@ impl EgressMark {
         Self(hasher.finish())
     }
 
-    /// The egress whose recording a record waits for.
+    /// The egress whose recording a record waits for, in time or late.
     fn awaited_by(record: &CallRecord) -> Option<Self> {
-        if record.uploads.recording.state.is_settled() {
+        if record.uploads.recording.state.is_settled() && late_look(record).is_none() {
             return None;
         }
         if let Some(id) = record.egress_id() {

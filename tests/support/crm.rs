@@ -18,6 +18,9 @@ use tokio::task::JoinHandle;
 /// How long a test waits for something that should happen before it gives up.
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// The header that requests may be signed in.
+pub const SIGNATURE: &str = "x-voicebot-signature";
+
 /// How one request is answered.
 #[derive(Debug, Clone)]
 pub enum Answer {
@@ -45,6 +48,7 @@ pub struct Upload {
     pub content_length: Option<u64>,
     pub key: String,
     pub authorization: Option<String>,
+    pub signature: Option<String>,
     pub bytes: Bytes,
     pub accepted: bool,
 }
@@ -54,6 +58,9 @@ pub struct Upload {
 pub struct CallData {
     pub key: String,
     pub authorization: Option<String>,
+    pub signature: Option<String>,
+    /// As it came, for checking signatures.
+    pub text: Bytes,
     pub body: Value,
     pub accepted: bool,
 }
@@ -191,6 +198,7 @@ async fn upload(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -
                 .and_then(|length| length.parse().ok()),
             key: text(&headers, "idempotency-key").unwrap_or_default(),
             authorization: text(&headers, header::AUTHORIZATION),
+            signature: text(&headers, SIGNATURE),
             bytes,
             accepted: accepts(&answer),
         });
@@ -200,12 +208,8 @@ async fn upload(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -
     give(answer, json!({ "success": true, "data": { "url": format!("https://crm.example.com/uploads/{number}-{file_name}") } })).await
 }
 
-async fn call_data(
-    State(shared): State<Shared>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response<Body> {
-    let Ok(body) = serde_json::from_slice(&body) else {
+async fn call_data(State(shared): State<Shared>, headers: HeaderMap, raw: Bytes) -> Response<Body> {
+    let Ok(body) = serde_json::from_slice(&raw) else {
         return plain(400, "expected JSON");
     };
     let answer = {
@@ -217,6 +221,8 @@ async fn call_data(
         inside.call_data.push(CallData {
             key: text(&headers, "idempotency-key").unwrap_or_default(),
             authorization: text(&headers, header::AUTHORIZATION),
+            signature: text(&headers, SIGNATURE),
+            text: raw,
             body,
             accepted: accepts(&answer),
         });
@@ -269,7 +275,7 @@ fn plain(status: u16, body: &str) -> Response<Body> {
 }
 
 /// The one part of a multipart form (RFC 7578) with the name `file`: its file name, media type and content.
-fn the_file(content_type: &str, body: &Bytes) -> Option<(String, String, Bytes)> {
+pub fn the_file(content_type: &str, body: &Bytes) -> Option<(String, String, Bytes)> {
     let boundary = content_type.strip_prefix("multipart/form-data; boundary=")?;
     let (opening, closing) = (
         format!("--{boundary}\r\n"),

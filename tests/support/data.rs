@@ -29,6 +29,16 @@ impl DataFolder {
         Self { folder, store }
     }
 
+    /// In memory where the system has such a folder, for tests that write thousands of files: no test cuts the power, so nothing is
+    /// lost by syncs that cost nothing.
+    pub fn in_memory() -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .expect("a temporary folder");
+        let store = Store::open(folder.path()).expect("the data folder opens");
+        Self { folder, store }
+    }
+
     pub fn path(&self, relative: &str) -> PathBuf {
         self.folder.path().join(relative)
     }

@@ -58,8 +58,9 @@ async def test_data_goes_there_and_back_encrypted(join, echo):
         await asyncio.gather(saying, return_exceptions=True)
 
 
-async def test_who_has_another_key_hears_nothing(join, echo):
+async def test_who_has_another_key_never_hears_the_tone(join, echo):
     mallory = await join("mallory", encryption=encryption(b"a wrong guess"))
     await mallory.speak(440)
     ear = await mallory.ear("echo")
-    assert not await ear.hears(lambda pcm: abs(pcm).max() > 50, 0.1, deadline_s=4)
+    # Noise is allowed: on a busy machine the official client has been seen to make some while it joins.
+    assert not await ear.hears_tone(440, deadline_s=4), f"share of 440 Hz was {ear.best:.3f}"

@@ -48,6 +48,15 @@ const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a call's memory is looked at.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Secrets of the delivery and the ledger, which a call has no part in: its process, which a stranger talks to, does not get them.
+const NOT_FOR_CALLS: [&str; 5] = [
+    "CRM_TOKEN",
+    "CRM_HMAC_SECRET",
+    "MONGODB_URI",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+];
+
 /// What is run for each call.
 #[derive(Debug, Clone)]
 pub struct CallProgram {
@@ -77,7 +86,11 @@ impl CallProgram {
     }
 
     fn spawn(&self) -> std::io::Result<Child> {
-        Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        for secret in NOT_FOR_CALLS {
+            command.env_remove(secret);
+        }
+        command
             .args(&self.arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

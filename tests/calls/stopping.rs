@@ -42,6 +42,36 @@ async fn full_worker_takes_no_second_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn call_process_does_not_get_the_secrets_of_the_delivery() {
+    let secrets = [
+        ("CRM_TOKEN", "t-crm"),
+        ("CRM_HMAC_SECRET", "t-hmac"),
+        ("AWS_SECRET_ACCESS_KEY", "t-aws"),
+    ];
+    let world = World::new(json!([]), &secrets).await;
+    let worker = world.worker().await;
+    let caller = world.call("secrets").await;
+    let environment = |process: rustix::process::Pid| {
+        fs::read_to_string(format!("/proc/{}/environ", process.as_raw_nonzero()))
+            .unwrap_or_default()
+    };
+    let of_call = environment(world.the_call_process());
+    assert!(
+        of_call.contains("LIVEKIT_API_SECRET="),
+        "it is the call's own"
+    );
+    for (name, value) in secrets {
+        assert!(
+            !of_call.contains(name) && !of_call.contains(value),
+            "{name}"
+        );
+    }
+    caller.hang_up().await;
+    world.delivered(1).await;
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn draining_worker_lets_its_call_end_and_delivers_it() {
     let world = World::new(json!([]), &[]).await;
     let mut worker = world.worker().await;

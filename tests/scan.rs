@@ -16,6 +16,7 @@ use voicebot::store::{ScanOptions, ScanReport};
 const NOW: ScanOptions = ScanOptions {
     dry_run: false,
     min_age: Duration::ZERO,
+    campaign: None,
 };
 
 fn conversation(data: &DataFolder, session: &str, start: &str, end: &str) {
@@ -30,20 +31,20 @@ fn conversation(data: &DataFolder, session: &str, start: &str, end: &str) {
 }
 
 fn scan(data: &DataFolder) -> ScanReport {
-    let looked = data.store.scan(ScanOptions {
+    let looked = data.store.scan(&ScanOptions {
         dry_run: true,
         ..NOW
     });
     let before = data.files("call_metadata");
     let mut looked = looked.unwrap();
-    let report = data.store.scan(NOW).unwrap();
+    let report = data.store.scan(&NOW).unwrap();
     // What was to be done is what is done, but for what lay in a record's place.
     for (would, did) in looked.records.iter_mut().zip(&report.records) {
         would.set_aside.clone_from(&did.set_aside);
     }
     assert_eq!(looked, report);
     assert!(data.files("call_metadata").len() >= before.len());
-    let again = data.store.scan(NOW).unwrap();
+    let again = data.store.scan(&NOW).unwrap();
     assert_eq!(again.records, [], "a second scan makes nothing twice");
     report
 }
@@ -220,7 +221,7 @@ fn calls_with_records_or_journals_and_young_files_are_left_alone() {
         min_age: Duration::from_secs(600),
         ..NOW
     };
-    let report = data.store.scan(careful).unwrap();
+    let report = data.store.scan(&careful).unwrap();
     assert_eq!((report.records.len(), report.young), (0, 1));
 }
 
@@ -308,6 +309,42 @@ fn an_operator_sees_what_a_scan_would_do_and_then_does_it() {
     assert_eq!(data.files("call_metadata"), ["metadata_old.json"]);
 }
 
+#[test]
+fn scanned_calls_are_filed_under_the_campaign_of_a_named_persona() {
+    let data = DataFolder::new();
+    conversation(&data, "old", "2026-11-21T10:00:00Z", "2026-11-21T10:05:00Z");
+    let persona = json!({
+        "instructions": "You sell roofs.",
+        "campaigns": [{ "_id": "c-7", "client": "roofs", "voiceAgents": [{ "_id": "v-3" }] }],
+    });
+    data.write("roofs.json", persona.to_string());
+    data.write("nobody.json", "{\"instructions\": \"You sell nothing.\"}");
+    let run = |persona: &str| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_voicebot"))
+            .args(["uploads", "scan", "--min-age", "0", "--persona", persona])
+            .env_clear()
+            .env("VOICEBOT__DATA_DIR", data.store.root())
+            .current_dir(data.store.root())
+            .output()
+            .unwrap()
+    };
+    for (persona, why) in [
+        ("missing.json", "cannot be read"),
+        ("nobody.json", "names no campaign"),
+    ] {
+        let refused = run(persona);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success(), "{persona}");
+        assert!(said.contains(persona) && said.contains(why), "{said}");
+        assert_eq!(data.files("call_metadata"), [] as [String; 0]);
+    }
+    assert!(run("roofs.json").status.success());
+    let record = data.json("call_metadata/metadata_old.json");
+    let metadata = &record["campaign_metadata"];
+    let ids = ["campaignId", "voiceAgentId", "client"].map(|key| &metadata[key]);
+    assert_eq!(ids, ["c-7", "v-3", "roofs"]);
+}
+
 /// What the disk, or somebody else, has made of a file.
 #[derive(Debug, Clone)]
 enum Damage {
@@ -380,7 +417,7 @@ proptest! {
             }
         }
         prop_assert_eq!(data.store.orphans(), []);
-        let report = data.store.scan(NOW).unwrap();
+        let report = data.store.scan(&NOW).unwrap();
         for file in report.unreadable.iter().chain(&report.ambiguous) {
             prop_assert!(!file.why.is_empty() && data.path(&file.file).exists() || file.file.starts_with("call_metadata/"));
         }

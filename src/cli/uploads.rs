@@ -1,5 +1,6 @@
 //! `voicebot uploads`: the delivery of records, seen and pushed by an operator.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +9,11 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::CommandResult;
-use crate::call::http_address;
+use crate::call::{Persona, http_address};
 use crate::config::Config;
 use crate::ledger::{self, Query};
 use crate::recording::resolve::{EgressDirectory, LiveKitEgress, RecordingResolver};
-use crate::session::SessionId;
+use crate::session::{CampaignIds, SessionId};
 use crate::store::{ScanOptions, ScanReport, Store};
 use crate::upload::{
     self, CrmSecrets, ListedRecord, PassOptions, PassStats, UploadError, Uploader,
@@ -60,6 +61,9 @@ pub enum UploadsCommand {
         /// Leave files alone that were written less than this long ago: their calls may be going on
         #[arg(long, value_name = "SECONDS", default_value_t = 600)]
         min_age: u64,
+        /// A persona file: these calls were held for its campaign, whose ids go into their records
+        #[arg(long, value_name = "FILE")]
+        persona: Option<PathBuf>,
         /// One JSON object instead of a table
         #[arg(long)]
         json: bool,
@@ -107,10 +111,15 @@ pub async fn run(command: UploadsCommand, config: &Config) -> CommandResult {
         UploadsCommand::Scan {
             dry_run,
             min_age,
+            persona,
             json,
         } => {
-            let min_age = Duration::from_secs(min_age);
-            scan(&store, ScanOptions { dry_run, min_age }, json)
+            let options = ScanOptions {
+                dry_run,
+                min_age: Duration::from_secs(min_age),
+                campaign: persona.as_deref().map(campaign_of).transpose()?,
+            };
+            scan(&store, options, json)
         }
         UploadsCommand::Retry { id, dry_run, json } => {
             let session_id = one_call(&store, &id)?;
@@ -139,9 +148,25 @@ pub async fn run(command: UploadsCommand, config: &Config) -> CommandResult {
     }
 }
 
+/// The ids of the campaign that a persona file names.
+fn campaign_of(file: &Path) -> Result<CampaignIds, String> {
+    let path = file.display();
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| format!("the persona file {path} (--persona) cannot be read: {error}"))?;
+    let persona = Persona::read(&text, "")
+        .map_err(|why| format!("the persona file {path} (--persona) cannot be used: {why}"))?;
+    let ids = CampaignIds::from_persona(&persona.full);
+    match ids == CampaignIds::default() {
+        true => Err(format!(
+            "the persona file {path} (--persona) names no campaign: it has no `campaigns` with `_id`, `client` or `voiceAgents`"
+        )),
+        false => Ok(ids),
+    }
+}
+
 /// Looks for calls without a record and says what came of it.
 fn scan(store: &Store, options: ScanOptions, json: bool) -> CommandResult {
-    let report = store.scan(options)?;
+    let report = store.scan(&options)?;
     let failed = report.records.iter().any(|call| call.error.is_some());
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);

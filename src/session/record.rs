@@ -407,15 +407,12 @@ impl CallRecord {
     ) -> Self {
         let call = &session.call_metadata;
         let mut campaign_metadata = session.campaign_metadata.clone();
-        for (key, value) in [
-            ("campaignId", &call.campaign_id),
-            ("voiceAgentId", &call.voice_agent_id),
-            ("client", &call.client),
-        ] {
-            if let Some(value) = value {
-                campaign_metadata.insert(key.to_owned(), value.clone().into());
-            }
-        }
+        let ids = CampaignIds {
+            campaign_id: call.campaign_id.clone(),
+            voice_agent_id: call.voice_agent_id.clone(),
+            client: call.client.clone(),
+        };
+        campaign_metadata.extend(ids.fields());
         let local_recording = session.recording.as_ref().and_then(local_recording_path);
         let outcome = session.outcome.as_ref();
         Self {
@@ -675,6 +672,18 @@ impl CampaignIds {
             voice_agent_id: id_text(&campaign["voiceAgents"][0]["_id"]),
             client: id_text(&campaign["client"]),
         }
+    }
+
+    /// The known ones as a record's campaign metadata has them.
+    pub fn fields(&self) -> Map<String, Value> {
+        [
+            ("campaignId", &self.campaign_id),
+            ("voiceAgentId", &self.voice_agent_id),
+            ("client", &self.client),
+        ]
+        .into_iter()
+        .filter_map(|(key, id)| Some((key.to_owned(), id.clone()?.into())))
+        .collect()
     }
 
     /// Reads them from a record's campaign metadata: as ours names them, as the original's session named them, or from a persona inside.

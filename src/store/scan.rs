@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::call::Numbers;
-use crate::session::{CallRecord, FiledRecord, SessionId, sanitise, time};
+use crate::session::{CallRecord, CampaignIds, FiledRecord, SessionId, sanitise, time};
 
 use super::browse::time_in_name;
 use super::{
@@ -31,12 +31,14 @@ const LEAD_TOLERANCE: TimeDelta = TimeDelta::seconds(60);
 const LARGEST_JSON_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What a scan is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScanOptions {
     /// Write nothing.
     pub dry_run: bool,
     /// Files that were written more recently than this may belong to a call that is going on, and are left for the next scan.
     pub min_age: Duration,
+    /// The campaign that the calls belong to, which none of their files tells.
+    pub campaign: Option<CampaignIds>,
 }
 
 /// What a scan has found.
@@ -463,7 +465,7 @@ impl Store {
     ///
     /// # Errors
     /// When a folder cannot be listed. What is wrong with one file is in the report, and the others go on.
-    pub fn scan(&self, options: ScanOptions) -> Result<ScanReport, StoreError> {
+    pub fn scan(&self, options: &ScanOptions) -> Result<ScanReport, StoreError> {
         let mut report = ScanReport::default();
         let known = self.known(&mut report)?;
         let found = self.found(&known, options.min_age, &mut report)?;
@@ -489,7 +491,7 @@ impl Store {
                 continue;
             }
             if !options.dry_run {
-                match self.write_scanned(&call) {
+                match self.write_scanned(&call, options.campaign.as_ref()) {
                     Ok(set_aside) => call.set_aside = set_aside,
                     Err(error) => call.error = Some(error.to_string()),
                 }
@@ -762,8 +764,12 @@ impl Store {
     }
 
     /// Writes the record. Returns what lay in its place.
-    fn write_scanned(&self, call: &ScannedCall) -> Result<Option<String>, StoreError> {
-        let record = record_of(call)?;
+    fn write_scanned(
+        &self,
+        call: &ScannedCall,
+        campaign: Option<&CampaignIds>,
+    ) -> Result<Option<String>, StoreError> {
+        let record = record_of(call, campaign)?;
         let path = self.record_path(CALL_METADATA, &record.session_id);
         let mut set_aside = None;
         match self.filed(CALL_METADATA, &record.session_id)? {
@@ -810,7 +816,7 @@ fn conversation_times(
 }
 
 /// The record of a scanned call, by way of the original's metadata, which knows no more than this either.
-fn record_of(call: &ScannedCall) -> Result<CallRecord, StoreError> {
+fn record_of(call: &ScannedCall, campaign: Option<&CampaignIds>) -> Result<CallRecord, StoreError> {
     let bad = |problem: String| StoreError::BadRecord {
         path: call.session_id.clone().into(),
         problem,
@@ -819,18 +825,18 @@ fn record_of(call: &ScannedCall) -> Result<CallRecord, StoreError> {
         .session_id
         .parse()
         .map_err(|error| bad(format!("has no usable session: {error}")))?;
-    let mut campaign = serde_json::Map::new();
+    let mut metadata = campaign.map(CampaignIds::fields).unwrap_or_default();
     if let Some(egress_id) = &call.egress_id {
-        campaign.insert("egressId".to_owned(), egress_id.clone().into());
+        metadata.insert("egressId".to_owned(), egress_id.clone().into());
     }
     if let Some(lead) = call.leads.last() {
-        campaign.insert("lead_file".to_owned(), lead.clone().into());
+        metadata.insert("lead_file".to_owned(), lead.clone().into());
     }
     let value = json!({
         "session_id": id,
         "dialed_number": call.number,
         "caller_number": call.number,
-        "campaign_metadata": campaign,
+        "campaign_metadata": metadata,
         "files": {
             "recording": call.recording,
             "conversation": call.conversation,

@@ -4,12 +4,13 @@
 //! One small file a day, `call_metadata/.call_ids/<day>.jsonl`, says which session has which id; processes take turns by locking it.
 //! When it is not there it is made again from the records on disk, which have the ids in them.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
 use chrono::{DateTime, Utc};
+use memchr::{memchr, memmem, memrchr};
 use serde::{Deserialize, Serialize};
 
 use crate::session::{CallRecord, SessionId, call_id_base, sanitise};
@@ -57,26 +58,27 @@ fn reserve_in(
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
     let mut added = Vec::new();
-    let mut entries: Vec<Entry> = text
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| serde_json::from_slice(line).ok())
+    if lines_with(&text, "").next().is_none() {
+        for entry in from_records(root, day) {
+            write_line(&mut added, &entry)?;
+        }
+    }
+    let known = [text.as_slice(), added.as_slice()];
+    let own = known
+        .iter()
+        .flat_map(|lines| lines_with(lines, session_id.as_str()))
+        .find(|entry| entry.session_id == *session_id);
+    if let Some(entry) = own {
+        return Ok(entry.call_id);
+    }
+    let taken: HashSet<String> = known
+        .iter()
+        .flat_map(|lines| lines_with(lines, base))
+        .map(|entry| entry.call_id)
         .collect();
-    if entries.is_empty() {
-        entries = from_records(root, day);
-        for entry in &entries {
-            write_line(&mut added, entry)?;
-        }
-    }
-    let mut owners: HashMap<&str, &SessionId> = HashMap::new();
-    for entry in &entries {
-        if entry.session_id == *session_id {
-            return Ok(entry.call_id.clone());
-        }
-        owners.insert(&entry.call_id, &entry.session_id);
-    }
     let call_id = std::iter::once(base.to_owned())
         .chain((2_u32..).map(|number| format!("{base}-{number}")))
-        .find(|id| !owners.contains_key(id.as_str()))
+        .find(|id| !taken.contains(id))
         .unwrap_or_else(|| base.to_owned());
     // A line that a crash tore must not swallow this one.
     if text.last().is_some_and(|byte| *byte != b'\n') {
@@ -92,6 +94,22 @@ fn reserve_in(
     disk::write_all(file, &added)?;
     disk::sync(file)?;
     Ok(call_id)
+}
+
+/// The entries whose line has `part` in it. A day may have ten thousands, and each call asks for its own: bytes are searched, and only
+/// what is found is parsed. Ids have nothing in them that JSON would write differently.
+fn lines_with<'a>(text: &'a [u8], part: &str) -> impl Iterator<Item = Entry> + use<'a> {
+    let finder = memmem::Finder::new(part).into_owned();
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let at = finder.find(rest).filter(|_| !rest.is_empty())?;
+        let start = memrchr(b'\n', &rest[..at]).map_or(0, |newline| newline + 1);
+        let end = memchr(b'\n', &rest[at..]).map_or(rest.len(), |newline| at + newline);
+        let line = &rest[start..end];
+        rest = rest.get(end + 1..).unwrap_or_default();
+        Some(serde_json::from_slice(line).ok())
+    })
+    .flatten()
 }
 
 fn write_line(out: &mut Vec<u8>, entry: &Entry) -> io::Result<()> {

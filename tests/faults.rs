@@ -31,7 +31,7 @@ const NUMBERS: u64 = 10;
 /// Workers on the folder at the same time, each killed as often as the other.
 const WORKERS: u64 = 2;
 /// A worker lives until the CRM has got a random number of requests up to this, of either worker.
-const REQUESTS_OF_A_LIFE: u64 = 80;
+const REQUESTS_OF_A_LIFE: u64 = 50;
 /// Or this long: a worker that is killed before its first request counts too.
 const LONGEST_LIFE: Duration = Duration::from_millis(1500);
 /// The end of everything, even on a busy machine.

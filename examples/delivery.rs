@@ -1,4 +1,4 @@
-//! How fast records are delivered, and at what cost, against a CRM on this machine. One JSON line a measurement on stdout.
+//! How fast records are delivered and found again, and at what cost, against a CRM on this machine. One JSON line a measurement on stdout.
 //!
 //!     cargo build --release --bin voicebot
 //!     cargo run --release --example delivery -- throughput --records 10000 --recording-bytes 100000
@@ -6,11 +6,14 @@
 //!     cargo run --release --example delivery -- throughput --records 1000 --archived 100000
 //!     cargo run --release --example delivery -- waiting --records 10000 --seconds 60
 //!     cargo run --release --example delivery -- hangup --calls 30 --rounds 20
+//!     cargo run --release --example delivery -- find --archived 100000
+//!     MONGODB_URI=mongodb://… cargo run --release --example delivery -- sync --archived 10000
 //!
 //! `throughput` runs `voicebot uploads run --once` over so many waiting records (recordings are sparse files), and `waiting` runs
 //! `voicebot uploads run` while the CRM is down; memory and processor time are those of that process. `hangup` writes records all at
-//! once while the upload task runs, and takes the time from the hangup until the CRM has the call. `--dir` is where the data folder is
-//! made: a disk is measured with its syncs, a memory file system without.
+//! once while the upload task runs, and takes the time from the hangup until the CRM has the call. `find` and `sync` time the commands
+//! of an operator: `calls list`, `calls show` by several ids, and `calls sync` with nothing in MongoDB yet and then with everything.
+//! `--dir` is where the data folder is made: a disk is measured with its syncs, a memory file system without.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -78,6 +81,16 @@ enum What {
         #[arg(long, default_value_t = 100_000)]
         recording_bytes: u64,
     },
+    /// What it takes to list calls and to find one
+    Find {
+        #[arg(long, default_value_t = 100_000)]
+        archived: u64,
+    },
+    /// What it takes to copy calls to MongoDB (`MONGODB_URI`)
+    Sync {
+        #[arg(long, default_value_t = 10_000)]
+        archived: u64,
+    },
 }
 
 type Outcomes<T> = Result<T, Box<dyn std::error::Error>>;
@@ -113,6 +126,14 @@ async fn main() -> Outcomes<()> {
             rounds,
             recording_bytes,
         } => hangup(&store, calls, rounds, recording_bytes).await?,
+        What::Find { archived } => {
+            archive(&store, archived)?;
+            find(&arguments.program, &store, archived).await?
+        }
+        What::Sync { archived } => {
+            archive(&store, archived)?;
+            sync(&arguments.program, &store, archived).await?
+        }
     };
     println!("{line}");
     Ok(())
@@ -120,6 +141,11 @@ async fn main() -> Outcomes<()> {
 
 fn session_id(number: u64) -> SessionId {
     let id = format!("session_20261121_{:06}_{number:06x}", number % 240_000);
+    id.parse().expect("a session id")
+}
+
+fn archived_id(number: u64) -> SessionId {
+    let id = format!("session_20261120_{:06}_{number:06x}", number % 240_000);
     id.parse().expect("a session id")
 }
 
@@ -200,7 +226,7 @@ fn archive(store: &Store, records: u64) -> Outcomes<()> {
     let record = store.read_record(&first)?;
     fs::remove_file(store.path(&format!("call_metadata/metadata_{first}.json")))?;
     for number in 0..records {
-        let id = format!("session_20261120_{:06}_{number:06x}", number % 240_000).parse()?;
+        let id = archived_id(number);
         write(store, "processed_metadata", &renamed(&record, &first, &id)?)?;
     }
     Ok(())
@@ -253,13 +279,18 @@ async fn waiting(program: &Path, store: &Store, records: u64, seconds: u64) -> O
     // Reading the folder for the first time is work; what is asked for is the cost of waiting.
     sleep(Duration::from_secs(5)).await;
     let before = Figures::of(process).ok_or("it has ended")?;
-    sleep(Duration::from_secs(seconds)).await;
-    let after = Figures::of(process).ok_or("it has ended")?;
+    let mut after = before;
+    let mut rss_kb = vec![before.rss_kb];
+    for _ in 0..4 {
+        sleep(Duration::from_secs(seconds) / 4).await;
+        after = Figures::of(process).ok_or("it has ended")?;
+        rss_kb.push(after.rss_kb);
+    }
     worker.kill().await?;
     Ok(json!({
         "what": "waiting", "records": records, "seconds": seconds,
         "cpu_percent": (after.cpu_seconds - before.cpu_seconds) / seconds as f64 * 100.0,
-        "rss_kb_at_first": before.rss_kb, "rss_kb_at_last": after.rss_kb, "peak_rss_kb": after.peak_rss_kb,
+        "rss_kb": rss_kb, "peak_rss_kb": after.peak_rss_kb,
     }))
 }
 
@@ -313,12 +344,64 @@ async fn hangup(store: &Store, calls: u64, rounds: u64, recording_bytes: u64) ->
     }))
 }
 
+async fn find(program: &Path, store: &Store, archived: u64) -> Outcomes<Value> {
+    let middle = archived_id(archived / 2);
+    let mut line = json!({ "what": "find", "archived": archived });
+    for (name, arguments) in [
+        ("list", vec!["list".to_owned()]),
+        (
+            "list_by_number",
+            vec!["list".to_owned(), "--number".to_owned(), "0123".to_owned()],
+        ),
+        (
+            "show_by_session",
+            vec!["show".to_owned(), middle.to_string()],
+        ),
+        (
+            "show_by_call",
+            vec!["show".to_owned(), format!("CALL-{middle}")],
+        ),
+        (
+            "show_by_job",
+            vec!["show".to_owned(), format!("AJ_{middle}")],
+        ),
+    ] {
+        let mut command = voicebot(program, store);
+        line[name] = timed(command.arg("calls").args(arguments)).await?;
+    }
+    Ok(line)
+}
+
+async fn sync(program: &Path, store: &Store, archived: u64) -> Outcomes<Value> {
+    let mut line = json!({ "what": "sync", "archived": archived });
+    for name in ["everything", "nothing"] {
+        line[name] = timed(voicebot(program, store).args(["calls", "sync"])).await?;
+    }
+    Ok(line)
+}
+
+/// Runs a command to its end.
+async fn timed(command: &mut Command) -> Outcomes<Value> {
+    let began = Instant::now();
+    let figures = watch_to_end(&mut command.spawn()?).await?;
+    Ok(json!({
+        "seconds": began.elapsed().as_secs_f64(),
+        "peak_rss_kb": figures.peak_rss_kb, "cpu_seconds": figures.cpu_seconds,
+    }))
+}
+
 fn uploads(program: &Path, store: &Store, base_url: &str) -> Command {
-    let mut command = Command::new(program);
+    let mut command = voicebot(program, store);
     command
         .args(["uploads", "run"])
+        .env("CRM_BASE_URL", base_url);
+    command
+}
+
+fn voicebot(program: &Path, store: &Store) -> Command {
+    let mut command = Command::new(program);
+    command
         .env("VOICEBOT__DATA_DIR", store.root())
-        .env("CRM_BASE_URL", base_url)
         .env("RUST_LOG", "error")
         .env_remove("VOICEBOT_CONFIG")
         .stdin(Stdio::null())
@@ -366,7 +449,7 @@ async fn watch_to_end(worker: &mut Child) -> Outcomes<Figures> {
         tokio::select! {
             status = worker.wait() => {
                 let status = status?;
-                return if status.success() { Ok(last) } else { Err(format!("uploads run: {status}").into()) };
+                return if status.success() { Ok(last) } else { Err(format!("the program ended with {status}").into()) };
             }
             () = sleep(LOOK) => {}
         }

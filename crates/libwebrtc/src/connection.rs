@@ -21,6 +21,7 @@ use crate::{
     data_channel::{DataChannel, DataChannelInit},
     driver,
     ice_candidate::IceCandidate,
+    jsep::negotiation::Redundancy,
     media_stream_track::MediaStreamTrack,
     peer_connection::{
         BitrateSettings, IceConnectionState, IceGatheringState, OfferOptions, OnConnectionChange,
@@ -211,6 +212,10 @@ impl Connection {
             ));
         }
         sender.sender.set_track(None)
+    }
+
+    pub fn set_redundancy(&self, transceiver: &Transceiver, redundancy: Redundancy) {
+        self.core.lock().set_redundancy(transceiver, redundancy);
     }
 
     pub fn stop_transceiver(&self, transceiver: &Transceiver) -> Result<(), RtcError> {

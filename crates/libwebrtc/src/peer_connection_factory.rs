@@ -97,12 +97,17 @@ fn capabilities(media_type: MediaType) -> RtpCapabilities {
         };
     }
     RtpCapabilities {
-        codecs: vec![RtpCodecCapability {
+        codecs: [
+            ("audio/opus", "minptime=10;useinbandfec=1"),
+            ("audio/red", "111/111"),
+        ]
+        .map(|(mime_type, parameters)| RtpCodecCapability {
             channels: Some(2),
             clock_rate: Some(48_000),
-            mime_type: "audio/opus".to_owned(),
-            sdp_fmtp_line: Some("minptime=10;useinbandfec=1".to_owned()),
-        }],
+            mime_type: mime_type.to_owned(),
+            sdp_fmtp_line: Some(parameters.to_owned()),
+        })
+        .to_vec(),
         header_extensions: crate::jsep::AUDIO_EXTENSIONS
             .iter()
             .map(|(_, uri)| RtpHeaderExtensionCapability {

@@ -13,10 +13,12 @@ use crate::{
     audio::{
         encoder::{AudioSender, OpusSendConfig, RtpClock},
         receiver::AudioReceiver,
+        red::RedWrapper,
         track::PcmSink,
     },
     audio_track::RtcAudioTrack,
     connection::Connection,
+    jsep::negotiation::Redundancy,
     media_stream_track::MediaStreamTrack,
     native::{create_random_uuid, frame_cryptor::Cryptor},
     rtp_parameters::{
@@ -43,7 +45,10 @@ pub(crate) struct TransceiverView {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SendStream {
     pub mid: Mid,
+    /// Of Opus.
     pub payload_type: u8,
+    /// Of redundant audio (RFC 2198), if the other side prefers it to plain Opus.
+    pub red_payload_type: Option<u8>,
     pub config: OpusSendConfig,
 }
 
@@ -127,12 +132,26 @@ impl Transceiver {
     }
 
     pub fn set_codec_preferences(&self, codecs: &[RtpCodecCapability]) -> Result<(), RtcError> {
-        let usable = |codec: &RtpCodecCapability| match self.kind {
-            MediaType::Audio => codec.mime_type.eq_ignore_ascii_case("audio/opus"),
-            _ => codec.mime_type.eq_ignore_ascii_case("video/vp8"),
+        let place_of = |name| {
+            let is_it = |codec: &RtpCodecCapability| codec.mime_type.eq_ignore_ascii_case(name);
+            codecs.iter().position(is_it)
         };
-        // With one codec for each kind, the order of preference has nothing to decide.
-        if codecs.is_empty() || codecs.iter().any(usable) {
+        let usable = match self.kind {
+            MediaType::Audio => place_of("audio/opus"),
+            _ => place_of("video/vp8"),
+        };
+        let redundancy = match (place_of("audio/red"), usable) {
+            _ if codecs.is_empty() => Some(Redundancy::AfterOpus),
+            (_, None) => None,
+            (None, Some(_)) => Some(Redundancy::No),
+            (Some(red), Some(opus)) if red < opus => Some(Redundancy::BeforeOpus),
+            (Some(_), Some(_)) => Some(Redundancy::AfterOpus),
+        };
+        if let Some(redundancy) = redundancy {
+            // With one codec for each kind, the order of preference has nothing else to decide. A connection that is gone has nothing to offer.
+            if let Some(connection) = self.connection.upgrade() {
+                connection.set_redundancy(self, redundancy);
+            }
             return Ok(());
         }
         let names: Vec<_> = codecs
@@ -264,10 +283,20 @@ impl Sender {
             None => {
                 log::debug!("an encoder for the track {}: {stream:?}", track.id());
                 let connection = self.connection.clone();
-                let (mid, payload_type) = (stream.mid, stream.payload_type);
+                let (mid, opus) = (stream.mid, stream.payload_type);
+                let red = stream
+                    .red_payload_type
+                    .map(|red| (red, Mutex::new(RedWrapper::new(opus))));
                 let cryptor = self.cryptor.clone();
                 let encoder = AudioSender::new(stream.config, state.clock, move |mut packet| {
-                    // Taken out of its lock, because the application may be told about it.
+                    let mut payload_type = opus;
+                    if let Some((red, wrapper)) = &red
+                        && let Some(payload) = wrapper.lock().wrap(&packet)
+                    {
+                        (payload_type, packet.payload) = (*red, payload);
+                    }
+                    // A redundant payload is encrypted as a whole, as in Google's engine. The cryptor is taken out of its lock, because the
+                    // application may be told about it.
                     let cryptor = cryptor.lock().clone();
                     if let Some(cryptor) = cryptor {
                         match cryptor.encrypt(&packet.payload, packet.rtp_timestamp) {
@@ -450,6 +479,7 @@ mod tests {
             Some(SendStream {
                 mid: "0".into(),
                 payload_type: 111,
+                red_payload_type: None,
                 config: OpusSendConfig {
                     stereo,
                     ..OpusSendConfig::default()

@@ -10,12 +10,20 @@ use std::{
 
 use libwebrtc::{
     audio_source::native::NativeAudioSource,
-    native::create_random_uuid,
+    audio_stream::native::NativeAudioStream,
+    native::{
+        create_random_uuid,
+        frame_cryptor::{
+            EncryptionAlgorithm, FrameCryptor, KeyDerivationAlgorithm, KeyProvider,
+            KeyProviderOptions,
+        },
+    },
     peer_connection_factory::{PeerConnectionFactory, native::PeerConnectionFactoryExt},
     prelude::*,
     stats::RtcStats,
 };
 use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::StreamExt;
 
 /// Long enough for a busy machine; nothing here takes a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -725,6 +733,106 @@ async fn statistics_tell_what_happened() {
     )
     .await;
     stop.store(true, Ordering::Relaxed);
+}
+
+/// Which codec the sound that arrives has, once it is heard: packets of it, and none was thrown away.
+async fn heard_codec(peer: &Peer, receiver: &RtpReceiver) -> String {
+    let MediaStreamTrack::Audio(track) = receiver.track().expect("a track") else {
+        panic!("it is audio");
+    };
+    let mut stream = NativeAudioStream::new(track, 48_000, 1);
+    let heard = async {
+        while let Some(frame) = stream.next().await {
+            if frame.data.iter().any(|sample| sample.abs() > 5_000) {
+                return Some(());
+            }
+        }
+        None
+    };
+    within("sound", heard).await;
+    let codec_id = reported(peer, "the sound", |entry| match entry {
+        RtcStats::InboundRtp(inbound) => {
+            assert_eq!(inbound.inbound.packets_discarded, 0);
+            Some(inbound.stream.codec_id.clone())
+        }
+        _ => None,
+    })
+    .await;
+    reported(peer, "the codec", |entry| match entry {
+        RtcStats::Codec(codec) => (codec.rtc.id == codec_id).then(|| codec.codec.mime_type.clone()),
+        _ => None,
+    })
+    .await
+}
+
+#[tokio::test]
+async fn redundant_audio_is_sent_where_it_is_preferred_encrypted_or_not() {
+    let factory = PeerConnectionFactory::default();
+    for encrypted in [false, true] {
+        let (mut alice, mut bob) = (Peer::new(), Peer::new());
+        let (source, track) = local_track();
+        let sender = alice
+            .connection
+            .add_track(track, &["alice"])
+            .expect("a sender");
+        let (back_source, back_track) = local_track();
+        bob.connection
+            .add_track(back_track, &["bob"])
+            .expect("a sender");
+        // Who wants to be sent redundant audio lists it first. Bob does so when he answers.
+        let mut codecs = factory
+            .get_rtp_receiver_capabilities(MediaType::Audio)
+            .codecs;
+        codecs.sort_by_key(|codec| codec.mime_type != "audio/red");
+        bob.connection.transceivers()[0]
+            .set_codec_preferences(codecs)
+            .expect("both are known");
+        negotiate(&alice, &bob, OfferOptions::default()).await;
+        alice.reaches(PeerConnectionState::Connected).await;
+        bob.reaches(PeerConnectionState::Connected).await;
+        let (.., at_bob) = within("alice's track", bob.tracks.recv()).await;
+        let (.., at_alice) = within("bob's track", alice.tracks.recv()).await;
+        let mut cryptors = vec![];
+        if encrypted {
+            let keys = KeyProvider::new(KeyProviderOptions {
+                shared_key: true,
+                ratchet_window_size: 0,
+                ratchet_salt: b"LKFrameEncryptionKey".to_vec(),
+                failure_tolerance: -1,
+                key_ring_size: 16,
+                key_derivation_algorithm: KeyDerivationAlgorithm::HKDF,
+            });
+            keys.set_shared_key(0, b"secret".to_vec());
+            let algorithm = EncryptionAlgorithm::AesGcm;
+            let name = || "alice".to_owned();
+            cryptors.push(FrameCryptor::new_for_rtp_sender(
+                &factory,
+                name(),
+                algorithm,
+                keys.clone(),
+                sender,
+            ));
+            cryptors.push(FrameCryptor::new_for_rtp_receiver(
+                &factory,
+                name(),
+                algorithm,
+                keys,
+                at_bob.receiver(),
+            ));
+            for cryptor in &cryptors {
+                cryptor.set_enabled(true);
+            }
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        play(source, stop.clone());
+        play(back_source, stop.clone());
+        assert_eq!(heard_codec(&bob, &at_bob.receiver()).await, "audio/red");
+        assert_eq!(
+            heard_codec(&alice, &at_alice.receiver()).await,
+            "audio/opus"
+        );
+        stop.store(true, Ordering::Relaxed);
+    }
 }
 
 #[tokio::test]

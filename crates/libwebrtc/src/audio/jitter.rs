@@ -4,7 +4,8 @@
 //!
 //! - How long packets should wait is measured by [`DelayEstimator`]. The first packet of a stream or after a pause waits until its delay is
 //!   the target; packets that follow it without a gap are played one after the other.
-//! - A missing packet is recovered from the next one's error correction if that is there, else guessed by the decoder. If nothing at all is
+//! - A missing packet is played from its copy if a later one brought that (RED), else recovered from the next one's error correction, else guessed
+//!   by the decoder. If nothing at all is
 //!   there, guessing goes on for [`MAX_GUESSED`], then there is silence. A late packet is still played as long as nothing after it was: that
 //!   makes the delay longer instead of losing speech.
 //! - A delay away from the target is corrected by making sound shorter or longer ([`stretch`]), never by leaving packets out.
@@ -20,7 +21,7 @@ use super::{
     OPUS_RATE_HZ, TICK_SAMPLES,
     decoder::{self, OpusDecoder},
     delay::{DelayEstimator, samples_to_us},
-    level,
+    level, red,
     stretch::{self, Care},
 };
 
@@ -59,6 +60,9 @@ const RECOVERY_MARGIN_US: i64 = 20_000;
 /// For how long after a loss that is so.
 const RECOVERY_MEMORY: Duration = Duration::from_secs(10);
 
+/// LiveKit's server puts the last two packets into redundancy that it makes itself (`pkg/sfu/redreceiver.go`).
+const MAX_REDONE_DISTANCE: u64 = 2;
+
 /// A packet whose number is further than this from the expected one belongs to a stream that started anew.
 const NEW_STREAM_DISTANCE: u64 = 1_000;
 
@@ -91,7 +95,7 @@ pub(crate) struct AudioReceiverStats {
     pub concealment_events: u64,
     pub inserted_samples_for_deceleration: u64,
     pub removed_samples_for_acceleration: u64,
-    /// Packets that were recovered from the following packet's in-band error correction.
+    /// Packets that were recovered from the following packet's in-band error correction, or played from a copy in a later one (RED).
     pub fec_packets_received: u64,
     /// Packets that came too late, twice, damaged, or when the buffer was full.
     pub packets_discarded: u64,
@@ -115,6 +119,8 @@ struct Waiting {
     frames: usize,
     arrival: Instant,
     payload: Arc<[u8]>,
+    /// It is a copy that a later packet brought; the packet itself has not come.
+    is_copy: bool,
 }
 
 /// Which way the delay is being corrected.
@@ -214,12 +220,46 @@ impl JitterBuffer {
         }
     }
 
+    /// Takes a packet with redundant payload (RFC 2198) that arrived at `now`.
+    pub fn push_red(&mut self, now: Instant, packet: RtpAudioPacket, opus_payload_type: u8) {
+        let RtpAudioPacket {
+            ssrc,
+            extended_seq,
+            rtp_timestamp,
+            payload,
+        } = packet;
+        let Some(unwrapped) = red::unwrap(&payload, opus_payload_type) else {
+            log::debug!("a packet with malformed redundancy was discarded");
+            self.stats.packets_received += 1;
+            self.stats.packets_discarded += 1;
+            return;
+        };
+        let primary = RtpAudioPacket {
+            ssrc,
+            extended_seq,
+            rtp_timestamp,
+            payload: unwrapped.primary.into(),
+        };
+        if !self.take(now, primary) {
+            return;
+        }
+        // The nearest copy first: what it fills makes it clearer where the others belong.
+        for (distance, copy) in (1..).zip(unwrapped.redundant.iter().rev()) {
+            self.take_copy(now, extended_seq, rtp_timestamp, distance, copy);
+        }
+    }
+
     /// Takes a packet that arrived at `now`.
     pub fn push(&mut self, now: Instant, packet: RtpAudioPacket) {
+        self.take(now, packet);
+    }
+
+    /// Answers whether the packet waits now, which it did not before.
+    fn take(&mut self, now: Instant, packet: RtpAudioPacket) -> bool {
         if packet.payload.is_empty() {
             // Padding, which senders use to probe the bandwidth. It takes up a number, so it must not look like a loss.
             self.skip_empty(packet.extended_seq);
-            return;
+            return false;
         }
         self.stats.packets_received += 1;
         let frames = match decoder::packet_frames(&packet.payload) {
@@ -227,7 +267,7 @@ impl JitterBuffer {
             _ => {
                 log::debug!("a packet that is no Opus was discarded");
                 self.stats.packets_discarded += 1;
-                return;
+                return false;
             }
         };
         if self.ssrc != Some(packet.ssrc) || self.is_far_away(packet.extended_seq) {
@@ -236,13 +276,16 @@ impl JitterBuffer {
         let place = self
             .waiting
             .partition_point(|other| other.seq < packet.extended_seq);
-        let double = self
-            .waiting
-            .get(place)
-            .is_some_and(|other| other.seq == packet.extended_seq);
-        if double {
-            self.stats.packets_discarded += 1;
-            return;
+        let known = self.waiting.get_mut(place);
+        if let Some(known) = known.filter(|other| other.seq == packet.extended_seq) {
+            if known.is_copy {
+                // It was late or overtaken and not lost, and is needed no more; but it tells how long packets take.
+                known.is_copy = false;
+                self.delay.packet_arrived(now, packet.rtp_timestamp);
+            } else {
+                self.stats.packets_discarded += 1;
+            }
+            return false;
         }
         if self
             .position
@@ -250,7 +293,7 @@ impl JitterBuffer {
         {
             self.delay.late_packet_arrived(now, packet.rtp_timestamp);
             self.stats.packets_discarded += 1;
-            return;
+            return false;
         }
         self.delay.packet_arrived(now, packet.rtp_timestamp);
         let misses_previous = place == self.waiting.len()
@@ -266,11 +309,87 @@ impl JitterBuffer {
             frames,
             arrival: now,
             payload: packet.payload,
+            is_copy: false,
         };
         self.waiting.insert(place, waiting);
         if self.waiting.len() > MAX_PACKETS {
             self.waiting.pop_front();
             self.stats.packets_discarded += 1;
+        }
+        true
+    }
+
+    /// Takes a copy of an earlier packet that came with the packet `bearer_seq`, `distance` copies before it, if that packet is missing.
+    ///
+    /// A copy has a timestamp and no number. Mostly it is as many packets back as there are copies in between; but who redoes the redundancy on the
+    /// way, as LiveKit's server can, leaves out what it has lost itself. So a timestamp that is one or two whole packets back counts first; one that is
+    /// further back may lie before a pause of the sender.
+    fn take_copy(
+        &mut self,
+        now: Instant,
+        bearer_seq: u64,
+        bearer_timestamp: u64,
+        distance: u64,
+        copy: &red::Redundant<'_>,
+    ) {
+        let Some(timestamp) = bearer_timestamp.checked_sub(u64::from(copy.timestamp_offset)) else {
+            return;
+        };
+        let Some(frames) = decoder::packet_frames(copy.payload).filter(|frames| *frames > 0) else {
+            return;
+        };
+        let place = self
+            .waiting
+            .partition_point(|other| other.timestamp < timestamp);
+        let Some(next) = self.waiting.get(place) else {
+            return;
+        };
+        // Before the first packet there was nothing that anybody could miss.
+        let Some((first_missing, silent_until)) = self.gap_before(place) else {
+            return;
+        };
+        if next.timestamp == timestamp || next.seq <= first_missing || timestamp < silent_until {
+            return;
+        }
+        let (offset, frames_each) = (u64::from(copy.timestamp_offset), frames as u64);
+        let by_time = (offset % frames_each == 0)
+            .then_some(offset / frames_each)
+            .filter(|packets| *packets <= MAX_REDONE_DISTANCE);
+        let missing = first_missing..next.seq;
+        let seq = by_time
+            .into_iter()
+            .chain([distance])
+            .filter_map(|packets| bearer_seq.checked_sub(packets))
+            .find(|seq| missing.contains(seq));
+        let Some(seq) = seq else { return };
+        self.recovering_until = Some(now + RECOVERY_MEMORY);
+        let waiting = Waiting {
+            seq,
+            timestamp,
+            frames,
+            arrival: now,
+            payload: copy.payload.into(),
+            is_copy: true,
+        };
+        self.waiting.insert(place, waiting);
+        if self.waiting.len() > MAX_PACKETS {
+            self.waiting.pop_front();
+        }
+    }
+
+    /// The first number that can be missing before the waiting packet at `place`, and the timestamp up to which sound has been put in place of what
+    /// is missing there. `None` before the first packet of all.
+    fn gap_before(&self, place: usize) -> Option<(u64, u64)> {
+        match (place.checked_sub(1), self.position) {
+            (Some(previous), _) => {
+                let previous = self.waiting.get(previous)?;
+                Some((previous.seq + 1, previous.timestamp.saturating_add(1)))
+            }
+            (None, Some(position)) => {
+                let bridged = self.hole.frames() as u64;
+                Some((position.seq, position.timestamp.saturating_add(bridged)))
+            }
+            (None, None) => None,
         }
     }
 
@@ -463,6 +582,7 @@ impl JitterBuffer {
         }
         self.hole = Hole::None;
         self.paused = packet.payload.len() <= 2;
+        self.stats.fec_packets_received += u64::from(packet.is_copy);
 
         let frames = packet.frames as f64;
         let waited = at.saturating_duration_since(packet.arrival);

@@ -5,7 +5,7 @@
 //! - [`clock`] drives both every 10 ms on the media thread.
 //!
 //! The machinery that decides anything knows no socket, thread or clock and gets the time as an argument: [`source_queue`], [`resample`],
-//! [`delay`], [`stretch`], [`jitter`], [`level`]. Nothing here knows RTP headers, SDP or peer connections.
+//! [`delay`], [`stretch`], [`jitter`], [`level`], [`red`]. Nothing here knows RTP headers, SDP or peer connections.
 
 pub(crate) mod clock;
 #[cfg(test)]
@@ -21,6 +21,7 @@ pub(crate) mod loss;
 #[cfg(test)]
 mod quality;
 pub(crate) mod receiver;
+pub(crate) mod red;
 pub(crate) mod resample;
 pub(crate) mod source;
 pub(crate) mod source_queue;

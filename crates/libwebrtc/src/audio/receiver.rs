@@ -64,11 +64,21 @@ impl AudioReceiver {
     }
 
     /// Takes a packet that arrived at `now`. While the receiver is not active, packets are ignored.
-    pub fn push(&self, now: Instant, mut packet: RtpAudioPacket) {
+    pub fn push(&self, now: Instant, packet: RtpAudioPacket) {
+        self.take(now, packet, None);
+    }
+
+    /// Takes a packet with redundant payload (RFC 2198), whose blocks are Opus if they have that payload type.
+    pub fn push_red(&self, now: Instant, packet: RtpAudioPacket, opus_payload_type: u8) {
+        self.take(now, packet, Some(opus_payload_type));
+    }
+
+    fn take(&self, now: Instant, mut packet: RtpAudioPacket, opus_in_red: Option<u8>) {
         if !self.state.lock().active {
             return;
         }
-        // Without any lock, because the application may be told about it.
+        // Without any lock, because the application may be told about it. A redundant payload is encrypted as a whole, as in Google's engine, where
+        // redundancy belongs to the encoder and encryption comes after it.
         let cryptor = self.cryptor.lock().clone();
         if let Some(cryptor) = cryptor {
             match cryptor.decrypt(&packet.payload) {
@@ -88,7 +98,10 @@ impl AudioReceiver {
         }
         let ticking = state.ticking;
         if let Some(jitter) = &mut state.jitter {
-            jitter.push(now, packet);
+            match opus_in_red {
+                Some(opus) => jitter.push_red(now, packet, opus),
+                None => jitter.push(now, packet),
+            }
             if !ticking {
                 jitter.drop_overdue(now);
             }

@@ -46,7 +46,9 @@ use crate::{
     data_channel::{DataChannelInit, DataChannelState},
     ice::gather::ServerFailure,
     jsep::{
-        negotiation::{Agreement, LocalTransport, Negotiation, Transceiver as Negotiated},
+        negotiation::{
+            Agreement, LocalTransport, Negotiation, Redundancy, Transceiver as Negotiated,
+        },
         sdp::{Codec, Direction, Kind},
     },
     media_stream_track::MediaStreamTrack,
@@ -129,6 +131,8 @@ struct Path {
 
 struct Incoming {
     mid: Mid,
+    /// Number of the transceiver.
+    index: Option<usize>,
     audio: Option<Arc<AudioReceiver>>,
     stream: ReceivedStream,
 }
@@ -196,7 +200,7 @@ impl Core {
         let mut config = Rtc::builder()
             .set_rtp_mode(true)
             .clear_codecs()
-            .enable_opus(true, false)
+            .enable_opus(true, true)
             .enable_vp8(true)
             .set_extension_map(extensions)
             .set_sctp_max_buffered_amount(MAX_BUFFERED_BYTES)
@@ -942,6 +946,10 @@ impl Core {
                 (Some(codec), Some(mid)) if audio && !negotiated.stopped => Some(SendStream {
                     mid,
                     payload_type: codec.payload_type,
+                    red_payload_type: negotiated
+                        .red
+                        .filter(|red| red.preferred)
+                        .map(|red| red.payload_type),
                     config: opus_config(codec, transceiver.sender.max_bitrate()),
                 }),
                 _ => None,
@@ -1066,6 +1074,17 @@ impl Core {
         Ok(true)
     }
 
+    /// Decides whether the transceiver's next offer or answer has redundant audio.
+    pub fn set_redundancy(&mut self, transceiver: &Transceiver, redundancy: Redundancy) {
+        let index = self
+            .transceivers
+            .iter()
+            .position(|it| std::ptr::eq(Arc::as_ptr(it), transceiver));
+        if let Some(index) = index {
+            self.negotiation.transceivers[index].redundancy = redundancy;
+        }
+    }
+
     pub fn stop_transceiver(&mut self, transceiver: &Transceiver) -> Result<(), RtcError> {
         self.check_open()?;
         let index = self
@@ -1138,19 +1157,26 @@ impl Core {
             let audio = index.and_then(|index| self.transceivers[index].receiver.audio.clone());
             log::debug!("a new stream {ssrc} in section {mid}");
             let stream = ReceivedStream::new(*ssrc);
-            self.incoming.insert(ssrc, Incoming { mid, audio, stream });
+            let incoming = Incoming {
+                mid,
+                index,
+                audio,
+                stream,
+            };
+            self.incoming.insert(ssrc, incoming);
         }
         let Some(incoming) = self.incoming.get_mut(&ssrc) else {
             return;
         };
         let (sequence, time) = (*packet.seq_no, packet.time.numer());
+        let payload_type = *packet.header.payload_type;
         incoming.stream.take(
             now,
             sequence,
             time,
             packet.payload.len(),
             packet.header.header_len,
-            *packet.header.payload_type,
+            payload_type,
         );
         // A packet without payload is padding, sent to probe the line.
         if let Some(audio) = incoming
@@ -1164,7 +1190,14 @@ impl Core {
                 rtp_timestamp: time,
                 payload: packet.payload,
             };
-            audio.push(now, packet);
+            let red = incoming
+                .index
+                .and_then(|index| self.negotiation.transceivers.get(index)?.red)
+                .filter(|red| red.payload_type == payload_type);
+            match red {
+                Some(red) => audio.push_red(now, packet, red.opus_payload_type),
+                None => audio.push(now, packet),
+            }
         }
     }
 
@@ -1410,7 +1443,9 @@ fn negotiated(
         msid: (stream_id, track_id.unwrap_or_else(create_random_uuid)),
         // Zero is not used as an SSRC, because some receivers take it for none.
         ssrc: (rand::random_range(1..=u32::MAX), cname.to_owned()),
+        redundancy: Redundancy::default(),
         send_codec: None,
+        red: None,
         remote_streams: vec![],
         remote_track_id: None,
         remote_ssrcs: vec![],

@@ -211,13 +211,16 @@ fn rtp_stream(ssrc: u32, codec_id: String) -> dictionaries::RtpStreamStats {
     }
 }
 
-fn codec(id: &str, payload_type: u8) -> RtcStats {
+fn codec(id: &str, payload_type: u8, is_red: bool) -> RtcStats {
     RtcStats::Codec(stats::CodecStats {
         rtc: entry(id),
         codec: dictionaries::CodecStats {
             payload_type: u32::from(payload_type),
             transport_id: TRANSPORT_ID.to_owned(),
-            mime_type: "audio/opus".to_owned(),
+            mime_type: match is_red {
+                true => "audio/red".to_owned(),
+                false => "audio/opus".to_owned(),
+            },
             clock_rate: 48_000,
             channels: 2,
             sdp_fmtp_line: String::new(),
@@ -394,7 +397,8 @@ impl Core {
             .unwrap_or_default();
         let source_id = format!("SA{mid}");
         let (outbound_id, remote_id) = (format!("OA{mid}"), format!("RIA{mid}"));
-        let codec_id = format!("CO{mid}_{}", sending.payload_type);
+        let payload_type = sending.red_payload_type.unwrap_or(sending.payload_type);
+        let codec_id = format!("CO{mid}_{payload_type}");
         let egress = self.counters.egress.get(&mid);
         let remote = egress.and_then(|egress| egress.remote.as_ref());
         if let Some(track) = transceiver.sender.track() {
@@ -413,7 +417,8 @@ impl Core {
                 video: dictionaries::VideoSourceStats::default(),
             }));
         }
-        report.push(codec(&codec_id, sending.payload_type));
+        let is_red = sending.red_payload_type.is_some();
+        report.push(codec(&codec_id, payload_type, is_red));
         let sent = self.sent.get(&mid);
         let (packets, payload_bytes, ssrc) = sent.map_or((0, 0, 0), |sent| {
             (sent.packets, sent.payload_bytes, sent.ssrc)
@@ -492,7 +497,11 @@ impl Core {
             let remote = ingress.and_then(|ingress| ingress.remote.as_ref());
             let lost = stream.lost();
             let codec_id = format!("CI{mid}_{}", stream.payload_type);
-            report.push(codec(&codec_id, stream.payload_type));
+            let red = incoming
+                .index
+                .and_then(|index| self.negotiation.transceivers.get(index)?.red);
+            let is_red = red.is_some_and(|red| red.payload_type == stream.payload_type);
+            report.push(codec(&codec_id, stream.payload_type, is_red));
             report.push(RtcStats::InboundRtp(stats::InboundRtpStats {
                 rtc: entry(&*inbound_id),
                 stream: rtp_stream(stream.ssrc, codec_id.clone()),

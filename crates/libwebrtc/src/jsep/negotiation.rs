@@ -17,6 +17,10 @@ use crate::{
 
 /// Payload type that audio sections offer for Opus unless the other side has chosen another one. Google's number.
 const OPUS_PAYLOAD_TYPE: u8 = 111;
+/// Payload type that audio sections offer for redundant audio, likewise.
+const RED_PAYLOAD_TYPE: u8 = 63;
+/// The one if the other side has that for Opus. Both are below 64, so that nobody takes them for RTCP (RFC 5761, section 4).
+const OTHER_RED_PAYLOAD_TYPE: u8 = 62;
 /// Payload type that video sections offer.
 const VP8_PAYLOAD_TYPE: u8 = 96;
 
@@ -32,6 +36,25 @@ pub(crate) struct LocalTransport {
     pub fingerprint: String,
     /// As in SDP, without `a=`.
     pub candidates: Vec<String>,
+}
+
+/// Whether redundant audio (RFC 2198) is offered. Who lists it before Opus wants it to be sent, who lists it after Opus only takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Redundancy {
+    No,
+    #[default]
+    AfterOpus,
+    BeforeOpus,
+}
+
+/// How both sides may send redundant audio in a section.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Red {
+    pub payload_type: u8,
+    /// Of the blocks in it.
+    pub opus_payload_type: u8,
+    /// The other side prefers it to plain Opus.
+    pub preferred: bool,
 }
 
 /// A sender and a receiver that share a section.
@@ -52,8 +75,12 @@ pub(crate) struct Transceiver {
     pub msid: (String, String),
     /// SSRC with which this side sends, and its CNAME.
     pub ssrc: (u32, String),
+    /// Whether this side offers redundant audio.
+    pub redundancy: Redundancy,
     /// What the other side wants to be sent, once agreed.
     pub send_codec: Option<Codec>,
+    /// What was agreed on about redundant audio.
+    pub red: Option<Red>,
     /// Streams that the other side puts its track into, while it sends.
     pub remote_streams: Vec<String>,
     /// Track id that the other side gave first.
@@ -118,6 +145,9 @@ pub(crate) struct Negotiation {
     controlling: Option<bool>,
     extensions: Vec<(u8, String)>,
     opus_payload_type: u8,
+    red_payload_type: u8,
+    /// An audio section was agreed on. From then on the engine below knows one payload type for redundant audio and no other.
+    red_is_fixed: bool,
     session_id: u64,
     version: u64,
 }
@@ -138,6 +168,8 @@ impl Negotiation {
                 .map(|(id, uri)| (*id, (*uri).to_owned()))
                 .collect(),
             opus_payload_type: OPUS_PAYLOAD_TYPE,
+            red_payload_type: RED_PAYLOAD_TYPE,
+            red_is_fixed: false,
             session_id,
             version: 0,
         }
@@ -516,6 +548,13 @@ impl Negotiation {
         for section in &offer.sections {
             if let Some(opus) = section.codecs.iter().find(|codec| codec.is("opus")) {
                 self.opus_payload_type = opus.payload_type;
+                if !self.red_is_fixed {
+                    self.red_payload_type = match section.red_for(opus.payload_type) {
+                        Some(red) => red.payload_type,
+                        None if opus.payload_type == RED_PAYLOAD_TYPE => OTHER_RED_PAYLOAD_TYPE,
+                        None => RED_PAYLOAD_TYPE,
+                    };
+                }
             }
             for (id, uri) in &section.extensions {
                 if let Some(known) = self.extensions.iter_mut().find(|(_, known)| known == uri) {
@@ -563,7 +602,9 @@ impl Negotiation {
             Owner::Transceiver(index) => {
                 let transceiver = &self.transceivers[index];
                 section.codecs = match slot.kind {
-                    Kind::Audio => vec![opus(self.opus_payload_type)],
+                    Kind::Audio => {
+                        self.audio_codecs(self.opus_payload_type, transceiver.redundancy)
+                    }
                     _ => vec![vp8(VP8_PAYLOAD_TYPE)],
                 };
                 section.extensions = self.extensions_of(&slot.kind);
@@ -598,10 +639,25 @@ impl Negotiation {
                 let (Some(codec), false) = (codec, transceiver.stopped) else {
                     return offered.refusal();
                 };
-                section.codecs = vec![match slot.kind {
-                    Kind::Audio => opus(codec.payload_type),
-                    _ => vp8(codec.payload_type),
-                }];
+                section.codecs = match slot.kind {
+                    Kind::Audio => {
+                        let opus = codec.payload_type;
+                        let red = offered
+                            .red_for(opus)
+                            .map(|red| red.payload_type)
+                            .filter(|red| *red == self.red_payload_type);
+                        // An order that this side does not care about is left as it is.
+                        let redundancy = match (red, transceiver.redundancy) {
+                            (None, _) => Redundancy::No,
+                            (Some(red), Redundancy::AfterOpus) if offered.prefers(red, opus) => {
+                                Redundancy::BeforeOpus
+                            }
+                            (Some(_), wanted) => wanted,
+                        };
+                        self.audio_codecs(opus, redundancy)
+                    }
+                    _ => vec![vp8(codec.payload_type)],
+                };
                 let known = self.extensions_of(&slot.kind);
                 section.extensions = offered
                     .extensions
@@ -614,6 +670,16 @@ impl Negotiation {
             }
         }
         section
+    }
+
+    fn audio_codecs(&self, opus_payload_type: u8, redundancy: Redundancy) -> Vec<Codec> {
+        let opus = opus(opus_payload_type);
+        let red = red(self.red_payload_type, opus_payload_type);
+        match redundancy {
+            Redundancy::No => vec![opus],
+            Redundancy::AfterOpus => vec![opus, red],
+            Redundancy::BeforeOpus => vec![red, opus],
+        }
     }
 
     fn extensions_of(&self, kind: &Kind) -> Vec<(u8, String)> {
@@ -645,6 +711,7 @@ impl Negotiation {
             setup: Some(setup_of(!active)),
             candidates: vec![],
         };
+        let red_payload_type = self.red_payload_type;
         let mut started_receiving = Vec::new();
         let mut sections = Vec::new();
         for (index, (ours, theirs)) in local.sections.iter().zip(&remote.sections).enumerate() {
@@ -667,6 +734,17 @@ impl Negotiation {
                     };
                     transceiver.current_direction = Some(direction);
                     transceiver.send_codec = codec.clone().filter(|_| direction.send);
+                    transceiver.red = codec.as_ref().and_then(|codec| {
+                        let opus_payload_type = codec.payload_type;
+                        let red = theirs.red_for(opus_payload_type)?.payload_type;
+                        let both = red == red_payload_type
+                            && ours.codecs.iter().any(|codec| codec.is("red"));
+                        both.then(|| Red {
+                            payload_type: red,
+                            opus_payload_type,
+                            preferred: theirs.prefers(red, opus_payload_type),
+                        })
+                    });
                     if refused {
                         transceiver.stopped = true;
                         transceiver.current_direction = None;
@@ -691,6 +769,13 @@ impl Negotiation {
                     }
                     agreed.direction = direction.reversed();
                     agreed.codecs = codec.into_iter().collect();
+                    if agreed.kind == Kind::Audio
+                        && let Some(opus) = agreed.codecs.first()
+                    {
+                        // The engine below takes up redundant audio with the first section or never.
+                        self.red_is_fixed = true;
+                        agreed.codecs.push(red(red_payload_type, opus.payload_type));
+                    }
                     for codec in &mut agreed.codecs {
                         codec.feedback.retain(|feedback| feedback == "transport-cc");
                     }
@@ -769,6 +854,17 @@ fn opus(payload_type: u8) -> Codec {
     }
 }
 
+fn red(payload_type: u8, opus_payload_type: u8) -> Codec {
+    Codec {
+        payload_type,
+        name: "red".to_owned(),
+        clock_rate: 48_000,
+        channels: Some(2),
+        parameters: format!("{opus_payload_type}/{opus_payload_type}"),
+        feedback: vec![],
+    }
+}
+
 /// Offered to receive, so that servers which insist on a video section get one; nothing is decoded.
 fn vp8(payload_type: u8) -> Codec {
     Codec {
@@ -804,7 +900,9 @@ mod tests {
             may_be_taken: false,
             msid: (stream.to_owned(), "track".to_owned()),
             ssrc: (77, "cname".to_owned()),
+            redundancy: Redundancy::default(),
             send_codec: None,
+            red: None,
             remote_streams: vec![],
             remote_track_id: None,
             remote_ssrcs: vec![],
@@ -873,6 +971,84 @@ mod tests {
         assert_eq!(directions(&client), [Some(Direction::RECV_ONLY)]);
         let told = Sdp::parse(&agreement.remote).expect("our own text");
         assert_eq!(told.sections[0].direction, Direction::new(true, false));
+    }
+
+    #[test]
+    fn redundant_audio_is_sent_where_the_other_side_lists_it_first() {
+        use Redundancy::{AfterOpus, BeforeOpus, No};
+        let preferred = |preferred| {
+            Some(Red {
+                payload_type: 63,
+                opus_payload_type: 111,
+                preferred,
+            })
+        };
+        // What the offerer and the answerer want, and what each has agreed on.
+        for (offerer, answerer, ours, theirs) in [
+            (AfterOpus, AfterOpus, preferred(false), preferred(false)),
+            (BeforeOpus, AfterOpus, preferred(true), preferred(true)),
+            (AfterOpus, BeforeOpus, preferred(true), preferred(false)),
+            (No, BeforeOpus, None, None),
+            (BeforeOpus, No, None, None),
+        ] {
+            let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+            for (negotiation, redundancy) in [(&mut client, offerer), (&mut server, answerer)] {
+                negotiation.transceivers.push(Transceiver {
+                    redundancy,
+                    may_be_taken: true,
+                    ..transceiver(Kind::Audio, Direction::SEND_RECV, "stream")
+                });
+            }
+            let (agreement, _) = exchange(&mut client, &mut server);
+            let agreed = (client.transceivers[0].red, server.transceivers[0].red);
+            assert_eq!(agreed, (ours, theirs), "{offerer:?} {answerer:?}");
+            // The engine below would never take it up later if the first section had none.
+            let told = Sdp::parse(&agreement.remote).expect("our own text");
+            assert!(told.sections[0].red_for(111).is_some());
+        }
+    }
+
+    #[test]
+    fn redundant_audio_has_the_number_that_the_other_side_offers() {
+        let offer = |opus: u8, red: &str| {
+            let mut server = Negotiation::new(2);
+            let direction = Direction::SEND_RECV;
+            let audio = transceiver(Kind::Audio, direction, "stream");
+            server.transceivers.push(audio);
+            let text = server.create_offer(&local("server")).text().to_owned();
+            let text = text
+                .replace("SAVPF 111 63", &format!("SAVPF 99 {opus}"))
+                .replace("a=rtpmap:111", &format!("a=rtpmap:{opus}"))
+                .replace("a=rtpmap:63 red/48000/2\r\na=fmtp:63 111/111", red);
+            SessionDescription::from_checked(SdpType::Offer, text)
+        };
+        let first = "a=rtpmap:99 red/48000/2\r\na=fmtp:99 109/109";
+        let foreign = "a=rtpmap:99 red/48000/2\r\na=fmtp:99 109/126";
+        let none = "a=rtpmap:99 PCMU/8000";
+        for (opus, lines, expected) in [
+            (109, first, Some((99, true))),
+            (109, foreign, None),
+            (109, none, None),
+            (63, none, None),
+        ] {
+            let mut client = Negotiation::new(1);
+            client
+                .set_remote_offer(offer(opus, lines), &mut made)
+                .expect("a good offer");
+            let answer = client.create_answer(&local("client")).expect("an answer");
+            let agreement = client.set_local_answer(answer).expect("our own answer");
+            let agreed = client.transceivers[0].red;
+            let agreed = agreed.map(|red| (red.payload_type, red.preferred));
+            assert_eq!(agreed, expected, "{lines}");
+            let told = Sdp::parse(&agreement.remote).expect("our own text");
+            let numbers: Vec<_> = told.sections[0]
+                .codecs
+                .iter()
+                .map(|it| it.payload_type)
+                .collect();
+            assert_eq!(numbers[0], opus);
+            assert_ne!(numbers[0], numbers[1]);
+        }
     }
 
     #[test]

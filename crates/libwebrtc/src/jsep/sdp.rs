@@ -209,6 +209,29 @@ impl Section {
         refusal
     }
 
+    /// The codec for redundant audio (RFC 2198) whose blocks are all of the given payload type.
+    pub fn red_for(&self, payload_type: u8) -> Option<&Codec> {
+        self.codecs.iter().find(|codec| {
+            let blocks = || codec.parameters.trim().split('/');
+            codec.is("red")
+                && codec.clock_rate == 48_000
+                && codec.channels == Some(2)
+                && blocks().all(|block| block.parse() == Ok(payload_type))
+        })
+    }
+
+    /// Whether the writer prefers one payload type to another: the order in the first line is the order of preference (RFC 3264, section 5.1).
+    pub fn prefers(&self, payload_type: u8, other: u8) -> bool {
+        let place = |wanted: u8| {
+            let is_it = |format: &String| format.parse() == Ok(wanted);
+            self.formats.iter().position(is_it)
+        };
+        match (place(payload_type), place(other)) {
+            (Some(one), Some(other)) => one < other,
+            (one, _) => one.is_some(),
+        }
+    }
+
     fn codec_mut(&mut self, payload_type: &str) -> Option<&mut Codec> {
         let payload_type: u8 = payload_type.parse().ok()?;
         self.codecs

@@ -4,7 +4,8 @@ use std::f64::consts::TAU;
 
 use super::*;
 use crate::audio::{
-    encoder::{OpusSendConfig, PacketEncoder, RtpClock},
+    encoder::{EncodedAudio, OpusSendConfig, PacketEncoder, RtpClock},
+    red::RedWrapper,
     testing::second_of_voice,
     track::Pcm,
 };
@@ -312,6 +313,185 @@ fn lost_speech_is_recovered_by_error_correction() {
     }
 }
 
+/// The packets of a call, each with a copy of the one before.
+fn with_redundancy(packets: Vec<(f64, RtpAudioPacket)>) -> Vec<(f64, RtpAudioPacket)> {
+    let mut wrapper = RedWrapper::new(111);
+    let wrap = |(at, packet): (f64, RtpAudioPacket)| {
+        let encoded = EncodedAudio {
+            payload: packet.payload.to_vec(),
+            rtp_timestamp: packet.rtp_timestamp as u32,
+            marker: false,
+            audio_level_dbov: 0,
+            voice_activity: true,
+        };
+        let payload = wrapper.wrap(&encoded).expect("short enough").into();
+        (at, RtpAudioPacket { payload, ..packet })
+    };
+    packets.into_iter().map(wrap).collect()
+}
+
+#[test]
+fn lost_speech_is_played_from_the_copy_in_the_next_packet() {
+    let call = Call {
+        voice: true,
+        seconds: 19.0,
+        ..Call::default()
+    };
+    let plain = call.packets();
+    let mut lost = 0;
+    let mut arrivals = with_redundancy(plain.clone());
+    arrivals.retain(|(_, packet)| {
+        let keep = packet.extended_seq % 7 != 3;
+        lost += u64::from(!keep);
+        keep
+    });
+    // Afterwards nothing is lost, so that the two are at the same place when they are compared.
+    let whole = hear(plain, 19.0);
+    let mut jitter = JitterBuffer::new().expect("a decoder");
+    let (start, mut frame, mut pcm) = (Instant::now(), Vec::new(), Vec::new());
+    let mut arrivals = arrivals.into_iter().peekable();
+    for tick in 0..1_900u64 {
+        let now = start + Duration::from_millis(tick * 10 + 3);
+        while let Some((_, packet)) = arrivals.next_if(|(at, _)| *at <= tick as f64 * 10.0) {
+            jitter.push_red(now, packet, 111);
+        }
+        jitter.pull(now, &mut frame);
+        pcm.extend_from_slice(&frame);
+    }
+    let stats = jitter.stats();
+    // The first loss comes before it is known that there is something to wait for.
+    assert!(stats.concealed_samples <= 960, "{stats:?}");
+    assert!(
+        stats.fec_packets_received + 2 >= lost,
+        "{stats:?} of {lost}"
+    );
+    assert_eq!(stats.packets_discarded, 0);
+    let energy = |pcm: &[i16]| level::energy(&pcm[48_000..]);
+    assert!((energy(&pcm) / energy(&whole.pcm) - 1.0).abs() < 0.02);
+}
+
+/// What waits, as pairs of number and timestamp.
+fn waiting(jitter: &JitterBuffer) -> Vec<(u64, u64)> {
+    let pairs = jitter.waiting.iter();
+    pairs.map(|packet| (packet.seq, packet.timestamp)).collect()
+}
+
+/// A redundant payload of packets of 20 ms of silence, with copies at the given offsets.
+fn redundant(offsets: &[u32]) -> Arc<[u8]> {
+    const SILENCE: [u8; 3] = [0xf8, 0xff, 0xfe];
+    let copies: Vec<_> = offsets
+        .iter()
+        .map(|offset| str0m::rtp::RedundantBlock {
+            pt: 111,
+            timestamp_offset: *offset,
+            payload: SILENCE.to_vec(),
+        })
+        .collect();
+    str0m::rtp::RedEncoder::encode(111, &SILENCE, &copies).into()
+}
+
+#[test]
+fn copies_take_the_places_of_what_is_missing() {
+    // Numbers and timestamps in packets; offsets of the copies likewise. What waits in the end beside the packets themselves.
+    type Packet = (u64, u64, &'static [u32]);
+    type Case = (&'static str, &'static [Packet], &'static [(u64, u64)]);
+    let cases: &[Case] = &[
+        ("nothing is missing", &[(0, 0, &[]), (1, 1, &[1])], &[]),
+        (
+            "nobody misses what was before the first",
+            &[(5, 5, &[2, 1])],
+            &[],
+        ),
+        ("one is missing", &[(0, 0, &[]), (2, 2, &[1])], &[(1, 1)]),
+        (
+            "two are",
+            &[(0, 0, &[]), (3, 3, &[2, 1])],
+            &[(1, 1), (2, 2)],
+        ),
+        (
+            "a copy of a copy",
+            &[(0, 0, &[]), (3, 3, &[2, 1]), (2, 2, &[1])],
+            &[(1, 1)],
+        ),
+        (
+            "the server has lost the nearest",
+            &[(0, 0, &[]), (3, 3, &[2])],
+            &[(1, 1)],
+        ),
+        (
+            "a pause before the bearer",
+            &[(0, 0, &[]), (2, 12, &[11])],
+            &[(1, 1)],
+        ),
+        (
+            "much is missing, and a pause",
+            &[(0, 0, &[]), (20, 30, &[11])],
+            &[(19, 19)],
+        ),
+        (
+            "a pause before the copy",
+            &[(0, 0, &[]), (3, 13, &[12, 1])],
+            &[(1, 1), (2, 12)],
+        ),
+        (
+            "overtaken by the next",
+            &[(0, 0, &[]), (2, 2, &[1]), (1, 1, &[1])],
+            &[],
+        ),
+        (
+            "an offset that fits nowhere",
+            &[(0, 0, &[]), (1, 1, &[9])],
+            &[],
+        ),
+    ];
+    for (name, packets, expected) in cases {
+        let mut jitter = JitterBuffer::new().expect("a decoder");
+        let now = Instant::now();
+        let at = |packets: u64| 48_000 + packets * 960;
+        for (seq, timestamp, copies) in *packets {
+            let offsets: Vec<u32> = copies.iter().map(|packets| packets * 960).collect();
+            let packet = RtpAudioPacket {
+                ssrc: 1,
+                extended_seq: 100 + seq,
+                rtp_timestamp: at(*timestamp),
+                payload: redundant(&offsets),
+            };
+            jitter.push_red(now, packet, 111);
+        }
+        let own: Vec<u64> = packets.iter().map(|(seq, ..)| 100 + seq).collect();
+        let mut copies = waiting(&jitter);
+        copies.retain(|(seq, _)| !own.contains(seq));
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(seq, timestamp)| (100 + seq, at(*timestamp)))
+            .collect();
+        assert_eq!(copies, expected, "{name}");
+        assert_eq!(jitter.stats().packets_discarded, 0, "{name}");
+    }
+}
+
+#[test]
+fn malformed_redundancy_is_counted_and_changes_nothing() {
+    let mut jitter = JitterBuffer::new().expect("a decoder");
+    let now = Instant::now();
+    let packet = |seq: u64, payload: Arc<[u8]>| RtpAudioPacket {
+        ssrc: 1,
+        extended_seq: seq,
+        rtp_timestamp: seq * 960,
+        payload,
+    };
+    jitter.push_red(now, packet(10, redundant(&[])), 111);
+    let telephone_event: Arc<[u8]> = [126, 1, 10, 0, 160].into();
+    let truncated = redundant(&[960])[..6].into();
+    for (seq, payload) in [(11, telephone_event), (12, truncated)] {
+        jitter.push_red(now, packet(seq, payload), 111);
+    }
+    jitter.push_red(now, packet(13, redundant(&[])), 96);
+    let stats = jitter.stats();
+    assert_eq!((stats.packets_received, stats.packets_discarded), (4, 3));
+    assert_eq!(waiting(&jitter), [(10, 9_600)]);
+}
+
 #[test]
 fn reordered_and_doubled_packets_are_put_right() {
     let heard = Call::default()
@@ -582,13 +762,18 @@ proptest::proptest! {
     #[test]
     fn arbitrary_packets_never_break_the_cadence(
         packets in proptest::collection::vec(
-            (0u64..2000, 0u64..100_000, proptest::collection::vec(0u8.., 0..80), 0u64..60, 1u32..3), 0..200)
+            (0u64..2000, 0u64..100_000, proptest::collection::vec(0u8.., 0..80), 0u64..60, 1u32..3, 0u32..3), 0..200)
     ) {
         let mut jitter = JitterBuffer::new().expect("a decoder");
         let mut now = Instant::now();
         let mut frame = Vec::new();
-        for (extended_seq, rtp_timestamp, payload, wait_ms, ssrc) in packets {
-            jitter.push(now, RtpAudioPacket { ssrc, extended_seq, rtp_timestamp, payload: payload.into() });
+        for (extended_seq, rtp_timestamp, payload, wait_ms, ssrc, redundancy) in packets {
+            let packet = RtpAudioPacket { ssrc, extended_seq, rtp_timestamp, payload: payload.into() };
+            match redundancy {
+                0 => jitter.push(now, packet),
+                1 => jitter.push_red(now, packet, 111),
+                _ => jitter.push_red(now, RtpAudioPacket { payload: redundant(&[1920, 960]), ..packet }, 111),
+            }
             now += Duration::from_millis(wait_ms);
             for _ in 0..wait_ms / 10 {
                 let channels = jitter.pull(now, &mut frame);
@@ -597,5 +782,44 @@ proptest::proptest! {
             proptest::prop_assert!(jitter.waiting.len() <= MAX_PACKETS);
             proptest::prop_assert!(jitter.pcm.len() <= 48_000);
         }
+    }
+
+    /// However many packets get lost and overtake each other, a copy never takes the place of another packet.
+    #[test]
+    fn copies_get_the_numbers_that_their_packets_had(
+        packets in proptest::collection::vec((0u64..4, 0u64..30, 0u64..3, 1usize..3), 2..80)
+    ) {
+        // Each packet: whether it is lost, whether a pause of the sender precedes it, by how many it is overtaken, how many copies it has.
+        let mut timestamp = 0;
+        let mut sent: Vec<(u64, u64)> = Vec::new();
+        let mut arrivals = Vec::new();
+        for (index, (fate, pause, late, copies)) in packets.iter().enumerate() {
+            timestamp += 960 * if *pause == 0 { 12 } else { 1 };
+            let seq = 500 + index as u64;
+            let offsets: Vec<u32> = sent
+                .iter()
+                .rev()
+                .take(*copies)
+                .map(|(_, earlier)| (timestamp - earlier) as u32)
+                .take_while(|offset| *offset < 1 << 14)
+                .collect();
+            let offsets: Vec<u32> = offsets.into_iter().rev().collect();
+            sent.push((seq, timestamp));
+            if *fate != 0 {
+                arrivals.push((seq + late, seq, timestamp, redundant(&offsets)));
+            }
+        }
+        arrivals.sort_by_key(|(arrival, ..)| *arrival);
+        let mut jitter = JitterBuffer::new().expect("a decoder");
+        let now = Instant::now();
+        for (_, extended_seq, rtp_timestamp, payload) in arrivals {
+            let packet = RtpAudioPacket { ssrc: 1, extended_seq, rtp_timestamp, payload };
+            jitter.push_red(now, packet, 111);
+        }
+        for pair in waiting(&jitter) {
+            proptest::prop_assert!(sent.contains(&pair), "{:?} is none of {:?}", pair, sent);
+        }
+        proptest::prop_assert!(jitter.waiting.iter().is_sorted_by(|a, b| a.seq < b.seq));
+        proptest::prop_assert_eq!(jitter.stats().packets_discarded, 0);
     }
 }

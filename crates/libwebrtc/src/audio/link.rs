@@ -1,21 +1,30 @@
 //! Speech over an emulated link, in virtual time: what the encoder sends, what the link does to it, what the jitter buffer makes of it, and how
-//! that sounds. Every run has a seed, so that it can be repeated.
+//! that sounds. Every run has a seed, so that it can be repeated; what chance decides is run with several, and their mean is judged.
 //!
 //! `cargo test -p libwebrtc audio::link -- --nocapture` prints the figures; with `LINK_SOUND=FOLDER` the recordings are kept for other judges
-//! (`tests/interop/sound`).
+//! (`tests/interop/sound`), and `LINK_SEEDS=N` takes another number of seeds.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use super::{
     OPUS_RATE_HZ, TICK_SAMPLES,
     encoder::{EncodedAudio, OpusSendConfig, PacketEncoder, RtpClock},
     jitter::{AudioReceiverStats, JitterBuffer, RtpAudioPacket},
-    quality::{self, Quality, compare},
+    quality::{self, compare},
+    red::RedWrapper,
     testing::second_of_voice,
     track::Pcm,
 };
 
 const SECONDS: usize = 14;
+
+/// How many runs of a link that is left to chance are judged together.
+const SEEDS: u64 = 3;
+
+const OPUS_PAYLOAD_TYPE: u8 = 111;
 
 /// One way through the network without jitter, in milliseconds.
 const STEADY_MS: f64 = 30.0;
@@ -90,6 +99,15 @@ impl Link {
     }
 }
 
+/// How packets are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    /// Opus, with its own error correction.
+    Plain,
+    /// The same, and each packet once more with the next one (RFC 2198).
+    Redundant,
+}
+
 /// Speech as packets, each with the millisecond in which it is sent.
 fn packets(said: &[i16], config: OpusSendConfig, loss_percent: u8) -> Vec<(f64, EncodedAudio)> {
     let mut encoder = PacketEncoder::new(config, RtpClock::starting_at(4_711)).expect("an encoder");
@@ -118,7 +136,7 @@ struct Heard {
 }
 
 /// Runs arrivals, in order, through a jitter buffer that is asked every 10 ms. What is still in it after that time is heard too, but counts no more.
-fn hear(arrivals: Vec<(f64, RtpAudioPacket)>, milliseconds: usize) -> Heard {
+fn hear(arrivals: Vec<(f64, RtpAudioPacket)>, sending: Sending, milliseconds: usize) -> Heard {
     let start = Instant::now();
     let at = |ms: f64| start + Duration::from_secs_f64(ms / 1000.0);
     let mut jitter = JitterBuffer::new().expect("a decoder");
@@ -130,7 +148,10 @@ fn hear(arrivals: Vec<(f64, RtpAudioPacket)>, milliseconds: usize) -> Heard {
         // The receiver's clock stands in no relation to the sender's.
         let now_ms = tick as f64 * 10.0 + 3.0;
         while let Some((arrival, packet)) = arrivals.next_if(|(arrival, _)| *arrival <= now_ms) {
-            jitter.push(at(arrival), packet);
+            match sending {
+                Sending::Plain => jitter.push(at(arrival), packet),
+                Sending::Redundant => jitter.push_red(at(arrival), packet, OPUS_PAYLOAD_TYPE),
+            }
         }
         if tick == milliseconds / 10 {
             stats = jitter.stats();
@@ -149,101 +170,164 @@ fn hear(arrivals: Vec<(f64, RtpAudioPacket)>, milliseconds: usize) -> Heard {
     }
 }
 
-/// One line of the table.
+/// One run, or the mean of several.
+#[derive(Debug, Clone, Copy, Default)]
 struct Outcome {
-    heard: Heard,
-    quality: Quality,
+    concealed_percent: f64,
+    delay_ms: f64,
+    target_ms: f64,
+    gaps_ms: f64,
+    longest_gap_ms: f64,
+    distance_db: f64,
+    recovered: f64,
+    inserted_ms: f64,
+    removed_ms: f64,
 }
 
 impl Outcome {
-    fn concealed_percent(&self) -> f64 {
-        let stats = &self.heard.stats;
-        100.0 * stats.concealed_samples as f64 / stats.total_samples_received as f64
+    fn mean(runs: &[Self]) -> Self {
+        let mean =
+            |field: fn(&Self) -> f64| runs.iter().map(field).sum::<f64>() / runs.len() as f64;
+        Self {
+            concealed_percent: mean(|run| run.concealed_percent),
+            delay_ms: mean(|run| run.delay_ms),
+            target_ms: mean(|run| run.target_ms),
+            gaps_ms: mean(|run| run.gaps_ms),
+            longest_gap_ms: mean(|run| run.longest_gap_ms),
+            distance_db: mean(|run| run.distance_db),
+            recovered: mean(|run| run.recovered),
+            inserted_ms: mean(|run| run.inserted_ms),
+            removed_ms: mean(|run| run.removed_ms),
+        }
     }
 }
 
-fn run(name: &str, link: Link, seed: u64) -> Outcome {
-    let said = quality::speech(SECONDS);
-    let loss_percent = (link.loss * 100.0).round() as u8;
-    let sent = packets(&said, OpusSendConfig::default(), loss_percent);
-    let mut dice = Dice::new(seed);
-    let mut last_ms = 0.0;
-    let mut arrivals: Vec<(f64, RtpAudioPacket)> = Vec::new();
-    for (seq, (sent_ms, packet)) in sent.into_iter().enumerate() {
-        let packet = RtpAudioPacket {
-            ssrc: 1,
-            extended_seq: 30_000 + seq as u64,
-            rtp_timestamp: u64::from(packet.rtp_timestamp),
-            payload: packet.payload.into(),
+/// What is said, and its packets for each loss that the encoder may expect: the same in all runs.
+struct Speech {
+    said: Vec<i16>,
+    packets: HashMap<u8, Vec<(f64, EncodedAudio)>>,
+}
+
+impl Speech {
+    fn new() -> Self {
+        Self {
+            said: quality::speech(SECONDS),
+            packets: HashMap::new(),
+        }
+    }
+
+    fn run(&mut self, name: &str, link: Link, sending: Sending, seed: u64) -> Outcome {
+        let loss_percent = (link.loss * 100.0).round() as u8;
+        let sent = self
+            .packets
+            .entry(loss_percent)
+            .or_insert_with(|| packets(&self.said, OpusSendConfig::default(), loss_percent));
+        let mut dice = Dice::new(seed);
+        let mut last_ms = 0.0;
+        let mut wrapper = RedWrapper::new(OPUS_PAYLOAD_TYPE);
+        let mut arrivals: Vec<(f64, RtpAudioPacket)> = Vec::new();
+        for (seq, (sent_ms, packet)) in sent.iter().enumerate() {
+            let payload = match sending {
+                Sending::Plain => packet.payload.clone(),
+                Sending::Redundant => wrapper.wrap(packet).expect("speech is short"),
+            };
+            let packet = RtpAudioPacket {
+                ssrc: 1,
+                extended_seq: 30_000 + seq as u64,
+                rtp_timestamp: u64::from(packet.rtp_timestamp),
+                payload: payload.into(),
+            };
+            for arrival in link.carry(*sent_ms, &mut last_ms, &mut dice) {
+                arrivals.push((arrival, packet.clone()));
+            }
+        }
+        arrivals.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let heard = hear(arrivals, sending, SECONDS * 1000);
+        // The packet's own 20 ms, the way and the buffer; and 6.5 ms that Opus looks ahead.
+        // What is held back and then caught up with is heard as much later.
+        let slack_ms = match link.outage_ms {
+            Some((from, to)) if link.outage_held => 250 + (to - from) as usize,
+            _ => 250,
         };
-        for arrival in link.carry(sent_ms, &mut last_ms, &mut dice) {
-            arrivals.push((arrival, packet.clone()));
+        let delay_ms = 20.0 + STEADY_MS + heard.delay_ms + 6.5;
+        let quality = compare(&self.said, &heard.pcm, delay_ms as usize, slack_ms);
+        if let Some(folder) = std::env::var_os("LINK_SOUND") {
+            let folder = std::path::PathBuf::from(folder);
+            let run = format!("{}.{seed}", name.replace([' ', '%', ','], "_"));
+            for (name, sound) in [("said", &self.said), (run.as_str(), &heard.pcm)] {
+                let file = folder.join(format!("{name}.wav"));
+                std::fs::write(&file, quality::wav_file(sound)).expect("the folder can be written");
+            }
+        }
+        let stats = &heard.stats;
+        let of_samples = |count: u64| count as f64 / 48.0;
+        Outcome {
+            concealed_percent: 100.0 * stats.concealed_samples as f64
+                / stats.total_samples_received as f64,
+            delay_ms: heard.delay_ms,
+            target_ms: stats.jitter_buffer_target_delay_s * 1000.0
+                / stats.jitter_buffer_emitted_count as f64,
+            gaps_ms: quality.gaps_ms as f64,
+            longest_gap_ms: quality.longest_gap_ms as f64,
+            distance_db: quality.distance_db,
+            recovered: stats.fec_packets_received as f64,
+            inserted_ms: of_samples(stats.inserted_samples_for_deceleration),
+            removed_ms: of_samples(stats.removed_samples_for_acceleration),
         }
     }
-    arrivals.sort_by(|one, other| one.0.total_cmp(&other.0));
-    let heard = hear(arrivals, SECONDS * 1000);
-    // The packet's own 20 ms, the way and the buffer; and 6.5 ms that Opus looks ahead.
-    // What is held back and then caught up with is heard as much later.
-    let slack_ms = match link.outage_ms {
-        Some((from, to)) if link.outage_held => 250 + (to - from) as usize,
-        _ => 250,
-    };
-    let delay_ms = 20.0 + STEADY_MS + heard.delay_ms + 6.5;
-    let quality = compare(&said, &heard.pcm, delay_ms as usize, slack_ms);
-    if let Some(folder) = std::env::var_os("LINK_SOUND") {
-        let folder = std::path::PathBuf::from(folder);
-        for (name, sound) in [("said", &said), (name, &heard.pcm)] {
-            let file = folder.join(format!("{}.wav", name.replace([' ', '%'], "_")));
-            std::fs::write(&file, quality::wav_file(sound)).expect("the folder can be written");
-        }
+
+    /// The mean of as many runs as the link's chances need.
+    fn judge(&mut self, name: &str, link: Link, sending: Sending) -> Outcome {
+        let chance = link.loss + link.jitter_ms + link.overtaken + link.doubled > 0.0;
+        let wanted = std::env::var("LINK_SEEDS").ok();
+        let seeds = match (chance, wanted.and_then(|seeds| seeds.parse().ok())) {
+            (false, _) => 1,
+            (true, seeds) => seeds.unwrap_or(SEEDS),
+        };
+        let runs: Vec<_> = (1..=seeds)
+            .map(|seed| self.run(name, link, sending, seed))
+            .collect();
+        let mean = Outcome::mean(&runs);
+        println!(
+            "{name:24} concealed {:5.2} %  delay {:5.1} ms  target {:5.1} ms  gaps {:4.0} ms (longest {:4.0})  distance {:4.2} dB  \
+             recovered {:3.0}  stretched +{:.0}/-{:.0} ms",
+            mean.concealed_percent,
+            mean.delay_ms,
+            mean.target_ms,
+            mean.gaps_ms,
+            mean.longest_gap_ms,
+            mean.distance_db,
+            mean.recovered,
+            mean.inserted_ms,
+            mean.removed_ms,
+        );
+        mean
     }
-    let outcome = Outcome { heard, quality };
-    println!(
-        "{name:24} concealed {:5.2} %  delay {:5.1} ms  target {:5.1} ms  gaps {:4} ms (longest {:4})  distance {:4.2} dB  \
-         recovered {:3}  stretched +{:.0}/-{:.0} ms",
-        outcome.concealed_percent(),
-        outcome.heard.delay_ms,
-        outcome.heard.stats.target_delay_ms,
-        quality.gaps_ms,
-        quality.longest_gap_ms,
-        quality.distance_db,
-        outcome.heard.stats.fec_packets_received,
-        outcome.heard.stats.inserted_samples_for_deceleration as f64 / 48.0,
-        outcome.heard.stats.removed_samples_for_acceleration as f64 / 48.0,
-    );
-    outcome
 }
 
 /// What a link may do to speech at most: concealed percent, added delay and longest gap in milliseconds, distance in dB.
-type Bounds = (f64, f64, usize, f64);
+type Bounds = (f64, f64, f64, f64);
 
-fn check(cases: &[(&str, Link, Bounds)]) {
+fn check(sending: Sending, cases: &[(&str, Link, Bounds)]) {
+    let mut speech = Speech::new();
     let mut failures = Vec::new();
     for (name, link, (concealed, delay_ms, gap_ms, distance_db)) in cases {
-        let outcome = run(name, *link, 1);
-        let found = (
-            outcome.concealed_percent(),
-            outcome.heard.delay_ms,
-            outcome.quality.longest_gap_ms,
-            outcome.quality.distance_db,
-        );
+        let outcome = speech.judge(name, *link, sending);
         // What is pulled every 10 ms can be that much from its best moment. Over an outage the mean says nothing.
-        let stats = &outcome.heard.stats;
-        let target_ms =
-            stats.jitter_buffer_target_delay_s * 1000.0 / stats.jitter_buffer_emitted_count as f64;
         // Where everything happens at once, there is not always a place for a cut that is not heard.
         let slack_ms = match link.loss > 0.0 && link.jitter_ms > 0.0 {
             true => 20.0,
             false => 10.0,
         };
-        let near_target = link.outage_ms.is_some() || found.1 <= target_ms + slack_ms;
+        let near_target =
+            link.outage_ms.is_some() || outcome.delay_ms <= outcome.target_ms + slack_ms;
         let good = near_target
-            && found.0 <= *concealed
-            && found.1 <= *delay_ms
-            && found.2 <= *gap_ms
-            && found.3 <= *distance_db;
+            && outcome.concealed_percent <= *concealed
+            && outcome.delay_ms <= *delay_ms
+            && outcome.longest_gap_ms <= *gap_ms
+            && outcome.distance_db <= *distance_db;
         if !good {
-            failures.push(format!("{name}: {found:?}"));
+            failures.push(format!("{name}: {outcome:?}"));
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
@@ -256,13 +340,35 @@ fn speech_survives_loss() {
         ..Link::default()
     };
     // Error correction repairs single losses, so that about the square of the loss is left to be guessed.
-    check(&[
-        ("no loss", loss(0.0), (0.0, 30.0, 0, 1.2)),
-        ("loss 2 %", loss(0.02), (0.8, 45.0, 20, 1.5)),
-        ("loss 5 %", loss(0.05), (2.0, 50.0, 20, 1.6)),
-        ("loss 10 %", loss(0.1), (4.0, 55.0, 40, 1.7)),
-        ("loss 20 %", loss(0.2), (8.0, 55.0, 60, 2.0)),
-    ]);
+    check(
+        Sending::Plain,
+        &[
+            ("no loss", loss(0.0), (0.0, 30.0, 0.0, 1.2)),
+            ("loss 2 %", loss(0.02), (0.8, 45.0, 20.0, 1.5)),
+            ("loss 5 %", loss(0.05), (2.0, 50.0, 20.0, 1.6)),
+            ("loss 10 %", loss(0.1), (4.0, 55.0, 40.0, 1.7)),
+            ("loss 20 %", loss(0.2), (8.0, 55.0, 60.0, 2.0)),
+        ],
+    );
+}
+
+#[test]
+fn redundancy_leaves_little_of_the_loss() {
+    let loss = |loss| Link {
+        loss,
+        ..Link::default()
+    };
+    // What is left needs three losses in a row: a copy of a packet has error correction for the one before it.
+    check(
+        Sending::Redundant,
+        &[
+            ("RED, no loss", loss(0.0), (0.0, 30.0, 0.0, 1.2)),
+            ("RED, loss 2 %", loss(0.02), (0.8, 45.0, 20.0, 1.5)),
+            ("RED, loss 5 %", loss(0.05), (2.0, 50.0, 20.0, 1.6)),
+            ("RED, loss 10 %", loss(0.1), (4.0, 55.0, 40.0, 1.7)),
+            ("RED, loss 20 %", loss(0.2), (8.0, 55.0, 60.0, 2.0)),
+        ],
+    );
 }
 
 #[test]
@@ -286,13 +392,16 @@ fn speech_survives_jitter_reordering_and_doubles() {
         doubled: 0.05,
         ..Link::default()
     };
-    check(&[
-        ("jitter 30 ms", jitter(30.0), (0.3, 50.0, 20, 1.2)),
-        ("jitter 80 ms", jitter(80.0), (1.5, 105.0, 40, 1.4)),
-        ("overtaken 5 %", overtaken, (1.5, 75.0, 20, 1.3)),
-        ("doubled 20 %", doubled, (0.0, 40.0, 0, 1.3)),
-        ("everything at once", everything, (4.0, 110.0, 60, 1.6)),
-    ]);
+    check(
+        Sending::Plain,
+        &[
+            ("jitter 30 ms", jitter(30.0), (0.3, 50.0, 20.0, 1.2)),
+            ("jitter 80 ms", jitter(80.0), (1.5, 105.0, 40.0, 1.4)),
+            ("overtaken 5 %", overtaken, (1.5, 75.0, 20.0, 1.3)),
+            ("doubled 20 %", doubled, (0.0, 40.0, 0.0, 1.3)),
+            ("everything at once", everything, (4.0, 110.0, 60.0, 1.6)),
+        ],
+    );
 }
 
 #[test]
@@ -303,28 +412,31 @@ fn speech_survives_outages() {
         ..Link::default()
     };
     // What is lost is gone, and nothing else; what comes late is heard late, and the delay is made up for.
-    check(&[
-        (
-            "outage 200 ms lost",
-            outage(200.0, false),
-            (2.0, 30.0, 160, 1.4),
-        ),
-        (
-            "outage 200 ms held",
-            outage(200.0, true),
-            (2.0, 90.0, 60, 1.7),
-        ),
-        (
-            "outage 2 s lost",
-            outage(2_000.0, false),
-            (15.5, 30.0, 400, 4.0),
-        ),
-        (
-            "outage 2 s held",
-            outage(2_000.0, true),
-            (15.5, 250.0, 80, 2.0),
-        ),
-    ]);
+    check(
+        Sending::Plain,
+        &[
+            (
+                "outage 200 ms lost",
+                outage(200.0, false),
+                (2.0, 30.0, 160.0, 1.4),
+            ),
+            (
+                "outage 200 ms held",
+                outage(200.0, true),
+                (2.0, 90.0, 60.0, 1.7),
+            ),
+            (
+                "outage 2 s lost",
+                outage(2_000.0, false),
+                (15.5, 30.0, 400.0, 4.0),
+            ),
+            (
+                "outage 2 s held",
+                outage(2_000.0, true),
+                (15.5, 250.0, 80.0, 2.0),
+            ),
+        ],
+    );
 }
 
 /// The sender's clock runs `ppm` millionths faster than ours, for an hour: 720 ms at 200.

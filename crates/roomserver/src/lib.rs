@@ -33,6 +33,7 @@ pub(crate) mod forward;
 pub(crate) mod ids;
 pub(crate) mod network;
 pub(crate) mod peer;
+pub(crate) mod red;
 pub(crate) mod room;
 pub(crate) mod room_service;
 pub mod rooms;

@@ -289,10 +289,7 @@ impl Peer {
             ping_interval: PING_INTERVAL_S,
             ping_timeout: PING_TIMEOUT_S,
             server_info: Some(info),
-            enabled_publish_codecs: vec![proto::Codec {
-                mime: "audio/opus".into(),
-                fmtp_line: String::new(),
-            }],
+            enabled_publish_codecs: crate::room::enabled_codecs(),
             fast_publish: can_publish,
             ..Default::default()
         }));
@@ -674,6 +671,9 @@ impl Peer {
             };
             let mut info = pending.info;
             info.mid.clone_from(&one.mid);
+            if !one.red {
+                set_mime_type(&mut info, OPUS);
+            }
             let track = PublishedTrack {
                 sid: Arc::from(info.sid.as_str()),
                 wish: opus_wish(&info),
@@ -1039,6 +1039,9 @@ async fn next_request(signal: &mut SignalState) -> Option<proto::SignalRequest> 
     }
 }
 
+const OPUS: &str = "audio/opus";
+const RED: &str = "audio/red";
+
 /// What the room is told of a track that a client announces.
 fn track_info(request: &proto::AddTrackRequest) -> proto::TrackInfo {
     use proto::AudioTrackFeature::{TfNoDtx, TfStereo};
@@ -1054,6 +1057,9 @@ fn track_info(request: &proto::AddTrackRequest) -> proto::TrackInfo {
         if request.disable_dtx && !features.contains(&(TfNoDtx as i32)) {
             features.push(TfNoDtx as i32);
         }
+        // What cannot be read cannot be taken apart for who has not negotiated it.
+        let red = !request.disable_red && request.encryption() == proto::encryption::Type::None;
+        let mime_type = if red { RED } else { OPUS };
         let stream = match request.source() {
             _ if !request.stream.is_empty() => request.stream.clone(),
             proto::TrackSource::ScreenShareAudio => "screen_share".into(),
@@ -1066,15 +1072,14 @@ fn track_info(request: &proto::AddTrackRequest) -> proto::TrackInfo {
             muted: request.muted,
             disable_dtx: features.contains(&(TfNoDtx as i32)),
             source: request.source,
-            mime_type: "audio/opus".into(),
+            mime_type: mime_type.into(),
             codecs: vec![proto::SimulcastCodecInfo {
-                mime_type: "audio/opus".into(),
+                mime_type: mime_type.into(),
                 cid: request.cid.clone(),
                 ..Default::default()
             }],
             stereo: features.contains(&(TfStereo as i32)),
-            // Redundant audio (RFC 2198) is not negotiated.
-            disable_red: true,
+            disable_red: request.disable_red,
             encryption: request.encryption,
             stream,
             audio_features: features,
@@ -1083,11 +1088,19 @@ fn track_info(request: &proto::AddTrackRequest) -> proto::TrackInfo {
     }
 }
 
+fn set_mime_type(info: &mut proto::TrackInfo, mime_type: &str) {
+    info.mime_type = mime_type.into();
+    for codec in &mut info.codecs {
+        codec.mime_type = mime_type.into();
+    }
+}
+
 fn opus_wish(info: &proto::TrackInfo) -> OpusWish {
     use proto::AudioTrackFeature::{TfNoDtx, TfStereo};
     OpusWish {
         stereo: info.audio_features.contains(&(TfStereo as i32)),
         dtx: !info.audio_features.contains(&(TfNoDtx as i32)),
+        red: info.mime_type == RED,
     }
 }
 

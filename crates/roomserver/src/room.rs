@@ -78,7 +78,30 @@ pub(crate) struct MediaPacket {
     /// RFC 6464: 0 is loudest, -127 is silence.
     pub level: Option<i8>,
     pub voice: Option<bool>,
-    pub payload: Arc<[u8]>,
+    /// Opus, for who has not negotiated redundant audio; `None` if a copy has brought it already.
+    pub payload: Option<Arc<[u8]>>,
+    pub redundancy: Redundancy,
+}
+
+/// What participants may publish.
+pub(crate) fn enabled_codecs() -> Vec<proto::Codec> {
+    ["audio/opus", "audio/red"]
+        .map(|mime| proto::Codec {
+            mime: mime.into(),
+            fmtp_line: String::new(),
+        })
+        .to_vec()
+}
+
+/// What a packet has to do with redundant audio (RFC 2198).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Redundancy {
+    /// Nothing.
+    None,
+    /// This is the payload that the publisher sent, with copies of earlier packets in it.
+    Wrapped(Arc<[u8]>),
+    /// The packet was lost and comes from a copy. Who gets redundant audio has that copy too.
+    Recovered,
 }
 
 /// The two inboxes of a participant's task.
@@ -451,10 +474,7 @@ impl Room {
             max_participants: options.max_participants,
             creation_time: now_ms / 1000,
             creation_time_ms: now_ms,
-            enabled_codecs: vec![proto::Codec {
-                mime: "audio/opus".into(),
-                fmtp_line: String::new(),
-            }],
+            enabled_codecs: enabled_codecs(),
             metadata: options.metadata.clone(),
             ..Default::default()
         };
@@ -1138,7 +1158,10 @@ impl Room {
                 tracing::debug!(participant.sid = %subscriber.sid, "a subscriber does not keep up with the media");
             }
         }
-        if !state.taps.is_empty() && track.info.r#type() == proto::TrackType::Audio {
+        if let Some(payload) = &packet.payload
+            && !state.taps.is_empty()
+            && track.info.r#type() == proto::TrackType::Audio
+        {
             let tapped = TappedPacket {
                 identity: identity.clone(),
                 kind,
@@ -1146,7 +1169,7 @@ impl Room {
                 timestamp: packet.timestamp,
                 sequence: packet.sequence,
                 arrival: std::time::Instant::now(),
-                payload: Arc::clone(&packet.payload),
+                payload: Arc::clone(payload),
             };
             state.taps.retain(|tap| match tap.try_send(tapped.clone()) {
                 Ok(()) => true,

@@ -182,15 +182,70 @@ impl Section {
             .retain(|line| !line.starts_with("a=ssrc:") && !line.starts_with("a=ssrc-group:"));
     }
 
+    fn payload_type_of(&self, codec: &str) -> Option<&str> {
+        self.lines.iter().find_map(|line| {
+            let (payload_type, name) = line.strip_prefix("a=rtpmap:")?.split_once(' ')?;
+            let name = name.split('/').next().unwrap_or_default();
+            name.eq_ignore_ascii_case(codec).then_some(payload_type)
+        })
+    }
+
+    /// Whether the section has redundant audio (RFC 2198).
+    pub fn has_red(&self) -> bool {
+        self.payload_type_of("red").is_some()
+    }
+
+    /// Lists Opus before redundant audio: that is taken, but not wanted.
+    pub fn prefer_opus(&mut self) {
+        let (Some(red), Some(opus)) = (self.payload_type_of("red"), self.payload_type_of("opus"))
+        else {
+            return;
+        };
+        let (red, opus) = (red.to_owned(), opus.to_owned());
+        // Kind, port and protocol come first.
+        let mut words: Vec<&str> = self.lines[0].split(' ').collect();
+        let place = |words: &[&str], wanted: &str| {
+            let formats = words.iter().skip(3);
+            formats
+                .copied()
+                .position(|word| word == wanted)
+                .map(|it| it + 3)
+        };
+        if let (Some(red), Some(opus)) = (place(&words, &red), place(&words, &opus))
+            && red < opus
+        {
+            words.swap(red, opus);
+            self.lines[0] = words.join(" ");
+        }
+    }
+
+    /// Leaves redundant audio out.
+    pub fn remove_red(&mut self) {
+        let Some(red) = self.payload_type_of("red").map(str::to_owned) else {
+            return;
+        };
+        let words: Vec<&str> = self.lines[0].split(' ').collect();
+        let (head, formats) = words.split_at(words.len().min(3));
+        let formats = formats.iter().filter(|format| **format != red);
+        self.lines[0] = head
+            .iter()
+            .chain(formats)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(" ");
+        let attribute = |line: &str| {
+            ["a=rtpmap:", "a=fmtp:", "a=rtcp-fb:"].iter().any(|name| {
+                line.strip_prefix(name)
+                    .and_then(|rest| rest.split(' ').next())
+                    == Some(&red)
+            })
+        };
+        self.lines.retain(|line| !attribute(line));
+    }
+
     /// Adds format parameters to Opus that it does not have yet.
     pub fn add_opus_parameters(&mut self, parameters: &[&str]) {
-        let Some(payload) = self.lines.iter().find_map(|line| {
-            let (payload, codec) = line.strip_prefix("a=rtpmap:")?.split_once(' ')?;
-            codec
-                .to_ascii_lowercase()
-                .starts_with("opus/")
-                .then(|| payload.to_owned())
-        }) else {
+        let Some(payload) = self.payload_type_of("opus") else {
             return;
         };
         let prefix = format!("a=fmtp:{payload} ");
@@ -256,6 +311,28 @@ mod tests {
         let text = offer.to_string();
         assert!(!text.contains("microphone"), "{text}");
         assert!(text.contains("a=ssrc:7 cname:x"), "{text}");
+    }
+
+    #[test]
+    fn redundant_audio_can_be_put_after_opus_or_left_out() {
+        let offer = OFFER.replace("SAVPF 111\r\n", "SAVPF 63 111\r\n").replace(
+            "a=ssrc:7 cname:x",
+            "a=rtpmap:63 red/48000/2\r\na=fmtp:63 111/111\r\na=ssrc:7 cname:x",
+        );
+        let mut description = Description::parse(&offer);
+        assert!(description.sections[0].has_red() && !description.sections[1].has_red());
+        description.sections[0].prefer_opus();
+        assert_eq!(
+            description.to_string(),
+            offer.replace("63 111\r\n", "111 63\r\n")
+        );
+        description.sections[0].prefer_opus();
+        assert_eq!(
+            description.to_string(),
+            offer.replace("63 111\r\n", "111 63\r\n")
+        );
+        description.sections[0].remove_red();
+        assert_eq!(description.to_string(), OFFER);
     }
 
     #[test]

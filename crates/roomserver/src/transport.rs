@@ -12,7 +12,7 @@ use livekit_protocol as proto;
 use proto::data_packet::Kind as DataKind;
 use str0m::change::{SdpAnswer, SdpOffer, SdpPendingOffer};
 use str0m::channel::{ChannelConfig, ChannelId, Reliability};
-use str0m::format::Codec;
+use str0m::format::{Codec, PayloadParams};
 use str0m::media::{Direction as MediaDirection, MediaKind, Mid};
 use str0m::net::Receive;
 use str0m::rtp::{ExtensionValues, RtpWrite, Ssrc};
@@ -20,7 +20,8 @@ use str0m::{Candidate, IceConnectionState, Input, Output, Rtc, RtcConfig, RtcErr
 
 use crate::forward::Renumbering;
 use crate::network::{Datagram, Network};
-use crate::room::{MediaPacket, Subscription};
+use crate::red::Unwrapper;
+use crate::room::{MediaPacket, Redundancy, Subscription};
 use crate::sdp::{Description, Direction, Medium};
 
 /// Labels of the channels, as every LiveKit client names them.
@@ -97,6 +98,8 @@ pub(crate) struct OfferedTrack {
     /// The client's id of the track, when the offer names one.
     pub track_id: Option<String>,
     pub audio: bool,
+    /// Whether it can be sent as redundant audio (RFC 2198).
+    pub red: bool,
 }
 
 /// Codec settings that the answer has to ask the client for, by section.
@@ -104,6 +107,8 @@ pub(crate) struct OfferedTrack {
 pub(crate) struct OpusWish {
     pub stereo: bool,
     pub dtx: bool,
+    /// Redundant audio (RFC 2198).
+    pub red: bool,
 }
 
 /// An offer or answer of the server, ready to be sent.
@@ -119,8 +124,15 @@ struct Sending {
     mid: Mid,
     /// Whether the client receives on the section at all.
     available: bool,
+    /// Whether it takes redundant audio there.
+    red: bool,
     subscription: Option<Subscription>,
     numbering: Renumbering,
+}
+
+struct Receiving {
+    mid: Mid,
+    unwrapper: Unwrapper,
 }
 
 struct Waiting {
@@ -137,7 +149,7 @@ pub(crate) struct Transport {
     channels: HashMap<Lane, ChannelId>,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
-    receiving: HashMap<Ssrc, Mid>,
+    receiving: HashMap<Ssrc, Receiving>,
     /// Sections on which the client receives, in the order in which they were negotiated.
     sending: Vec<Sending>,
     wanted: Vec<Subscription>,
@@ -154,7 +166,7 @@ impl Transport {
     pub fn new(role: Role, candidates: &[Candidate], now: Instant) -> Self {
         let mut rtc = RtcConfig::new()
             .clear_codecs()
-            .enable_opus(true, false)
+            .enable_opus(true, true)
             // Video is not forwarded, but clients that only ask for it must get an answer.
             .enable_vp8(true)
             .set_rtp_mode(true)
@@ -289,34 +301,60 @@ impl Transport {
             }
             str0m::Event::RtpPacket(packet) => {
                 let ssrc = packet.header.ssrc;
-                let mid = match self.receiving.get(&ssrc) {
-                    Some(mid) => *mid,
-                    None => {
-                        let Some(mid) = self
-                            .rtc
-                            .direct_api()
-                            .stream_rx(&ssrc)
-                            .map(|stream| stream.mid())
-                        else {
-                            return;
-                        };
-                        self.receiving.insert(ssrc, mid);
-                        mid
-                    }
-                };
+                if !self.receiving.contains_key(&ssrc) {
+                    let mid = self
+                        .rtc
+                        .direct_api()
+                        .stream_rx(&ssrc)
+                        .map(|stream| stream.mid());
+                    let Some(mid) = mid else { return };
+                    let unwrapper = Unwrapper::default();
+                    self.receiving.insert(ssrc, Receiving { mid, unwrapper });
+                }
                 if packet.payload.is_empty() {
                     return;
                 }
-                let packet = MediaPacket {
+                let number = packet.header.payload_type;
+                let is_red = opus_params(&self.rtc).any(|opus| opus.red() == Some(number));
+                let Some(Receiving { mid, unwrapper }) = self.receiving.get_mut(&ssrc) else {
+                    return;
+                };
+                let plain = MediaPacket {
                     track_sid: Arc::default(),
                     sequence: *packet.seq_no,
                     timestamp: packet.header.timestamp,
                     marker: packet.header.marker,
                     level: packet.header.ext_vals.audio_level,
                     voice: packet.header.ext_vals.voice_activity,
-                    payload: packet.payload,
+                    payload: None,
+                    redundancy: Redundancy::None,
                 };
-                events.push(Event::Media { mid, packet });
+                let mid = *mid;
+                let mut tell = |packet| events.push(Event::Media { mid, packet });
+                if !is_red {
+                    unwrapper.note(plain.sequence);
+                    let payload = Some(packet.payload);
+                    tell(MediaPacket { payload, ..plain });
+                    return;
+                }
+                let unwrapped = unwrapper
+                    .take(plain.sequence, &packet.payload)
+                    .unwrap_or_default();
+                for (distance, offset, payload) in unwrapped.recovered {
+                    tell(MediaPacket {
+                        sequence: plain.sequence - distance,
+                        timestamp: plain.timestamp.wrapping_sub(offset),
+                        marker: false,
+                        payload: Some(payload),
+                        redundancy: Redundancy::Recovered,
+                        ..plain.clone()
+                    });
+                }
+                tell(MediaPacket {
+                    payload: unwrapped.primary,
+                    redundancy: Redundancy::Wrapped(packet.payload),
+                    ..plain
+                });
             }
             str0m::Event::MediaEgressStats(stats) => {
                 if let Some(loss) = stats.loss {
@@ -380,6 +418,14 @@ impl Transport {
         let Some(sending) = self.sending.iter_mut().find(carries) else {
             return;
         };
+        let (payload, wrapped) = match (&packet.redundancy, sending.red) {
+            (Redundancy::Wrapped(payload), true) => (payload, true),
+            (Redundancy::Recovered, true) => return,
+            _ => match &packet.payload {
+                Some(payload) => (payload, false),
+                None => return,
+            },
+        };
         let mid = sending.mid;
         let clock = tokio::time::Instant::from_std(now);
         let Some(numbers) =
@@ -392,11 +438,10 @@ impl Transport {
         let Some(media) = self.rtc.media(mid) else {
             return;
         };
-        let payload_type = media.remote_pts().iter().copied().find(|pt| {
-            self.rtc
-                .codec_config()
-                .find(|params| params.pt() == *pt && params.spec().codec == Codec::Opus)
-                .is_some()
+        let opus = opus_params(&self.rtc).find(|opus| media.remote_pts().contains(&opus.pt()));
+        let payload_type = opus.and_then(|opus| match wrapped {
+            true => opus.red(),
+            false => Some(opus.pt()),
         });
         let Some(payload_type) = payload_type else {
             return;
@@ -415,7 +460,7 @@ impl Transport {
             numbers.sequence.into(),
             numbers.timestamp,
             now,
-            Arc::clone(&packet.payload),
+            Arc::clone(payload),
         );
         stream.write_rtp(write.marker(packet.marker).ext_vals(extensions));
     }
@@ -479,6 +524,7 @@ impl Transport {
                 self.sending.push(Sending {
                     mid,
                     available: true,
+                    red: false,
                     subscription: None,
                     numbering: Renumbering::default(),
                 });
@@ -634,7 +680,7 @@ impl Transport {
             if let Some(mid) = section.mid().map(Mid::from)
                 && self.rtc.media(mid).is_some()
             {
-                self.sending_mut(mid);
+                self.sending_mut(mid).red = section.has_red();
             }
         }
         Ok(started)
@@ -666,6 +712,9 @@ impl Transport {
             if medium == Medium::Data {
                 continue;
             }
+            if !offered.has_red() {
+                section.remove_red();
+            }
             if medium == Medium::Audio && direction.sends() {
                 section.set_direction(Direction::RecvOnly);
                 section.clear_msid();
@@ -679,6 +728,9 @@ impl Transport {
                     parameters.push("usedtx=1");
                 }
                 section.add_opus_parameters(&parameters);
+                if !wish.red {
+                    section.prefer_opus();
+                }
                 self.withdraw(key);
                 continue;
             }
@@ -690,6 +742,7 @@ impl Transport {
                 let next = (is_free && !self.wanted.is_empty()).then(|| self.wanted.remove(0));
                 let sending = self.sending_mut(key);
                 sending.available = true;
+                sending.red = offered.has_red();
                 if let Some(subscription) = next {
                     started.push(subscription.clone());
                     sending.subscription = Some(subscription);
@@ -720,6 +773,12 @@ impl Transport {
     }
 }
 
+/// What was negotiated for Opus.
+fn opus_params(rtc: &Rtc) -> impl Iterator<Item = &PayloadParams> {
+    let all = rtc.codec_config().params().iter();
+    all.filter(|params| params.spec().codec == Codec::Opus)
+}
+
 /// What the client sends according to its offer.
 pub(crate) fn offered_tracks(sdp: &str) -> Vec<OfferedTrack> {
     Description::parse(sdp)
@@ -731,6 +790,7 @@ pub(crate) fn offered_tracks(sdp: &str) -> Vec<OfferedTrack> {
                 mid: section.mid()?.to_owned(),
                 track_id: section.track_id().map(str::to_owned),
                 audio: section.medium() == Medium::Audio,
+                red: section.has_red(),
             })
         })
         .collect()

@@ -110,6 +110,55 @@ async fn participants_hear_each_other_and_exchange_data() {
 }
 
 #[tokio::test]
+async fn redundant_audio_reaches_who_takes_it_and_is_taken_apart_for_others() {
+    let server = server().await;
+    let mut clients = vec![
+        Client::join_with_red(&server, &claims("alice", "call")).await,
+        Client::join_with_red(&server, &claims("modern", "call")).await,
+        Client::join(&server, &claims("plain", "call")).await,
+    ];
+    let mut taps = server.rooms().tap("call").expect("the room is there");
+    clients[0].loses = Some(5);
+    clients[0].publish();
+    until("all hear alice", &mut clients, |clients| {
+        clients[1..].iter().all(|client| client.audio.len() > 40)
+    })
+    .await;
+    let (modern, plain) = (&clients[1], &clients[2]);
+    let announced = modern.latest("alice").expect("she is known").tracks[0].clone();
+    assert_eq!(announced.mime_type, "audio/red");
+    assert!(modern.audio_headers.iter().all(|(number, _)| *number == 63));
+    assert!(
+        modern
+            .audio
+            .iter()
+            .all(|(_, payload)| payload.ends_with(b"opusaliceopusalice"))
+    );
+    assert!(plain.audio_headers.iter().all(|(number, _)| *number == 111));
+    assert!(
+        plain
+            .audio
+            .iter()
+            .all(|(_, payload)| payload == b"opusalice")
+    );
+    // Who takes redundant audio is left with the holes, for which there are copies; for others they were filled.
+    let numbers = |client: &Client| -> Vec<u64> {
+        let numbers = client.audio_headers.iter().map(|(_, sequence)| *sequence);
+        numbers.collect()
+    };
+    let has_holes = |numbers: &[u64]| numbers.windows(2).any(|two| two[1] != two[0] + 1);
+    assert!(has_holes(&numbers(modern)), "{:?}", numbers(modern));
+    assert!(!has_holes(&numbers(plain)), "{:?}", numbers(plain));
+    let mut tapped = 0;
+    while let Ok(packet) = taps.try_recv() {
+        assert_eq!(&packet.payload[..], b"opusalice");
+        tapped += 1;
+    }
+    assert!(tapped > 40);
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_late_joiner_hears_what_is_already_published_and_unpublishing_ends_it() {
     let server = server().await;
     let mut clients = vec![Client::join(&server, &claims("alice", "call")).await];

@@ -8,7 +8,7 @@ use proto::participant_info::Kind;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::room::MediaPacket;
+use crate::room::{MediaPacket, Redundancy};
 use crate::testkit::*;
 use crate::{Options, RoomServer};
 
@@ -57,10 +57,13 @@ fn speak(server: &RoomServer, guest: &Guest) {
                 marker: false,
                 level: None,
                 voice: None,
-                payload: encoder
-                    .encode_vec(&tone, 1_275)
-                    .expect("a tone is encoded")
-                    .into(),
+                payload: Some(
+                    encoder
+                        .encode_vec(&tone, 1_275)
+                        .expect("a tone is encoded")
+                        .into(),
+                ),
+                redundancy: Redundancy::None,
             },
         );
     }

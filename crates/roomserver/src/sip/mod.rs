@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, sleep, timeout};
 
 use crate::ids;
-use crate::room::{Inbox, JoinSpec, MediaPacket, Room, ToPeer};
+use crate::room::{Inbox, JoinSpec, MediaPacket, Redundancy, Room, ToPeer};
 use crate::rooms::{ParticipantChange, RoomOptions};
 use crate::server::Server;
 use crate::token::Claims;
@@ -415,7 +415,8 @@ impl PhoneCall {
                         marker: sequence == 0,
                         level: Some(-127),
                         voice: Some(false),
-                        payload: Arc::from(SILENCE),
+                        payload: Some(Arc::from(SILENCE)),
+                        redundancy: Redundancy::None,
                     };
                     sequence += 1;
                     self.room.forward(&self.sid, &packet);

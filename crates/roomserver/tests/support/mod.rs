@@ -16,7 +16,7 @@ use str0m::change::{SdpAnswer, SdpOffer, SdpPendingOffer};
 use str0m::channel::{ChannelConfig, ChannelId};
 use str0m::media::{Direction, MediaKind, Mid};
 use str0m::net::{Protocol, Receive};
-use str0m::rtp::{ExtensionValues, RtpWrite};
+use str0m::rtp::{ExtensionValues, RedEncoder, RedundantBlock, RtpWrite};
 use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
@@ -123,6 +123,8 @@ pub struct Client {
     pub signals: Vec<Signal>,
     /// Payloads of the audio packets that arrived, with the track id of their section.
     pub audio: Vec<(String, Vec<u8>)>,
+    /// Their payload types and sequence numbers.
+    pub audio_headers: Vec<(u8, u64)>,
     pub data: Vec<proto::DataPacket>,
     pub closed: bool,
     pub offers: Vec<String>,
@@ -134,6 +136,8 @@ pub struct Client {
     pending: Option<SdpPendingOffer>,
     channel: Option<ChannelId>,
     speaking: Option<(Mid, u64)>,
+    /// Every packet with this number modulo ten is lost on its way to the server.
+    pub loses: Option<u64>,
     next_packet: Instant,
     deadline: Instant,
     tracks: Vec<(Mid, String)>,
@@ -142,6 +146,15 @@ pub struct Client {
 impl Client {
     /// Joins the room of the token.
     pub async fn join(server: &RoomServer, claims: &Claims) -> Self {
+        Self::join_with(server, claims, false).await
+    }
+
+    /// Joins as a client that takes redundant audio (RFC 2198).
+    pub async fn join_with_red(server: &RoomServer, claims: &Claims) -> Self {
+        Self::join_with(server, claims, true).await
+    }
+
+    async fn join_with(server: &RoomServer, claims: &Claims, red: bool) -> Self {
         let path = "/rtc?protocol=16&auto_subscribe=1&sdk=test";
         let socket = open(&server.url(), path, &sign(claims))
             .await
@@ -152,12 +165,13 @@ impl Client {
             other => panic!("the server answers a join with {other:?}"),
         };
         let now = Instant::now();
-        let (publisher, publisher_socket) = peer_connection(now).await;
-        let (subscriber, subscriber_socket) = peer_connection(now).await;
+        let (publisher, publisher_socket) = peer_connection(now, red).await;
+        let (subscriber, subscriber_socket) = peer_connection(now, red).await;
         Self {
             join,
             signals: Vec::new(),
             audio: Vec::new(),
+            audio_headers: Vec::new(),
             data: Vec::new(),
             closed: false,
             offers: Vec::new(),
@@ -169,6 +183,7 @@ impl Client {
             pending: None,
             channel: None,
             speaking: None,
+            loses: None,
             next_packet: now,
             deadline: now,
             tracks: Vec::new(),
@@ -355,19 +370,38 @@ impl Client {
                 .as_bytes(),
         ]
         .concat();
+        // As Google's engine does: redundant if the answer lists that first, with one copy.
+        let first = self.signals.iter().rev().find_map(|signal| match signal {
+            Signal::Answer(answer) => answer.sdp.lines().find(|line| line.starts_with("m=audio")),
+            _ => None,
+        });
+        let prefers_red = first.is_some_and(|line| line.contains("SAVPF 63 111"));
+        let (number, payload) = match prefers_red {
+            true => {
+                let copy = RedundantBlock {
+                    pt: 111,
+                    timestamp_offset: 960,
+                    payload: payload.clone(),
+                };
+                (63, RedEncoder::encode(111, &payload, &[copy]))
+            }
+            false => (111, payload),
+        };
         let loud = ExtensionValues {
             audio_level: Some(-10),
             voice_activity: Some(true),
             ..Default::default()
         };
         let packet = RtpWrite::new(
-            111.into(),
+            number.into(),
             (*sequence).into(),
             (*sequence * 960) as u32,
             now,
             payload,
         );
-        stream.write_rtp(packet.ext_vals(loud));
+        if self.loses.is_none_or(|lost| *sequence % 10 != lost) {
+            stream.write_rtp(packet.ext_vals(loud));
+        }
         *sequence += 1;
         self.deadline = now;
     }
@@ -416,6 +450,8 @@ impl Client {
                     .iter()
                     .rev()
                     .find(|(known, _)| Some(*known) == mid);
+                let header = (*packet.header.payload_type, *packet.seq_no);
+                self.audio_headers.push(header);
                 self.audio.push((
                     track.map(|(_, sid)| sid.clone()).unwrap_or_default(),
                     packet.payload.to_vec(),
@@ -445,14 +481,14 @@ impl Client {
     }
 }
 
-async fn peer_connection(now: Instant) -> (Rtc, UdpSocket) {
+async fn peer_connection(now: Instant, red: bool) -> (Rtc, UdpSocket) {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
         .await
         .expect("loopback has free ports");
     let address = socket.local_addr().expect("it is bound");
     let mut rtc = RtcConfig::new()
         .clear_codecs()
-        .enable_opus(true, false)
+        .enable_opus(true, red)
         .set_rtp_mode(true)
         .build(now);
     rtc.add_local_candidate(Candidate::host(address, "udp").expect("a valid candidate"));

@@ -6,7 +6,7 @@
 //!   the target; packets that follow it without a gap are played one after the other.
 //! - A missing packet is played from its copy if a later one brought that (RED), else recovered from the next one's error correction, else guessed
 //!   by the decoder. If nothing at all is
-//!   there, guessing goes on for [`MAX_GUESSED`], then there is silence. A late packet is still played as long as nothing after it was: that
+//!   there, guessing goes on for [`MAX_GUESSED`], then there is the background that was heard before ([`BackgroundNoise`]). A late packet is still played as long as nothing after it was: that
 //!   makes the delay longer instead of losing speech.
 //! - A delay away from the target is corrected by making sound shorter or longer ([`stretch`]), never by leaving packets out.
 //! - Timestamps that jump without a missing packet are a pause of the sender (DTX): no loss, and comfort noise if the sender announced it.
@@ -21,7 +21,9 @@ use super::{
     OPUS_RATE_HZ, TICK_SAMPLES,
     decoder::{self, OpusDecoder},
     delay::{DelayEstimator, samples_to_us},
-    level, red,
+    level,
+    noise::BackgroundNoise,
+    red,
     stretch::{self, Care},
 };
 
@@ -31,7 +33,7 @@ const MAX_PACKETS: usize = 200;
 /// For how long a hole is filled with guesses. The decoder fades them out in about this time; after that they would be a hum.
 const MAX_GUESSED: usize = TICK_SAMPLES * 12;
 
-/// The decoder's last guess before silence and the first sound after it are faded over this many samples.
+/// The decoder's last guess fades into the background, and the background into the first sound after it, over this many samples.
 const FADE: usize = TICK_SAMPLES / 2;
 
 /// The delay may be this much above or below the target before it is corrected: less would be felt in every little change of the target.
@@ -91,6 +93,7 @@ pub(crate) struct AudioReceiverStats {
     pub jitter_buffer_emitted_count: u64,
     pub total_samples_received: u64,
     pub concealed_samples: u64,
+    /// Those of the concealed samples that are silence or comfort noise.
     pub silent_concealed_samples: u64,
     pub concealment_events: u64,
     pub inserted_samples_for_deceleration: u64,
@@ -177,6 +180,7 @@ pub(crate) struct JitterBuffer {
     /// Decoded, not yet pulled, interleaved.
     pcm: Vec<i16>,
     scratch: Vec<i16>,
+    background: BackgroundNoise,
     correction: Correction,
     /// Pulls until the next cut may be looked for.
     rest: u32,
@@ -200,6 +204,7 @@ impl JitterBuffer {
             packet_frames: 2 * TICK_SAMPLES,
             pcm: Vec::new(),
             scratch: Vec::new(),
+            background: BackgroundNoise::default(),
             correction: Correction::None,
             rest: 0,
             stats: AudioReceiverStats::default(),
@@ -417,6 +422,7 @@ impl JitterBuffer {
         self.paused = false;
         self.correction = Correction::None;
         self.decoder.reset();
+        self.background.forget();
         self.delay.forget_time_line();
     }
 
@@ -492,6 +498,7 @@ impl JitterBuffer {
         self.waiting.clear();
         if self.ssrc.replace(ssrc).is_some() {
             self.decoder.reset();
+            self.background.forget();
         }
         self.delay.forget_time_line();
         self.position = None;
@@ -577,8 +584,16 @@ impl JitterBuffer {
             self.guess(packet.frames);
             return;
         }
+        let channels = self.decoder.channels();
+        self.background.listen(&self.pcm[before..], channels);
         if after_silence {
-            fade_in(&mut self.pcm[before..], self.decoder.channels());
+            let pcm = &mut self.pcm[before..];
+            fade_in(pcm, channels);
+            let length = FADE.min(pcm.len() / channels);
+            let beginning = &mut pcm[..length * channels];
+            self.background.mix(beginning, channels, |index| {
+                1.0 - index as f64 / length as f64
+            });
         }
         self.hole = Hole::None;
         self.paused = packet.payload.len() <= 2;
@@ -652,7 +667,7 @@ impl JitterBuffer {
         }
     }
 
-    /// Continues the sound as the decoder thinks, for a while, then with silence.
+    /// Continues the sound as the decoder thinks, for a while, then with the background that was heard before.
     fn guess(&mut self, frames: usize) {
         let bridged = match self.hole {
             Hole::Missing(frames) => frames,
@@ -663,11 +678,20 @@ impl JitterBuffer {
         };
         let before = self.pcm.len();
         let guessed = bridged < MAX_GUESSED && self.decoder.conceal(frames, &mut self.pcm).is_ok();
+        let channels = self.decoder.channels();
         if !guessed {
             self.silence(frames);
+            self.background
+                .mix(&mut self.pcm[before..], channels, |_| 1.0);
             self.stats.silent_concealed_samples += frames as u64;
         } else if bridged + frames >= MAX_GUESSED {
-            fade_out(&mut self.pcm[before..], self.decoder.channels());
+            let pcm = &mut self.pcm[before..];
+            fade_out(pcm, channels);
+            let length = FADE.min(pcm.len() / channels);
+            let end = pcm.len() - length * channels;
+            self.background.mix(&mut pcm[end..], channels, |index| {
+                (index + 1) as f64 / length as f64
+            });
         }
         self.stats.concealed_samples += frames as u64;
         self.hole = Hole::Missing(bridged + frames);

@@ -5,7 +5,7 @@
 //! - [`clock`] drives both every 10 ms on the media thread.
 //!
 //! The machinery that decides anything knows no socket, thread or clock and gets the time as an argument: [`source_queue`], [`resample`],
-//! [`delay`], [`stretch`], [`jitter`], [`level`], [`red`]. Nothing here knows RTP headers, SDP or peer connections.
+//! [`delay`], [`stretch`], [`jitter`], [`level`], [`noise`], [`red`]. Nothing here knows RTP headers, SDP or peer connections.
 
 pub(crate) mod clock;
 #[cfg(test)]
@@ -18,6 +18,7 @@ pub(crate) mod level;
 #[cfg(test)]
 pub(crate) mod link;
 pub(crate) mod loss;
+pub(crate) mod noise;
 #[cfg(test)]
 mod quality;
 pub(crate) mod receiver;

@@ -577,6 +577,85 @@ fn outage_with_everything_lost_adds_no_delay() {
 }
 
 #[test]
+fn background_noise_goes_on_through_a_long_hole() {
+    // Somebody speaks in a room: a second of voice, half a second of the room, and so on.
+    let room_db = -58.0f64;
+    let amplitude = 32_768.0 * 10f64.powf(room_db / 20.0) * 3f64.sqrt();
+    for with_noise in [true, false] {
+        let mut dice = Dice(99);
+        let mut encoder = PacketEncoder::new(OpusSendConfig::default(), RtpClock::starting_at(0))
+            .expect("an encoder");
+        let mut jitter = JitterBuffer::new().expect("a decoder");
+        let start = Instant::now();
+        let (mut seq, mut frame, mut heard) = (0, Vec::new(), Vec::new());
+        for tick in 0..700usize {
+            let now = start + Duration::from_millis(tick as u64 * 10);
+            let speaks = tick % 150 < 100;
+            let samples: Vec<i16> = (0..480)
+                .map(|index| {
+                    let noise = (dice.roll() * 2.0 - 1.0) * amplitude;
+                    let voice = second_of_voice()[(tick * 480 + index) % 48_000];
+                    let noise = if with_noise { noise as i16 } else { 0 };
+                    if speaks {
+                        voice.saturating_add(noise)
+                    } else {
+                        noise
+                    }
+                })
+                .collect();
+            let pcm = Pcm {
+                samples: &samples,
+                sample_rate_hz: 48_000,
+                channels: 1,
+            };
+            encoder.push(now, pcm);
+            while let Some(packet) = encoder.next_packet() {
+                // A pause of the speaker begins at 5.5 s. Nothing comes from 5.54 to 5.94 s.
+                if !(554..594).contains(&tick) {
+                    let packet = RtpAudioPacket {
+                        ssrc: 1,
+                        extended_seq: seq,
+                        rtp_timestamp: u64::from(packet.rtp_timestamp),
+                        payload: packet.payload.into(),
+                    };
+                    jitter.push(now, packet);
+                }
+                seq += 1;
+            }
+            jitter.pull(now + Duration::from_millis(3), &mut frame);
+            heard.extend_from_slice(&frame);
+        }
+        // 400 ms less 120 ms of guesses.
+        let silent_ms = jitter.stats().silent_concealed_samples / 48;
+        assert!((260..=320).contains(&silent_ms), "{silent_ms} ms");
+        let concealed_ms = jitter.stats().concealed_samples / 48;
+        assert!((380..=440).contains(&concealed_ms), "{concealed_ms} ms");
+        let level_db = |from_ms: usize| {
+            10.0 * level::energy(&heard[from_ms * 48..(from_ms + 20) * 48]).log10()
+        };
+        let hole: Vec<f64> = (5_720..5_960).step_by(20).map(level_db).collect();
+        if !with_noise {
+            assert!(hole.iter().all(|level| *level < -90.0), "{hole:?}");
+            continue;
+        }
+        let mean = |levels: &[f64]| levels.iter().sum::<f64>() / levels.len() as f64;
+        assert!((mean(&hole) - room_db).abs() < 3.0, "{hole:?}");
+        assert!(
+            hole.iter().all(|level| (level - room_db).abs() < 5.0),
+            "{hole:?}"
+        );
+        // No step is larger than the noise itself makes them.
+        let largest = |from_ms: usize, to_ms: usize| {
+            let steps = heard[from_ms * 48..to_ms * 48].windows(2);
+            steps
+                .map(|two| (i32::from(two[1]) - i32::from(two[0])).abs())
+                .max()
+        };
+        assert!(largest(5_560, 6_000) <= largest(4_060, 4_490).map(|step| step * 3 / 2));
+    }
+}
+
+#[test]
 fn pauses_of_the_sender_are_no_losses() {
     let call = Call {
         config: OpusSendConfig {

@@ -44,6 +44,11 @@ const LEARNING_PACKETS: u32 = 25;
 /// change of speed that might be heard.
 const PATIENCE_PACKETS: u32 = 100;
 
+/// A target that is too high by less than this costs less than the two changes of speed when it was right after all: jitter that lies on the border
+/// of two buckets looks now like the one and now like the other. It falls only after so many packets, about twenty seconds.
+const WORTHWHILE_FALL_US: i64 = 2 * BUCKET_US;
+const LONG_PATIENCE_PACKETS: u32 = 1_000;
+
 /// A packet that seems later than this has rather got a timestamp of a new time line: senders may stop their timestamps while muted.
 const NEW_TIME_LINE_US: i64 = 1_000_000;
 
@@ -142,7 +147,9 @@ impl DelayEstimator {
         if measured >= self.target_us {
             self.target_us = measured;
             self.too_high = (0, 0);
-        } else if count >= PATIENCE_PACKETS {
+        } else if count >= LONG_PATIENCE_PACKETS
+            || (count >= PATIENCE_PACKETS && self.target_us - most >= WORTHWHILE_FALL_US)
+        {
             self.target_us = most;
             self.too_high = (0, 0);
         }
@@ -245,6 +252,22 @@ mod tests {
             target = estimator.target_us();
         }
         assert_eq!((changes, target), (0, 90_000));
+    }
+
+    #[test]
+    fn target_that_is_a_little_too_high_falls_late() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        let jitter = |worst| move |number: u64| if number.is_multiple_of(5) { worst } else { 0 };
+        assert_eq!(feed(&mut estimator, start, 0, (0..300).map(jitter(75))), 90);
+        assert_eq!(
+            feed(&mut estimator, start, 300, (0..900).map(jitter(65))),
+            90
+        );
+        assert_eq!(
+            feed(&mut estimator, start, 1_200, (0..600).map(jitter(65))),
+            80
+        );
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub struct RoomserverArguments {
     /// Folder that recordings are written to
     #[arg(long)]
     recordings: Option<PathBuf>,
+    /// An address that is told of everything that happens; may be given several times
+    #[arg(long = "webhook", value_name = "URL")]
+    webhooks: Vec<String>,
     /// Refuse media over UDP
     #[arg(long)]
     no_udp: bool,
@@ -31,6 +34,7 @@ pub async fn run(arguments: RoomserverArguments) -> CommandResult {
         bind: arguments.bind,
         node_ip: arguments.bind.ip(),
         recordings_dir: arguments.recordings,
+        webhook_urls: arguments.webhooks,
         udp: !arguments.no_udp,
         ..Options::default()
     };

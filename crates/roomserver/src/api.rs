@@ -70,11 +70,19 @@ async fn call(
         "livekit.AgentDispatchService" => agents::serve(&api.agents, &method, call).await,
         _ => None,
     };
-    response.unwrap_or_else(|| no_such_method(&service, &path).into_response())
+    response.unwrap_or_else(|| no_such_method(&service, &method, &path).into_response())
 }
 
-fn no_such_method(service: &str, path: &str) -> TwirpError {
-    if service.starts_with("livekit.") {
+fn no_such_method(service: &str, method: &str, path: &str) -> TwirpError {
+    let only_real = match service {
+        "livekit.RoomService" => {
+            ["ForwardParticipant", "MoveParticipant", "PerformRpc"].contains(&method)
+        }
+        "livekit.Egress" => method.starts_with("Start") || method.starts_with("Update"),
+        "livekit.SIP" | "livekit.Ingress" | "livekit.Connector" => true,
+        _ => false,
+    };
+    if only_real {
         return TwirpError::unimplemented(format!("this development server does not have {path}"));
     }
     TwirpError::new(Code::BadRoute, format!("no handler for path \"{path}\""))

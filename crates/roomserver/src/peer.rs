@@ -218,11 +218,14 @@ impl Peer {
         let can_publish = permission.can_publish;
         let mut attributes = init.claims.attributes.clone();
         let mut metadata = init.claims.metadata.clone();
-        if permission.can_update_metadata {
-            attributes.extend(init.attributes);
-            if !init.metadata.is_empty() {
-                metadata = init.metadata;
-            }
+        // Whether the client may say this was asked when it was let in. An empty value does not delete what the token says.
+        let said = init
+            .attributes
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty());
+        attributes.extend(said);
+        if !init.metadata.is_empty() {
+            metadata = init.metadata;
         }
         let spec = JoinSpec {
             identity: init.claims.identity().to_owned(),

@@ -31,10 +31,10 @@ use crate::transport::Lane;
 pub(crate) const INBOX_CAPACITY: usize = 4096;
 /// Media packets that a participant's task may leave unread: a second and a half of three speakers.
 pub(crate) const MEDIA_CAPACITY: usize = 256;
-/// Limits of the real server (`limit` section of its configuration).
-const MAX_METADATA_BYTES: usize = 64_000;
-const MAX_ATTRIBUTES_BYTES: usize = 64_000;
-const MAX_NAME_BYTES: usize = 256;
+/// Limits of the real server (`limit` section of its configuration, `config.go`).
+pub(crate) const MAX_METADATA_BYTES: usize = 512 * 1024;
+pub(crate) const MAX_ATTRIBUTES_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_NAME_BYTES: usize = 256;
 /// Reliable packets are kept this long for participants whose data channel is just being set up again.
 const DATA_CACHE_AGE: Duration = Duration::from_secs(2);
 const DATA_CACHE_BYTES: usize = 1_000_000;
@@ -301,9 +301,13 @@ impl RoomState {
             .find(|member| member.info.sid == sid)
     }
 
+    /// Agents and recorders are not counted, hidden participants are (`room.go`, `updateProto`).
     fn count(&mut self) {
-        let visible = self.members.iter().filter(|member| !member.is_hidden());
-        self.info.num_participants = visible.count() as u32;
+        let counted = self
+            .members
+            .iter()
+            .filter(|member| member.holds_room_open());
+        self.info.num_participants = counted.count() as u32;
         self.info.num_publishers = self
             .members
             .iter()
@@ -614,13 +618,16 @@ impl Room {
         if let Some((gone, tracks)) = left {
             self.tell_left(gone, tracks);
         }
+        let mut participant = info.clone();
+        // The participant itself is told before it counts as joined.
+        participant.set_state(State::Joining);
         self.tell(RoomEvent::ParticipantJoined {
             room: self.name.clone(),
             participant: Box::new(info.clone()),
         });
         Ok(Joined {
             room,
-            participant: info,
+            participant,
             others,
         })
     }
@@ -891,27 +898,29 @@ impl Room {
         self.change_track(sid, track_sid, |track| track.muted = muted);
     }
 
-    /// The server mutes a participant's track; the client is told to stop sending.
+    /// The server mutes a participant's track; the client is told to stop sending. A track that is not there is no error.
     pub fn mute_from_server(
         &self,
         identity: &str,
         track_sid: &str,
         muted: bool,
-    ) -> Result<proto::TrackInfo, RoomError> {
+    ) -> Result<Option<proto::TrackInfo>, RoomError> {
         let mut state = self.state.lock();
         let member = state
             .member_mut(identity)
             .ok_or_else(|| self.no_participant(identity))?;
-        let track = member
+        if !muted {
+            return Err(RoomError::RemoteUnmute);
+        }
+        let Some(track) = member
             .tracks
             .iter_mut()
             .find(|track| track.info.sid == track_sid)
-            .ok_or_else(|| RoomError::NoSuchTrack(track_sid.to_owned()))?;
-        if track.info.muted == muted {
-            return Ok(track.info.clone());
-        }
-        if !muted {
-            return Err(RoomError::RemoteUnmute);
+        else {
+            return Ok(None);
+        };
+        if track.info.muted {
+            return Ok(Some(track.info.clone()));
         }
         track.info.muted = true;
         let changed = track.info.clone();
@@ -922,7 +931,7 @@ impl Room {
         }));
         let info = member.info.clone();
         state.broadcast(&info, true);
-        Ok(changed)
+        Ok(Some(changed))
     }
 
     /// A participant, or the server in its place, chooses tracks to hear or not to hear.
@@ -1507,6 +1516,16 @@ fn assert_sender(
     true
 }
 
+/// What attributes count against their limit (`config.go`, `CheckAttributesSize`).
+pub(crate) fn attributes_bytes<'a>(
+    attributes: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> usize {
+    attributes
+        .into_iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum()
+}
+
 fn check_lengths(
     identity: &str,
     info: &proto::ParticipantInfo,
@@ -1537,11 +1556,7 @@ fn check_lengths(
         .attributes
         .iter()
         .filter(|(key, _)| !change.attributes.contains_key(*key));
-    let bytes: usize = kept
-        .chain(change.attributes.iter())
-        .map(|(key, value)| key.len() + value.len())
-        .sum();
-    if bytes > MAX_ATTRIBUTES_BYTES {
+    if attributes_bytes(kept.chain(change.attributes.iter())) > MAX_ATTRIBUTES_BYTES {
         return too_long("attributes", MAX_ATTRIBUTES_BYTES);
     }
     Ok(())

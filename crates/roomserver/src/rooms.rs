@@ -127,8 +127,6 @@ pub enum RoomError {
     NoSuchRoom(String),
     #[error("participant {identity:?} does not exist in room {room:?}")]
     NoSuchParticipant { room: String, identity: String },
-    #[error("track {0:?} does not exist")]
-    NoSuchTrack(String),
     #[error("room {0:?} is full")]
     Full(String),
     #[error("{what} of participant {identity:?} is longer than {limit} bytes")]
@@ -240,14 +238,14 @@ impl Rooms {
         self.require(room)?.update(identity, change)
     }
 
-    /// Mutes a track. Unmuting from the server is refused, as the real server does by default.
+    /// Mutes a track; `None` if there is no such track. Unmuting from the server is refused, as the real server does by default.
     pub fn mute_track(
         &self,
         room: &str,
         identity: &str,
         track_sid: &str,
         muted: bool,
-    ) -> Result<proto::TrackInfo, RoomError> {
+    ) -> Result<Option<proto::TrackInfo>, RoomError> {
         self.require(room)?
             .mute_from_server(identity, track_sid, muted)
     }

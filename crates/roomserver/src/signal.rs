@@ -23,7 +23,7 @@ use proto::signal_response::Message as Outgoing;
 use tokio::sync::mpsc;
 
 use crate::peer;
-use crate::room::ToPeer;
+use crate::room::{MAX_NAME_BYTES, ToPeer};
 use crate::rooms::RoomOptions;
 use crate::server::Server;
 use crate::token::Claims;
@@ -108,7 +108,7 @@ async fn validate(
     Query(query): Parameters,
 ) -> Response {
     allow_any_origin(
-        parse(&server, &headers, &query, false)
+        parse(&server, &headers, &query, false, Strictness::Validating)
             .map(|_| "success")
             .into_response(),
     )
@@ -120,7 +120,7 @@ async fn validate_v1(
     Query(query): Parameters,
 ) -> Response {
     allow_any_origin(
-        parse(&server, &headers, &query, true)
+        parse(&server, &headers, &query, true, Strictness::Validating)
             .map(|_| "success")
             .into_response(),
     )
@@ -154,7 +154,7 @@ fn accept(
     let Ok(upgrade) = upgrade else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    match parse(&server, headers, query, v1) {
+    match parse(&server, headers, query, v1, Strictness::Joining) {
         Ok(init) => {
             upgrade
                 .max_message_size(MAX_REQUEST_BYTES)
@@ -171,11 +171,19 @@ fn accept(
     }
 }
 
+/// Attributes of the query that cannot be read fail a validation; a join goes on without them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strictness {
+    Validating,
+    Joining,
+}
+
 fn parse(
     server: &Server,
     headers: &HeaderMap,
     query: &HashMap<String, String>,
     v1: bool,
+    strictness: Strictness,
 ) -> Result<Init, Refusal> {
     let authorization = headers
         .get(header::AUTHORIZATION)
@@ -192,20 +200,43 @@ fn parse(
     if claims.identity().is_empty() {
         return Err(bad("identity cannot be empty"));
     }
+    if claims.identity().len() > MAX_NAME_BYTES {
+        return Err(bad("participant identity length exceeds limits"));
+    }
     if claims.video.room.is_empty() {
         return Err(bad("the token names no room"));
     }
-    match query.get("join_request") {
-        Some(request) => Ok(init_of_join_request(
-            claims,
-            decode_join_request(request).map_err(bad)?,
-        )),
-        None if v1 => Err(bad("join_request is required")),
-        None => Ok(init_of_query(claims, query)),
+    if claims.video.room.len() > MAX_NAME_BYTES {
+        return Err(bad("room name length exceeds limits"));
     }
+    // An empty parameter counts as missing.
+    let given = |name: &str| query.get(name).filter(|value| !value.is_empty());
+    let may_describe_itself = claims.permission().can_update_metadata;
+    let init = match given("join_request") {
+        Some(request) => init_of_join_request(claims, decode_join_request(request).map_err(bad)?),
+        None if v1 => return Err(bad("join_request is required")),
+        None => {
+            let attributes = match given("attributes").map(|text| decode_attributes(text)) {
+                Some(None) if strictness == Strictness::Validating => {
+                    return Err(bad("cannot decode attributes"));
+                }
+                decoded => decoded.flatten().unwrap_or_default(),
+            };
+            init_of_query(claims, query, attributes)
+        }
+    };
+    if !may_describe_itself && (!init.metadata.is_empty() || !init.attributes.is_empty()) {
+        let what = "permissions denied: the token does not allow to change its own metadata";
+        return Err(Refusal(StatusCode::UNAUTHORIZED, what.to_owned()));
+    }
+    Ok(init)
 }
 
-fn init_of_query(claims: Claims, query: &HashMap<String, String>) -> Init {
+fn init_of_query(
+    claims: Claims,
+    query: &HashMap<String, String>,
+    attributes: HashMap<String, String>,
+) -> Init {
     let text = |key: &str| query.get(key).cloned().unwrap_or_default();
     let flag = |key: &str, default: bool| {
         query
@@ -241,7 +272,7 @@ fn init_of_query(claims: Claims, query: &HashMap<String, String>) -> Init {
         auto_subscribe: flag("auto_subscribe", true),
         single_peer_connection: false,
         metadata: String::new(),
-        attributes: decode_attributes(&text("attributes")),
+        attributes,
         add_tracks: Vec::new(),
         publisher_offer: None,
         reconnect: flag("reconnect", false).then(|| text("sid")),
@@ -273,9 +304,8 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
         .find_map(|engine| engine.decode(text).ok())
 }
 
-fn decode_attributes(text: &str) -> HashMap<String, String> {
-    let json = decode_base64(text).unwrap_or_default();
-    serde_json::from_slice(&json).unwrap_or_default()
+fn decode_attributes(text: &str) -> Option<HashMap<String, String>> {
+    serde_json::from_slice(&decode_base64(text)?).ok()
 }
 
 fn decode_join_request(text: &str) -> Result<proto::JoinRequest, &'static str> {

@@ -96,6 +96,21 @@ impl TwirpError {
     pub fn unimplemented(message: impl Into<String>) -> Self {
         Self::new(Code::Unimplemented, message)
     }
+
+    /// A call that the real server passes on to whoever holds the room or the participant, and nobody does.
+    pub fn nobody_answers() -> Self {
+        Self::new(Code::Unavailable, "no response from servers")
+    }
+
+    /// Makes what is not there nobody's answer.
+    pub fn passed_on(error: RoomError) -> Self {
+        match error {
+            RoomError::NoSuchRoom(_) | RoomError::NoSuchParticipant { .. } => {
+                Self::nobody_answers()
+            }
+            other => other.into(),
+        }
+    }
 }
 
 impl IntoResponse for TwirpError {
@@ -122,9 +137,7 @@ impl From<TokenError> for TwirpError {
 impl From<RoomError> for TwirpError {
     fn from(error: RoomError) -> Self {
         let code = match &error {
-            RoomError::NoSuchRoom(_)
-            | RoomError::NoSuchParticipant { .. }
-            | RoomError::NoSuchTrack(_) => Code::NotFound,
+            RoomError::NoSuchRoom(_) | RoomError::NoSuchParticipant { .. } => Code::NotFound,
             RoomError::Full(_) => Code::ResourceExhausted,
             RoomError::TooLong { .. } => Code::InvalidArgument,
             RoomError::RemoteUnmute => Code::FailedPrecondition,

@@ -68,6 +68,16 @@ class Ear:
 
         return await self.hears(test, 1.0, **options)
 
+    async def falls_silent(self, deadline_s: float = DEADLINE_S) -> bool:
+        """Waits for half a second that brings no sound, be it silence or nothing at all."""
+        end = time.monotonic() + deadline_s
+        while time.monotonic() < end:
+            self.pcm = self.pcm[:0]
+            await asyncio.sleep(0.5)
+            if np.abs(self.pcm).max(initial=0) < 50:
+                return True
+        return False
+
     async def stop(self):
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)

@@ -6,6 +6,8 @@ import json
 import pytest
 from livekit import rtc
 
+pytestmark = pytest.mark.conformance
+
 
 @pytest.mark.parametrize("reliable", [True, False], ids=["reliable", "lossy"])
 async def test_data_reaches_the_other_both_ways(join, reliable):

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.conformance
+
 
 async def test_two_callers_hear_each_others_tone(join):
     alice, bob = await join("alice"), await join("bob")

@@ -482,11 +482,8 @@ impl Agents {
             return Err(Refusal::NotAvailable);
         }
 
-        let identity = if answer.participant_identity.is_empty() {
-            format!("agent-{}", job.id)
-        } else {
-            answer.participant_identity.clone()
-        };
+        // Also an empty one, with which nobody can join (`pkg/agent/worker.go`, `AssignJob`).
+        let identity = answer.participant_identity.clone();
         state.participant_identity = identity.clone();
         job.state = Some(state);
         let room = job.room.clone().unwrap_or_default();

@@ -4,6 +4,7 @@ use livekit_protocol as proto;
 
 use super::Agents;
 use crate::ids;
+use crate::room_service::{check_attributes, check_metadata};
 use crate::rooms::RoomOptions;
 use crate::token::Claims;
 use crate::twirp::{Call, TwirpError};
@@ -38,9 +39,8 @@ fn create(
     request: proto::CreateAgentDispatchRequest,
 ) -> Result<proto::AgentDispatch, TwirpError> {
     claims.require_room_admin(&request.room)?;
-    if request.room.is_empty() {
-        return Err(TwirpError::invalid("no room name"));
-    }
+    check_metadata(&request.metadata)?;
+    check_attributes(&request.attributes)?;
     let room = agents
         .server()
         .rooms()
@@ -87,5 +87,5 @@ fn find_room(agents: &Agents, name: &str) -> Result<proto::Room, TwirpError> {
         .server()
         .rooms()
         .get(name)
-        .ok_or_else(|| TwirpError::not_found("requested room does not exist"))
+        .ok_or_else(TwirpError::nobody_answers)
 }

@@ -3,8 +3,11 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
+
 use livekit_protocol as proto;
 
+use crate::room::{MAX_ATTRIBUTES_BYTES, MAX_METADATA_BYTES, MAX_NAME_BYTES, attributes_bytes};
 use crate::rooms::{ParticipantChange, RoomOptions, Rooms};
 use crate::token::Claims;
 use crate::twirp::{Call, Code, TwirpError};
@@ -71,8 +74,15 @@ fn create_room(
     request: proto::CreateRoomRequest,
 ) -> Result<proto::Room, TwirpError> {
     claims.require_room_create()?;
-    if request.name.is_empty() {
-        return Err(TwirpError::invalid("no room name"));
+    if request.name.len() > MAX_NAME_BYTES {
+        return Err(TwirpError::invalid(format!(
+            "room name length exceeds limits: max length {MAX_NAME_BYTES}"
+        )));
+    }
+    check_metadata(&request.metadata)?;
+    for agent in &request.agents {
+        check_metadata(&agent.metadata)?;
+        check_attributes(&agent.attributes)?;
     }
     let options = RoomOptions {
         empty_timeout_s: request.empty_timeout,
@@ -142,13 +152,15 @@ fn mute_published_track(
     request: &proto::MuteRoomTrackRequest,
 ) -> Result<proto::MuteRoomTrackResponse, TwirpError> {
     claims.require_room_admin(&request.room)?;
-    let track = rooms.mute_track(
-        &request.room,
-        &request.identity,
-        &request.track_sid,
-        request.muted,
-    )?;
-    Ok(proto::MuteRoomTrackResponse { track: Some(track) })
+    let track = rooms
+        .mute_track(
+            &request.room,
+            &request.identity,
+            &request.track_sid,
+            request.muted,
+        )
+        .map_err(TwirpError::passed_on)?;
+    Ok(proto::MuteRoomTrackResponse { track })
 }
 
 fn update_participant(
@@ -180,12 +192,14 @@ fn update_subscriptions(
             .into_iter()
             .flat_map(|tracks| tracks.track_sids),
     );
-    rooms.update_subscriptions(
-        &request.room,
-        &request.identity,
-        &track_sids,
-        request.subscribe,
-    )?;
+    rooms
+        .update_subscriptions(
+            &request.room,
+            &request.identity,
+            &track_sids,
+            request.subscribe,
+        )
+        .map_err(TwirpError::passed_on)?;
     Ok(proto::UpdateSubscriptionsResponse {})
 }
 
@@ -202,7 +216,9 @@ fn send_data(
         );
         return Err(TwirpError::new(Code::InvalidArgument, message));
     }
-    rooms.send_data(&request.room.clone(), server_packet(request))?;
+    rooms
+        .send_data(&request.room.clone(), server_packet(request))
+        .map_err(TwirpError::passed_on)?;
     Ok(proto::SendDataResponse {})
 }
 
@@ -235,5 +251,24 @@ fn update_room_metadata(
     request: &proto::UpdateRoomMetadataRequest,
 ) -> Result<proto::Room, TwirpError> {
     claims.require_room_admin(&request.room)?;
+    check_metadata(&request.metadata)?;
     Ok(rooms.update_metadata(&request.room, &request.metadata)?)
+}
+
+pub(crate) fn check_metadata(metadata: &str) -> Result<(), TwirpError> {
+    if metadata.len() > MAX_METADATA_BYTES {
+        return Err(TwirpError::invalid(format!(
+            "metadata size exceeds limits: {MAX_METADATA_BYTES}"
+        )));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_attributes(attributes: &HashMap<String, String>) -> Result<(), TwirpError> {
+    if attributes_bytes(attributes) > MAX_ATTRIBUTES_BYTES {
+        return Err(TwirpError::invalid(format!(
+            "attribute size exceeds limits: {MAX_ATTRIBUTES_BYTES}"
+        )));
+    }
+    Ok(())
 }

@@ -246,6 +246,13 @@ async fn requests_may_be_protobuf_and_bad_ones_are_refused_in_json() {
             "livekit.RoomService/CreateCastle",
             "application/json",
             b"{}".to_vec(),
+            404,
+            "bad_route",
+        ),
+        (
+            "livekit.RoomService/MoveParticipant",
+            "application/json",
+            b"{}".to_vec(),
             501,
             "unimplemented",
         ),

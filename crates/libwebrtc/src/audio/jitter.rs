@@ -508,8 +508,11 @@ impl JitterBuffer {
     }
 
     fn skip_empty(&mut self, seq: u64) {
+        // A number that has sound, too, is not skipped: that sound would then lie before the place where playing is.
+        let has_sound = self.waiting.front().is_some_and(|first| first.seq == seq);
         if let Some(position) = &mut self.position
             && position.seq == seq
+            && !has_sound
         {
             position.seq += 1;
         }

@@ -902,3 +902,39 @@ proptest::proptest! {
         proptest::prop_assert_eq!(jitter.stats().packets_discarded, 0);
     }
 }
+
+#[test]
+fn an_empty_packet_with_the_number_of_one_that_waits_takes_nothing_away() {
+    let call = Call {
+        seconds: 1.0,
+        ..Call::default()
+    };
+    let packets = call.packets();
+    let mut jitter = JitterBuffer::new().expect("a decoder");
+    let start = Instant::now();
+    for (_, packet) in &packets[..10] {
+        jitter.push(start, packet.clone());
+    }
+    let mut frame = Vec::new();
+    // Until the first packet is played; the second is the next.
+    for tick in 0.. {
+        jitter.pull(start + Duration::from_millis(10 * tick), &mut frame);
+        if jitter.position.is_some() {
+            break;
+        }
+    }
+    let next = jitter.position.expect("it plays").seq;
+    assert_eq!(jitter.waiting.front().map(|first| first.seq), Some(next));
+    let empty = RtpAudioPacket {
+        payload: Arc::from([]),
+        extended_seq: next,
+        ..packets[0].1.clone()
+    };
+    jitter.push(start, empty);
+    for tick in 20..60 {
+        jitter.pull(start + Duration::from_millis(10 * tick), &mut frame);
+    }
+    let stats = jitter.stats();
+    assert_eq!(stats.packets_discarded, 0);
+    assert!(stats.jitter_buffer_emitted_count >= 10 * 960, "{stats:?}");
+}

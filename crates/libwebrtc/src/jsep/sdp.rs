@@ -358,6 +358,14 @@ impl Sdp {
             other => return Err(error(other.unwrap_or_default(), "Expect line: v=")),
         }
         for line in lines {
+            // Neither may stand in a line (RFC 8866, section 9: byte-string). What others take for the end of a line would let a value
+            // smuggle lines into descriptions that are made from this one.
+            if line.contains(['\r', '\0']) {
+                return Err(error(
+                    line,
+                    "a line must not contain a carriage return or a zero byte",
+                ));
+            }
             let Some((kind, value)) = line.split_once('=').filter(|(kind, _)| kind.len() == 1)
             else {
                 return Err(error(
@@ -686,6 +694,11 @@ mod tests {
                 "a=rtpmap:x opus/48000",
             ),
             ("v=0\r\na=setup:later\r\n", "a=setup:later"),
+            (
+                "v=0\r\na=ice-ufrag:x\ra=candidate:1\r\n",
+                "a=ice-ufrag:x\ra=candidate:1",
+            ),
+            ("v=0\r\na=ice-pwd:x\0y\r\n", "a=ice-pwd:x\0y"),
         ] {
             assert_eq!(Sdp::parse(text).expect_err("must be refused").line, line);
         }

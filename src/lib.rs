@@ -37,6 +37,9 @@
 pub mod call;
 pub mod cli;
 pub mod config;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 pub mod ipc;
 pub mod ledger;
 pub mod providers;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 /// What a manifest tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Manifest {
+pub(crate) struct Manifest {
     /// The egress that wrote it.
     pub egress_id: Option<String>,
     /// Seconds from the start to the end of the egress.
@@ -18,7 +18,7 @@ pub(super) struct Manifest {
 
 /// One file of a manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct ManifestFile {
+pub(crate) struct ManifestFile {
     pub filename: Option<String>,
     pub location: Option<String>,
 }

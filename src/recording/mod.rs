@@ -4,7 +4,7 @@ mod directory;
 mod egress;
 mod local;
 mod location;
-mod manifest;
+pub(crate) mod manifest;
 mod recorder;
 pub mod resolve;
 mod s3;

@@ -20,7 +20,7 @@ const MOST_UNWRITTEN_BYTES: usize = 4 * 1024 * 1024;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// When it was written.
     #[serde(with = "time")]
     pub at: DateTime<Utc>,
@@ -30,7 +30,7 @@ pub(super) struct Line {
 
 /// What could be read of a journal.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     /// The events, in order.
     pub lines: Vec<Line>,
     /// Whether something in it could not be read: lines that are no events, or a dispatch that does not come first. A last line
@@ -40,7 +40,7 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Whether it begins as every journal does.
-    pub(super) fn begins_with_dispatch(&self) -> bool {
+    pub(crate) fn begins_with_dispatch(&self) -> bool {
         let first = self.lines.first().map(|line| &line.event);
         matches!(first, Some(SessionEvent::Dispatched(_)))
     }
@@ -82,7 +82,7 @@ pub(super) fn read(path: &Path) -> io::Result<Journal> {
     Ok(parse(&text, path))
 }
 
-fn parse(text: &[u8], path: &Path) -> Journal {
+pub(crate) fn parse(text: &[u8], path: &Path) -> Journal {
     let mut journal = Journal::default();
     let torn_at = text
         .iter()

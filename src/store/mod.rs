@@ -9,7 +9,7 @@ mod call_ids;
 #[cfg(test)]
 mod crash_tests;
 mod disk;
-mod journal;
+pub(crate) mod journal;
 mod paths;
 mod pending;
 mod scan;

@@ -18,7 +18,7 @@ mod pressure;
 mod process;
 mod registration;
 mod run;
-mod wire;
+pub(crate) mod wire;
 
 pub use self::metrics::install as install_metrics;
 pub use config::WorkerConfig;

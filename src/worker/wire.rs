@@ -75,7 +75,7 @@ pub(super) enum JobState {
 
 /// What the worker receives.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum FromServer {
+pub(crate) enum FromServer {
     Registered {
         worker_id: String,
         server_version: String,
@@ -97,7 +97,7 @@ pub(super) enum FromServer {
 
 /// A job as it is offered.
 #[derive(Clone, PartialEq)]
-pub(super) struct Job {
+pub(crate) struct Job {
     pub job_id: String,
     pub room_name: String,
     pub room_sid: Option<String>,
@@ -117,7 +117,7 @@ impl std::fmt::Debug for Job {
 
 /// A job with the token to join its room.
 #[derive(Clone, PartialEq)]
-pub(super) struct Assignment {
+pub(crate) struct Assignment {
     pub job: Job,
     /// Where to join; LiveKit Cloud names it, a server of one's own does not.
     pub url: Option<String>,
@@ -221,7 +221,7 @@ fn permissions() -> proto::ParticipantPermission {
 }
 
 /// Reads one binary WebSocket message.
-pub(super) fn decode(bytes: &[u8]) -> Result<FromServer, prost::DecodeError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<FromServer, prost::DecodeError> {
     use proto::server_message::Message;
     let message = proto::ServerMessage::decode(bytes)?.message;
     Ok(match message {

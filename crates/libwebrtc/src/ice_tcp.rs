@@ -121,7 +121,7 @@ fn frame(packet: &[u8]) -> Option<Vec<u8>> {
     Some(frame)
 }
 
-fn take_frame(buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
+pub(crate) fn take_frame(buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
     let length = usize::from(u16::from_be_bytes([*buffer.first()?, *buffer.get(1)?]));
     if buffer.len() < length + 2 {
         return None;

@@ -20,6 +20,7 @@
 //! - `engine`: the one media thread of the process, where all drivers and the audio clock run.
 //! - `audio`: capture queue, Opus, jitter buffer, clock.
 //! - `native::frame_cryptor`: end-to-end encryption of sound and data.
+//! - `internals`, with the feature of that name: fuzz targets, and what benchmarks measure.
 //!
 //! # Not supported, and refused in words
 //!
@@ -48,6 +49,9 @@ pub mod audio_stream;
 pub mod audio_track;
 pub mod data_channel;
 pub mod ice_candidate;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 pub mod media_stream;
 pub mod media_stream_track;
 pub mod native;

@@ -31,6 +31,9 @@ pub(crate) mod data_tracks;
 pub(crate) mod egress;
 pub(crate) mod forward;
 pub(crate) mod ids;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 pub(crate) mod network;
 pub(crate) mod peer;
 pub(crate) mod red;

@@ -309,7 +309,7 @@ async fn attempt(
     Err(format!("it answered {}", response.status()))
 }
 
-fn sign(keys: &Keys, body: &[u8]) -> Result<String, String> {
+pub(crate) fn sign(keys: &Keys, body: &[u8]) -> Result<String, String> {
     let (key, secret) = keys.first().ok_or("the server has no API key")?;
     let now = unix_now_s();
     let claims = Signature {

@@ -2,6 +2,9 @@
 
 pub(super) mod openai;
 
+#[cfg(feature = "internals")]
+pub(crate) use openai::read_pieces as read_openai_pieces;
+
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 

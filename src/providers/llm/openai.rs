@@ -167,6 +167,23 @@ impl Reader {
     }
 }
 
+/// Reads a stream that comes in pieces of `piece` bytes; answers what it made of it. For fuzzing.
+#[cfg(feature = "internals")]
+pub(crate) fn read_pieces(stream: &[u8], piece: usize) -> Result<Vec<ChatChunk>, String> {
+    let (mut lines, mut answer) = (Lines::default(), Answer::default());
+    let mut all = Vec::new();
+    for bytes in stream.chunks(piece.max(1)) {
+        let found = lines.add(bytes).map_err(|TooLong| "too long".to_owned())?;
+        for line in found {
+            if let Event::Chunks(chunks) = answer.line(&line)? {
+                all.extend(chunks);
+            }
+        }
+    }
+    all.extend(answer.take_tool_calls());
+    Ok(all)
+}
+
 struct TooLong;
 
 /// Cuts a stream of bytes into lines.

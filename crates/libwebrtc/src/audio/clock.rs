@@ -85,7 +85,7 @@ impl Clock {
     }
 
     /// One beat for all. Answers whether anybody wants another one.
-    fn beat(&self, now: Instant, present: &mut Vec<Arc<dyn Tick>>) -> bool {
+    pub(crate) fn beat(&self, now: Instant, present: &mut Vec<Arc<dyn Tick>>) -> bool {
         present.extend(self.members.lock().iter().filter_map(Weak::upgrade));
         let mut stopped: Vec<*const ()> = Vec::new();
         for member in present.iter() {

@@ -8,8 +8,6 @@
 //! [`delay`], [`stretch`], [`jitter`], [`level`], [`noise`], [`red`]. Nothing here knows RTP headers, SDP or peer connections.
 
 pub(crate) mod clock;
-#[cfg(test)]
-mod cost;
 pub(crate) mod decoder;
 pub(crate) mod delay;
 pub(crate) mod encoder;
@@ -28,7 +26,11 @@ pub(crate) mod source;
 pub(crate) mod source_queue;
 pub(crate) mod stream;
 pub(crate) mod stretch;
-#[cfg(test)]
+#[cfg(any(test, feature = "internals"))]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "benchmarks want the voice only")
+)]
 pub(crate) mod testing;
 pub(crate) mod track;
 

@@ -71,7 +71,7 @@ impl SourceCore {
         Self::with_clock(options, sample_rate_hz, channels, queue_size_ms, clock)
     }
 
-    fn with_clock(
+    pub(crate) fn with_clock(
         options: AudioSourceOptions,
         sample_rate_hz: u32,
         channels: u32,

@@ -189,6 +189,15 @@ impl Cryptor {
         }
     }
 
+    /// A cryptor that works, without a peer connection around it.
+    #[cfg(feature = "internals")]
+    pub fn switched_on(participant_id: &str, keys: &KeyProvider) -> Self {
+        let algorithm = EncryptionAlgorithm::AesGcm;
+        let cryptor = Self::new(participant_id.to_owned(), algorithm, keys.rings.clone());
+        cryptor.enabled.store(true, Ordering::Release);
+        cryptor
+    }
+
     /// Encrypts a frame to send; as it is while switched off. `None`: it must not be sent.
     pub fn encrypt(&self, frame: &[u8], rtp_timestamp: u32) -> Option<Vec<u8>> {
         if !self.enabled.load(Ordering::Acquire) || frame.is_empty() {

@@ -1,0 +1,5 @@
+#![no_main]
+
+use libwebrtc::internals::fuzz as targets;
+
+fuzz::fuzz_target!(targets::jitter, targets::seeds("jitter"));

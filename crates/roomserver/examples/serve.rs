@@ -1,9 +1,13 @@
-//! Serves rooms on loopback until interrupted: `cargo run -p roomserver --example serve -- [PORT] [udp|tcp]`.
-//! With `tcp` media is accepted over TCP only, with `udp` over UDP only.
+//! Serves rooms on loopback until interrupted: `cargo run -p roomserver --example serve -- [PORT] [udp|tcp|lined]`.
+//! With `tcp` media is accepted over TCP only, with `udp` over UDP only. With `lined`, UDP goes through lines that are ordered about over stdin as
+//! those of the example `line` are, and the server ends when stdin does.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use roomserver::line::Lines;
 use roomserver::{Options, RoomServer};
+use serde_json::json;
+use tokio::sync::mpsc;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -16,13 +20,40 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let transport = std::env::args().nth(2).unwrap_or_default();
     let options = Options {
         bind: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        lines: (transport == "lined").then(|| Lines::new(1)),
         udp: transport != "tcp",
         rtc_tcp: transport != "udp",
         ..Options::default()
     };
+    let lines = options.lines.clone();
     let server = RoomServer::start(options).await?;
     println!("{}", server.url());
-    tokio::signal::ctrl_c().await?;
+    match lines {
+        None => tokio::signal::ctrl_c().await?,
+        Some(lines) => {
+            let mut orders = orders();
+            while let Some(order) = orders.recv().await {
+                let before = lines.obey(&order)?;
+                println!(
+                    "{}",
+                    json!({"done": order, "sent": before.sent, "lost": before.lost})
+                );
+            }
+        }
+    }
     server.shutdown().await;
     Ok(())
+}
+
+/// The lines of stdin. A thread waits for them, as tokio would have one wait.
+fn orders() -> mpsc::Receiver<String> {
+    let (sender, orders) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    orders
 }

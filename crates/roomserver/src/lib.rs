@@ -13,13 +13,14 @@
 //! - `sip`: simulated telephone calls. `webhooks`: telling others what happened.
 //! - `signal`: a client's WebSocket. `peer`: the task that owns a participant's connections.
 //! - `transport`: one peer connection. `network`: its sockets. `sdp`: what descriptions say beyond negotiation.
-//!   `forward`: how forwarded packets are numbered.
+//!   `forward`: how forwarded packets are numbered. [`line`]: a bad line in front of the sockets.
 
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use line::Lines;
 use livekit_protocol as proto;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,7 @@ pub(crate) mod ids;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
+pub mod line;
 pub(crate) mod network;
 pub(crate) mod peer;
 pub(crate) mod red;
@@ -74,6 +76,8 @@ pub struct Options {
     pub udp: bool,
     /// Accept media over TCP (RFC 6544), for clients that cannot use UDP.
     pub rtc_tcp: bool,
+    /// Media over UDP goes through a line of this weather; `None` is straight.
+    pub lines: Option<Lines>,
 }
 
 impl Default for Options {
@@ -88,6 +92,7 @@ impl Default for Options {
             egress: EgressBehaviour::default(),
             udp: true,
             rtc_tcp: true,
+            lines: None,
         }
     }
 }

@@ -3,9 +3,9 @@
 //! TCP carries the same datagrams, each behind its length in two bytes (RFC 4571). The server is always the
 //! passive side (RFC 6544).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use str0m::Candidate;
@@ -15,6 +15,9 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+
+use crate::Options;
+use crate::line::Line;
 
 /// Longer datagrams than this do not occur: DTLS, RTP and STUN all stay below the path's MTU.
 pub(crate) const MAX_DATAGRAM: usize = 2048;
@@ -45,7 +48,9 @@ enum TcpEvent {
 
 /// The sockets of one participant.
 pub(crate) struct Network {
+    /// With the address that clients send to.
     udp: Option<(UdpSocket, SocketAddr)>,
+    lined: Option<Lined>,
     tcp_address: Option<SocketAddr>,
     tcp_events: mpsc::Receiver<TcpEvent>,
     connections: HashMap<SocketAddr, mpsc::Sender<Bytes>>,
@@ -53,19 +58,35 @@ pub(crate) struct Network {
     _stop_tcp: DropGuard,
 }
 
+/// A line in front of the UDP socket.
+struct Lined {
+    _line: Line,
+    /// Whom the line has brought. Nobody else is sent anything: connectivity checks that went straight to a client's own addresses would
+    /// make a way around the line.
+    brought: HashSet<SocketAddr>,
+}
+
 impl Network {
     /// Opens what is allowed, on free ports of the address.
-    pub async fn open(ip: IpAddr, udp: bool, tcp: bool, tasks: &TaskTracker) -> io::Result<Self> {
-        let udp = if udp {
+    pub async fn open(options: &Options, tasks: &TaskTracker) -> io::Result<Self> {
+        let ip = options.node_ip;
+        let (mut udp, mut lined) = (None, None);
+        if options.udp {
             let socket = UdpSocket::bind((ip, 0)).await?;
-            let address = socket.local_addr()?;
-            Some((socket, address))
-        } else {
-            None
-        };
+            let mut address = socket.local_addr()?;
+            if let Some(lines) = &options.lines {
+                let line = Line::open((ip, 0).into(), address, lines).await?;
+                address = line.address();
+                lined = Some(Lined {
+                    _line: line,
+                    brought: HashSet::new(),
+                });
+            }
+            udp = Some((socket, address));
+        }
         let stop = CancellationToken::new();
         let (events, tcp_events) = mpsc::channel(TCP_BACKLOG);
-        let tcp_address = if tcp {
+        let tcp_address = if options.rtc_tcp {
             let listener = TcpListener::bind((ip, 0)).await?;
             let address = listener.local_addr()?;
             tasks.spawn(
@@ -78,6 +99,7 @@ impl Network {
         };
         Ok(Self {
             udp,
+            lined,
             tcp_address,
             tcp_events,
             connections: HashMap::new(),
@@ -114,6 +136,7 @@ impl Network {
         loop {
             let Self {
                 udp,
+                lined,
                 tcp_events,
                 connections,
                 buffer,
@@ -122,6 +145,9 @@ impl Network {
             tokio::select! {
                 received = receive_udp(udp.as_ref(), buffer) => {
                     if let Some(datagram) = received {
+                        if let Some(lined) = lined {
+                            lined.brought.insert(datagram.source);
+                        }
                         return datagram;
                     }
                 }
@@ -142,6 +168,9 @@ impl Network {
     pub fn try_receive(&mut self) -> Option<Datagram> {
         let (socket, address) = self.udp.as_ref()?;
         let (length, source) = socket.try_recv_from(&mut self.buffer).ok()?;
+        if let Some(lined) = &mut self.lined {
+            lined.brought.insert(source);
+        }
         Some(Datagram {
             protocol: Protocol::Udp,
             source,
@@ -154,6 +183,11 @@ impl Network {
     pub fn send(&self, protocol: Protocol, destination: SocketAddr, contents: &[u8]) {
         match protocol {
             Protocol::Udp => {
+                if let Some(lined) = &self.lined
+                    && !lined.brought.contains(&destination)
+                {
+                    return;
+                }
                 if let Some((socket, _)) = &self.udp
                     && let Err(error) = socket.try_send_to(contents, destination)
                 {

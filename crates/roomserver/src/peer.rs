@@ -54,13 +54,7 @@ const MAX_PENDING_TRACKS: usize = 64;
 /// Puts a participant into a room and starts its task.
 pub(crate) async fn spawn(server: Server, room: Arc<Room>, init: Init, connection: Connection) {
     let options = server.options();
-    let opened = Network::open(
-        options.node_ip,
-        options.udp,
-        options.rtc_tcp,
-        server.tasks(),
-    )
-    .await;
+    let opened = Network::open(options, server.tasks()).await;
     let network = match opened {
         Ok(network) => network,
         Err(error) => {

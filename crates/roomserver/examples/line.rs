@@ -1,0 +1,63 @@
+//! A bad line in front of a server's one UDP media port, ordered about over stdin:
+//!
+//!     cargo run -p roomserver --example line -- LISTEN SERVER [SEED [SECONDS]]
+//!
+//! `admit CLASS`: who sends from now on for the first time belongs to this class. `weather CLASS loss=0.05 jitter_ms=80 lost_ms=6000..8000 …`: how
+//! the line is for this class from now on; nothing but the class is a clear line again. Each order is answered with a JSON line that says what was done
+//! under the weather before. Ends when stdin does, or after SECONDS (an hour).
+//!
+//! LiveKit's server announces the address in `rtc.node_ip` and listens on the machine's own addresses, so the line can have the same port on a
+//! loopback address that is announced; with `rtc.use_ice_lite` the server does not look for ways around the line.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use roomserver::line::{Line, Lines};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let mut arguments = std::env::args().skip(1);
+    let mut next = |what: &str| arguments.next().ok_or_else(|| format!("{what} is missing"));
+    let listen: SocketAddr = next("the address to listen at")?.parse()?;
+    let server: SocketAddr = next("the server's address")?.parse()?;
+    let seed = next("").map_or(Ok(1), |seed| seed.parse())?;
+    let seconds = next("").map_or(Ok(3600), |seconds| seconds.parse())?;
+    let lines = Lines::new(seed);
+    let line = Line::open(listen, server, &lines).await?;
+    println!("{}", json!({"listens": line.address(), "seed": seed}));
+    tokio::time::timeout(Duration::from_secs(seconds), obey(&lines))
+        .await
+        .unwrap_or(Ok(()))
+}
+
+async fn obey(lines: &Lines) -> Result<(), Box<dyn Error>> {
+    let mut orders = orders();
+    while let Some(order) = orders.recv().await {
+        let before = lines.obey(&order)?;
+        println!(
+            "{}",
+            json!({"done": order, "sent": before.sent, "lost": before.lost})
+        );
+    }
+    Ok(())
+}
+
+/// The lines of stdin. A thread waits for them, as tokio would have one wait.
+fn orders() -> mpsc::Receiver<String> {
+    let (sender, orders) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    orders
+}

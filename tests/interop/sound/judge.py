@@ -76,9 +76,9 @@ def lines(said: np.ndarray):
             start = None
 
 
-def judge(said: np.ndarray, heard: np.ndarray) -> tuple[float, float]:
+def judge(said: np.ndarray, heard: np.ndarray, slack_s: float = SLACK_S) -> tuple[float, float]:
     scores, weights = [], []
-    slack = int(SLACK_S * RATE)
+    slack = int(slack_s * RATE)
     for start, end in lines(said):
         line = said[start:end]
         around = heard[start : end + slack]

@@ -1,4 +1,4 @@
-"""Runs the media engine's tests against a real TURN server (coturn, the program `turnserver`).
+"""Runs the tests of the media engine, and of calls on it, against a real TURN server (coturn, the program `turnserver`).
 
 Makes a certificate that the tests trust and lets cargo run them; the tests start and stop the servers themselves.
 """
@@ -29,8 +29,11 @@ def main() -> int:
             "TURN_TEST_KEY": key,
             "TURN_TEST_FOLDER": folder,
         }
-        tests = ["cargo", "test", "--package", "libwebrtc", "--test", "turn_server", "--", "--ignored", *sys.argv[1:]]
-        return subprocess.run(tests, cwd=REPOSITORY, env=environment).returncode
+        failed = 0
+        for package, test in [("libwebrtc", "turn_server"), ("voicebot", "line")]:
+            tests = ["cargo", "test", "--package", package, "--test", test, "--", "--ignored", *sys.argv[1:]]
+            failed |= subprocess.run(tests, cwd=REPOSITORY, env=environment).returncode
+        return failed
 
 
 if __name__ == "__main__":

@@ -115,12 +115,12 @@ async fn hum(room: &Room) {
 async fn ear(events: &mut UnboundedReceiver<RoomEvent>) -> NativeAudioStream {
     let subscribed = async {
         loop {
-            match events.recv().await.expect("the room is open") {
-                RoomEvent::TrackSubscribed {
-                    track: RemoteTrack::Audio(track),
-                    ..
-                } => return NativeAudioStream::new(track.rtc_track(), RATE_HZ as i32, 1),
-                _ => {}
+            if let RoomEvent::TrackSubscribed {
+                track: RemoteTrack::Audio(track),
+                ..
+            } = events.recv().await.expect("the room is open")
+            {
+                return NativeAudioStream::new(track.rtc_track(), RATE_HZ as i32, 1);
             }
         }
     };

@@ -455,6 +455,8 @@ impl Relay {
         };
         let socket = Arc::new(UdpSocket::bind(any).await?);
         socket.connect(self.server).await?;
+        // A new socket takes nothing before the runtime has looked at it once, and the flow's first datagram would be lost.
+        socket.writable().await?;
         let reader = read(socket.clone(), client, answers.clone());
         let flow = Flow {
             fate: self.lines.begin(),
@@ -524,6 +526,8 @@ async fn read(
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
 
     const SOUND: &[u8] = &[0x80, 111, 0, 1];
@@ -607,6 +611,12 @@ mod tests {
         assert!(weather.outages[0].held);
     }
 
+    /// What has been sent on this machine comes at once.
+    async fn comes<T>(received: impl Future<Output = io::Result<T>>) -> T {
+        let received = timeout(Duration::from_secs(30), received).await;
+        received.expect("it comes").expect("loopback")
+    }
+
     #[tokio::test]
     async fn each_class_has_its_own_weather_both_ways() {
         let server = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
@@ -623,10 +633,10 @@ mod tests {
             let client = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
             client.connect(line.address()).await.expect("loopback");
             client.send(class.as_bytes()).await.expect("it is sent");
-            let (length, from) = server.recv_from(&mut buffer).await.expect("it comes");
+            let (length, from) = comes(server.recv_from(&mut buffer)).await;
             assert_eq!(&buffer[..length], class.as_bytes());
             server.send_to(b"welcome", from).await.expect("it is sent");
-            let length = client.recv(&mut buffer).await.expect("it comes");
+            let length = comes(client.recv(&mut buffer)).await;
             assert_eq!(&buffer[..length], b"welcome");
             clients.push(client);
             seen_as.push(from);
@@ -635,7 +645,7 @@ mod tests {
         lines.set("bad", cut);
         clients[1].send(b"lost").await.expect("it is sent");
         clients[0].send(b"kept").await.expect("it is sent");
-        let (length, from) = server.recv_from(&mut buffer).await.expect("it comes");
+        let (length, from) = comes(server.recv_from(&mut buffer)).await;
         assert_eq!((&buffer[..length], from), (&b"kept"[..], seen_as[0]));
         server.send_to(b"lost", seen_as[1]).await.expect("sent");
         while lines.tally("bad").sent < 2 {
@@ -644,7 +654,7 @@ mod tests {
         assert_eq!(lines.tally("bad"), Tally { sent: 2, lost: 2 });
         lines.set("bad", Weather::default());
         server.send_to(b"again", seen_as[1]).await.expect("sent");
-        let length = clients[1].recv(&mut buffer).await.expect("it comes");
+        let length = comes(clients[1].recv(&mut buffer)).await;
         assert_eq!(&buffer[..length], b"again");
     }
 }

@@ -791,11 +791,12 @@ impl Core {
                 self.apply(now, agreement)?;
             }
             SdpType::Rollback => {
-                self.negotiation.rollback();
+                self.negotiation.roll_back_as_asked()?;
                 self.publish_transceivers();
             }
             SdpType::PrAnswer => {
-                return Err(RtcError::internal("provisional answers are not supported"));
+                self.negotiation
+                    .set_local_provisional_answer(&description)?;
             }
         }
         self.events
@@ -844,11 +845,12 @@ impl Core {
                 None => self.publish_transceivers(),
             },
             SdpType::Rollback => {
-                self.negotiation.rollback();
+                self.negotiation.roll_back_as_asked()?;
                 self.publish_transceivers();
             }
             SdpType::PrAnswer => {
-                return Err(RtcError::internal("provisional answers are not supported"));
+                self.negotiation
+                    .set_remote_provisional_answer(&description)?;
             }
         }
         self.events

@@ -110,11 +110,15 @@ enum Pending {
         description: SessionDescription,
         sdp: Sdp,
         agreed_slots: usize,
+        /// The other side has given a provisional answer.
+        provisional: bool,
     },
     Remote {
         description: SessionDescription,
         sdp: Sdp,
         agreed_slots: usize,
+        /// This side has given a provisional answer.
+        provisional: bool,
     },
 }
 
@@ -178,8 +182,18 @@ impl Negotiation {
     pub fn state(&self) -> SignalingState {
         match &self.pending {
             None => SignalingState::Stable,
-            Some(Pending::Local { .. }) => SignalingState::HaveLocalOffer,
-            Some(Pending::Remote { .. }) => SignalingState::HaveRemoteOffer,
+            Some(Pending::Local {
+                provisional: false, ..
+            }) => SignalingState::HaveLocalOffer,
+            Some(Pending::Local {
+                provisional: true, ..
+            }) => SignalingState::HaveRemotePrAnswer,
+            Some(Pending::Remote {
+                provisional: false, ..
+            }) => SignalingState::HaveRemoteOffer,
+            Some(Pending::Remote {
+                provisional: true, ..
+            }) => SignalingState::HaveLocalPrAnswer,
         }
     }
 
@@ -317,6 +331,11 @@ impl Negotiation {
                 "an offer cannot be set while an offer of the other side waits for its answer",
             ));
         }
+        if self.is_answered_provisionally() {
+            return Err(RtcError::state(
+                "an offer of this side has a provisional answer and waits for its answer",
+            ));
+        }
         let sdp = parse(&description)?;
         self.rollback();
         let agreed_slots = self.slots.len();
@@ -351,6 +370,7 @@ impl Negotiation {
             description,
             sdp,
             agreed_slots,
+            provisional: false,
         });
         Ok(())
     }
@@ -385,22 +405,69 @@ impl Negotiation {
                 "there is no offer of this side that could be answered",
             ));
         };
-        let same_order = local.sections.len() == remote.sections.len()
-            && local
-                .sections
-                .iter()
-                .zip(&remote.sections)
-                .all(|(a, b)| a.mid == b.mid);
-        if !same_order {
-            return Err(RtcError::sdp(
-                "the order of m-lines in the answer does not match the order in the offer",
-            ));
-        }
+        check_same_order(local, &remote)?;
         let local = (local_description.clone(), local.clone());
         // Without the attribute an answerer is the active side (RFC 8842, section 5.3).
         let dtls_active = remote.setup() == Some(Setup::Passive);
         self.complete(local, (description, remote), dtls_active, true)
             .map(Some)
+    }
+
+    /// Takes a provisional answer of the other side. Like everything before the answer itself it has no effect yet; it says that
+    /// the offer has been taken, and another one or the answer replaces it (RFC 8829, section 4.1.10.1).
+    pub fn set_remote_provisional_answer(
+        &mut self,
+        description: &SessionDescription,
+    ) -> Result<(), RtcError> {
+        let Some(Pending::Local {
+            sdp, provisional, ..
+        }) = &mut self.pending
+        else {
+            return Err(RtcError::state(
+                "there is no offer of this side that could be answered",
+            ));
+        };
+        check_same_order(sdp, &parse(description)?)?;
+        *provisional = true;
+        Ok(())
+    }
+
+    /// Gives a provisional answer of this side, to which the same applies.
+    pub fn set_local_provisional_answer(
+        &mut self,
+        description: &SessionDescription,
+    ) -> Result<(), RtcError> {
+        let Some(Pending::Remote {
+            sdp, provisional, ..
+        }) = &mut self.pending
+        else {
+            return Err(RtcError::state(
+                "an answer needs an offer of the other side first",
+            ));
+        };
+        check_same_order(sdp, &parse(description)?)?;
+        *provisional = true;
+        Ok(())
+    }
+
+    /// Whether an offer that waits for its answer has been answered provisionally.
+    fn is_answered_provisionally(&self) -> bool {
+        matches!(
+            self.state(),
+            SignalingState::HaveLocalPrAnswer | SignalingState::HaveRemotePrAnswer
+        )
+    }
+
+    /// Forgets the pending offer on the application's wish, which is not possible after a provisional answer (W3C WebRTC,
+    /// section 4.4.1.5, "set a session description").
+    pub fn roll_back_as_asked(&mut self) -> Result<(), RtcError> {
+        if self.is_answered_provisionally() {
+            return Err(RtcError::state(
+                "an offer with a provisional answer cannot be rolled back",
+            ));
+        }
+        self.rollback();
+        Ok(())
     }
 
     /// Ends the exchange. The two roles hold from the first exchange on.
@@ -430,6 +497,13 @@ impl Negotiation {
             Some(Pending::Local { .. }) => {
                 return Err(RtcError::state(
                     "an offer of this side waits for its answer",
+                ));
+            }
+            Some(Pending::Remote {
+                provisional: true, ..
+            }) => {
+                return Err(RtcError::state(
+                    "an offer of the other side has a provisional answer and waits for its answer",
                 ));
             }
             Some(Pending::Remote { .. }) => self.rollback(),
@@ -478,6 +552,7 @@ impl Negotiation {
             description,
             sdp,
             agreed_slots,
+            provisional: false,
         });
         Ok(self.transceivers.len() - before)
     }
@@ -811,6 +886,23 @@ impl Negotiation {
             credentials,
             started_receiving,
         })
+    }
+}
+
+/// An answer has the sections of its offer in their order (RFC 8829, section 5.3.1).
+fn check_same_order(offer: &Sdp, answer: &Sdp) -> Result<(), RtcError> {
+    let same = offer.sections.len() == answer.sections.len()
+        && offer
+            .sections
+            .iter()
+            .zip(&answer.sections)
+            .all(|(a, b)| a.mid == b.mid);
+    if same {
+        Ok(())
+    } else {
+        Err(RtcError::sdp(
+            "the order of m-lines in the answer does not match the order in the offer",
+        ))
     }
 }
 
@@ -1175,6 +1267,59 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_provisional_answer_waits_for_the_answer_and_holds_both_sides_to_it() {
+        let (mut caller, mut callee) = (Negotiation::new(1), Negotiation::new(2));
+        caller.transceivers.push(transceiver(
+            Kind::Audio,
+            Direction::new(true, true),
+            "stream",
+        ));
+        let offer = caller.create_offer(&local("caller"));
+        caller
+            .set_remote_provisional_answer(&offer)
+            .expect_err("nothing has been offered");
+        callee
+            .set_local_provisional_answer(&offer)
+            .expect_err("nothing has been offered");
+        caller
+            .set_local_offer(offer.clone())
+            .expect("our own offer");
+        callee
+            .set_remote_offer(offer.clone(), &mut made)
+            .expect("a good offer");
+        let answer = callee
+            .create_answer(&local("callee"))
+            .expect("there is an offer");
+        callee
+            .set_local_provisional_answer(&answer)
+            .expect("our own answer");
+        caller
+            .set_remote_provisional_answer(&answer)
+            .expect("a good answer");
+        assert_eq!(callee.state(), SignalingState::HaveLocalPrAnswer);
+        assert_eq!(caller.state(), SignalingState::HaveRemotePrAnswer);
+        assert_eq!(caller.transceivers[0].current_direction, None);
+        for side in [&mut caller, &mut callee] {
+            side.roll_back_as_asked()
+                .expect_err("a provisional answer cannot be taken back");
+        }
+        let another = caller.create_offer(&local("caller"));
+        caller
+            .set_local_offer(another)
+            .expect_err("the offer that is out waits for its answer");
+        callee
+            .set_remote_offer(offer, &mut made)
+            .expect_err("the offer that came waits for its answer");
+        callee
+            .set_local_answer(answer.clone())
+            .expect("our own answer");
+        caller.set_remote_answer(answer).expect("a good answer");
+        assert_eq!(callee.state(), SignalingState::Stable);
+        assert_eq!(caller.state(), SignalingState::Stable);
+        assert!(caller.transceivers[0].current_direction.is_some());
+    }
+
     #[derive(Debug, Clone, Copy)]
     enum Step {
         Add {
@@ -1203,6 +1348,19 @@ mod tests {
         RefuseToAnswer {
             from: usize,
         },
+        /// The answer is given provisionally before, so often.
+        ProvisionalExchange {
+            from: usize,
+            times: usize,
+        },
+        /// Both offer at once; one gives way (RFC 8829, section 4.1.10.2).
+        Glare {
+            polite: usize,
+        },
+        /// New ICE credentials in offer and answer.
+        RestartIce {
+            from: usize,
+        },
     }
 
     fn step() -> impl proptest::strategy::Strategy<Value = Step> {
@@ -1228,6 +1386,10 @@ mod tests {
             (0..2usize).prop_map(|from| Step::Exchange { from }),
             (0..2usize).prop_map(|from| Step::OfferAndForget { from }),
             (0..2usize).prop_map(|from| Step::RefuseToAnswer { from }),
+            (0..2usize, 1..4usize)
+                .prop_map(|(from, times)| Step::ProvisionalExchange { from, times }),
+            (0..2usize).prop_map(|polite| Step::Glare { polite }),
+            (0..2usize).prop_map(|from| Step::RestartIce { from }),
         ]
     }
 
@@ -1259,6 +1421,24 @@ mod tests {
             }
             Step::Data { side } => sides[side].want_application(),
             Step::Exchange { from } => exchange_from(sides, from),
+            Step::ProvisionalExchange { from, times } => {
+                negotiate(sides, from, times, ("from", "to"));
+            }
+            Step::Glare { polite } => {
+                let offer = sides[polite].create_offer(&local("polite"));
+                sides[polite].set_local_offer(offer).expect("our own offer");
+                let offer = sides[1 - polite].create_offer(&local("from"));
+                let ours = &mut sides[polite];
+                if has_transport(&offer) {
+                    ours.set_remote_offer(offer, &mut made)
+                        .expect_err("both have offered");
+                }
+                ours.roll_back_as_asked().expect("an offer is pending");
+                exchange_from(sides, 1 - polite);
+            }
+            Step::RestartIce { from } => {
+                negotiate(sides, from, 0, ("restarted from", "restarted to"));
+            }
             Step::OfferAndForget { from } => {
                 let offer = sides[from].create_offer(&local("from"));
                 sides[from].set_local_offer(offer).expect("our own offer");
@@ -1287,30 +1467,46 @@ mod tests {
         }
     }
 
-    /// An exchange, unless there is nothing that could be agreed on.
+    /// Without a section that both may use there is no transport either.
+    fn has_transport(description: &SessionDescription) -> bool {
+        let sdp = Sdp::parse(description.text()).expect("our own text");
+        sdp.credentials().is_some()
+    }
+
     fn exchange_from(sides: &mut [Negotiation; 2], from: usize) {
-        let offer = sides[from].create_offer(&local("from"));
-        // Without a section that both may use there is no transport either.
-        if Sdp::parse(offer.text())
-            .expect("our own text")
-            .credentials()
-            .is_none()
-        {
+        negotiate(sides, from, 0, ("from", "to"));
+    }
+
+    /// An exchange, unless there is nothing that could be agreed on, with so many provisional answers before the answer.
+    fn negotiate(
+        sides: &mut [Negotiation; 2],
+        from: usize,
+        provisional: usize,
+        (offerer, answerer): (&str, &str),
+    ) {
+        let offer = sides[from].create_offer(&local(offerer));
+        if !has_transport(&offer) {
             return;
         }
         let [a, b] = sides;
         let (from, to) = if from == 0 { (a, b) } else { (b, a) };
         from.set_local_offer(offer.clone()).expect("our own offer");
         to.set_remote_offer(offer, &mut made).expect("a good offer");
-        let answer = to.create_answer(&local("to")).expect("there is an offer");
-        if Sdp::parse(answer.text())
-            .expect("our own text")
-            .credentials()
-            .is_none()
-        {
+        let answer = to
+            .create_answer(&local(answerer))
+            .expect("there is an offer");
+        if !has_transport(&answer) {
             from.rollback();
             to.rollback();
             return;
+        }
+        for _ in 0..provisional {
+            to.set_local_provisional_answer(&answer)
+                .expect("our own answer");
+            from.set_remote_provisional_answer(&answer)
+                .expect("a good answer");
+            assert_eq!(to.state(), SignalingState::HaveLocalPrAnswer);
+            assert_eq!(from.state(), SignalingState::HaveRemotePrAnswer);
         }
         to.set_local_answer(answer.clone()).expect("our own answer");
         from.set_remote_answer(answer).expect("a good answer");

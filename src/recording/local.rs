@@ -1,12 +1,15 @@
 //! Records a call in its own process: the agent on the left channel, the caller on the right, as LiveKit's dual-channel egress does.
 //!
-//! One task takes both streams, puts every frame where it belongs in time and encodes. The file grows by a page a second, so a
-//! process that is killed loses at most the last second.
+//! One task takes what has come of both streams a few times a second, puts it where it belongs in time and encodes. The file grows by a
+//! page a second, so a process that is killed loses at most the last second.
 
 use std::fs::File;
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 
-use futures_util::StreamExt as _;
+use futures_util::Stream;
+use livekit::webrtc::audio_frame::AudioFrame as RtcAudioFrame;
 use livekit::webrtc::audio_stream::native::NativeAudioStream;
 use oggopus::{DualChannelWriter, Side, SourceId, TimelineOptions};
 use tokio::sync::mpsc;
@@ -15,8 +18,9 @@ use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
 
 /// Rate of the streams and the file.
 pub const SAMPLE_RATE_HZ: u32 = oggopus::SAMPLE_RATE_HZ;
-/// How often what is complete is encoded. Often enough to keep little in memory.
-const WRITE_EVERY: Duration = Duration::from_millis(200);
+/// How often sound is taken from the streams and what is complete is encoded. Less than what the streams keep (half a second) and than the
+/// timeline's patience for sound that comes late; each time costs a wake-up.
+const WRITE_EVERY: Duration = Duration::from_millis(100);
 /// Streams of callers that may wait to be taken over: a caller whose track was replaced brings a new one.
 const STREAM_QUEUE: usize = 4;
 
@@ -87,40 +91,125 @@ impl LocalRecording {
     }
 }
 
+/// A stream on its way into the file.
+struct Recorded {
+    stream: NativeAudioStream,
+    source: SourceId,
+}
+
+impl Recorded {
+    /// Puts what has come by `now` where it belongs. Answers whether more can come.
+    fn take_over(&mut self, writer: &mut DualChannelWriter<File>, now: u64) -> bool {
+        let mut sound = Vec::new();
+        let open = take_ready(&mut self.stream, &mut sound);
+        // The last frame has ended just now; those before it lie one behind the other.
+        let begin = now.saturating_sub(sound.len() as u64);
+        if !sound.is_empty() {
+            writer.push(self.source, begin, &sound);
+        }
+        open
+    }
+}
+
+/// Appends all sound that lies ready. Answers false when the stream has ended. Leaves nobody behind who wants to be woken for the next
+/// frame: with two streams, that would wake the process for every one of a hundred frames a second.
+fn take_ready<'a>(
+    stream: &mut (impl Stream<Item = RtcAudioFrame<'a>> + Unpin),
+    sound: &mut Vec<i16>,
+) -> bool {
+    loop {
+        match Pin::new(&mut *stream).poll_next(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(frame)) => sound.extend_from_slice(&frame.data),
+            Poll::Ready(None) => return false,
+            Poll::Pending => return true,
+        }
+    }
+}
+
 async fn record(
     mut writer: DualChannelWriter<File>,
-    mut agent: NativeAudioStream,
+    agent: NativeAudioStream,
     mut streams: mpsc::Receiver<NativeAudioStream>,
 ) -> Result<(), oggopus::Error> {
     let start = Instant::now();
     let now = || (start.elapsed().as_secs_f64() * f64::from(SAMPLE_RATE_HZ)) as u64;
-    let agent_side = writer.add_source(Side::Left);
-    let mut caller: Option<(NativeAudioStream, SourceId)> = None;
+    let mut agent = Recorded {
+        stream: agent,
+        source: writer.add_source(Side::Left),
+    };
+    let mut caller: Option<Recorded> = None;
     let mut ticks = interval(WRITE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            stream = streams.recv() => match stream {
-                Some(stream) => caller = Some((stream, writer.add_source(Side::Right))),
-                None => break,
-            },
-            frame = agent.next() => if let Some(frame) = frame {
-                let begin = now().saturating_sub(frame.samples_per_channel.into());
-                writer.push(agent_side, begin, &frame.data);
-            },
-            frame = async { match &mut caller { Some((stream, _)) => stream.next().await, None => std::future::pending().await } } => {
-                match (frame, &caller) {
-                    (Some(frame), Some((_, side))) => {
-                        let begin = now().saturating_sub(frame.samples_per_channel.into());
-                        writer.push(*side, begin, &frame.data);
-                    }
-                    _ => caller = None,
-                }
+        let happened = tokio::select! {
+            stream = streams.recv() => Some(stream),
+            _ = ticks.tick() => None,
+        };
+        agent.take_over(&mut writer, now());
+        if let Some(recorded) = &mut caller
+            && !recorded.take_over(&mut writer, now())
+        {
+            caller = None;
+        }
+        match happened {
+            Some(Some(stream)) => {
+                let source = writer.add_source(Side::Right);
+                caller = Some(Recorded { stream, source });
             }
-            _ = ticks.tick() => writer.advance(now())?,
+            Some(None) => break,
+            None => writer.advance(now())?,
         }
     }
     let end = now();
     writer.finish(end)?.sync_all()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames that lie ready, and whether anybody has asked to be woken for the next one.
+    struct Ready {
+        frames: Vec<i16>,
+        ended: bool,
+        wanted: bool,
+    }
+
+    impl Stream for Ready {
+        type Item = RtcAudioFrame<'static>;
+
+        fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            if let Some(value) = self.frames.pop() {
+                return Poll::Ready(Some(RtcAudioFrame {
+                    data: vec![value; 480].into(),
+                    sample_rate: SAMPLE_RATE_HZ,
+                    num_channels: 1,
+                    samples_per_channel: 480,
+                }));
+            }
+            self.wanted |= !cx.waker().will_wake(Waker::noop());
+            match self.ended {
+                true => Poll::Ready(None),
+                false => Poll::Pending,
+            }
+        }
+    }
+
+    #[test]
+    fn all_that_lies_ready_is_taken_at_once_and_no_frame_wakes_the_recorder() {
+        let mut stream = Ready {
+            frames: vec![3, 2, 1],
+            ended: false,
+            wanted: false,
+        };
+        let mut sound = Vec::new();
+        assert!(take_ready(&mut stream, &mut sound));
+        assert_eq!(sound, [[1; 480], [2; 480], [3; 480]].concat());
+        assert!(take_ready(&mut stream, &mut sound) && !stream.wanted);
+        stream.frames.push(4);
+        stream.ended = true;
+        assert!(!take_ready(&mut stream, &mut sound));
+        assert_eq!(sound.len(), 4 * 480);
+    }
 }

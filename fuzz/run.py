@@ -57,7 +57,9 @@ def build(targets):
 
 
 def write_seeds(binary, target, folder):
-    subprocess.run([binary], env=os.environ | {"FUZZ_WRITE_SEEDS": folder}, check=True, stdout=subprocess.DEVNULL)
+    wrote = subprocess.run([binary], env=os.environ | {"FUZZ_WRITE_SEEDS": folder}, capture_output=True, text=True)
+    if wrote.returncode != 0:
+        sys.exit(f"{target} could not write its seeds:\n{wrote.stderr}")
     for number, path in enumerate(sorted(ROOT.glob(FIXTURES[target])) if target in FIXTURES else []):
         shutil.copy(path, pathlib.Path(folder) / f"fixture-{number}")
 

@@ -94,10 +94,12 @@ async fn serve(agents: Agents, socket: WebSocket, api_key: String) {
         server_info: Some(agents.server().info().clone()),
         ..Default::default()
     };
+    // It is there before it knows, so that a dispatch which follows its registration finds it. What it is asked waits in its outbox.
+    agents.add_worker(&worker);
     if let Err(why) = connection.write(ToWorker::Register(response)).await {
+        agents.remove_worker(&worker);
         return connection.close(&why).await;
     }
-    agents.add_worker(&worker);
     let end = tokio::select! {
         end = converse(&agents, &worker, &mut connection, &mut outbox) => end,
         () = worker.closed.cancelled() => "the server closes the connection".to_owned(),

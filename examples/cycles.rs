@@ -29,8 +29,9 @@ use tokio::time::{Instant, sleep, timeout};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Connecting is given up within this time; a connection to a server nearby takes less.
 const MOST_BEFORE_GIVING_UP: Duration = Duration::from_millis(80);
-/// What an ended room may take to go away before it is counted: the client's own tasks end by themselves.
-const SETTLE: Duration = Duration::from_secs(12);
+/// What an ended room may take to go away before it is counted: the client's own tasks end by themselves, and the runtime keeps a thread
+/// for blocking work for ten seconds after it.
+const SETTLE: Duration = Duration::from_secs(30);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 

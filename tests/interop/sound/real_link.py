@@ -145,13 +145,13 @@ class Network:
 
     def __init__(self):
         self.name = f"line{os.getpid()}"
-        outside, inside = f"{self.name}o", f"{self.name}i"
+        self.outside, inside = f"{self.name}o", f"{self.name}i"
         self.command = ["ip", "netns", "exec", self.name]
         for command in [
             f"ip netns add {self.name}",
-            f"ip link add {outside} type veth peer name {inside} netns {self.name}",
-            f"ip addr add {self.HERE}/30 dev {outside}",
-            f"ip link set {outside} up",
+            f"ip link add {self.outside} type veth peer name {inside} netns {self.name}",
+            f"ip addr add {self.HERE}/30 dev {self.outside}",
+            f"ip link set {self.outside} up",
             f"ip -n {self.name} addr add {self.SERVER}/30 dev {inside}",
             f"ip -n {self.name} link set {inside} up",
             f"ip -n {self.name} link set lo up",
@@ -159,6 +159,8 @@ class Network:
             subprocess.run(command.split(), check=True)
 
     def close(self):
+        # With the namespace alone the pair would go some time later, and the next one could not have its name.
+        subprocess.run(["ip", "link", "del", self.outside], check=True)
         subprocess.run(["ip", "netns", "del", self.name], check=True)
 
 

@@ -17,7 +17,8 @@
 //!
 //! [`cli`] has the commands and what `demo` and `dev` build around a worker; [`config`] puts the settings together. Beside this
 //! package: `crates/libwebrtc`, the media engine under the official `livekit` crate; `crates/roomserver`, the room server for
-//! development and tests; `crates/oggopus`, Opus in Ogg files.
+//! development and tests; `crates/oggopus`, Opus in Ogg files; `fuzz/`, fuzz targets, which reach what is private through `internals`, a
+//! module that is there with the feature of that name only.
 //!
 //! # What must stay true
 //!

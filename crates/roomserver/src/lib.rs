@@ -13,7 +13,7 @@
 //! - `sip`: simulated telephone calls. `webhooks`: telling others what happened.
 //! - `signal`: a client's WebSocket. `peer`: the task that owns a participant's connections.
 //! - `transport`: one peer connection. `network`: its sockets. `sdp`: what descriptions say beyond negotiation.
-//!   `forward`: how forwarded packets are numbered. [`line`]: a bad line in front of the sockets.
+//!   `forward`: how forwarded packets are numbered. `red`: redundant audio, taken apart for who does not take it. [`line`]: a bad line in front of the sockets.
 
 #![forbid(unsafe_code)]
 

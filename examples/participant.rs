@@ -172,6 +172,11 @@ fn path(entries: &[RtcStats]) -> Option<String> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
+    // What `RUST_LOG` asks for, beside the events.
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
     let mut options = RoomOptions::default();
     options.auto_subscribe = false;
     if setting("RELAY") == "1" {

@@ -147,6 +147,7 @@ class Network:
         self.name = f"line{os.getpid()}"
         self.outside, inside = f"{self.name}o", f"{self.name}i"
         self.command = ["ip", "netns", "exec", self.name]
+        self.remove_what_a_killed_run_left()
         for command in [
             f"ip netns add {self.name}",
             f"ip link add {self.outside} type veth peer name {inside} netns {self.name}",
@@ -157,6 +158,15 @@ class Network:
             f"ip -n {self.name} link set lo up",
         ]:
             subprocess.run(command.split(), check=True)
+
+    @staticmethod
+    def remove_what_a_killed_run_left():
+        for named in subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout.splitlines():
+            name = named.split()[0]
+            owner = name.removeprefix("line")
+            if name != owner and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+                subprocess.run(["ip", "link", "del", f"{name}o"])
+                subprocess.run(["ip", "netns", "del", name])
 
     def close(self):
         # With the namespace alone the pair would go some time later, and the next one could not have its name.

@@ -74,6 +74,9 @@ const DISCONNECTED_WITHOUT_CONSENT: Duration = Duration::from_secs(5);
 /// A path on which nothing arrives for so long is left for another one that works, if there is one. Google's
 /// receiving time-out.
 const SWITCH_AFTER_SILENCE: Duration = Duration::from_millis(2500);
+/// A candidate to which something came less than this ago works. Less than [`SWITCH_AFTER_SILENCE`]: its last packet may have come just
+/// before the path in use went silent, by what took both away.
+const FRESH_PROOF: Duration = Duration::from_millis(1250);
 /// Relays are asked for when no direct path has come up in this time: longer than a connection to the other side of
 /// the world takes. A relay that is not needed costs the server an allocation and this side a check each second.
 const RELAYS_AFTER_START: Duration = Duration::from_millis(400);
@@ -119,6 +122,15 @@ struct LocalCandidate {
     candidate: Candidate,
     /// As in SDP; `None` for one that the other side cannot do anything with.
     text: Option<String>,
+    /// When the last packet came to it.
+    received: Option<Instant>,
+}
+
+impl LocalCandidate {
+    /// Whether a path begins here.
+    fn is_at(&self, path: Path) -> bool {
+        self.candidate.addr() == path.local && self.candidate.proto() == path.protocol
+    }
 }
 
 /// Where packets for the other side go.
@@ -353,7 +365,11 @@ impl Core {
             self.events
                 .push_back(Event::IceCandidate { mid, candidate });
         }
-        self.candidates.push(LocalCandidate { candidate, text });
+        self.candidates.push(LocalCandidate {
+            candidate,
+            text,
+            received: None,
+        });
     }
 
     /// A STUN or TURN server has given nothing.
@@ -393,14 +409,13 @@ impl Core {
             .map(|it| it.candidate.kind())
     }
 
-    /// Tries the pairs of a candidate afresh; meanwhile others that work take over.
-    fn try_afresh(&mut self, matching: impl Fn(&Candidate) -> bool) {
+    /// Tries the pairs of some candidates afresh; meanwhile others that work take over.
+    fn try_afresh(&mut self, which: impl Fn(&LocalCandidate) -> bool) {
         let candidates: Vec<Candidate> = self
             .candidates
             .iter()
-            .map(|it| &it.candidate)
-            .filter(|candidate| matching(candidate))
-            .cloned()
+            .filter(|it| which(it))
+            .map(|it| it.candidate.clone())
             .collect();
         for candidate in candidates {
             if self.rtc.direct_api().invalidate_candidate(&candidate) {
@@ -433,6 +448,10 @@ impl Core {
                 if self.path == Some(path) {
                     self.path_received = now;
                     self.path_doubted = false;
+                }
+                let received = self.candidates.iter_mut().find(|it| it.is_at(path));
+                if let Some(candidate) = received {
+                    candidate.received = Some(now);
                 }
                 if let Err(error) = self.rtc.handle_input(Input::Receive(now, receive)) {
                     log::warn!("a packet from {source} led to an error: {error}");
@@ -658,9 +677,10 @@ impl Core {
         }
         log::debug!("nothing has come from {} for a while", path.remote);
         self.path_doubted = true;
-        self.try_afresh(|candidate| {
-            candidate.addr() == path.local && candidate.proto() == path.protocol
-        });
+        // What took this path from us may have taken others too, and they would be tried one after another, each for as long as this
+        // one. So those that have not just shown that they work have to do so.
+        let lives = |it: &LocalCandidate| it.received.is_some_and(|at| now < at + FRESH_PROOF);
+        self.try_afresh(|it| it.is_at(path) || !lives(it));
         self.drain(now);
     }
 

@@ -61,8 +61,8 @@ pub(super) struct Pair {
     cut: bool,
     /// What the line from the first to the second core does to packets, instead of delaying them all alike.
     pub line: Option<Line>,
-    /// An address that no packet comes from or goes to.
-    blocked: Option<SocketAddr>,
+    /// Addresses that no packet comes from or goes to.
+    blocked: Vec<SocketAddr>,
     events: [Vec<Event>; 2],
 }
 
@@ -81,7 +81,7 @@ impl Pair {
             packets: 0,
             cut: false,
             line: None,
-            blocked: None,
+            blocked: Vec::new(),
             events: [vec![], vec![]],
         }
     }
@@ -109,7 +109,7 @@ impl Pair {
             for transmit in std::mem::take(&mut self.cores[index].transmits) {
                 self.packets += 1;
                 let ends = [transmit.source, transmit.destination];
-                if self.cut || self.blocked.is_some_and(|it| ends.contains(&it)) {
+                if self.cut || ends.iter().any(|end| self.blocked.contains(end)) {
                     continue;
                 }
                 let arrivals = match &mut self.line {
@@ -315,7 +315,7 @@ fn a_path_that_dies_is_left_for_one_that_lives() {
     pair.run(Duration::from_secs(3), |_| false);
     assert!(uses(&pair, first));
     let before = pair.events[0].len();
-    pair.blocked = Some(first);
+    pair.blocked = vec![first];
     let channel = pair.cores[0].channels()[0].clone();
     let now = pair.now;
     assert!(pair.cores[0].send_data(now, &channel, b"onwards", true));
@@ -329,11 +329,50 @@ fn a_path_that_dies_is_left_for_one_that_lives() {
     pair.run(Duration::from_secs(30), |_| false);
     assert_eq!(states_since(&pair, before, 0), []);
     // It comes back to the better one.
-    pair.blocked = None;
+    pair.blocked.clear();
     pair.cores[0].remove_local(pair.now, first);
     pair.cores[0].add_udp_candidate(first);
     pair.run(Duration::from_secs(10), |_| false);
     assert_eq!(states_since(&pair, before, 0), []);
+}
+
+#[test]
+fn paths_that_die_together_are_left_together() {
+    let addresses = [
+        "192.0.2.1:1000",
+        "198.51.100.1:1000",
+        "198.51.100.2:1000",
+        "203.0.113.1:1000",
+    ];
+    let [first, second, third, last] =
+        addresses.map(|text| text.parse::<SocketAddr>().expect("an address"));
+    let mut pair = Pair::new();
+    for address in [second, third, last] {
+        pair.cores[0].add_udp_candidate(address);
+    }
+    let mut pair = pair.connect();
+    let uses = |pair: &Pair, address| pair.cores[0].path.is_some_and(|path| path.local == address);
+    let channel = pair.cores[0].channels()[0].clone();
+    let goes_on = |pair: &mut Pair| {
+        let now = pair.now;
+        pair.cores[0].send_data(now, &channel, b"onwards", true);
+        pair.run(Duration::from_millis(100), |_| false);
+    };
+    // All are checked now and then while the first one is used.
+    for _ in 0..100 {
+        goes_on(&mut pair);
+    }
+    assert!(uses(&pair, first));
+    pair.blocked = vec![first, second, third];
+    let cut_at = pair.now;
+    while !uses(&pair, last) {
+        assert!(
+            pair.now < cut_at + SWITCH_AFTER_SILENCE + Duration::from_secs(1),
+            "it goes on over {:?}",
+            pair.cores[0].path.map(|path| path.local)
+        );
+        goes_on(&mut pair);
+    }
 }
 
 #[test]

@@ -22,7 +22,8 @@ struct Table(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     sessions: BTreeMap<String, CallDocuments>,
-    puts: usize,
+    /// Each call that was taken, by whether it was said to be new.
+    puts: Vec<bool>,
     /// Calls that are taken before it goes down.
     up_for: Option<usize>,
     /// Sessions whose id ends in this are refused.
@@ -30,7 +31,7 @@ struct State {
 }
 
 impl Destination for Table {
-    async fn put(&self, call: CallDocuments) -> Result<(), PutError> {
+    async fn put(&self, call: CallDocuments, is_new: bool) -> Result<(), PutError> {
         let mut state = self.0.lock().unwrap();
         if state.up_for == Some(0) {
             return Err(PutError::Down("the server is away".to_owned()));
@@ -40,7 +41,7 @@ impl Destination for Table {
             return Err(PutError::Refused("too large".to_owned()));
         }
         state.up_for = state.up_for.map(|calls| calls - 1);
-        state.puts += 1;
+        state.puts.push(is_new);
         state.sessions.insert(id, call);
         Ok(())
     }
@@ -56,7 +57,7 @@ impl Table {
     }
 
     fn puts(&self) -> usize {
-        self.state().puts
+        self.state().puts.len()
     }
 
     fn is_archived(&self, id: &str) -> bool {
@@ -137,7 +138,7 @@ async fn each_call_is_written_once_and_once_more_after_each_change() {
     assert!(table.is_archived(&id(2)) && !table.is_archived(&id(1)));
     drop(running);
     assert_eq!(pass(&mut mirror).await, wrote(0));
-    assert_eq!(table.puts(), 5);
+    assert_eq!(table.state().puts, [true, true, true, false, false]);
 }
 
 #[tokio::test]

@@ -54,8 +54,12 @@ pub enum PutError {
 
 /// Where calls are written to.
 pub trait Destination: Send + Sync {
-    /// Writes a call, or writes it over. Doing it twice changes nothing.
-    fn put(&self, call: CallDocuments) -> impl Future<Output = Result<(), PutError>> + Send;
+    /// Writes a call, or writes it over. Doing it twice changes nothing. `is_new`: as far as is known the destination does not have it.
+    fn put(
+        &self,
+        call: CallDocuments,
+        is_new: bool,
+    ) -> impl Future<Output = Result<(), PutError>> + Send;
 
     /// Which one it is: host and database, without user and password. What was written is remembered for each by itself.
     fn name(&self) -> &str;
@@ -370,7 +374,8 @@ async fn write<D: Destination>(
         Ok(None) => return Ok(Written::Gone),
         Err(why) => return Ok(Written::LeftAlone(id, stamp, why)),
     };
-    match destination.put(call).await {
+    let is_new = !lock(progress).knows(&id);
+    match destination.put(call, is_new).await {
         Ok(()) => {}
         Err(PutError::Down(why)) => return Ok(Written::Down(why)),
         Err(PutError::Refused(why)) => return Ok(Written::LeftAlone(id, stamp, why)),

@@ -92,6 +92,11 @@ impl Progress {
         self.written.get(&hash_of(id)) == Some(&stamp)
     }
 
+    /// Whether the session was written at any time.
+    pub(super) fn knows(&self, id: &SessionId) -> bool {
+        self.written.contains_key(&hash_of(id))
+    }
+
     /// Whether it was written from the archive, where it hardly ever changes.
     pub(super) fn is_archived(&self, id: &SessionId) -> bool {
         let stamp = self.written.get(&hash_of(id));

@@ -30,28 +30,31 @@ const MOST_FOUND: i64 = 200;
 /// Codes of a server that is not able to write at present, or does not let us:
 /// <https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml>.
 const DOWN_CODES: [i32; 21] = [
-    6,     // HostUnreachable
-    7,     // HostNotFound
-    13,    // Unauthorized
-    18,    // AuthenticationFailed
-    50,    // MaxTimeMSExpired
-    64,    // WriteConcernFailed
-    89,    // NetworkTimeout
-    91,    // ShutdownInProgress
-    100,   // UnsatisfiableWriteConcern
-    189,   // PrimarySteppedDown
-    262,   // ExceededTimeLimit
-    8000,  // AtlasError: a quota, for example
-    9001,  // SocketException
-    10107, // NotWritablePrimary
-    11000, // DuplicateKey: two wrote the same call for the first time; the next try finds it
-    11600, // InterruptedAtShutdown
-    11602, // InterruptedDueToReplStateChange
-    13435, // NotPrimaryNoSecondaryOk
-    13436, // NotPrimaryOrSecondary
-    14031, // OutOfDiskSpace
-    24,    // LockTimeout
+    6,             // HostUnreachable
+    7,             // HostNotFound
+    13,            // Unauthorized
+    18,            // AuthenticationFailed
+    50,            // MaxTimeMSExpired
+    64,            // WriteConcernFailed
+    89,            // NetworkTimeout
+    91,            // ShutdownInProgress
+    100,           // UnsatisfiableWriteConcern
+    189,           // PrimarySteppedDown
+    262,           // ExceededTimeLimit
+    8000,          // AtlasError: a quota, for example
+    9001,          // SocketException
+    10107,         // NotWritablePrimary
+    DUPLICATE_KEY, // two wrote the same call for the first time; the next try finds it
+    11600,         // InterruptedAtShutdown
+    11602,         // InterruptedDueToReplStateChange
+    13435,         // NotPrimaryNoSecondaryOk
+    13436,         // NotPrimaryOrSecondary
+    14031,         // OutOfDiskSpace
+    24,            // LockTimeout
 ];
+
+/// The code for an `_id` that is there already.
+const DUPLICATE_KEY: i32 = 11000;
 
 /// The code for a collection that nobody has written to yet.
 const NAMESPACE_NOT_FOUND: i32 = 26;
@@ -195,21 +198,20 @@ impl MongoServer {
     }
 
     fn put_error(&self, error: &Error) -> PutError {
-        let code = match error.kind.as_ref() {
-            ErrorKind::Command(command) => Some(command.code),
-            ErrorKind::Write(WriteFailure::WriteError(write)) => Some(write.code),
-            ErrorKind::InvalidArgument { .. } | ErrorKind::Bson(_) => Some(0),
-            _ => None,
+        let is_refused = match error.kind.as_ref() {
+            ErrorKind::InvalidArgument { .. } | ErrorKind::Bson(_) => true,
+            _ => code_of(error).is_some_and(|code| !DOWN_CODES.contains(&code)),
         };
-        match code {
-            Some(code) if !DOWN_CODES.contains(&code) => PutError::Refused(self.sentence(error)),
-            _ => PutError::Down(self.sentence(error)),
+        if is_refused {
+            PutError::Refused(self.sentence(error))
+        } else {
+            PutError::Down(self.sentence(error))
         }
     }
 }
 
 impl Destination for MongoServer {
-    async fn put(&self, call: CallDocuments) -> Result<(), PutError> {
+    async fn put(&self, call: CallDocuments, is_new: bool) -> Result<(), PutError> {
         let writing = async {
             let connected = self.connected().await?;
             self.indexed
@@ -217,9 +219,9 @@ impl Destination for MongoServer {
                 .await?;
             // Leads first: whoever finds a session finds its leads.
             for lead in call.leads {
-                connected.replace(&connected.leads, lead).await?;
+                write(&connected.leads, lead, is_new).await?;
             }
-            connected.replace(&connected.sessions, call.session).await
+            write(&connected.sessions, call.session, is_new).await
         };
         match timeout(ANSWER_WAIT, writing).await {
             Ok(Ok(())) => Ok(()),
@@ -250,19 +252,6 @@ impl Connected {
         create_missing(&self.leads, &["session_id", "call_id", "created_at"]).await
     }
 
-    async fn replace(
-        &self,
-        collection: &Collection<Document>,
-        document: Document,
-    ) -> Result<(), Error> {
-        let id = document.get("_id").cloned();
-        collection
-            .replace_one(doc! { "_id": id }, document)
-            .upsert(true)
-            .await
-            .map(|_| ())
-    }
-
     async fn find(&self, filter: Document) -> Result<Vec<(Document, Vec<Document>)>, Error> {
         let sessions: Vec<Document> = self
             .sessions
@@ -285,6 +274,36 @@ impl Connected {
             calls.push((session, leads));
         }
         Ok(calls)
+    }
+}
+
+/// Writes a document, or writes it over. What is new is inserted: a replacement that finds nothing to replace makes some servers read the
+/// whole collection.
+async fn write(
+    collection: &Collection<Document>,
+    document: Document,
+    is_new: bool,
+) -> Result<(), Error> {
+    if is_new {
+        match collection.insert_one(&document).await {
+            Err(error) if code_of(&error) == Some(DUPLICATE_KEY) => {}
+            inserted => return inserted.map(|_| ()),
+        }
+    }
+    let id = document.get("_id").cloned();
+    collection
+        .replace_one(doc! { "_id": id }, document)
+        .upsert(true)
+        .await
+        .map(|_| ())
+}
+
+/// The server's own code for an error, if it is the server's.
+fn code_of(error: &Error) -> Option<i32> {
+    match error.kind.as_ref() {
+        ErrorKind::Command(command) => Some(command.code),
+        ErrorKind::Write(WriteFailure::WriteError(write)) => Some(write.code),
+        _ => None,
     }
 }
 
@@ -504,7 +523,7 @@ mod tests {
             session: doc! { "_id": "session_1" },
             leads: vec![],
         };
-        let Err(PutError::Down(why)) = server.put(call).await else {
+        let Err(PutError::Down(why)) = server.put(call, true).await else {
             panic!("there is no server");
         };
         assert!(

@@ -2,7 +2,7 @@
 //!
 //!     cargo run -p roomserver --example line -- LISTEN SERVER [SEED [SECONDS]]
 //!
-//! `admit CLASS`: who sends from now on for the first time belongs to this class. `weather CLASS loss=0.05 jitter_ms=80 lost_ms=6000..8000 …`: how
+//! `admit CLASS`: who sends from now on for the first time belongs to this class. `from ADDRESS CLASS`: who does so from there does in any case. `weather CLASS loss=0.05 jitter_ms=80 lost_ms=6000..8000 …`: how
 //! the line is for this class from now on; nothing but the class is a clear line again. Each order is answered with a JSON line that says what was done
 //! under the weather before. Ends when stdin does, or after SECONDS (an hour).
 //!

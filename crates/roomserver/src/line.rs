@@ -1,7 +1,7 @@
 //! A bad line for tests: a relay that stands in front of a UDP address and loses, delays, reorders and doubles what it carries, both ways.
 //!
 //! Everybody who sends to it is one flow, and every flow belongs to a class, which has a weather. Who is in which class is decided by when a
-//! flow begins: it belongs to the class that is admitted then. Each direction of a flow has dice of its own, all with the same seed and thrown
+//! flow begins: it belongs to the class that is admitted then, unless where it comes from has a class of its own. Each direction of a flow has dice of its own, all with the same seed and thrown
 //! anew when the weather changes, so two participants with the same weather lose the same of their sound.
 //!
 //! Knows nothing about what it carries, except which datagrams are RTP. Nothing here is for production.
@@ -9,7 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +68,7 @@ pub struct Outage {
 /// What is no order to a line.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0:?} says nothing to a line: admit CLASS, or weather CLASS loss=0.05 delay_ms=30 jitter_ms=80 overtaken=0.05 doubled=0.2 \
+    "{0:?} says nothing to a line: admit CLASS, from ADDRESS CLASS, or weather CLASS loss=0.05 delay_ms=30 jitter_ms=80 overtaken=0.05 doubled=0.2 \
      lost_ms=6000..8000 held_ms=6000..8000"
 )]
 pub struct BadOrder(String);
@@ -195,6 +195,7 @@ impl Class {
 struct Shared {
     seed: u64,
     admitted: String,
+    from: HashMap<IpAddr, String>,
     classes: HashMap<String, Class>,
     /// How often a weather was set; those that nobody set have number 0.
     changes: u64,
@@ -227,6 +228,7 @@ impl Lines {
             shared: Arc::new(Mutex::new(Shared {
                 seed,
                 admitted: FIRST_CLASS.to_owned(),
+                from: HashMap::new(),
                 classes: HashMap::new(),
                 changes: 0,
             })),
@@ -236,6 +238,12 @@ impl Lines {
     /// Flows that begin from now on belong to this class.
     pub fn admit(&self, class: &str) {
         self.shared.lock().admitted = class.to_owned();
+    }
+
+    /// Flows that begin from now on and come from this address belong to this class, whoever is admitted.
+    pub fn admit_from(&self, address: IpAddr, class: &str) {
+        let mut shared = self.shared.lock();
+        shared.from.insert(address, class.to_owned());
     }
 
     /// The weather of a class from now on. What is under way comes as it would have.
@@ -251,23 +259,27 @@ impl Lines {
         self.shared.lock().class(class).tally
     }
 
-    /// Does what a line of text says, `admit CLASS` or `weather CLASS loss=0.05 …`, and answers what was done to the class under its weather
-    /// before.
+    /// Does what a line of text says, `admit CLASS`, `from ADDRESS CLASS` or `weather CLASS loss=0.05 …`, and answers what was done to the
+    /// class under its weather before.
     pub fn obey(&self, order: &str) -> Result<Tally, BadOrder> {
+        let bad = || BadOrder(order.to_owned());
         let (word, rest) = order.split_once(' ').unwrap_or((order, ""));
-        let (class, weather) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (first, second) = rest.split_once(' ').unwrap_or((rest, ""));
+        let class = if word == "from" { second } else { first };
         let before = self.tally(class);
         match word {
             "admit" => self.admit(class),
-            "weather" => self.set(class, weather.parse()?),
-            _ => return Err(BadOrder(order.to_owned())),
+            "from" => self.admit_from(first.parse().map_err(|_| bad())?, class),
+            "weather" => self.set(class, second.parse()?),
+            _ => return Err(bad()),
         }
         Ok(before)
     }
 
-    fn begin(&self) -> Fate {
+    fn begin(&self, from: IpAddr) -> Fate {
         let shared = &mut *self.shared.lock();
-        let (class, seed) = (shared.admitted.clone(), shared.seed);
+        let class = shared.from.get(&from).unwrap_or(&shared.admitted).clone();
+        let seed = shared.seed;
         let now = shared.class(&class);
         Fate {
             began: now.began,
@@ -459,7 +471,7 @@ impl Relay {
         socket.writable().await?;
         let reader = read(socket.clone(), client, answers.clone());
         let flow = Flow {
-            fate: self.lines.begin(),
+            fate: self.lines.begin(client.ip()),
             socket,
             reader: self.readers.spawn(reader),
         };
@@ -656,5 +668,13 @@ mod tests {
         server.send_to(b"again", seen_as[1]).await.expect("sent");
         let length = comes(clients[1].recv(&mut buffer)).await;
         assert_eq!(&buffer[..length], b"again");
+        // Where it comes from decides before who is admitted.
+        lines.obey("from 127.0.0.9 good").expect("an order");
+        lines.set("bad", "loss=1".parse().expect("a weather"));
+        let client = UdpSocket::bind("127.0.0.9:0").await.expect("loopback");
+        client.connect(line.address()).await.expect("loopback");
+        client.send(b"kept").await.expect("it is sent");
+        let (length, _) = comes(server.recv_from(&mut buffer)).await;
+        assert_eq!(&buffer[..length], b"kept");
     }
 }

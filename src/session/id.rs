@@ -4,9 +4,10 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 /// Longest id that we accept; with a prefix and a suffix it stays below the 255 bytes that file systems allow.
@@ -107,7 +108,13 @@ macro_rules! file_safe_id {
 
             fn from_str(text: &str) -> Result<Self, IdError> {
                 check(text)?;
-                Ok(Self(text.to_owned()))
+                Ok(Self(text.into()))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 
@@ -124,17 +131,17 @@ macro_rules! file_safe_id {
 /// One conversation, from dispatch to hangup: `session_<YYYYMMDD>_<HHMMSS>_<6 hex>`.
 ///
 /// Ids of other shapes are accepted when read, because the original's records have them (`livekit-20251029-113920`).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct SessionId(String);
+///
+/// A clone is a reference to the same text: thousands of waiting records are known by their ids in several places.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(Arc<str>);
 
 impl SessionId {
     /// A new id for a call that starts at `now`.
     pub fn new(now: DateTime<Utc>) -> Self {
         let random: u32 = rand::random::<u32>() & 0x00ff_ffff;
-        Self(format!(
-            "session_{}_{random:06x}",
-            now.format("%Y%m%d_%H%M%S")
-        ))
+        let id = format!("session_{}_{random:06x}", now.format("%Y%m%d_%H%M%S"));
+        Self(id.into())
     }
 
     /// The time in an id of our own shape.
@@ -149,7 +156,7 @@ impl SessionId {
 file_safe_id!(SessionId);
 
 /// One lead that was taken in a call.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeadId(String);
 
 impl LeadId {

@@ -1,5 +1,6 @@
 //! `call_metadata/` as a queue: listing it, claiming a record, moving it forward, and its way to `processed_metadata/`.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -24,10 +25,21 @@ pub(super) fn stem(file_name: &str) -> Option<&str> {
 pub struct PendingRecord {
     /// The session, as the file's name has it.
     pub session_id: SessionId,
-    /// The file.
-    pub path: PathBuf,
-    /// When it was last written.
+    /// When the file was last written.
     pub modified: SystemTime,
+    /// The file's name, when the session's id is not all there is to it.
+    odd_name: Option<Box<OsStr>>,
+}
+
+impl PendingRecord {
+    /// The record of a session whose file is named as we name it.
+    pub fn new(session_id: SessionId, modified: SystemTime) -> Self {
+        Self {
+            session_id,
+            modified,
+            odd_name: None,
+        }
+    }
 }
 
 /// A record that this process works on, and nobody else. Released when it is dropped or the process dies.
@@ -58,13 +70,14 @@ impl Store {
             .flatten()
             .filter_map(|entry| {
                 let name = entry.file_name();
-                let session_id = sanitise(stem(&name.to_string_lossy())?).parse().ok()?;
+                let session_id: SessionId =
+                    sanitise(stem(&name.to_string_lossy())?).parse().ok()?;
                 // One that has been archived since the listing began is simply not there.
                 let modified = entry.metadata().and_then(|m| m.modified()).ok()?;
+                let is_ours = name.to_str().and_then(stem) == Some(session_id.as_str());
                 Some(PendingRecord {
-                    session_id,
-                    path: entry.path(),
-                    modified,
+                    odd_name: (!is_ours).then(|| name.into()),
+                    ..PendingRecord::new(session_id, modified)
                 })
             })
             .collect();
@@ -88,12 +101,20 @@ impl Store {
         })
     }
 
+    /// The file of a record that [`Store::pending`] listed.
+    fn pending_path(&self, pending: &PendingRecord) -> PathBuf {
+        match &pending.odd_name {
+            Some(name) => self.root().join(CALL_METADATA).join(&**name),
+            None => self.record_path(CALL_METADATA, &pending.session_id),
+        }
+    }
+
     /// Reads a record that [`Store::pending`] listed. `None` when it has been archived since.
     ///
     /// # Errors
     /// When it is not readable.
     pub fn read_pending(&self, pending: &PendingRecord) -> Result<Option<CallRecord>, StoreError> {
-        read(&pending.path, &pending.session_id)
+        read(&self.pending_path(pending), &pending.session_id)
     }
 
     /// Claims a waiting record. `None`: another process works on it, or it has been delivered.
@@ -123,10 +144,11 @@ impl Store {
             return Ok(None);
         }
         // Read only now: whoever had the claim before us may have changed it.
-        match read(&pending.path, &pending.session_id) {
+        let path = self.pending_path(pending);
+        match read(&path, &pending.session_id) {
             Ok(Some(record)) => Ok(Some(Claim {
                 record,
-                path: pending.path.clone(),
+                path,
                 lock_path,
                 _lock: lock,
             })),
@@ -202,14 +224,9 @@ impl Store {
     /// # Errors
     /// When there is no such record, another process works on it, or it cannot be written.
     pub fn reset_for_retry(&self, id: &SessionId) -> Result<bool, StoreError> {
-        let path = self.record_path(CALL_METADATA, id);
-        let pending = PendingRecord {
-            session_id: id.clone(),
-            path,
-            modified: SystemTime::now(),
-        };
+        let pending = PendingRecord::new(id.clone(), SystemTime::now());
         let Some(mut claim) = self.claim(&pending)? else {
-            return match pending.path.exists() {
+            return match self.pending_path(&pending).exists() {
                 true => Err(StoreError::Busy(id.clone())),
                 false if self.record_path(PROCESSED, id).exists() => Ok(false),
                 false => Err(StoreError::NoRecord {

@@ -18,6 +18,7 @@ use crate::{
     },
     audio_track::RtcAudioTrack,
     connection::Connection,
+    core::report::Advice,
     jsep::negotiation::Redundancy,
     media_stream_track::MediaStreamTrack,
     native::{create_random_uuid, frame_cryptor::Cryptor},
@@ -290,7 +291,7 @@ impl Sender {
                 let cryptor = self.cryptor.clone();
                 let encoder = AudioSender::new(stream.config, state.clock, move |mut packet| {
                     let mut payload_type = opus;
-                    if let Some((red, wrapper)) = &red
+                    if let Some((red, wrapper)) = red.as_ref().filter(|_| !packet.narrow)
                         && let Some(payload) = wrapper.lock().wrap(&packet)
                     {
                         (payload_type, packet.payload) = (*red, payload);
@@ -353,9 +354,13 @@ impl Sender {
             .and_then(|encoding| encoding.max_bitrate)
     }
 
-    pub fn set_packet_loss_percent(&self, percent: u8) {
+    /// Follows what the receiver has reported.
+    pub fn follow(&self, advice: Advice) {
         if let Some(attached) = &self.state.lock().attached {
-            attached.encoder.set_packet_loss_percent(percent);
+            attached
+                .encoder
+                .set_packet_loss_percent(advice.loss_percent);
+            attached.encoder.set_share(advice.bitrate_share);
         }
     }
 

@@ -37,6 +37,8 @@ SECONDS = 14
 PATIENCE_S = 60
 # Where the line stands before LiveKit's server.
 ANNOUNCED = "127.0.0.2"
+# Where relays send from.
+RELAYS = "127.0.0.3"
 # Of one end to the other, each way, in every weather.
 STEADY = "delay_ms=30"
 # Until the last word has come over the worst line.
@@ -439,7 +441,7 @@ class TurnServer:
         folder.chmod(0o755)
         key.chmod(0o644)
         command = [
-            "turnserver", "-n", "--no-cli", "--lt-cred-mech", "--fingerprint", "--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1",
+            "turnserver", "-n", "--no-cli", "--lt-cred-mech", "--fingerprint", "--listening-ip=127.0.0.1", f"--relay-ip={RELAYS}",
             "--realm=example.org", "--user=user:secret", "--allow-loopback-peers", "--log-file=stdout", f"--listening-port={self.port}",
             f"--tls-listening-port={self.tls_port}", f"--cert={self.certificate}", f"--pkey={key}", f"--pidfile={folder}/turn.pid",
             f"--userdb={folder}/turn.sqlite",
@@ -490,10 +492,10 @@ def one_path(arguments, kept: Path, said: Path, name: str, case: dict):
     environment = {"SSL_CERT_FILE": str(turn.certificate), "RUST_LOG": "info"} if turn else {}
     call = None
     try:
+        # What comes from a relay is not cut.
+        server.order(f"from {RELAYS} clear")
         server.order("weather bad" + (" loss=1" if case.get("cut") == "before" else ""))
         call = Call(arguments, server, kept, name, relay=case.get("relay", False), environment=environment)
-        # What comes from a relay is not cut.
-        server.order("admit clear")
         for who in ("ours", "google"):
             person = call.people[who]
             times = {what: line and round(line["ms"]) for what, line in (("joined", person.joined), ("published", person.published))}

@@ -34,6 +34,9 @@ const DEFAULT_STEREO_BPS: u64 = 64_000;
 /// The range of bitrates that Opus supports (RFC 6716, section 2.1.1), in bits per second.
 const BITRATE_RANGE_BPS: std::ops::RangeInclusive<u64> = 6_000..=510_000;
 
+/// A line that takes less than this gets it nevertheless, or speech would no longer be wide-band (RFC 6716, section 2.1.1), in bits per second.
+const NARROWEST_BPS: u64 = 12_000;
+
 /// As thorough as Google's engine on a desktop. Half of it would save a quarter of the time.
 const COMPLEXITY: i32 = 9;
 
@@ -78,6 +81,8 @@ pub(crate) struct EncodedAudio {
     pub audio_level_dbov: i8,
     /// Whether the packet probably holds speech.
     pub voice_activity: bool,
+    /// The line does not take the wanted bitrate, so nothing is to be added.
+    pub narrow: bool,
 }
 
 /// What a sender has done so far: the numbers of the media-source and outbound-rtp statistics.
@@ -163,6 +168,11 @@ impl AudioSender {
         self.encoder.lock().set_max_bitrate(bitrate_bps);
     }
 
+    /// Sets the share of the bitrate that the line takes, from 0 to 1.
+    pub fn set_share(&self, share: f32) {
+        self.encoder.lock().set_share(share);
+    }
+
     /// Where the next packets will be in time.
     pub fn clock(&self) -> RtpClock {
         self.encoder.lock().clock
@@ -201,6 +211,9 @@ pub(crate) struct PacketEncoder {
     /// Whether the last packet said that there is nothing to hear, or there was none yet.
     silent: bool,
     loss_percent: u8,
+    max_bitrate_bps: Option<u64>,
+    /// What the line takes of that.
+    share: f32,
     stats: AudioSenderStats,
 }
 
@@ -225,9 +238,11 @@ impl PacketEncoder {
             clock,
             silent: true,
             loss_percent: 0,
+            max_bitrate_bps: config.max_bitrate_bps,
+            share: 1.0,
             stats: AudioSenderStats::default(),
         };
-        encoder.set_max_bitrate(config.max_bitrate_bps);
+        encoder.update_bitrate();
         Ok(encoder)
     }
 
@@ -242,14 +257,27 @@ impl PacketEncoder {
     }
 
     pub fn set_max_bitrate(&mut self, bitrate_bps: Option<u64>) {
+        self.max_bitrate_bps = bitrate_bps;
+        self.update_bitrate();
+    }
+
+    pub fn set_share(&mut self, share: f32) {
+        self.share = share;
+        self.update_bitrate();
+    }
+
+    fn update_bitrate(&mut self) {
         let default = if self.config.stereo {
             DEFAULT_STEREO_BPS
         } else {
             DEFAULT_MONO_BPS
         };
-        let bitrate = bitrate_bps
+        let wanted = self
+            .max_bitrate_bps
             .unwrap_or(default)
             .clamp(*BITRATE_RANGE_BPS.start(), *BITRATE_RANGE_BPS.end());
+        let taken = (wanted as f64 * f64::from(self.share)) as u64;
+        let bitrate = taken.max(NARROWEST_BPS).min(wanted);
         if bitrate != self.stats.target_bitrate_bps {
             self.stats.target_bitrate_bps = bitrate;
             if let Err(error) = self.opus.set_bitrate(Bitrate::Bits(bitrate as i32)) {
@@ -317,6 +345,7 @@ impl PacketEncoder {
                 marker: was_silent,
                 audio_level_dbov,
                 voice_activity: audio_level_dbov >= VOICE_DBOV,
+                narrow: self.share < 1.0,
             });
         }
         None

@@ -5,7 +5,8 @@
 //! - [`clock`] drives both every 10 ms on the media thread.
 //!
 //! The machinery that decides anything knows no socket, thread or clock and gets the time as an argument: [`source_queue`], [`resample`],
-//! [`delay`], [`stretch`], [`jitter`], [`level`], [`noise`], [`red`]. Nothing here knows RTP headers, SDP or peer connections.
+//! [`delay`], [`stretch`], [`jitter`], [`level`], [`noise`], [`red`],
+//! [`rate`]. Nothing here knows RTP headers, SDP or peer connections.
 
 pub(crate) mod clock;
 pub(crate) mod decoder;
@@ -19,6 +20,7 @@ pub(crate) mod loss;
 pub(crate) mod noise;
 #[cfg(test)]
 mod quality;
+pub(crate) mod rate;
 pub(crate) mod receiver;
 pub(crate) mod red;
 pub(crate) mod resample;

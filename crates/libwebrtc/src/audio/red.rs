@@ -120,6 +120,7 @@ mod tests {
             marker: false,
             audio_level_dbov: -30,
             voice_activity: true,
+            narrow: false,
         }
     }
 

@@ -52,6 +52,12 @@ fn talking() -> (Pair, Mid) {
     (pair, view.sending.expect("negotiated").mid)
 }
 
+/// What the encoder that belongs to the connection would aim at, in bits per second.
+fn target_bps(pair: &Pair) -> Option<u64> {
+    let encoder = pair.cores[0].transceivers[0].sender.encoder();
+    encoder.map(|encoder| encoder.stats().target_bitrate_bps)
+}
+
 /// Sends sound for so many seconds and waits until it has arrived. Answers how many packets were sent, and their payload's bytes.
 fn talk(pair: &mut Pair, mid: Mid, seconds: usize) -> (u64, u64) {
     let mut encoder = PacketEncoder::new(OpusSendConfig::default(), RtpClock::starting_at(1))
@@ -72,6 +78,7 @@ fn talk(pair: &mut Pair, mid: Mid, seconds: usize) -> (u64, u64) {
                 pair.cores[0].send_audio(now, mid, 111, packet);
             }
             pair.run(Duration::from_millis(10), |_| false);
+            encoder.set_max_bitrate(target_bps(pair));
         }
     }
     pair.run(Duration::from_millis(1_500), |_| false);
@@ -196,4 +203,29 @@ fn candidate_pair_shows_the_round_trip_and_what_went_over_it() {
     assert!((39.0..45.0).contains(&round_trip_ms), "{round_trip_ms}");
     assert!(found.responses_received >= 1);
     assert!(found.packets_sent >= 500 && found.bytes_sent > 500 * 60);
+}
+
+#[test]
+fn a_line_that_takes_less_gets_less_and_all_again_when_it_takes_more() {
+    let (mut pair, mid) = talking();
+    let wanted = target_bps(&pair);
+    pair.line = Some(Line::new(pair.now, Link::default(), 5));
+    talk(&mut pair, mid, 5);
+    assert_eq!(target_bps(&pair), wanted);
+
+    // Speech at 32 kbit/s and its headers are 53 kbit/s.
+    let line = pair.line.as_mut().expect("it was put there");
+    line.bottleneck = Some((44_000.0, 400.0));
+    talk(&mut pair, mid, 20);
+    let line = pair.line.as_mut().expect("it was put there");
+    (line.rtp_packets, line.rtp_lost) = (0, 0);
+    talk(&mut pair, mid, 20);
+    assert!(target_bps(&pair) < wanted, "{:?}", target_bps(&pair));
+    let line = pair.line.as_mut().expect("it was put there");
+    let lost = line.rtp_lost as f64 / line.rtp_packets as f64;
+    assert!(lost < 0.02, "{lost}");
+
+    line.bottleneck = None;
+    talk(&mut pair, mid, 40);
+    assert_eq!(target_bps(&pair), wanted);
 }

@@ -567,12 +567,9 @@ impl Core {
             RtcEvent::PeerStats(stats) => self.counters.peer = Some(stats),
             RtcEvent::MediaEgressStats(stats) => {
                 let mid = stats.mid;
-                if let (Some(percent), Some(index)) =
-                    (self.counters.take_egress(stats), self.index_of_mid(mid))
-                {
-                    self.transceivers[index]
-                        .sender
-                        .set_packet_loss_percent(percent);
+                let advice = self.counters.take_egress(now, stats);
+                if let (Some(advice), Some(index)) = (advice, self.index_of_mid(mid)) {
+                    self.transceivers[index].sender.follow(advice);
                 }
             }
             RtcEvent::MediaIngressStats(stats) => {

@@ -14,7 +14,9 @@ use str0m::{
 
 use super::{Core, EngineIceState, SignalingState};
 use crate::{
-    audio::{encoder::AudioSenderStats, loss::ExpectedLoss, receiver::AudioReceiverStats},
+    audio::{
+        encoder::AudioSenderStats, loss::ExpectedLoss, rate::SendRate, receiver::AudioReceiverStats,
+    },
     media_stream_track::MediaStreamTrack,
     rtp::{Receiver, Sender, Transceiver},
     stats::{self, RtcStats, dictionaries},
@@ -54,6 +56,16 @@ struct Reports {
     /// The share lost, as the last report has it.
     fraction_lost: f32,
     expected_loss: ExpectedLoss,
+    rate: SendRate,
+}
+
+/// What a report of the other side means for an encoder.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Advice {
+    /// The loss to expect.
+    pub loss_percent: u8,
+    /// How much of the wanted bitrate the line takes, from 0 to 1.
+    pub bitrate_share: f32,
 }
 
 impl Counters {
@@ -67,21 +79,24 @@ impl Counters {
         self.bytes_received += bytes as u64;
     }
 
-    /// Answers the loss that the encoder should be told, in percent, if there is a new report of it.
-    pub fn take_egress(&mut self, stats: MediaEgressStats) -> Option<u8> {
-        let mut percent = None;
+    /// Answers what the encoder should be told, if there is a new report of the other side.
+    pub fn take_egress(&mut self, now: Instant, stats: MediaEgressStats) -> Option<Advice> {
+        let mut advice = None;
         // A value of loss comes with every report of the other side, so it marks a new measurement.
         if let Some(loss) = stats.loss {
             let reports = self.reports.entry(stats.mid).or_default();
             reports.fraction_lost = loss;
-            percent = Some(reports.expected_loss.reported(loss));
+            advice = Some(Advice {
+                loss_percent: reports.expected_loss.reported(loss),
+                bitrate_share: reports.rate.reported(now, loss, stats.rtt),
+            });
             if let Some(rtt) = stats.rtt {
                 reports.round_trips.0 += rtt;
                 reports.round_trips.1 += 1;
             }
         }
         self.egress.insert(stats.mid, stats);
-        percent
+        advice
     }
 }
 

@@ -13,12 +13,19 @@ use crate::audio::link::{Dice, Link};
 /// One way through the network.
 const DELAY: Duration = Duration::from_millis(20);
 
+/// Headers of IPv4 and UDP (RFC 791, RFC 768).
+const IP_AND_UDP_BYTES: usize = 28;
+
 /// A line that is not perfect, and its own account of what it did to packets of sound.
 pub(super) struct Line {
     link: Link,
     dice: Dice,
     start: Instant,
     last_ms: f64,
+    /// Bits per second that get through, and for how many milliseconds of them there is a queue; what finds it full is lost.
+    pub bottleneck: Option<(f64, f64)>,
+    /// When the queue will be empty.
+    drained_ms: f64,
     pub rtp_packets: u64,
     pub rtp_lost: u64,
 }
@@ -30,15 +37,36 @@ impl Line {
             dice: Dice::new(seed),
             start,
             last_ms: 0.0,
+            bottleneck: None,
+            drained_ms: 0.0,
             rtp_packets: 0,
             rtp_lost: 0,
         }
     }
 
+    /// When a packet is through the bottleneck.
+    fn pass(&mut self, sent_ms: f64, bytes: usize) -> Option<f64> {
+        let Some((bits_per_second, queue_ms)) = self.bottleneck else {
+            return Some(sent_ms);
+        };
+        let begins_ms = sent_ms.max(self.drained_ms);
+        if begins_ms - sent_ms > queue_ms {
+            return None;
+        }
+        let bits = (bytes + IP_AND_UDP_BYTES) as f64 * 8.0;
+        self.drained_ms = begins_ms + bits / bits_per_second * 1000.0;
+        Some(self.drained_ms)
+    }
+
     /// When copies of a packet arrive that is sent now.
     fn carry(&mut self, now: Instant, packet: &[u8]) -> Vec<Instant> {
         let sent_ms = (now - self.start).as_secs_f64() * 1000.0;
-        let arrivals = self.link.carry(sent_ms, &mut self.last_ms, &mut self.dice);
+        let arrivals = match self.pass(sent_ms, packet.len()) {
+            Some(passed_ms) => self
+                .link
+                .carry(passed_ms, &mut self.last_ms, &mut self.dice),
+            None => vec![],
+        };
         // The payload type of Opus, with and without the marker (RFC 3550, section 5.1).
         if packet.len() > 12 && packet[0] >> 6 == 2 && packet[1] & 0x7f == 111 {
             self.rtp_packets += 1;

@@ -323,6 +323,7 @@ fn with_redundancy(packets: Vec<(f64, RtpAudioPacket)>) -> Vec<(f64, RtpAudioPac
             marker: false,
             audio_level_dbov: 0,
             voice_activity: true,
+            narrow: false,
         };
         let payload = wrapper.wrap(&encoded).expect("short enough").into();
         (at, RtpAudioPacket { payload, ..packet })

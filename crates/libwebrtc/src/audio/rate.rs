@@ -1,0 +1,255 @@
+//! How much of the wanted bitrate a line takes, from what the receiver reports about once a second.
+//!
+//! Google's loss-based control (draft-ietf-rmcat-gcc-02, section 6) lowers the bitrate above 10 % of loss and raises it below 2 %. Two things
+//! are different here, because only one voice is sent and LiveKit's servers negotiate no transport-wide feedback for sound. A queue that
+//! builds up is seen by the round trip, before it overflows. And a lower bitrate that does not lessen the loss is taken back: on a radio link
+//! packets get lost whatever their size, and the voice would only sound worse.
+
+use std::time::{Duration, Instant};
+
+/// A round trip that is this much longer than usual in two reports in a row is a queue on the way that does not drain.
+const QUEUE: Duration = Duration::from_millis(150);
+
+/// Above this share of loss less is sent.
+const HIGH_LOSS: f32 = 0.10;
+/// Below this share of loss more may be sent.
+const LOW_LOSS: f32 = 0.02;
+/// Less of the loss than this is left when a lower bitrate has helped.
+const HELPED: f32 = 0.6;
+/// The weight of a new report of loss; with 3 of 50 packets a report says little by itself.
+const LOSS_WEIGHT: f32 = 0.4;
+
+const DOWN: f32 = 0.7;
+const UP: f32 = 1.08;
+/// The step up around what was too much last time.
+const CAREFULLY_UP: f32 = 1.02;
+/// What counts as around it.
+const NEAR: std::ops::Range<f32> = 0.85..1.05;
+/// Reports after a step down until the next one: a queue needs time to drain.
+const STEP_REPORTS: u32 = 2;
+/// What remains for the worst line; the encoder has a limit of its own.
+const LOWEST: f32 = 0.25;
+
+/// Reports after the last step down until which loss must have become less. The round trip and the smoothing are in it.
+const TRIAL_REPORTS: u32 = 4;
+/// How long loss alone is no reason for a lower bitrate when one did not help; doubled each time.
+const FIRST_IMMUNITY: Duration = Duration::from_secs(60);
+const LONGEST_IMMUNITY: Duration = Duration::from_secs(600);
+
+/// The share of its excess by which a longer round trip becomes the usual one, per report: half a minute for one of 250 ms more.
+const USUAL_WEIGHT: f64 = 0.02;
+
+/// What one stream may have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SendRate {
+    share: f32,
+    loss: f32,
+    usual_round_trip: Option<Duration>,
+    /// Reports in a row whose round trip was too long.
+    queued: u32,
+    /// Reports since the last step down.
+    since_step: u32,
+    /// The share that was too much last time.
+    too_much: Option<f32>,
+    trial: Option<Trial>,
+    immune_until: Option<Instant>,
+    immunity: Duration,
+}
+
+/// A lower bitrate because of loss, until it is known whether it helps.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    loss_before: f32,
+    /// Since the last step.
+    reports: u32,
+}
+
+impl Default for SendRate {
+    fn default() -> Self {
+        Self {
+            share: 1.0,
+            loss: 0.0,
+            usual_round_trip: None,
+            queued: 0,
+            since_step: u32::MAX,
+            too_much: None,
+            trial: None,
+            immune_until: None,
+            immunity: FIRST_IMMUNITY,
+        }
+    }
+}
+
+impl SendRate {
+    /// Takes a report, the share lost from 0 to 1, and answers which share of the wanted bitrate is to be sent.
+    pub fn reported(&mut self, now: Instant, loss: f32, round_trip: Option<Duration>) -> f32 {
+        if loss.is_finite() {
+            self.loss += (loss.clamp(0.0, 1.0) - self.loss) * LOSS_WEIGHT;
+        }
+        self.queued = match round_trip.is_some_and(|it| self.is_queued(it)) {
+            true => self.queued + 1,
+            false => 0,
+        };
+        self.since_step = self.since_step.saturating_add(1);
+        if self.queued >= 2 {
+            // What it is about is known now, and loss is no riddle.
+            self.trial = None;
+            if self.since_step >= STEP_REPORTS {
+                self.step_down();
+            }
+        } else if self.loss > HIGH_LOSS && self.immune_until.is_none_or(|until| now >= until) {
+            self.try_less(now);
+        } else if self.loss < LOW_LOSS && self.queued == 0 {
+            self.step_up();
+        }
+        self.share
+    }
+
+    fn step_down(&mut self) {
+        // Where a step follows a step, the first one began where it was too much.
+        if self.since_step > 2 * STEP_REPORTS {
+            self.too_much = Some(self.share);
+        }
+        self.since_step = 0;
+        self.share = (self.share * DOWN).max(LOWEST);
+    }
+
+    fn step_up(&mut self) {
+        let next = self.share * UP;
+        let near = self.too_much.map(|it| NEAR.start * it..NEAR.end * it);
+        self.share = match near {
+            Some(near) if near.contains(&next) => self.share * CAREFULLY_UP,
+            _ => next,
+        };
+        if self.share >= 1.0 {
+            self.share = 1.0;
+            self.trial = None;
+        }
+    }
+
+    fn is_queued(&mut self, round_trip: Duration) -> bool {
+        let usual = self.usual_round_trip.get_or_insert(round_trip);
+        if round_trip < *usual {
+            *usual = round_trip;
+            return false;
+        }
+        let excess = round_trip - *usual;
+        *usual += excess.mul_f64(USUAL_WEIGHT);
+        excess > QUEUE
+    }
+
+    fn try_less(&mut self, now: Instant) {
+        let trial = self.trial.get_or_insert(Trial {
+            loss_before: self.loss,
+            reports: TRIAL_REPORTS,
+        });
+        if self.loss < trial.loss_before * HELPED {
+            // It does help, and there is still too much: from here on anew.
+            trial.loss_before = self.loss;
+        } else if trial.reports < TRIAL_REPORTS {
+            trial.reports += 1;
+            return;
+        } else if self.share <= LOWEST {
+            self.trial = None;
+            self.too_much = None;
+            self.share = 1.0;
+            self.immune_until = Some(now + self.immunity);
+            self.immunity = (self.immunity * 2).min(LONGEST_IMMUNITY);
+            return;
+        }
+        trial.reports = 0;
+        self.step_down();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A report a second, of this loss in percent and a round trip in milliseconds; answers the shares.
+    fn shares(rate: &mut SendRate, at: &mut Instant, reports: &[(f32, u64)]) -> Vec<f32> {
+        reports
+            .iter()
+            .map(|(percent, round_trip_ms)| {
+                *at += Duration::from_secs(1);
+                let round_trip = Duration::from_millis(*round_trip_ms);
+                rate.reported(*at, percent / 100.0, Some(round_trip))
+            })
+            .collect()
+    }
+
+    fn fresh() -> (SendRate, Instant) {
+        let (mut rate, mut at) = (SendRate::default(), Instant::now());
+        assert_eq!(shares(&mut rate, &mut at, &[(0.0, 50); 10]), [1.0; 10]);
+        (rate, at)
+    }
+
+    #[test]
+    fn a_good_line_gets_everything_and_so_does_one_with_little_loss_or_a_round_trip_that_varies() {
+        let (mut rate, mut at) = fresh();
+        for report in [(0.0, 50), (5.0, 50), (0.0, 180), (9.0, 60), (0.0, 250)] {
+            // A single long round trip is no queue.
+            assert_eq!(shares(&mut rate, &mut at, &[report, (1.0, 50)]), [1.0; 2]);
+        }
+    }
+
+    #[test]
+    fn a_queue_that_builds_up_is_drained_before_it_overflows() {
+        let (mut rate, mut at) = fresh();
+        let down = shares(
+            &mut rate,
+            &mut at,
+            &[(0.0, 230), (0.0, 400), (0.0, 400), (0.0, 400)],
+        );
+        // It is given time to drain.
+        assert_eq!(down[..3], [1.0, DOWN, DOWN]);
+        assert!(down[3] < 0.5, "{down:?}");
+        let up = shares(&mut rate, &mut at, &[(0.0, 60); 30]);
+        assert!(up.windows(2).all(|pair| pair[0] <= pair[1]), "{up:?}");
+        assert!(up[3] < 0.8 && up[29] == 1.0, "{up:?}");
+        // Slower where it was too much.
+        let last_steps = up.iter().filter(|share| (0.9..1.0).contains(*share));
+        assert!(last_steps.count() >= 5, "{up:?}");
+    }
+
+    #[test]
+    fn loss_that_a_lower_bitrate_does_not_lessen_is_lived_with() {
+        let (mut rate, mut at) = fresh();
+        let seen = shares(&mut rate, &mut at, &[(20.0, 50); 100]);
+        let lowered = seen.iter().filter(|share| **share < 1.0).count();
+        assert!(seen.contains(&LOWEST), "it was tried");
+        assert!(lowered <= 2 * 20, "{lowered} of 100 reports");
+        assert_eq!(seen[30..70], [1.0; 40]);
+        // The next time it takes longer until it is tried.
+        let later = shares(&mut rate, &mut at, &[(20.0, 50); 100]);
+        assert!(later.iter().filter(|share| **share < 1.0).count() <= 20);
+    }
+
+    #[test]
+    fn loss_that_a_lower_bitrate_lessens_keeps_it_low_until_the_line_is_good() {
+        let (mut rate, mut at) = fresh();
+        let down = shares(&mut rate, &mut at, &[(30.0, 50); 2]);
+        assert!(down[1] < 1.0, "{down:?}");
+        let held = shares(&mut rate, &mut at, &[(4.0, 50); 30]);
+        assert_eq!(held[10..], [held[10]; 20]);
+        assert!(held[10] < 1.0);
+        let up = shares(&mut rate, &mut at, &[(0.0, 50); 40]);
+        assert_eq!(up[39], 1.0);
+    }
+
+    #[test]
+    fn a_way_that_has_become_longer_is_the_usual_one_after_a_while() {
+        let (mut rate, mut at) = fresh();
+        let seen = shares(&mut rate, &mut at, &[(0.0, 300); 300]);
+        assert_eq!(seen[10..20], [LOWEST; 10]);
+        assert_eq!(seen[299], 1.0);
+    }
+
+    #[test]
+    fn nonsense_changes_nothing() {
+        let (mut rate, at) = fresh();
+        for loss in [f32::NAN, f32::INFINITY, -3.0] {
+            assert_eq!(rate.reported(at, loss, None), 1.0);
+        }
+    }
+}

@@ -70,6 +70,8 @@ pub struct Seen {
     pub agent: Option<String>,
     /// The sid of the agent's track.
     pub agent_track: Option<String>,
+    /// Somebody in the room has our sound.
+    pub is_heard: bool,
     /// The agent has left the room.
     pub agent_gone: bool,
     /// We are out of the room; why, in LiveKit's word.
@@ -291,6 +293,7 @@ async fn watch_room(mut events: mpsc::UnboundedReceiver<RoomEvent>, see: watch::
                 let stream = NativeAudioStream::new(track.rtc_track(), SAMPLE_RATE_HZ as i32, 1);
                 ears.push(tokio::spawn(listen(stream, see.clone())));
             }
+            RoomEvent::LocalTrackSubscribed { .. } => see.send_modify(|seen| seen.is_heard = true),
             RoomEvent::ParticipantDisconnected(participant)
                 if participant.kind() == ParticipantKind::Agent =>
             {

@@ -305,11 +305,14 @@ impl World {
         dispatch.expect("the dispatch is made").id
     }
 
-    /// A caller and the agent in a room; the greeting has been said.
+    /// A caller and the agent in a room; the greeting has been said, and the agent has the caller's sound.
     pub async fn call(&self, room: &str) -> LiveCaller {
         let mut caller = self.caller(room).await;
         self.dispatch(room, Value::Null).await;
         caller.agent_has_said(1).await;
+        caller
+            .until("ear for the caller", |seen| seen.is_heard)
+            .await;
         caller
     }
 

@@ -322,7 +322,7 @@ fn serve_gatherer(
                 core.add_reflexive_candidate(now, address, base);
             }
             Finding::Relayed { address, local } => core.add_relayed_candidate(now, address, local),
-            Finding::RelayLost { address } => core.remove_local(now, address),
+            Finding::RelayLost { address } => core.relay_lost(now, address),
             Finding::Failed(failure) => core.server_failed(failure),
             Finding::Complete => core.gathering_complete(),
         });

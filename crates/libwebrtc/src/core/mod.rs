@@ -131,6 +131,11 @@ impl LocalCandidate {
     fn is_at(&self, path: Path) -> bool {
         self.candidate.addr() == path.local && self.candidate.proto() == path.protocol
     }
+
+    /// Whether it has just shown that it works.
+    fn lives(&self, now: Instant) -> bool {
+        self.received.is_some_and(|at| now < at + FRESH_PROOF)
+    }
 }
 
 /// Where packets for the other side go.
@@ -173,6 +178,8 @@ pub(crate) struct Core {
     path_received: Instant,
     /// Whether the silence since then has led to a look at other paths.
     path_doubted: bool,
+    /// The path went through a relay that is gone.
+    relay_gone: bool,
     /// Whether there was a path since the beginning or the last failure.
     had_path: bool,
     /// Since when no pair of candidates is confirmed, although there was one.
@@ -240,6 +247,7 @@ impl Core {
             path: None,
             path_received: now,
             path_doubted: false,
+            relay_gone: false,
             had_path: false,
             unconfirmed_since: None,
             recheck: false,
@@ -331,6 +339,16 @@ impl Core {
             Err(error) => log::debug!("{address} is no candidate: {error}"),
         }
         self.poll(now);
+    }
+
+    /// Lets go of a relay whose server is gone. If packets went over it, there is nothing to wait for: without any other way the connection
+    /// has failed, as in Google's engine when its connection to a TURN server breaks.
+    pub fn relay_lost(&mut self, now: Instant, address: SocketAddr) {
+        if self.path.is_some_and(|path| path.local == address) {
+            self.relay_gone = true;
+            self.try_afresh(|it| it.candidate.addr() != address && !it.lives(now));
+        }
+        self.remove_local(now, address);
     }
 
     /// Lets go of everything that was sent from an address: a socket whose interface is gone, or a relay.
@@ -540,7 +558,7 @@ impl Core {
             RtcEvent::IceConnectionStateChange(state) => {
                 log::debug!("ICE is {state:?}");
                 self.ice = state;
-                self.recheck = state == EngineIceState::Disconnected;
+                self.recheck = state == EngineIceState::Disconnected && !self.relay_gone;
             }
             RtcEvent::ChannelOpen(id, label) => self.channel_opened(id, &label),
             RtcEvent::ChannelData(message) => {
@@ -596,6 +614,7 @@ impl Core {
                 (self.last_received, self.path_received) = (now, now);
             }
             self.unconfirmed_since = None;
+            self.relay_gone = false;
         } else if self.had_path {
             self.unconfirmed_since.get_or_insert(now);
         }
@@ -608,7 +627,7 @@ impl Core {
                 .map(|since| since + DISCONNECTED_WITHOUT_CONSENT);
             unconfirmed_from.map_or(silent_from, |at| at.min(silent_from))
         });
-        let ice_lost = lost_at.is_some_and(|at| now >= at);
+        let ice_lost = self.relay_gone || lost_at.is_some_and(|at| now >= at);
         let lost = ended || ice_lost;
         if let (Some(at), false) = (lost_at, ice_lost) {
             self.next_timeout = self.next_timeout.min(at);
@@ -623,7 +642,8 @@ impl Core {
                 true => FAILED_AFTER_DISCONNECT,
                 false => FAILED_AFTER_CHECKING,
             };
-            if now >= since + patience {
+            let no_way_left = self.relay_gone && self.ice == EngineIceState::Disconnected;
+            if no_way_left || now >= since + patience {
                 self.failed = true;
             } else {
                 self.next_timeout = self.next_timeout.min(since + patience);
@@ -676,8 +696,7 @@ impl Core {
         self.path_doubted = true;
         // What took this path from us may have taken others too, and they would be tried one after another, each for as long as this
         // one. So those that have not just shown that they work have to do so.
-        let lives = |it: &LocalCandidate| it.received.is_some_and(|at| now < at + FRESH_PROOF);
-        self.try_afresh(|it| it.is_at(path) || !lives(it));
+        self.try_afresh(|it| it.is_at(path) || !it.lives(now));
         self.drain(now);
     }
 
@@ -895,6 +914,7 @@ impl Core {
                 self.without_connection_since = None;
                 self.failed = false;
                 self.had_path = false;
+                self.relay_gone = false;
             }
         }
         for transceiver in &self.negotiation.transceivers {

@@ -463,11 +463,48 @@ fn with_relays_only_nothing_is_sent_directly() {
     })
     .expect("connected through the relay");
     assert_eq!(pair.cores[0].path.map(|path| path.local), Some(relayed));
-    pair.cores[0].remove_local(pair.now, relayed);
-    pair.run(Duration::from_secs(40), |pair| {
+    pair.cores[0].relay_lost(pair.now, relayed);
+    pair.run(DELAY, |pair| {
         pair.states()[0] == PeerConnectionState::Failed
     })
-    .expect("without its relay it fails");
+    .expect("without its relay it has failed");
+}
+
+#[test]
+fn a_relay_that_is_lost_is_replaced_by_another_way_or_the_connection_fails_soon() {
+    let relayed: SocketAddr = "203.0.113.7:7000".parse().expect("an address");
+    let direct: SocketAddr = "192.0.2.1:1000".parse().expect("an address");
+    for direct_works in [true, false] {
+        let mut pair = Pair::new();
+        pair.blocked = vec![direct];
+        let (now, local) = (pair.now, direct);
+        pair.cores[0].add_relayed_candidate(now, relayed, local);
+        let mut pair = pair.connect();
+        assert_eq!(pair.cores[0].path.map(|path| path.local), Some(relayed));
+        pair.run(Duration::from_secs(20), |_| false);
+        let before = pair.events[0].len();
+        if direct_works {
+            pair.blocked.clear();
+        }
+        pair.blocked.push(relayed);
+        let now = pair.now;
+        pair.cores[0].relay_lost(now, relayed);
+        let wanted = match direct_works {
+            true => PeerConnectionState::Connected,
+            false => PeerConnectionState::Failed,
+        };
+        let changed = |pair: &Pair| states_since(pair, before, 0).last() == Some(&wanted);
+        let took = pair.run(Duration::from_secs(20), changed);
+        let limit = match direct_works {
+            true => Duration::from_secs(1),
+            // All checks of the direct way.
+            false => Duration::from_secs(10),
+        };
+        assert!(
+            took.is_some_and(|took| took < limit),
+            "{direct_works}: {took:?}"
+        );
+    }
 }
 
 #[test]

@@ -9,13 +9,14 @@
 //! LiveKit's server announces the address in `rtc.node_ip` and listens on the machine's own addresses, so the line can have the same port on a
 //! loopback address that is announced; with `rtc.use_ice_lite` the server does not look for ways around the line.
 
+mod orders;
+
 use std::error::Error;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use roomserver::line::{Line, Lines};
 use serde_json::json;
-use tokio::sync::mpsc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -32,32 +33,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let lines = Lines::new(seed);
     let line = Line::open(listen, server, &lines).await?;
     println!("{}", json!({"listens": line.address(), "seed": seed}));
-    tokio::time::timeout(Duration::from_secs(seconds), obey(&lines))
+    tokio::time::timeout(Duration::from_secs(seconds), orders::obey(&lines))
         .await
         .unwrap_or(Ok(()))
-}
-
-async fn obey(lines: &Lines) -> Result<(), Box<dyn Error>> {
-    let mut orders = orders();
-    while let Some(order) = orders.recv().await {
-        let before = lines.obey(&order)?;
-        println!(
-            "{}",
-            json!({"done": order, "sent": before.sent, "lost": before.lost})
-        );
-    }
-    Ok(())
-}
-
-/// The lines of stdin. A thread waits for them, as tokio would have one wait.
-fn orders() -> mpsc::Receiver<String> {
-    let (sender, orders) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lines().map_while(Result::ok) {
-            if sender.blocking_send(line).is_err() {
-                return;
-            }
-        }
-    });
-    orders
 }

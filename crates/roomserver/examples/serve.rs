@@ -2,12 +2,12 @@
 //! With `tcp` media is accepted over TCP only, with `udp` over UDP only. With `lined`, UDP goes through lines that are ordered about over stdin as
 //! those of the example `line` are, and the server ends when stdin does.
 
+mod orders;
+
 use std::net::{Ipv4Addr, SocketAddr};
 
 use roomserver::line::Lines;
 use roomserver::{Options, RoomServer};
-use serde_json::json;
-use tokio::sync::mpsc;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -30,30 +30,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}", server.url());
     match lines {
         None => tokio::signal::ctrl_c().await?,
-        Some(lines) => {
-            let mut orders = orders();
-            while let Some(order) = orders.recv().await {
-                let before = lines.obey(&order)?;
-                println!(
-                    "{}",
-                    json!({"done": order, "sent": before.sent, "lost": before.lost})
-                );
-            }
-        }
+        Some(lines) => orders::obey(&lines).await?,
     }
     server.shutdown().await;
     Ok(())
-}
-
-/// The lines of stdin. A thread waits for them, as tokio would have one wait.
-fn orders() -> mpsc::Receiver<String> {
-    let (sender, orders) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lines().map_while(Result::ok) {
-            if sender.blocking_send(line).is_err() {
-                return;
-            }
-        }
-    });
-    orders
 }

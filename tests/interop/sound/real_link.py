@@ -221,6 +221,8 @@ class Server:
         port = free_port()
         self.url = f"ws://127.0.0.1:{port}"
         self.programs, self.network = [], None
+        # Our own room server has the key of `livekit-server --dev`.
+        self.secret = SECRET if arguments.server else "secret"
         if arguments.server:
             # In a network of its own, so that the line can have the server's ports at the address that is announced.
             self.network = Network()
@@ -349,7 +351,7 @@ class Call:
         for name, command in programs.items():
             server.order(f"admit {'clear' if name == 'anna' else 'bad'}")
             grants = api.VideoGrants(room_join=True, room=room)
-            token = api.AccessToken(KEY, SECRET).with_identity(name).with_grants(grants).to_jwt()
+            token = api.AccessToken(KEY, server.secret).with_identity(name).with_grants(grants).to_jwt()
             settings = {
                 **environment, "LIVEKIT_URL": server.url, "LIVEKIT_TOKEN": token, "FOLDER": str(folder),
                 "HEAR": "ours,google" if name == "anna" else "anna",

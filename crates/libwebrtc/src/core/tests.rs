@@ -245,6 +245,47 @@ fn connecting_takes_a_few_round_trips() {
 }
 
 #[test]
+fn a_server_with_several_addresses_is_connected_to_as_fast() {
+    let mut pair = Pair::new();
+    for (core, address) in [
+        (0, "10.0.0.1:1000"),
+        (0, "10.0.1.1:1000"),
+        (1, "10.0.0.2:2000"),
+        (1, "10.0.1.2:2000"),
+    ] {
+        pair.cores[core].add_udp_candidate(address.parse::<SocketAddr>().expect("an address"));
+    }
+    pair.cores[0]
+        .create_channel(pair.now, "data", DataChannelInit::default())
+        .expect("a channel");
+    let offer = pair.cores[0].create_offer(false).expect("an offer");
+    let now = pair.now;
+    let [client, server] = &mut pair.cores;
+    client
+        .set_local_description(now, offer.clone(), &[])
+        .expect("our own offer");
+    server
+        .set_remote_description(now, offer)
+        .expect("a good offer");
+    let answer = server.create_answer().expect("there is an offer");
+    server
+        .set_local_description(now, answer.clone(), &[])
+        .expect("our own answer");
+    // Its checks are there before its answer.
+    pair.run(DELAY * 2, |_| false);
+    let now = pair.now;
+    pair.cores[0]
+        .set_remote_description(now, answer)
+        .expect("a good answer");
+    let both = [PeerConnectionState::Connected; 2];
+    let took = pair
+        .run(Duration::from_secs(5), |pair| pair.states() == both)
+        .expect("connected");
+    // A check and its answer, two round trips of DTLS, and a step of ICE here and there.
+    assert!(took < DELAY * 2 * 4, "{took:?}");
+}
+
+#[test]
 fn a_cut_line_is_disconnected_first_and_then_failed() {
     let mut pair = Pair::connected();
     pair.cut = true;

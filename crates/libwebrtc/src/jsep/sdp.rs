@@ -381,8 +381,14 @@ impl Sdp {
                 }
                 "a" => {
                     let (name, value) = value.split_once(':').unwrap_or((value, ""));
-                    match sdp.sections.last_mut() {
-                        Some(section) => parse_section_attribute(section, line, name, value)?,
+                    match sdp.sections.split_last_mut() {
+                        // No two sections share one (RFC 5888, section 4).
+                        Some((_, before))
+                            if name == "mid" && before.iter().any(|it| it.mid == value) =>
+                        {
+                            return Err(error(line, "another section has the same mid"));
+                        }
+                        Some((section, _)) => parse_section_attribute(section, line, name, value)?,
                         None if name == "ice-lite" => sdp.ice_lite = true,
                         None if name == "group" => {
                             let mut words = value.split_ascii_whitespace();
@@ -699,6 +705,10 @@ mod tests {
                 "a=ice-ufrag:x\ra=candidate:1",
             ),
             ("v=0\r\na=ice-pwd:x\0y\r\n", "a=ice-pwd:x\0y"),
+            (
+                "v=0\r\nm=audio 9 RTP/AVP 0\r\na=mid:a\r\nm=video 9 RTP/AVP 96\r\na=mid:a\r\n",
+                "a=mid:a",
+            ),
         ] {
             assert_eq!(Sdp::parse(text).expect_err("must be refused").line, line);
         }

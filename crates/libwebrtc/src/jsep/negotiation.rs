@@ -5,6 +5,8 @@
 //! is complete, [`Agreement`] says what both sides agreed on, in the form of a description of the other side that
 //! contains nothing else.
 
+use std::ops::Range;
+
 use super::{
     AUDIO_EXTENSIONS,
     sdp::{Codec, Direction, Kind, Sdp, Section, Setup, Transport},
@@ -104,19 +106,30 @@ struct Slot {
     owner: Owner,
 }
 
+impl Slot {
+    /// Whether a section with another mid may take this place: both sides know that nobody uses it (RFC 8829, section 5.2.2).
+    fn is_free(&self) -> bool {
+        self.owner == Owner::Nobody
+    }
+}
+
 #[derive(Debug)]
 enum Pending {
     Local {
         description: SessionDescription,
         sdp: Sdp,
-        agreed_slots: usize,
+        /// As they were before the offer.
+        agreed_slots: Vec<Slot>,
         /// The other side has given a provisional answer.
         provisional: bool,
     },
     Remote {
         description: SessionDescription,
         sdp: Sdp,
-        agreed_slots: usize,
+        /// As they were before the offer.
+        agreed_slots: Vec<Slot>,
+        /// The transceivers that were made for it.
+        made: Range<usize>,
         /// This side has given a provisional answer.
         provisional: bool,
     },
@@ -139,6 +152,8 @@ pub(crate) struct Agreement {
 pub(crate) struct Negotiation {
     pub transceivers: Vec<Transceiver>,
     slots: Vec<Slot>,
+    /// Mids of sections whose place another one has taken. They are not given again, as what was counted under them is not the new one's.
+    retired_mids: Vec<String>,
     wants_application: bool,
     pending: Option<Pending>,
     current_local: Option<SessionDescription>,
@@ -161,6 +176,7 @@ impl Negotiation {
         Self {
             transceivers: vec![],
             slots: vec![],
+            retired_mids: vec![],
             wants_application: false,
             pending: None,
             current_local: None,
@@ -222,13 +238,11 @@ impl Negotiation {
     pub fn has_application(&self) -> bool {
         let agreed = match &self.pending {
             Some(Pending::Local { agreed_slots, .. } | Pending::Remote { agreed_slots, .. }) => {
-                *agreed_slots
+                agreed_slots
             }
-            None => self.slots.len(),
+            None => &self.slots,
         };
-        self.slots[..agreed]
-            .iter()
-            .any(|slot| slot.owner == Owner::Application)
+        agreed.iter().any(|slot| slot.owner == Owner::Application)
     }
 
     /// Whether the remote offer that waits for its answer restarts ICE, so that the answer must do so too.
@@ -249,55 +263,71 @@ impl Negotiation {
         sdp.credentials().map(|(ufrag, _)| ufrag)
     }
 
-    /// Mid of the first section, for candidates that are announced one by one.
+    /// Mid of the first section that is used, for candidates that are announced one by one.
     pub fn first_mid(&self) -> String {
         self.slots
-            .first()
+            .iter()
+            .find(|slot| !slot.is_free())
+            .or(self.slots.first())
             .map(|slot| slot.mid.clone())
             .unwrap_or_default()
     }
 
     /// Writes an offer of everything that the transceivers want.
     pub fn create_offer(&mut self, local: &LocalTransport) -> SessionDescription {
-        let mut sections: Vec<Section> = self
-            .slots
+        let mut slots = self.slots.clone();
+        let waiting = self.transceivers.iter().enumerate();
+        let waiting = waiting.filter(|(_, it)| it.mid.is_none() && !it.stopped);
+        for (index, transceiver) in waiting {
+            let kind = transceiver.kind.clone();
+            self.place(&mut slots, kind, Owner::Transceiver(index));
+        }
+        let has_slot = slots.iter().any(|slot| slot.owner == Owner::Application);
+        if self.wants_application && !has_slot {
+            self.place(&mut slots, Kind::Application, Owner::Application);
+        }
+        let sections = slots
             .iter()
             .map(|slot| self.offered_section(slot, local))
             .collect();
-        let mut taken: Vec<String> = self.slots.iter().map(|slot| slot.mid.clone()).collect();
-        let mut next_mid = || {
-            let mid = (0..)
-                .map(|n: u32| n.to_string())
-                .find(|mid| !taken.contains(mid));
-            let mid = mid.expect("there are more numbers than sections");
-            taken.push(mid.clone());
-            mid
-        };
-        for (index, transceiver) in self.transceivers.iter().enumerate() {
-            if transceiver.mid.is_none() && !transceiver.stopped {
-                let owner = Owner::Transceiver(index);
-                let slot = Slot {
-                    mid: next_mid(),
-                    kind: transceiver.kind.clone(),
-                    owner,
-                };
-                sections.push(self.offered_section(&slot, local));
-            }
-        }
-        let has_slot = self
-            .slots
-            .iter()
-            .any(|slot| slot.owner == Owner::Application);
-        if self.wants_application && !has_slot {
-            let owner = Owner::Application;
-            let slot = Slot {
-                mid: next_mid(),
-                kind: Kind::Application,
-                owner,
-            };
-            sections.push(self.offered_section(&slot, local));
-        }
         self.describe(SdpType::Offer, sections, local)
+    }
+
+    /// Gives a new section the first free place, or one at the end.
+    fn place(&self, slots: &mut Vec<Slot>, kind: Kind, owner: Owner) {
+        let is_used = |mid: &String| {
+            let now = slots.iter().chain(&self.slots).map(|slot| &slot.mid);
+            now.chain(&self.retired_mids).any(|used| used == mid)
+        };
+        let mid = (0..)
+            .map(|n: u32| n.to_string())
+            .find(|mid| !is_used(mid))
+            .expect("there are more numbers than sections");
+        let slot = Slot { mid, kind, owner };
+        match slots.iter_mut().find(|slot| slot.is_free()) {
+            Some(free) => *free = slot,
+            None => slots.push(slot),
+        }
+    }
+
+    /// Notes a section of an offer that has been set.
+    fn take_place(&mut self, index: usize, section: &Section, owner: Owner) {
+        let slot = Slot {
+            mid: section.mid.clone(),
+            kind: section.kind.clone(),
+            owner,
+        };
+        match self.slots.get_mut(index) {
+            Some(free) => *free = slot,
+            None => self.slots.push(slot),
+        }
+    }
+
+    /// Whether a section of an offer was there before it.
+    fn is_known(&self, index: usize, section: &Section) -> bool {
+        self.slots
+            .get(index)
+            .is_some_and(|slot| slot.mid == section.mid)
     }
 
     /// Writes the answer to the remote offer.
@@ -338,10 +368,15 @@ impl Negotiation {
         }
         let sdp = parse(&description)?;
         self.rollback();
-        let agreed_slots = self.slots.len();
         self.check_order(&sdp)?;
-        for section in &sdp.sections[agreed_slots..] {
+        let agreed_slots = self.slots.clone();
+        for (place, section) in sdp.sections.iter().enumerate() {
+            if self.is_known(place, section) {
+                continue;
+            }
             let owner = match section.kind {
+                // Its transceiver was stopped while an offer before this one waited.
+                _ if section.refused => Owner::Nobody,
                 Kind::Application => Owner::Application,
                 _ => {
                     let index = self.transceivers.iter().position(|transceiver| {
@@ -350,7 +385,7 @@ impl Negotiation {
                             && transceiver.kind == section.kind
                     });
                     let Some(index) = index else {
-                        self.forget_slots_from(agreed_slots);
+                        self.restore(agreed_slots);
                         return Err(RtcError::sdp(format!(
                             "section {} of the offer has no transceiver",
                             section.mid
@@ -360,11 +395,7 @@ impl Negotiation {
                     Owner::Transceiver(index)
                 }
             };
-            self.slots.push(Slot {
-                mid: section.mid.clone(),
-                kind: section.kind.clone(),
-                owner,
-            });
+            self.take_place(place, section, owner);
         }
         self.pending = Some(Pending::Local {
             description,
@@ -483,7 +514,11 @@ impl Negotiation {
         let agreement = self.agree(&local, &remote)?;
         self.current_local = Some(local_description);
         self.current_remote = Some(remote_description);
-        self.pending = None;
+        if let Some(Pending::Local { agreed_slots, .. } | Pending::Remote { agreed_slots, .. }) =
+            self.pending.take()
+        {
+            self.retire(&agreed_slots);
+        }
         Ok(agreement)
     }
 
@@ -516,9 +551,12 @@ impl Negotiation {
             ));
         }
         self.check_order(&sdp)?;
-        let agreed_slots = self.slots.len();
+        let agreed_slots = self.slots.clone();
         let before = self.transceivers.len();
-        for section in &sdp.sections[agreed_slots..] {
+        for (place, section) in sdp.sections.iter().enumerate() {
+            if self.is_known(place, section) {
+                continue;
+            }
             let owner = match &section.kind {
                 Kind::Application => Owner::Application,
                 Kind::Other(_) => Owner::Nobody,
@@ -541,17 +579,14 @@ impl Negotiation {
                     Owner::Transceiver(index)
                 }
             };
-            self.slots.push(Slot {
-                mid: section.mid.clone(),
-                kind: section.kind.clone(),
-                owner,
-            });
+            self.take_place(place, section, owner);
         }
         self.learn_numbers(&sdp);
         self.pending = Some(Pending::Remote {
             description,
             sdp,
             agreed_slots,
+            made: before..self.transceivers.len(),
             provisional: false,
         });
         Ok(self.transceivers.len() - before)
@@ -586,29 +621,55 @@ impl Negotiation {
 
     /// Forgets a pending offer of either side.
     pub fn rollback(&mut self) {
-        if let Some(Pending::Local { agreed_slots, .. } | Pending::Remote { agreed_slots, .. }) =
-            self.pending.take()
-        {
-            self.forget_slots_from(agreed_slots);
+        match self.pending.take() {
+            None => {}
+            Some(Pending::Local { agreed_slots, .. }) => self.restore(agreed_slots),
+            Some(Pending::Remote {
+                agreed_slots, made, ..
+            }) => {
+                self.restore(agreed_slots);
+                // Nobody but that offer has asked for them (RFC 8829, section 4.1.10.2).
+                for transceiver in &mut self.transceivers[made] {
+                    transceiver.stopped = true;
+                }
+            }
         }
     }
 
-    fn forget_slots_from(&mut self, count: usize) {
-        for slot in self.slots.drain(count..) {
-            if let Owner::Transceiver(index) = slot.owner {
+    /// Takes back what an offer has done to the sections.
+    fn restore(&mut self, agreed_slots: Vec<Slot>) {
+        for slot in std::mem::replace(&mut self.slots, agreed_slots) {
+            let stays = self.slots.iter().any(|kept| kept.mid == slot.mid);
+            if let (Owner::Transceiver(index), false) = (slot.owner, stays) {
                 self.transceivers[index].mid = None;
             }
         }
     }
 
-    /// Sections never change their place and never vanish (RFC 8829, section 5.2.2).
+    /// Lets go of the sections whose place others have taken. Their transceivers have no section any more.
+    fn retire(&mut self, agreed_slots: &[Slot]) {
+        for (before, now) in agreed_slots.iter().zip(&self.slots) {
+            if before.mid == now.mid {
+                continue;
+            }
+            self.retired_mids.push(before.mid.clone());
+            for transceiver in &mut self.transceivers {
+                if transceiver.mid.as_ref() == Some(&before.mid) {
+                    transceiver.mid = None;
+                }
+            }
+        }
+    }
+
+    /// Sections never change their place and never vanish, but one that nobody uses may be followed by another one in its place (RFC
+    /// 8829, section 5.2.2).
     fn check_order(&self, sdp: &Sdp) -> Result<(), RtcError> {
         let in_order = sdp.sections.len() >= self.slots.len()
             && self
                 .slots
                 .iter()
                 .zip(&sdp.sections)
-                .all(|(slot, section)| slot.mid == section.mid);
+                .all(|(slot, section)| slot.mid == section.mid || slot.is_free());
         if in_order {
             Ok(())
         } else {
@@ -1183,20 +1244,115 @@ mod tests {
             .push(transceiver(Kind::Audio, Direction::SEND_RECV, "two"));
         exchange(&mut client, &mut server);
         server.transceivers[0].stopped = true;
-        exchange(&mut client, &mut server);
+        let (agreement, _) = exchange(&mut client, &mut server);
         assert!(client.transceivers[0].stopped);
         assert_eq!(client.transceivers[0].current_direction, None);
-        client
-            .transceivers
-            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "three"));
-        let (agreement, _) = exchange(&mut client, &mut server);
         let told = Sdp::parse(&agreement.remote).expect("our own text");
         let refused: Vec<_> = told
             .sections
             .iter()
             .map(|section| section.refused)
             .collect();
-        assert_eq!(refused, [true, false, false]);
+        assert_eq!(refused, [true, false]);
+        assert_eq!(
+            client.first_mid(),
+            "1",
+            "candidates belong to a section that is used"
+        );
+    }
+
+    fn mids(negotiation: &Negotiation) -> Vec<&str> {
+        let slots = negotiation.slots.iter();
+        slots.map(|slot| slot.mid.as_str()).collect()
+    }
+
+    #[test]
+    fn a_new_section_takes_the_place_of_a_refused_one() {
+        let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+        for stream in ["one", "two"] {
+            client
+                .transceivers
+                .push(transceiver(Kind::Audio, Direction::SEND_RECV, stream));
+        }
+        exchange(&mut client, &mut server);
+        client.transceivers[0].stopped = true;
+        exchange(&mut client, &mut server);
+        assert_eq!(mids(&client), ["0", "1"]);
+
+        client
+            .transceivers
+            .push(transceiver(Kind::Video, Direction::SEND_RECV, "three"));
+        let offer = client.create_offer(&local("from"));
+        client
+            .set_local_offer(offer.clone())
+            .expect("our own offer");
+        server
+            .set_remote_offer(offer, &mut made)
+            .expect("a good offer");
+        assert_eq!(
+            (mids(&client), mids(&server)),
+            (vec!["2", "1"], vec!["2", "1"])
+        );
+        // It can be taken back.
+        client.rollback();
+        server.rollback();
+        assert_eq!(
+            (mids(&client), mids(&server)),
+            (vec!["0", "1"], vec!["0", "1"])
+        );
+        assert_eq!(client.transceivers[2].mid, None);
+        assert_eq!(client.transceivers[0].mid.as_deref(), Some("0"));
+
+        exchange(&mut client, &mut server);
+        assert_eq!(mids(&client), ["2", "1"]);
+        assert_eq!(client.slots[0].kind, Kind::Video);
+        assert_eq!(
+            client.transceivers[0].mid, None,
+            "it has no section any more"
+        );
+        let agreed: Vec<_> = directions(&client).iter().map(Option::is_some).collect();
+        assert_eq!(agreed, [false, true, true]);
+
+        // What was counted under a mid does not belong to another section.
+        client.transceivers[2].stopped = true;
+        exchange(&mut client, &mut server);
+        client.want_application();
+        exchange(&mut client, &mut server);
+        assert_eq!(mids(&server), ["3", "1"]);
+        assert!(server.has_application());
+    }
+
+    #[test]
+    fn a_transceiver_that_is_stopped_while_its_offer_waits_leaves_the_next_one_its_section() {
+        let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+        client
+            .transceivers
+            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "one"));
+        let offer = client.create_offer(&local("from"));
+        client.set_local_offer(offer).expect("our own offer");
+        client.transceivers[0].stopped = true;
+        client
+            .transceivers
+            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "two"));
+        exchange(&mut client, &mut server);
+        assert!(client.transceivers[1].current_direction.is_some());
+        assert_eq!(client.transceivers[0].mid, None);
+    }
+
+    #[test]
+    fn what_an_offer_asked_for_is_gone_when_the_offer_is_taken_back() {
+        let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+        client
+            .transceivers
+            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "one"));
+        let offer = client.create_offer(&local("from"));
+        server
+            .set_remote_offer(offer, &mut made)
+            .expect("a good offer");
+        server.roll_back_as_asked().expect("an offer waits");
+        let offer = server.create_offer(&local("to"));
+        let sdp = Sdp::parse(offer.text()).expect("our own text");
+        assert!(sdp.sections.is_empty(), "{}", offer.text());
     }
 
     #[test]
@@ -1361,6 +1517,12 @@ mod tests {
         RestartIce {
             from: usize,
         },
+        /// A transceiver is stopped, and after that another one takes the place of its section.
+        Reuse {
+            side: usize,
+            which: usize,
+            video: bool,
+        },
     }
 
     fn step() -> impl proptest::strategy::Strategy<Value = Step> {
@@ -1390,6 +1552,11 @@ mod tests {
                 .prop_map(|(from, times)| Step::ProvisionalExchange { from, times }),
             (0..2usize).prop_map(|polite| Step::Glare { polite }),
             (0..2usize).prop_map(|from| Step::RestartIce { from }),
+            (0..2usize, 0..8usize, any::<bool>()).prop_map(|(side, which, video)| Step::Reuse {
+                side,
+                which,
+                video
+            }),
         ]
     }
 
@@ -1438,6 +1605,27 @@ mod tests {
             }
             Step::RestartIce { from } => {
                 negotiate(sides, from, 0, ("restarted from", "restarted to"));
+            }
+            Step::Reuse { side, which, video } => {
+                exchange_from(sides, side);
+                take(sides, Step::Stop { side, which });
+                exchange_from(sides, side);
+                let free = sides[side].slots.iter().filter(|it| it.is_free()).count();
+                let sections = sides[side].slots.len();
+                let add = Step::Add {
+                    side,
+                    video,
+                    direction: Direction::SEND_RECV,
+                };
+                take(sides, add);
+                exchange_from(sides, side);
+                // Where nothing could be agreed on, nothing has changed.
+                let expected = match free {
+                    0 => sections + 1,
+                    _ => sections,
+                };
+                let now = sides[side].slots.len();
+                assert!(now <= expected, "{now} sections instead of {expected}");
             }
             Step::OfferAndForget { from } => {
                 let offer = sides[from].create_offer(&local("from"));

@@ -384,7 +384,9 @@ impl Sdp {
                     match sdp.sections.split_last_mut() {
                         // No two sections share one (RFC 5888, section 4).
                         Some((_, before))
-                            if name == "mid" && before.iter().any(|it| it.mid == value) =>
+                            if name == "mid"
+                                && !value.is_empty()
+                                && before.iter().any(|it| it.mid == value) =>
                         {
                             return Err(error(line, "another section has the same mid"));
                         }

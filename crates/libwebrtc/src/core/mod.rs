@@ -10,6 +10,8 @@
 pub(crate) mod channel;
 #[cfg(test)]
 mod media_tests;
+#[cfg(test)]
+mod order_tests;
 pub(crate) mod report;
 #[cfg(test)]
 mod tests;

@@ -86,12 +86,12 @@ pub(super) struct Pair {
     network: BTreeMap<(Instant, u64), (usize, Transmit)>,
     packets: u64,
     /// Whether the line is cut.
-    cut: bool,
+    pub cut: bool,
     /// What the line from the first to the second core does to packets, instead of delaying them all alike.
     pub line: Option<Line>,
     /// Addresses that no packet comes from or goes to.
     blocked: Vec<SocketAddr>,
-    events: [Vec<Event>; 2],
+    pub events: [Vec<Event>; 2],
 }
 
 impl Pair {

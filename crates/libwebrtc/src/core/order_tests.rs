@@ -1,0 +1,437 @@
+//! Two cores that offer, answer, stop, send and lose their line in any order end connected and of one mind.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::{tests::Pair, *};
+use crate::jsep::sdp::Sdp;
+
+/// What one of two sides does, or what happens to the line between them.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Add {
+        side: usize,
+        direction: Direction,
+        from_add_track: bool,
+    },
+    Want {
+        side: usize,
+        which: usize,
+        direction: Direction,
+    },
+    Stop {
+        side: usize,
+        which: usize,
+    },
+    /// The answer may be given provisionally before, and packets flow while offer and answer are on their way.
+    Exchange {
+        from: usize,
+        restart: bool,
+        provisional: bool,
+    },
+    OfferAndForget {
+        from: usize,
+    },
+    RefuseToAnswer {
+        from: usize,
+    },
+    /// Both offer at once; one gives way.
+    Glare {
+        polite: usize,
+    },
+    /// A transceiver is stopped, and another one gets the place of its section.
+    Reuse {
+        side: usize,
+        which: usize,
+    },
+    Data {
+        side: usize,
+        bytes: usize,
+    },
+    Sound {
+        side: usize,
+    },
+    Pass {
+        ms: u64,
+    },
+    /// The line is cut for so long, and there again for a moment.
+    Cut {
+        ms: u64,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let side = || 0..2usize;
+    let direction =
+        || (any::<bool>(), any::<bool>()).prop_map(|(send, receive)| Direction::new(send, receive));
+    prop_oneof![
+        2 => (side(), direction(), any::<bool>()).prop_map(|(side, direction, add_track)| {
+            Step::Add { side, direction, from_add_track: add_track && direction.send }
+        }),
+        1 => (side(), 0..8usize, direction())
+            .prop_map(|(side, which, direction)| Step::Want { side, which, direction }),
+        1 => (side(), 0..8usize).prop_map(|(side, which)| Step::Stop { side, which }),
+        3 => (side(), any::<bool>(), any::<bool>())
+            .prop_map(|(from, restart, provisional)| Step::Exchange { from, restart, provisional }),
+        1 => side().prop_map(|from| Step::OfferAndForget { from }),
+        1 => side().prop_map(|from| Step::RefuseToAnswer { from }),
+        1 => side().prop_map(|polite| Step::Glare { polite }),
+        1 => (side(), 0..8usize).prop_map(|(side, which)| Step::Reuse { side, which }),
+        2 => (side(), 4..5_000usize).prop_map(|(side, bytes)| Step::Data { side, bytes }),
+        2 => side().prop_map(|side| Step::Sound { side }),
+        2 => (1..1_500u64).prop_map(|ms| Step::Pass { ms }),
+        1 => (1..4_000u64).prop_map(|ms| Step::Cut { ms }),
+    ]
+}
+
+/// Two sides, and what they have sent each other.
+struct Story {
+    pair: Pair,
+    messages: [u32; 2],
+    rtp_time: u32,
+}
+
+impl Story {
+    fn new() -> Self {
+        let mut pair = Pair::new();
+        pair.cores[0]
+            .create_channel(pair.now, "data", DataChannelInit::default())
+            .expect("a channel");
+        Self {
+            pair,
+            messages: [0, 0],
+            rtp_time: 0,
+        }
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.pair.run(Duration::from_millis(ms), |_| false);
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Add {
+                side,
+                direction,
+                from_add_track,
+            } => {
+                let init = RtpTransceiverInit {
+                    direction: direction.into(),
+                    stream_ids: vec!["stream".to_owned()],
+                    send_encodings: vec![],
+                };
+                self.pair.cores[side]
+                    .add_transceiver(MediaType::Audio, None, init, from_add_track)
+                    .expect("a transceiver");
+            }
+            Step::Want {
+                side,
+                which,
+                direction,
+            } => {
+                let transceivers = &mut self.pair.cores[side].negotiation.transceivers;
+                if let Some(known) = transceivers.get_mut(which) {
+                    known.direction = direction;
+                }
+            }
+            Step::Stop { side, which } => {
+                let core = &mut self.pair.cores[side];
+                let transceiver = core.transceivers().nth(which).cloned();
+                if let Some(transceiver) = transceiver {
+                    core.stop_transceiver(&transceiver).expect("it is open");
+                }
+            }
+            Step::Exchange {
+                from,
+                restart,
+                provisional,
+            } => self.exchange(from, restart, provisional),
+            Step::OfferAndForget { from } => {
+                let offer = self.offer(from, false);
+                self.set_local(from, offer);
+                self.pass(30);
+                self.set_local(from, rollback());
+            }
+            Step::RefuseToAnswer { from } => {
+                let offer = self.offer(from, false);
+                if has_transport(&offer) {
+                    self.set_remote(1 - from, offer);
+                    self.pass(30);
+                    self.set_remote(1 - from, rollback());
+                }
+            }
+            Step::Glare { polite } => {
+                let (ours, theirs) = (self.offer(polite, false), self.offer(1 - polite, false));
+                self.set_local(polite, ours);
+                if has_transport(&theirs) {
+                    let now = self.pair.now;
+                    self.pair.cores[polite]
+                        .set_remote_description(now, theirs)
+                        .expect_err("both have offered");
+                }
+                self.set_local(polite, rollback());
+                self.exchange(1 - polite, false, false);
+            }
+            Step::Reuse { side, which } => {
+                self.take(Step::Stop { side, which });
+                self.exchange(side, false, false);
+                self.take(Step::Add {
+                    side,
+                    direction: Direction::SEND_RECV,
+                    from_add_track: false,
+                });
+                self.exchange(side, false, false);
+            }
+            Step::Data { side, bytes } => self.send_data(side, bytes),
+            Step::Sound { side } => {
+                for _ in 0..3 {
+                    self.send_sound(side);
+                    self.pass(20);
+                }
+            }
+            Step::Pass { ms } => self.pass(ms),
+            Step::Cut { ms } => {
+                self.pair.cut = true;
+                self.pass(ms);
+                self.pair.cut = false;
+                self.pass(500);
+            }
+        }
+    }
+
+    fn offer(&mut self, from: usize, restart: bool) -> SessionDescription {
+        self.pair.cores[from]
+            .create_offer(restart)
+            .expect("it is open")
+    }
+
+    fn set_local(&mut self, whose: usize, description: SessionDescription) {
+        let now = self.pair.now;
+        self.pair.cores[whose]
+            .set_local_description(now, description, &[])
+            .expect("our own description");
+    }
+
+    fn set_remote(&mut self, whose: usize, description: SessionDescription) {
+        let now = self.pair.now;
+        self.pair.cores[whose]
+            .set_remote_description(now, description)
+            .expect("a good description");
+    }
+
+    /// An exchange, unless there is nothing that could be agreed on.
+    fn exchange(&mut self, from: usize, restart: bool, provisional: bool) {
+        let to = 1 - from;
+        let offer = self.offer(from, restart);
+        if !has_transport(&offer) {
+            return;
+        }
+        self.set_local(from, offer.clone());
+        self.pass(20);
+        self.set_remote(to, offer);
+        let answer = self.pair.cores[to]
+            .create_answer()
+            .expect("there is an offer");
+        if !has_transport(&answer) {
+            self.set_remote(to, rollback());
+            self.set_local(from, rollback());
+            return;
+        }
+        if provisional {
+            let text = answer.text().to_owned();
+            let provisional = SessionDescription::from_checked(SdpType::PrAnswer, text);
+            self.set_local(to, provisional.clone());
+            self.pass(20);
+            self.set_remote(from, provisional);
+        }
+        self.set_local(to, answer.clone());
+        self.pass(20);
+        self.set_remote(from, answer);
+    }
+
+    fn channel(&self, side: usize) -> Option<Arc<Channel>> {
+        self.pair.cores[side].channels().first().cloned()
+    }
+
+    /// Sends a message that begins with its number, if the channel is open.
+    fn send_data(&mut self, side: usize, bytes: usize) {
+        let Some(channel) = self.channel(side) else {
+            return;
+        };
+        let mut message = vec![0; bytes];
+        message[..4].copy_from_slice(&self.messages[side].to_be_bytes());
+        let now = self.pair.now;
+        if self.pair.cores[side].send_data(now, &channel, &message, true) {
+            self.messages[side] += 1;
+        }
+    }
+
+    /// Numbers of the messages that came to a side, in order.
+    fn messages_at(&self, side: usize) -> Vec<u32> {
+        let events = self.pair.events[side].iter();
+        let messages = events.filter_map(|event| match event {
+            Event::ChannelMessage { data, .. } => {
+                data.first_chunk().map(|it| u32::from_be_bytes(*it))
+            }
+            _ => None,
+        });
+        messages.collect()
+    }
+
+    /// Sends a packet of sound in each transceiver that may. Answers in which.
+    fn send_sound(&mut self, side: usize) -> Vec<Mid> {
+        let (now, core) = (self.pair.now, &mut self.pair.cores[side]);
+        let views = core.transceivers().map(|it| it.view().sending);
+        let streams: Vec<_> = views.flatten().collect();
+        self.rtp_time += 960;
+        for stream in &streams {
+            let packet = EncodedAudio {
+                payload: vec![1, 2, 3],
+                rtp_timestamp: self.rtp_time,
+                marker: false,
+                audio_level_dbov: -30,
+                voice_activity: true,
+            };
+            core.send_audio(now, stream.mid, stream.payload_type, packet);
+        }
+        streams.iter().map(|stream| stream.mid).collect()
+    }
+
+    /// The last exchanges, after which all must be well.
+    fn end(&mut self) {
+        let failed = |pair: &Pair| pair.states().contains(&PeerConnectionState::Failed);
+        let restart = failed(&self.pair);
+        self.exchange(0, restart, false);
+        self.exchange(1, false, false);
+        let both = [PeerConnectionState::Connected; 2];
+        let connected = self
+            .pair
+            .run(Duration::from_secs(30), |pair| pair.states() == both);
+        assert!(connected.is_some(), "{:?}", self.pair.states());
+
+        let sections = [0, 1].map(|side| sections(&self.pair.cores[side]));
+        let mirrored: Vec<_> = sections[1]
+            .iter()
+            .map(|(mid, kind, refused, direction)| {
+                (mid.clone(), kind.clone(), *refused, direction.reversed())
+            })
+            .collect();
+        assert_eq!(sections[0], mirrored);
+        for core in &self.pair.cores {
+            assert_eq!(core.signaling_state(), SignalingState::Stable);
+            for transceiver in core.transceivers() {
+                let view = transceiver.view();
+                let agreed = sections[0]
+                    .iter()
+                    .find(|(mid, ..)| Some(mid) == view.mid.as_ref());
+                let refused = agreed.is_none_or(|(_, _, refused, _)| *refused);
+                let stopped = view.direction == RtpTransceiverDirection::Stopped;
+                assert_eq!(stopped, refused, "{view:?}");
+                assert_eq!(view.current_direction.is_none(), refused, "{view:?}");
+            }
+        }
+
+        let open = |pair: &Pair| {
+            let channels = pair.cores.iter().map(|core| core.channels().first());
+            channels
+                .into_iter()
+                .all(|it| it.is_some_and(|it| it.state() == DataChannelState::Open))
+        };
+        let opened = self.pair.run(Duration::from_secs(30), open);
+        assert!(opened.is_some(), "the channel opens");
+        let [ours, theirs] = self.messages;
+        for side in 0..2 {
+            self.send_data(side, 100);
+        }
+        assert_eq!(self.messages, [ours + 1, theirs + 1]);
+        for side in 0..2 {
+            let sent: Vec<u32> = (0..self.messages[1 - side]).collect();
+            let last = sent.len();
+            for _ in 0..300 {
+                if self.messages_at(side).len() >= last {
+                    break;
+                }
+                self.pass(100);
+            }
+            assert_eq!(self.messages_at(side), sent);
+        }
+
+        for core in &mut self.pair.cores {
+            core.incoming.clear();
+        }
+        let mut sounding = [vec![], vec![]];
+        for _ in 0..5 {
+            for (side, sounding) in sounding.iter_mut().enumerate() {
+                *sounding = self.send_sound(side);
+            }
+            self.pass(20);
+        }
+        self.pass(100);
+        for (side, mids) in sounding.iter().enumerate() {
+            let other = &self.pair.cores[1 - side];
+            for mid in mids {
+                let heard = other.incoming.values().find(|it| it.mid == *mid);
+                let heard = heard.unwrap_or_else(|| panic!("section {mid} of {side} is not heard"));
+                assert_eq!(heard.index, other.index_of_mid(*mid));
+            }
+            let directions = sections[side]
+                .iter()
+                .filter(|(.., direction)| direction.send);
+            assert_eq!(directions.count(), mids.len());
+        }
+    }
+}
+
+fn rollback() -> SessionDescription {
+    SessionDescription::from_checked(SdpType::Rollback, String::new())
+}
+
+/// Without a section that both may use there is no transport either.
+fn has_transport(description: &SessionDescription) -> bool {
+    let sdp = Sdp::parse(description.text()).expect("our own text");
+    sdp.credentials().is_some()
+}
+
+/// What the two descriptions that are in effect say together: mid, kind, whether nobody uses it, and who may send.
+fn sections(core: &Core) -> Vec<(String, Kind, bool, Direction)> {
+    let parse = |description: Option<SessionDescription>| {
+        let description = description.expect("there was an exchange");
+        Sdp::parse(description.text()).expect("our own text")
+    };
+    let local = parse(core.current_local_description());
+    let remote = parse(core.current_remote_description());
+    assert_eq!(local.sections.len(), remote.sections.len());
+    let both = local.sections.into_iter().zip(remote.sections);
+    both.map(|(ours, theirs)| {
+        assert_eq!((&ours.mid, &ours.kind), (&theirs.mid, &theirs.kind));
+        let refused = ours.refused || theirs.refused;
+        let direction = match ours.kind {
+            Kind::Audio if !refused => ours.direction.and(theirs.direction.reversed()),
+            _ => Direction::INACTIVE,
+        };
+        let agreed = core.negotiation.transceivers.iter();
+        let mut agreed = agreed.filter(|it| !it.stopped && it.mid.as_ref() == Some(&ours.mid));
+        if ours.kind == Kind::Audio && !refused {
+            let transceiver = agreed.next().expect("a section has a transceiver");
+            assert_eq!(transceiver.current_direction, Some(direction));
+        }
+        assert!(agreed.next().is_none(), "{} has two", ours.mid);
+        (ours.mid, ours.kind, refused, direction)
+    })
+    .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+    #[test]
+    fn any_order_of_steps_ends_connected_and_of_one_mind(
+        steps in proptest::collection::vec(step(), 0..40),
+    ) {
+        let mut story = Story::new();
+        for step in steps {
+            story.take(step);
+        }
+        story.end();
+    }
+}

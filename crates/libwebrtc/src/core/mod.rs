@@ -615,10 +615,12 @@ impl Core {
     // ---- states ----
 
     fn update_states(&mut self, now: Instant) {
-        let up = matches!(
-            self.ice,
-            EngineIceState::Connected | EngineIceState::Completed
-        );
+        // The engine below waits for the other side as if it looked for it. There is no hurry before the first exchange.
+        let ice = match self.negotiation.current_remote() {
+            Some(_) => self.ice,
+            None => EngineIceState::New,
+        };
+        let up = matches!(ice, EngineIceState::Connected | EngineIceState::Completed);
         if up {
             if !std::mem::replace(&mut self.had_path, true) {
                 (self.last_received, self.path_received) = (now, now);
@@ -649,7 +651,7 @@ impl Core {
         if connected {
             self.without_connection_since = None;
             self.failed = false;
-        } else if lost || self.ice != EngineIceState::New {
+        } else if lost || ice != EngineIceState::New {
             let since = *self.without_connection_since.get_or_insert(now);
             let patience = match lost {
                 true => FAILED_AFTER_DISCONNECT,
@@ -662,7 +664,7 @@ impl Core {
                 self.next_timeout = self.next_timeout.min(since + patience);
             }
         }
-        let ice = match self.ice {
+        let published_ice = match ice {
             _ if self.failed => IceConnectionState::Failed,
             _ if ice_lost => IceConnectionState::Disconnected,
             EngineIceState::Completed => IceConnectionState::Completed,
@@ -681,12 +683,12 @@ impl Core {
             PeerConnectionState::Disconnected
         } else if connected {
             PeerConnectionState::Connected
-        } else if self.ice == EngineIceState::New {
+        } else if ice == EngineIceState::New {
             PeerConnectionState::New
         } else {
             PeerConnectionState::Connecting
         };
-        self.publish_states(ice, state);
+        self.publish_states(published_ice, state);
     }
 
     /// A path that is silent is left for another one that works; when all have failed, all are tried again.

@@ -603,6 +603,17 @@ fn closing_tells_the_other_side_at_once() {
 }
 
 #[test]
+fn a_connection_that_has_not_been_negotiated_waits_without_end() {
+    let mut pair = Pair::new();
+    pair.run(Duration::from_secs(600), |_| false);
+    assert_eq!(pair.states(), [PeerConnectionState::New; 2]);
+    assert!(pair.events.iter().all(Vec::is_empty));
+    let mut pair = pair.connect();
+    pair.run(Duration::from_secs(60), |_| false);
+    assert_eq!(pair.states(), [PeerConnectionState::Connected; 2]);
+}
+
+#[test]
 fn a_full_buffer_refuses_instead_of_growing() {
     let mut pair = Pair::connected();
     let open = |pair: &Pair| pair.cores[0].channels()[0].state() == DataChannelState::Open;

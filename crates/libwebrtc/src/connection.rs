@@ -18,7 +18,7 @@ use crate::{
     audio::encoder::EncodedAudio,
     callback::CallbackSlot,
     core::{Core, channel::Channel},
-    data_channel::{DataChannel, DataChannelInit},
+    data_channel::{DataChannel, DataChannelError, DataChannelInit},
     driver,
     ice_candidate::IceCandidate,
     jsep::negotiation::Redundancy,
@@ -177,7 +177,12 @@ impl Connection {
         Ok(DataChannel { channel })
     }
 
-    pub fn send_data(&self, channel: &Channel, data: &[u8], binary: bool) -> bool {
+    pub fn send_data(
+        &self,
+        channel: &Channel,
+        data: &[u8],
+        binary: bool,
+    ) -> Result<(), DataChannelError> {
         self.change(|core, now| core.send_data(now, channel, data, binary))
     }
 

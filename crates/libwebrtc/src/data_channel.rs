@@ -47,6 +47,19 @@ pub enum DataChannelError {
     /// The channel is not open, or its send buffer is full.
     #[error("failed to send data, dc not open? send buffer is full ?")]
     Send,
+    /// The message is larger than the other side takes.
+    #[error(
+        "a message of {bytes} bytes is larger than the {limit} bytes that the other side takes"
+    )]
+    TooLarge {
+        /// Size of the message.
+        bytes: u64,
+        /// Size of the largest message that it takes.
+        limit: u64,
+    },
+    /// A message without a byte, which the engine cannot send.
+    #[error("an empty message cannot be sent")]
+    Empty,
     /// A text message must be UTF-8.
     #[error("only utf8 strings can be sent")]
     Utf8(#[from] Utf8Error),
@@ -86,15 +99,15 @@ pub struct DataChannel {
 
 impl DataChannel {
     /// Queues a message for sending.
+    ///
+    /// # Errors
+    ///
+    /// When the channel is not open, the send buffer is full, or the message is empty, too large or not the text that it is said to be.
     pub fn send(&self, data: &[u8], binary: bool) -> Result<(), DataChannelError> {
         if !binary {
             std::str::from_utf8(data)?;
         }
-        if self.channel.send(data, binary) {
-            Ok(())
-        } else {
-            Err(DataChannelError::Send)
-        }
+        self.channel.send(data, binary)
     }
 
     /// SCTP stream id, or -1 as long as none is assigned.

@@ -9,8 +9,8 @@ use crate::{
     callback::CallbackSlot,
     connection::Connection,
     data_channel::{
-        DataBuffer, DataChannelInit, DataChannelState, OnBufferedAmountChange, OnMessage,
-        OnStateChange,
+        DataBuffer, DataChannelError, DataChannelInit, DataChannelState, OnBufferedAmountChange,
+        OnMessage, OnStateChange,
     },
 };
 
@@ -75,10 +75,9 @@ impl Channel {
         }
     }
 
-    pub fn send(&self, data: &[u8], binary: bool) -> bool {
-        self.connection
-            .upgrade()
-            .is_some_and(|it| it.send_data(self, data, binary))
+    pub fn send(&self, data: &[u8], binary: bool) -> Result<(), DataChannelError> {
+        let connection = self.connection.upgrade().ok_or(DataChannelError::Send)?;
+        connection.send_data(self, data, binary)
     }
 
     pub fn close(&self) {

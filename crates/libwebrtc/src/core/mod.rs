@@ -9,6 +9,8 @@
 
 pub(crate) mod channel;
 #[cfg(test)]
+mod data_tests;
+#[cfg(test)]
 mod media_tests;
 #[cfg(test)]
 mod order_tests;
@@ -28,7 +30,7 @@ use str0m::{
     Input, Output, Rtc,
     change::SdpOffer,
     channel::ChannelId,
-    error::IceError,
+    error::{IceError, ProtoError, RtcError as EngineError, SctpError},
     media::Mid,
     net::{Protocol, Receive, TcpType, Transmit},
     rtp::{Extension, ExtensionMap, ExtensionValues, RtpPacket, RtpWrite, Ssrc},
@@ -45,7 +47,7 @@ use crate::{
         receiver::{AudioReceiver, RtpAudioPacket},
     },
     connection::Connection,
-    data_channel::{DataChannelInit, DataChannelState},
+    data_channel::{DataChannelError, DataChannelInit, DataChannelState},
     ice::gather::ServerFailure,
     jsep::{
         negotiation::{
@@ -1372,21 +1374,30 @@ impl Core {
         ));
     }
 
-    /// Hands a message to SCTP. Answers `false` when the channel is not open or its buffer is full.
+    /// Hands a message to SCTP.
+    ///
+    /// # Errors
+    ///
+    /// When the channel is not open, its buffer is full, or the message is not of a size that can be sent.
     pub fn send_data(
         &mut self,
         now: Instant,
         channel: &Channel,
         data: &[u8],
         binary: bool,
-    ) -> bool {
+    ) -> Result<(), DataChannelError> {
+        // SCTP has no empty messages (RFC 8831, section 6.6), and the engine below does not send the byte that stands for one: it only counts
+        // the message, for which the other side then waits for ever.
+        if data.is_empty() {
+            return Err(DataChannelError::Empty);
+        }
         if self.closed {
-            return false;
+            return Err(DataChannelError::Send);
         }
         {
             let mut account = channel.account.lock();
             let (DataChannelState::Open, Some(id)) = (account.state, account.id) else {
-                return false;
+                return Err(DataChannelError::Send);
             };
             let written = self
                 .rtc
@@ -1394,10 +1405,18 @@ impl Core {
                 .map(|mut engine| engine.write(binary, data));
             match written {
                 Some(Ok(true)) => {}
-                Some(Ok(false)) | None => return false,
+                Some(Ok(false)) | None => return Err(DataChannelError::Send),
+                Some(Err(EngineError::Sctp(SctpError::Proto(
+                    ProtoError::ErrOutboundPacketTooLarge,
+                )))) => {
+                    return Err(DataChannelError::TooLarge {
+                        bytes: data.len() as u64,
+                        limit: self.negotiation.max_remote_message_size(),
+                    });
+                }
                 Some(Err(error)) => {
                     log::warn!("data channel {}: {error}", channel.label());
-                    return false;
+                    return Err(DataChannelError::Send);
                 }
             }
             account.buffered += data.len() as u64;
@@ -1405,7 +1424,7 @@ impl Core {
             account.bytes_sent += data.len() as u64;
         }
         self.poll(now);
-        true
+        Ok(())
     }
 
     pub fn close_channel(&mut self, now: Instant, channel: &Channel) {

@@ -55,7 +55,7 @@ enum Step {
     Pass {
         ms: u64,
     },
-    /// The line is cut for so long, and there again for a moment.
+    /// The line is cut, but not so long that the first handshake would be given up, and there again for a moment.
     Cut {
         ms: u64,
     },
@@ -192,8 +192,9 @@ impl Story {
             }
             Step::Pass { ms } => self.pass(ms),
             Step::Cut { ms } => {
+                let up = [PeerConnectionState::Connected; 2] == self.pair.states();
                 self.pair.cut = true;
-                self.pass(ms);
+                self.pass(if up { ms } else { ms.min(200) });
                 self.pair.cut = false;
                 self.pass(500);
             }
@@ -262,7 +263,10 @@ impl Story {
         let mut message = vec![0; bytes];
         message[..4].copy_from_slice(&self.messages[side].to_be_bytes());
         let now = self.pair.now;
-        if self.pair.cores[side].send_data(now, &channel, &message, true) {
+        if self.pair.cores[side]
+            .send_data(now, &channel, &message, true)
+            .is_ok()
+        {
             self.messages[side] += 1;
         }
     }

@@ -205,7 +205,7 @@ impl Pair {
         ]
     }
 
-    fn connected() -> Self {
+    pub fn connected() -> Self {
         Self::new().connect()
     }
 
@@ -326,7 +326,9 @@ fn a_restart_of_ice_brings_a_cut_connection_back() {
     let send = |pair: &mut Pair| {
         let channel = pair.cores[0].channels()[0].clone();
         let now = pair.now;
-        pair.cores[0].send_data(now, &channel, b"again", true)
+        pair.cores[0]
+            .send_data(now, &channel, b"again", true)
+            .is_ok()
     };
     assert!(send(&mut pair));
     let arrived = |pair: &Pair| {
@@ -356,7 +358,11 @@ fn a_restart_of_ice_does_not_interrupt_a_connection_that_works() {
     pair.negotiate(0, true);
     let channel = pair.cores[0].channels()[0].clone();
     let now = pair.now;
-    assert!(pair.cores[0].send_data(now, &channel, b"meanwhile", true));
+    assert!(
+        pair.cores[0]
+            .send_data(now, &channel, b"meanwhile", true)
+            .is_ok()
+    );
     let arrived = |pair: &Pair| {
         pair.events[1].iter().any(
             |event| matches!(event, Event::ChannelMessage { data, .. } if data == b"meanwhile"),
@@ -387,7 +393,11 @@ fn a_path_that_dies_is_left_for_one_that_lives() {
     pair.blocked = vec![first];
     let channel = pair.cores[0].channels()[0].clone();
     let now = pair.now;
-    assert!(pair.cores[0].send_data(now, &channel, b"onwards", true));
+    assert!(
+        pair.cores[0]
+            .send_data(now, &channel, b"onwards", true)
+            .is_ok()
+    );
     let took = pair
         .run(Duration::from_secs(10), |pair| uses(pair, second))
         .expect("another path is taken");
@@ -424,7 +434,8 @@ fn paths_that_die_together_are_left_together() {
     let channel = pair.cores[0].channels()[0].clone();
     let goes_on = |pair: &mut Pair| {
         let now = pair.now;
-        pair.cores[0].send_data(now, &channel, b"onwards", true);
+        let sent = pair.cores[0].send_data(now, &channel, b"onwards", true);
+        sent.expect("the channel is open");
         pair.run(Duration::from_millis(100), |_| false);
     };
     // All are checked now and then while the first one is used.
@@ -466,7 +477,8 @@ fn after_failure_nothing_but_checks_is_sent() {
     .expect("it is given up");
     let channel = pair.cores[0].channels()[0].clone();
     let now = pair.now;
-    pair.cores[0].send_data(now, &channel, b"nobody wants it", true);
+    let sent = pair.cores[0].send_data(now, &channel, b"nobody wants it", true);
+    sent.expect("the channel is open");
     let start = pair.now;
     while pair.now < start + Duration::from_secs(20) {
         pair.now = pair.cores[0].next_timeout.max(pair.now + DELAY);
@@ -591,6 +603,17 @@ fn a_connection_that_never_comes_up_fails() {
 }
 
 #[test]
+fn a_connection_that_has_not_been_negotiated_waits_without_end() {
+    let mut pair = Pair::new();
+    pair.run(Duration::from_secs(600), |_| false);
+    assert_eq!(pair.states(), [PeerConnectionState::New; 2]);
+    assert!(pair.events.iter().all(Vec::is_empty));
+    let mut pair = pair.connect();
+    pair.run(Duration::from_secs(60), |_| false);
+    assert_eq!(pair.states(), [PeerConnectionState::Connected; 2]);
+}
+
+#[test]
 fn closing_tells_the_other_side_at_once() {
     let mut pair = Pair::connected();
     let now = pair.now;
@@ -603,17 +626,6 @@ fn closing_tells_the_other_side_at_once() {
 }
 
 #[test]
-fn a_connection_that_has_not_been_negotiated_waits_without_end() {
-    let mut pair = Pair::new();
-    pair.run(Duration::from_secs(600), |_| false);
-    assert_eq!(pair.states(), [PeerConnectionState::New; 2]);
-    assert!(pair.events.iter().all(Vec::is_empty));
-    let mut pair = pair.connect();
-    pair.run(Duration::from_secs(60), |_| false);
-    assert_eq!(pair.states(), [PeerConnectionState::Connected; 2]);
-}
-
-#[test]
 fn a_full_buffer_refuses_instead_of_growing() {
     let mut pair = Pair::connected();
     let open = |pair: &Pair| pair.cores[0].channels()[0].state() == DataChannelState::Open;
@@ -623,7 +635,11 @@ fn a_full_buffer_refuses_instead_of_growing() {
     let channel = pair.cores[0].channels()[0].clone();
     let message = vec![0; 60_000];
     let now = pair.now;
-    let accepted = (0..1000).take_while(|_| pair.cores[0].send_data(now, &channel, &message, true));
+    let accepted = (0..1000).take_while(|_| {
+        pair.cores[0]
+            .send_data(now, &channel, &message, true)
+            .is_ok()
+    });
     let accepted = accepted.count();
     assert!(
         (200..=MAX_BUFFERED_BYTES / 60_000 + 1).contains(&accepted),

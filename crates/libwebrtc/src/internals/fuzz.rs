@@ -489,7 +489,7 @@ pub fn datagrams(data: &[u8]) {
                     let now = pair.now;
                     if let Some(channel) = channel {
                         let text = input.piece(usize::from(what >> 2));
-                        pair.cores[1].send_data(now, &channel, text, true);
+                        let _ = pair.cores[1].send_data(now, &channel, text, true);
                     }
                 }
                 2 => {

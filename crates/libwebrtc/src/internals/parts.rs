@@ -348,7 +348,9 @@ impl Part for DataMessage {
         let channel = self.pair.cores[0].channels()[0].clone();
         for _ in 0..self.events {
             let now = self.pair.now;
-            let taken = self.pair.cores[0].send_data(now, &channel, &self.message, true);
+            let taken = self.pair.cores[0]
+                .send_data(now, &channel, &self.message, true)
+                .is_ok();
             assert!(taken, "the buffer is never full here");
         }
         // The last one is acknowledged after 200 ms, if nothing follows it.

@@ -29,6 +29,9 @@ const VP8_PAYLOAD_TYPE: u8 = 96;
 /// Largest data channel message that this side takes, in bytes; what Google's engine says.
 pub(crate) const MAX_MESSAGE_SIZE: u64 = 262_144;
 
+/// The same of a side that does not say (RFC 8841, section 6.1).
+const DEFAULT_MAX_MESSAGE_SIZE: u64 = 65_536;
+
 /// What of the transport stands in a description of this side.
 #[derive(Debug, Clone)]
 pub(crate) struct LocalTransport {
@@ -243,6 +246,19 @@ impl Negotiation {
             None => &self.slots,
         };
         agreed.iter().any(|slot| slot.owner == Owner::Application)
+    }
+
+    /// Largest data channel message that the other side takes, in bytes.
+    pub fn max_remote_message_size(&self) -> u64 {
+        let sdp = self.current_remote.as_ref();
+        let sdp = sdp.and_then(|it| Sdp::parse(it.text()).ok());
+        let sections = sdp.map(|it| it.sections).unwrap_or_default();
+        let mut sections = sections.iter().filter(|it| it.kind == Kind::Application);
+        match sections.find_map(|it| it.max_message_size) {
+            Some(0) => u64::MAX,
+            Some(size) => size,
+            None => DEFAULT_MAX_MESSAGE_SIZE,
+        }
     }
 
     /// Whether the remote offer that waits for its answer restarts ICE, so that the answer must do so too.

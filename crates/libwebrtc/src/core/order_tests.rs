@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{tests::Pair, *};
-use crate::jsep::sdp::Sdp;
+use super::{
+    tests::{Line, Pair},
+    *,
+};
+use crate::{audio::link::Link, jsep::sdp::Sdp};
 
 /// What one of two sides does, or what happens to the line between them.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +62,12 @@ enum Step {
     Cut {
         ms: u64,
     },
+    /// From now on the line loses, delays, overtakes and doubles what the first side sends.
+    Spoil {
+        seed: u64,
+    },
+    /// The line is good again.
+    Mend,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -82,6 +91,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => side().prop_map(|side| Step::Sound { side }),
         2 => (1..1_500u64).prop_map(|ms| Step::Pass { ms }),
         1 => (1..4_000u64).prop_map(|ms| Step::Cut { ms }),
+        1 => any::<u64>().prop_map(|seed| Step::Spoil { seed }),
+        1 => Just(Step::Mend),
     ]
 }
 
@@ -191,6 +202,17 @@ impl Story {
                 }
             }
             Step::Pass { ms } => self.pass(ms),
+            Step::Spoil { seed } => {
+                let link = Link {
+                    loss: 0.1,
+                    jitter_ms: 30.0,
+                    overtaken: 0.05,
+                    doubled: 0.05,
+                    ..Link::default()
+                };
+                self.pair.line = Some(Line::new(self.pair.now, link, seed));
+            }
+            Step::Mend => self.pair.line = None,
             Step::Cut { ms } => {
                 let up = [PeerConnectionState::Connected; 2] == self.pair.states();
                 self.pair.cut = true;
@@ -302,8 +324,9 @@ impl Story {
         streams.iter().map(|stream| stream.mid).collect()
     }
 
-    /// The last exchanges, after which all must be well.
+    /// The last exchanges on a good line, after which all must be well.
     fn end(&mut self) {
+        self.take(Step::Mend);
         let failed = |pair: &Pair| pair.states().contains(&PeerConnectionState::Failed);
         let restart = failed(&self.pair);
         self.exchange(0, restart, false);
@@ -427,7 +450,7 @@ fn sections(core: &Core) -> Vec<(String, Kind, bool, Direction)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
     #[test]
     fn any_order_of_steps_ends_connected_and_of_one_mind(
         steps in proptest::collection::vec(step(), 0..40),

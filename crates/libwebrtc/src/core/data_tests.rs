@@ -6,7 +6,10 @@ use super::{
     tests::{Line, Pair},
     *,
 };
-use crate::{audio::link::Link, jsep::negotiation::MAX_MESSAGE_SIZE};
+use crate::{
+    audio::link::Link,
+    jsep::{negotiation::MAX_MESSAGE_SIZE, sdp::Sdp},
+};
 
 /// A message that begins with its number.
 fn message(number: u32, bytes: usize) -> Vec<u8> {
@@ -255,6 +258,63 @@ fn the_largest_message_arrives_and_a_larger_one_is_refused_in_words() {
                 .expect("it has gone");
         }
     }
+}
+
+#[test]
+fn data_that_was_refused_can_be_agreed_on_later() {
+    let mut pair = Pair::new();
+    let audio = |core: &mut Core| {
+        let init = RtpTransceiverInit {
+            direction: RtpTransceiverDirection::SendRecv,
+            stream_ids: vec![],
+            send_encodings: vec![],
+        };
+        core.add_transceiver(MediaType::Audio, None, init, false)
+            .expect("a transceiver")
+    };
+    let first = audio(&mut pair.cores[0]);
+    audio(&mut pair.cores[0]);
+    let now = pair.now;
+    let channel = pair.cores[0]
+        .create_channel(now, "data", DataChannelInit::default())
+        .expect("a channel");
+    let exchange = |pair: &mut Pair, with_data: bool| {
+        let now = pair.now;
+        let [ours, theirs] = &mut pair.cores;
+        let offer = ours.create_offer(false).expect("an offer");
+        ours.set_local_description(now, offer.clone(), &[])
+            .expect("our own offer");
+        let mut sdp = Sdp::parse(offer.text()).expect("our own text");
+        for section in &mut sdp.sections {
+            section.refused |= section.kind == Kind::Application && !with_data;
+        }
+        let offer = SessionDescription::from_checked(SdpType::Offer, sdp.to_text(1, 1));
+        theirs
+            .set_remote_description(now, offer)
+            .expect("a good offer");
+        let answer = theirs.create_answer().expect("there is an offer");
+        theirs
+            .set_local_description(now, answer.clone(), &[])
+            .expect("our own answer");
+        ours.set_remote_description(now, answer)
+            .expect("a good answer");
+    };
+    exchange(&mut pair, false);
+    // A place that becomes free is not taken for data, which the engine below cannot move.
+    pair.cores[0].stop_transceiver(&first).expect("it is open");
+    exchange(&mut pair, false);
+    exchange(&mut pair, true);
+    pair.run(Duration::from_secs(5), |_| {
+        channel.state() == DataChannelState::Open
+    })
+    .expect("the channel opens");
+    let now = pair.now;
+    pair.cores[0]
+        .send_data(now, &channel, &message(3, 200_000), true)
+        .expect("what the other side has said that it takes counts");
+    pair.run(Duration::from_secs(5), |_| channel.buffered_amount() == 0)
+        .expect("it has gone");
+    assert_eq!(arrived(&mut pair), [3]);
 }
 
 #[test]

@@ -309,7 +309,8 @@ impl Negotiation {
         self.describe(SdpType::Offer, sections, local)
     }
 
-    /// Gives a new section the first free place, or one at the end.
+    /// Gives a new section the first free place, or one at the end. The place of a section for data is kept for one, as the engine below
+    /// cannot move it.
     fn place(&self, slots: &mut Vec<Slot>, kind: Kind, owner: Owner) {
         let is_used = |mid: &String| {
             let now = slots.iter().chain(&self.slots).map(|slot| &slot.mid);
@@ -319,9 +320,12 @@ impl Negotiation {
             .map(|n: u32| n.to_string())
             .find(|mid| !is_used(mid))
             .expect("there are more numbers than sections");
+        let is_data = kind == Kind::Application;
         let slot = Slot { mid, kind, owner };
-        match slots.iter_mut().find(|slot| slot.is_free()) {
-            Some(free) => *free = slot,
+        let fits = |slot: &Slot| slot.is_free() && (slot.kind == Kind::Application) == is_data;
+        let any = || slots.iter().position(|slot| is_data && slot.is_free());
+        match slots.iter().position(fits).or_else(any) {
+            Some(free) => slots[free] = slot,
             None => slots.push(slot),
         }
     }
@@ -940,9 +944,10 @@ impl Negotiation {
                 }
             }
             if self.slots[index].owner == Owner::Nobody {
-                // Foreign kinds cannot be expressed; a refused audio section keeps the numbering.
+                // Foreign kinds cannot be expressed; a refused audio section keeps the numbering. Of a refused section for data the engine below
+                // would remember the place and what the other side has not said of the size of messages.
                 let kind = match &agreed.kind {
-                    Kind::Other(_) => Kind::Audio,
+                    Kind::Other(_) | Kind::Application => Kind::Audio,
                     kind => kind.clone(),
                 };
                 agreed = Section::new(kind, &theirs.mid).refusal();

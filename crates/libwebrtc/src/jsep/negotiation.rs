@@ -659,7 +659,7 @@ impl Negotiation {
     /// Takes back what an offer has done to the sections.
     fn restore(&mut self, agreed_slots: Vec<Slot>) {
         for slot in std::mem::replace(&mut self.slots, agreed_slots) {
-            let stays = self.slots.iter().any(|kept| kept.mid == slot.mid);
+            let stays = self.slots.iter().any(|kept| kept.owner == slot.owner);
             if let (Owner::Transceiver(index), false) = (slot.owner, stays) {
                 self.transceivers[index].mid = None;
             }
@@ -673,8 +673,11 @@ impl Negotiation {
                 continue;
             }
             self.retired_mids.push(before.mid.clone());
-            for transceiver in &mut self.transceivers {
-                if transceiver.mid.as_ref() == Some(&before.mid) {
+            for (index, transceiver) in self.transceivers.iter_mut().enumerate() {
+                let owner = Owner::Transceiver(index);
+                // The other side may have given the mid to another section at once.
+                let owns_one = self.slots.iter().any(|slot| slot.owner == owner);
+                if transceiver.mid.as_ref() == Some(&before.mid) && !owns_one {
                     transceiver.mid = None;
                 }
             }
@@ -1341,6 +1344,46 @@ mod tests {
         exchange(&mut client, &mut server);
         assert_eq!(mids(&server), ["3", "1"]);
         assert!(server.has_application());
+    }
+
+    #[test]
+    fn a_mid_that_moves_to_another_section_belongs_to_that_one_alone() {
+        let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+        client
+            .transceivers
+            .push(transceiver(Kind::Audio, Direction::SEND_RECV, "one"));
+        client.want_application();
+        exchange(&mut client, &mut server);
+        client.transceivers[0].stopped = true;
+        exchange(&mut client, &mut server);
+        for stream in ["two", "three"] {
+            client
+                .transceivers
+                .push(transceiver(Kind::Audio, Direction::SEND_RECV, stream));
+        }
+        let offer = client.create_offer(&local("from"));
+        let text = offer.text().replace(" 2 1 3", " 2 1 0");
+        let text = text.replace("a=mid:3", "a=mid:0");
+        let offer = SessionDescription::from_checked(SdpType::Offer, text);
+        let transceivers = |negotiation: &Negotiation| {
+            let all = negotiation.transceivers.iter();
+            all.map(|it| it.mid.clone()).collect::<Vec<_>>()
+        };
+        let mid = |mid: &str| Some(mid.to_owned());
+        for answers in [false, true] {
+            server
+                .set_remote_offer(offer.clone(), &mut made)
+                .expect("a good offer");
+            if answers {
+                let answer = server.create_answer(&local("to")).expect("an offer");
+                server.set_local_answer(answer).expect("our own answer");
+                let expected = [None, None, None, mid("2"), mid("0")];
+                assert_eq!(transceivers(&server), expected);
+            } else {
+                server.rollback();
+                assert_eq!(transceivers(&server), [mid("0"), None, None]);
+            }
+        }
     }
 
     #[test]

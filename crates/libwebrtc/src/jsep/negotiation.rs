@@ -577,10 +577,13 @@ impl Negotiation {
             if self.is_known(place, section) {
                 continue;
             }
+            let has_data = self.slots.iter().any(|it| it.owner == Owner::Application);
             let owner = match &section.kind {
-                Kind::Application => Owner::Application,
-                Kind::Other(_) => Owner::Nobody,
                 _ if section.refused => Owner::Nobody,
+                Kind::Other(_) => Owner::Nobody,
+                // There is one SCTP association.
+                Kind::Application if has_data => Owner::Nobody,
+                Kind::Application => Owner::Application,
                 kind => {
                     let known = self.transceivers.iter().position(|transceiver| {
                         transceiver.may_be_taken
@@ -1343,6 +1346,29 @@ mod tests {
         client.want_application();
         exchange(&mut client, &mut server);
         assert_eq!(mids(&server), ["3", "1"]);
+        assert!(server.has_application());
+    }
+
+    #[test]
+    fn of_two_sections_for_data_the_second_is_refused() {
+        let (mut client, mut server) = (Negotiation::new(1), Negotiation::new(2));
+        client.want_application();
+        let offer = client.create_offer(&local("from"));
+        let start = offer.text().find("m=application").expect("data is wanted");
+        let again = offer.text()[start..].replace("a=mid:0", "a=mid:1");
+        let text = offer.text().replace("BUNDLE 0", "BUNDLE 0 1") + &again;
+        let offer = SessionDescription::from_checked(SdpType::Offer, text);
+        server
+            .set_remote_offer(offer, &mut made)
+            .expect("a good offer");
+        let answer = server.create_answer(&local("to")).expect("an offer");
+        let refused = |text: &str| {
+            let sections = Sdp::parse(text).expect("our own text").sections;
+            sections.iter().map(|it| it.refused).collect::<Vec<_>>()
+        };
+        assert_eq!(refused(answer.text()), [false, true]);
+        let agreement = server.set_local_answer(answer).expect("our own answer");
+        assert_eq!(refused(&agreement.remote), [false, true]);
         assert!(server.has_application());
     }
 

@@ -318,6 +318,7 @@ impl Story {
                 marker: false,
                 audio_level_dbov: -30,
                 voice_activity: true,
+                narrow: false,
             };
             core.send_audio(now, stream.mid, stream.payload_type, packet);
         }

@@ -328,6 +328,8 @@ struct Fate {
 /// A client, as the server sees it: each has a socket of its own towards the server.
 struct Flow {
     fate: Fate,
+    /// When the client has last sent something.
+    sent_at: Instant,
     socket: Arc<UdpSocket>,
     reader: AbortHandle,
 }
@@ -459,7 +461,12 @@ impl Relay {
             return Ok(());
         }
         if self.flows.len() >= MAX_FLOWS {
-            return Err(io::Error::other("the line carries for as many as it can"));
+            // A client tries all addresses that it has, and nobody says when it is gone.
+            let flows = self.flows.iter();
+            let longest_silent = flows.min_by_key(|(_, flow)| flow.sent_at);
+            if let Some(gone) = longest_silent.map(|(client, _)| *client) {
+                self.flows.remove(&gone);
+            }
         }
         let any: SocketAddr = match self.server {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -472,6 +479,7 @@ impl Relay {
         let reader = read(socket.clone(), client, answers.clone());
         let flow = Flow {
             fate: self.lines.begin(client.ip()),
+            sent_at: Instant::now(),
             socket,
             reader: self.readers.spawn(reader),
         };
@@ -484,6 +492,9 @@ impl Relay {
         let Some(flow) = self.flows.get_mut(&client) else {
             return;
         };
+        if direction == Direction::ToServer {
+            flow.sent_at = Instant::now();
+        }
         let arrivals = self.lines.carry(&mut flow.fate, direction, contents);
         for arrives in arrivals.into_iter().flatten() {
             if self.under_way.len() >= MAX_UNDER_WAY {
@@ -676,5 +687,31 @@ mod tests {
         client.send(b"kept").await.expect("it is sent");
         let (length, _) = comes(server.recv_from(&mut buffer)).await;
         assert_eq!(&buffer[..length], b"kept");
+    }
+
+    #[tokio::test]
+    async fn there_is_room_for_a_new_client_when_many_have_gone() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
+        let server_address = server.local_addr().expect("it is bound");
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        let line = Line::open(listen, server_address, &Lines::new(1))
+            .await
+            .expect("loopback");
+        let mut buffer = [0; 100];
+        let stays = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
+        for _ in 0..=MAX_FLOWS {
+            let comes_and_goes = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
+            for client in [&stays, &comes_and_goes] {
+                client
+                    .send_to(b"hello", line.address())
+                    .await
+                    .expect("sent");
+                let (length, from) = comes(server.recv_from(&mut buffer)).await;
+                assert_eq!(&buffer[..length], b"hello");
+                server.send_to(b"welcome", from).await.expect("it is sent");
+                let length = comes(client.recv(&mut buffer)).await;
+                assert_eq!(&buffer[..length], b"welcome");
+            }
+        }
     }
 }

@@ -38,6 +38,7 @@ DEFAULT_FILES = [
     "data_channel_test",
     "data_channel_encryption",
     "data_stream_test",
+    "data_track_test",
     "peer_connection_signaling_test",
     "reconnection_test",
 ]

@@ -48,7 +48,7 @@ use crate::{
     },
     connection::Connection,
     data_channel::{DataChannelError, DataChannelInit, DataChannelState},
-    ice::gather::ServerFailure,
+    ice::{gather::ServerFailure, stun},
     jsep::{
         negotiation::{
             Agreement, LocalTransport, Negotiation, Redundancy, Transceiver as Negotiated,
@@ -155,6 +155,16 @@ struct Path {
     remote: SocketAddr,
 }
 
+impl Path {
+    fn of(transmit: &Transmit) -> Self {
+        Self {
+            protocol: transmit.proto,
+            local: transmit.source,
+            remote: transmit.destination,
+        }
+    }
+}
+
 struct Incoming {
     mid: Mid,
     /// Number of the transceiver.
@@ -183,6 +193,10 @@ pub(crate) struct Core {
     /// User name of ICE for which candidates were gathered last, and when.
     gathered_for: Option<(String, Instant)>,
     path: Option<Path>,
+    /// What the last check has nominated that nominates something.
+    nominated: Option<Path>,
+    /// Paths that were nominated before, and still are for the engine below.
+    superseded: Vec<Path>,
     /// When the last packet came on `path`.
     path_received: Instant,
     /// Whether the silence since then has led to a look at other paths.
@@ -256,6 +270,8 @@ impl Core {
             gathering: IceGatheringState::New,
             gathered_for: None,
             path: None,
+            nominated: None,
+            superseded: Vec::new(),
             path_received: now,
             path_doubted: false,
             relay_gone: false,
@@ -524,6 +540,7 @@ impl Core {
                     return;
                 }
                 Ok(Output::Transmit(transmit)) => {
+                    self.note_nomination(&transmit);
                     // All but connectivity checks goes the way that ICE has chosen (RFC 7983).
                     if transmit.contents.first().is_some_and(|first| *first > 3) {
                         // Nobody answers there any more, so nothing may be sent (RFC 7675, section 5.1).
@@ -545,12 +562,30 @@ impl Core {
         }
     }
 
+    /// Sees which path a check nominates. The engine below goes on nominating those before it with every check, and a server that speaks ICE
+    /// lite sends its packets each second over another one for a while.
+    fn note_nomination(&mut self, transmit: &Transmit) {
+        if !stun::nominates(&transmit.contents) {
+            return;
+        }
+        let path = Path::of(transmit);
+        if let Some(before) = self.nominated.replace(path)
+            && before.local != path.local
+        {
+            self.superseded.push(before);
+        }
+    }
+
+    /// Pairs of superseded paths begin anew, not nominated. Where both begin at one socket, the nomination stays.
+    fn withdraw_nominations(&mut self, now: Instant) {
+        for path in std::mem::take(&mut self.superseded) {
+            self.try_afresh(|it| it.is_at(path));
+            self.drain(now);
+        }
+    }
+
     fn take_path(&mut self, now: Instant, transmit: &Transmit) {
-        let path = Path {
-            protocol: transmit.proto,
-            local: transmit.source,
-            remote: transmit.destination,
-        };
+        let path = Path::of(transmit);
         if self.path != Some(path) {
             log::debug!(
                 "packets go from {} to {} ({})",
@@ -632,6 +667,7 @@ impl Core {
         } else if self.had_path {
             self.unconfirmed_since.get_or_insert(now);
         }
+        self.withdraw_nominations(now);
         self.look_for_other_paths(now);
         if self.ice == EngineIceState::Checking && now < self.hurries_until {
             self.next_timeout = self.next_timeout.min(now + HURRIED_PACE);

@@ -91,6 +91,8 @@ pub(super) struct Pair {
     pub line: Option<Line>,
     /// Addresses that no packet comes from or goes to.
     blocked: Vec<SocketAddr>,
+    /// Where checks of the first core came from that nominated their pair.
+    nominating: Vec<SocketAddr>,
     pub events: [Vec<Event>; 2],
 }
 
@@ -110,6 +112,7 @@ impl Pair {
             cut: false,
             line: None,
             blocked: Vec::new(),
+            nominating: Vec::new(),
             events: [vec![], vec![]],
         }
     }
@@ -136,6 +139,9 @@ impl Pair {
             self.cores[index].settle(self.now);
             for transmit in std::mem::take(&mut self.cores[index].transmits) {
                 self.packets += 1;
+                if index == 0 && stun::nominates(&transmit.contents) {
+                    self.nominating.push(transmit.source);
+                }
                 let ends = [transmit.source, transmit.destination];
                 if self.cut || ends.iter().any(|end| self.blocked.contains(end)) {
                     continue;
@@ -413,6 +419,26 @@ fn a_path_that_dies_is_left_for_one_that_lives() {
     pair.cores[0].add_udp_candidate(first);
     pair.run(Duration::from_secs(10), |_| false);
     assert_eq!(states_since(&pair, before, 0), []);
+}
+
+#[test]
+fn a_path_that_is_left_for_a_better_one_is_not_nominated_any_more() {
+    let (better, worse): (SocketAddr, SocketAddr) = (
+        "192.0.2.1:1000".parse().expect("an address"),
+        "198.51.100.1:1000".parse().expect("an address"),
+    );
+    let mut pair = Pair::new();
+    pair.cores[0].add_udp_candidate(worse);
+    pair.blocked = vec![better];
+    let mut pair = pair.connect();
+    assert!(pair.nominating.contains(&worse));
+    pair.blocked.clear();
+    pair.run(Duration::from_secs(5), |_| false);
+    assert!(pair.nominating.contains(&better));
+    pair.nominating.clear();
+    pair.run(Duration::from_secs(10), |_| false);
+    assert!(pair.nominating.contains(&better) && !pair.nominating.contains(&worse));
+    assert_eq!(pair.states(), [PeerConnectionState::Connected; 2]);
 }
 
 #[test]

@@ -29,6 +29,7 @@ pub(crate) mod attribute {
     pub const REQUESTED_ADDRESS_FAMILY: u16 = 0x0017;
     pub const REQUESTED_TRANSPORT: u16 = 0x0019;
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+    pub const USE_CANDIDATE: u16 = 0x0025;
     pub const ALTERNATE_SERVER: u16 = 0x8023;
     pub const FINGERPRINT: u16 = 0x8028;
 }
@@ -291,6 +292,15 @@ impl<'a> Message<'a> {
         signed[2..4].copy_from_slice(&length.to_be_bytes());
         constant_time::verify_slices_are_equal(integrity(key, &signed).as_ref(), tag).is_ok()
     }
+}
+
+/// Whether a packet is a connectivity check that nominates its pair (RFC 8445, section 7.1.2).
+pub(crate) fn nominates(packet: &[u8]) -> bool {
+    // Most packets are no STUN at all (RFC 7983).
+    packet.first() == Some(&0)
+        && Message::parse(packet).is_ok_and(|message| {
+            message.class == Class::Request && message.attribute(attribute::USE_CANDIDATE).is_some()
+        })
 }
 
 fn read_address(value: &[u8], mask: &[u8; 16]) -> Option<SocketAddr> {

@@ -353,7 +353,15 @@ impl JitterBuffer {
         let Some((first_missing, silent_until)) = self.gap_before(place) else {
             return;
         };
-        if next.timestamp == timestamp || next.seq <= first_missing || timestamp < silent_until {
+        if next.timestamp == timestamp || next.seq <= first_missing {
+            return;
+        }
+        if timestamp < silent_until {
+            // It comes too late for what it is a copy of, and the next one shall not.
+            let replaced = self.position.is_some_and(|it| timestamp >= it.timestamp);
+            if place == 0 && replaced {
+                self.recovering_until = Some(now + RECOVERY_MEMORY);
+            }
             return;
         }
         let (offset, frames_each) = (u64::from(copy.timestamp_offset), frames as u64);

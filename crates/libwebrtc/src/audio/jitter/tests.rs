@@ -371,6 +371,45 @@ fn lost_speech_is_played_from_the_copy_in_the_next_packet() {
     assert!((energy(&pcm) / energy(&whole.pcm) - 1.0).abs() < 0.02);
 }
 
+#[test]
+fn copies_that_come_too_late_make_the_next_ones_come_in_time() {
+    let call = Call {
+        voice: true,
+        ..Call::default()
+    };
+    let mut lost = 0;
+    let mut arrivals = with_redundancy(call.packets());
+    // By then it is known that the link has no jitter, and nothing waits longer than it must.
+    arrivals.retain(|(at, packet)| {
+        let keep = *at < 8_000.0 || packet.extended_seq % 7 != 3;
+        lost += u64::from(!keep);
+        keep
+    });
+    // Where the receiver's clock stands between two packets decides how close to its turn a packet comes.
+    for offset_ms in 0..10 {
+        let mut jitter = JitterBuffer::new().expect("a decoder");
+        let (start, mut frame) = (Instant::now(), Vec::new());
+        let mut arrivals = arrivals.iter().peekable();
+        for tick in 0..2_000u64 {
+            let now_ms = tick * 10 + offset_ms;
+            while let Some((at, packet)) = arrivals.next_if(|(at, _)| *at <= now_ms as f64) {
+                let arrival = start + Duration::from_millis(*at as u64);
+                jitter.push_red(arrival, packet.clone(), 111);
+            }
+            jitter.pull(start + Duration::from_millis(now_ms), &mut frame);
+        }
+        let stats = jitter.stats();
+        assert!(
+            stats.fec_packets_received + 8 >= lost,
+            "{offset_ms}: {stats:?} of {lost}"
+        );
+        assert!(
+            stats.concealed_samples < 8 * 960,
+            "{offset_ms}: {stats:?} of {lost}"
+        );
+    }
+}
+
 /// What waits, as pairs of number and timestamp.
 fn waiting(jitter: &JitterBuffer) -> Vec<(u64, u64)> {
     let pairs = jitter.waiting.iter();

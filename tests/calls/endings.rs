@@ -131,7 +131,9 @@ async fn caller_whose_connection_is_replaced_stays_in_the_call() {
     let mut again = world.caller("replaced").await;
     caller.hung_up_on().await;
     again
-        .until("agent", |seen| seen.agent_track.is_some())
+        .until("agent that hears", |seen| {
+            seen.agent_track.is_some() && seen.is_heard
+        })
         .await;
     again.ask(SHORT_LINE).await;
     again.hang_up().await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    tests::{Line, Pair},
+    tests::{Line, Pair, message, numbers},
     *,
 };
 use crate::{
@@ -11,21 +11,9 @@ use crate::{
     jsep::{negotiation::MAX_MESSAGE_SIZE, sdp::Sdp},
 };
 
-/// A message that begins with its number.
-fn message(number: u32, bytes: usize) -> Vec<u8> {
-    let mut message = vec![7; bytes];
-    message[..4].copy_from_slice(&number.to_be_bytes());
-    message
-}
-
 /// Numbers of the messages that have come to the second core since the last time.
 fn arrived(pair: &mut Pair) -> Vec<u32> {
-    let events = std::mem::take(&mut pair.events[1]);
-    let messages = events.into_iter().filter_map(|event| match event {
-        Event::ChannelMessage { data, .. } => data.first_chunk().map(|it| u32::from_be_bytes(*it)),
-        _ => None,
-    });
-    messages.collect()
+    numbers(&std::mem::take(&mut pair.events[1]))
 }
 
 /// Opens a channel of a connected pair.
@@ -192,25 +180,11 @@ fn connected_with(max_message_size: &str) -> Pair {
     pair.cores[0]
         .create_channel(now, "data", DataChannelInit::default())
         .expect("a channel");
-    let said = |description: SessionDescription| {
+    pair.negotiate_as_told(0, false, |description| {
         let own = format!("a=max-message-size:{}\r\n", MAX_MESSAGE_SIZE);
         let text = description.text().replace(&own, max_message_size);
         SessionDescription::from_checked(description.sdp_type(), text)
-    };
-    let offer = pair.cores[0].create_offer(false).expect("an offer");
-    pair.cores[0]
-        .set_local_description(now, offer.clone(), &[])
-        .expect("our own offer");
-    pair.cores[1]
-        .set_remote_description(now, said(offer))
-        .expect("a good offer");
-    let answer = pair.cores[1].create_answer().expect("there is an offer");
-    pair.cores[1]
-        .set_local_description(now, answer.clone(), &[])
-        .expect("our own answer");
-    pair.cores[0]
-        .set_remote_description(now, said(answer))
-        .expect("a good answer");
+    });
     pair.run(Duration::from_secs(5), |pair| {
         let channels = pair.cores.iter().filter_map(|it| it.channels().first());
         let open = channels.filter(|it| it.state() == DataChannelState::Open);
@@ -278,32 +252,21 @@ fn data_that_was_refused_can_be_agreed_on_later() {
     let channel = pair.cores[0]
         .create_channel(now, "data", DataChannelInit::default())
         .expect("a channel");
-    let exchange = |pair: &mut Pair, with_data: bool| {
-        let now = pair.now;
-        let [ours, theirs] = &mut pair.cores;
-        let offer = ours.create_offer(false).expect("an offer");
-        ours.set_local_description(now, offer.clone(), &[])
-            .expect("our own offer");
-        let mut sdp = Sdp::parse(offer.text()).expect("our own text");
-        for section in &mut sdp.sections {
-            section.refused |= section.kind == Kind::Application && !with_data;
+    let refuse_data = |description: SessionDescription| {
+        if description.sdp_type() != SdpType::Offer {
+            return description;
         }
-        let offer = SessionDescription::from_checked(SdpType::Offer, sdp.to_text(1, 1));
-        theirs
-            .set_remote_description(now, offer)
-            .expect("a good offer");
-        let answer = theirs.create_answer().expect("there is an offer");
-        theirs
-            .set_local_description(now, answer.clone(), &[])
-            .expect("our own answer");
-        ours.set_remote_description(now, answer)
-            .expect("a good answer");
+        let mut sdp = Sdp::parse(description.text()).expect("our own text");
+        for section in &mut sdp.sections {
+            section.refused |= section.kind == Kind::Application;
+        }
+        SessionDescription::from_checked(SdpType::Offer, sdp.to_text(1, 1))
     };
-    exchange(&mut pair, false);
+    pair.negotiate_as_told(0, false, refuse_data);
     // A place that becomes free is not taken for data, which the engine below cannot move.
     pair.cores[0].stop_transceiver(&first).expect("it is open");
-    exchange(&mut pair, false);
-    exchange(&mut pair, true);
+    pair.negotiate_as_told(0, false, refuse_data);
+    pair.negotiate(0, false);
     pair.run(Duration::from_secs(5), |_| {
         channel.state() == DataChannelState::Open
     })

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::{
-    tests::{Line, Pair},
+    tests::{Line, Pair, message, numbers},
     *,
 };
 use crate::{audio::link::Link, jsep::sdp::Sdp};
@@ -282,27 +282,13 @@ impl Story {
         let Some(channel) = self.channel(side) else {
             return;
         };
-        let mut message = vec![0; bytes];
-        message[..4].copy_from_slice(&self.messages[side].to_be_bytes());
-        let now = self.pair.now;
+        let (now, message) = (self.pair.now, message(self.messages[side], bytes));
         if self.pair.cores[side]
             .send_data(now, &channel, &message, true)
             .is_ok()
         {
             self.messages[side] += 1;
         }
-    }
-
-    /// Numbers of the messages that came to a side, in order.
-    fn messages_at(&self, side: usize) -> Vec<u32> {
-        let events = self.pair.events[side].iter();
-        let messages = events.filter_map(|event| match event {
-            Event::ChannelMessage { data, .. } => {
-                data.first_chunk().map(|it| u32::from_be_bytes(*it))
-            }
-            _ => None,
-        });
-        messages.collect()
     }
 
     /// Sends a packet of sound in each transceiver that may. Answers in which.
@@ -377,12 +363,12 @@ impl Story {
             let sent: Vec<u32> = (0..self.messages[1 - side]).collect();
             let last = sent.len();
             for _ in 0..300 {
-                if self.messages_at(side).len() >= last {
+                if numbers(&self.pair.events[side]).len() >= last {
                     break;
                 }
                 self.pass(100);
             }
-            assert_eq!(self.messages_at(side), sent);
+            assert_eq!(numbers(&self.pair.events[side]), sent);
         }
 
         for core in &mut self.pair.cores {

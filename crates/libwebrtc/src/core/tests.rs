@@ -79,6 +79,22 @@ impl Line {
     }
 }
 
+/// A message that begins with its number.
+pub(super) fn message(number: u32, bytes: usize) -> Vec<u8> {
+    let mut message = vec![7; bytes];
+    message[..4].copy_from_slice(&number.to_be_bytes());
+    message
+}
+
+/// Numbers of the messages among events, in order.
+pub(super) fn numbers(events: &[Event]) -> Vec<u32> {
+    let messages = events.iter().filter_map(|event| match event {
+        Event::ChannelMessage { data, .. } => data.first_chunk().map(|it| u32::from_be_bytes(*it)),
+        _ => None,
+    });
+    messages.collect()
+}
+
 pub(super) struct Pair {
     pub now: Instant,
     pub cores: [Core; 2],
@@ -118,6 +134,16 @@ impl Pair {
     }
 
     pub fn negotiate(&mut self, from: usize, ice_restart: bool) {
+        self.negotiate_as_told(from, ice_restart, |description| description);
+    }
+
+    /// An exchange in which each side hears `told` of what the other has said.
+    pub fn negotiate_as_told(
+        &mut self,
+        from: usize,
+        ice_restart: bool,
+        told: impl Fn(SessionDescription) -> SessionDescription,
+    ) {
         let (now, to) = (self.now, 1 - from);
         let offer = self.cores[from]
             .create_offer(ice_restart)
@@ -126,11 +152,12 @@ impl Pair {
         let (from, to) = if to == 1 { (a, b) } else { (b, a) };
         from.set_local_description(now, offer.clone(), &[])
             .expect("our own offer");
-        to.set_remote_description(now, offer).expect("a good offer");
+        to.set_remote_description(now, told(offer))
+            .expect("a good offer");
         let answer = to.create_answer().expect("there is an offer");
         to.set_local_description(now, answer.clone(), &[])
             .expect("our own answer");
-        from.set_remote_description(now, answer)
+        from.set_remote_description(now, told(answer))
             .expect("a good answer");
     }
 

@@ -239,7 +239,7 @@ impl Queue {
     /// Lists what waits. Blocks on the disk.
     ///
     /// Looks are made by one thread that stays. The allocator has a heap for each thread, and looks from threads that come and go would
-    /// leave what a look needs behind in each of them: 34 MB after seven minutes with 10,000 records.
+    /// leave what a look needs behind in each of them: 32 MB in 400 s with 10,000 records.
     pub(super) fn look(&self, now: DateTime<Utc>) -> Result<Look, StoreError> {
         let (answer, answered) = mpsc::channel();
         let looker = self.looker.get_or_init(|| self.start_looker());

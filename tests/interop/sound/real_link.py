@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The same speech over the same bad line in real time: our engine beside Google's, in one room of a LiveKit server.
 
-    real_link.py --server PATH/livekit-server [--red] [--seed N] [--only NAME,NAME]      speech over bad lines, judged
-    real_link.py --server PATH/livekit-server --paths [--only NAME,NAME]                 ways to the server that are blocked or go away
+    real_link.py --server PATH/livekit-server [--red] [--seed N] [--only 'NAME;NAME']      speech over bad lines, judged
+    real_link.py --server PATH/livekit-server --paths [--only 'NAME;NAME']                 ways to the server that are blocked or go away
 
 Anna's line is clear, and her client is the official Python client. `ours` and `google` have lines of the same weather and seed; both hear Anna, and Anna hears
 both, at the same time. Without --server our own room server serves. Needs `requirements.txt` here and in ../python, and the programs in --programs: the examples

@@ -12,13 +12,14 @@ are expected. Recordings and telephone calls need services beside the real serve
 import asyncio
 import os
 import socket
+import threading
 import time
 import uuid
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
 from livekit import api
 
 from client import Client
@@ -73,41 +74,73 @@ def needs(server):
     return needs
 
 
-class Webhooks:
-    """Listens where the server's webhooks go. Those that nobody listens to are tried again for a while, and come too."""
+class WebhookListener:
+    """Takes the server's webhooks for the whole run and hands them to whoever wants them. Nobody else takes those of other tests, and while they are
+    tried again they fill the server's queue, until it drops what comes next."""
 
-    def __init__(self, server, room_name: str):
+    def __init__(self, address: tuple[str, int]):
+        # Each is called with the body, the signature and the content type, in another thread.
+        takers = self.takers = []
+
+        class Take(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                for taker in list(takers):
+                    taker(body.decode(), self.headers["Authorization"], self.headers["Content-Type"])
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(address, Take)
+        self._server.daemon_threads = True
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Webhooks:
+    """The webhooks of one room."""
+
+    def __init__(self, server, listener: WebhookListener, room_name: str):
         self.server, self.room_name = server, room_name
         self.events: list = []
         self.content_types: set[str] = set()
         self.wrongly_signed: list[str] = []
+        self._listener = listener
         self._changed = asyncio.Event()
 
     async def __aenter__(self):
-        app = web.Application()
-        app.add_routes([web.post("/hook", self._take)])
-        self._runner = web.AppRunner(app)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, *self.server.webhooks_at).start()
+        loop = asyncio.get_running_loop()
+        self._taker = lambda *webhook: loop.call_soon_threadsafe(self._take, *webhook)
+        self._listener.takers.append(self._taker)
         return self
 
     async def __aexit__(self, *_):
-        await self._runner.cleanup()
+        self._listener.takers.remove(self._taker)
 
-    async def _take(self, request):
+    def _take(self, body: str, signature: str, content_type: str):
         receiver = api.WebhookReceiver(api.TokenVerifier(self.server.key, self.server.secret))
-        body = await request.text()
         try:
-            event = receiver.receive(body, request.headers["Authorization"])
+            event = receiver.receive(body, signature)
         except Exception as error:
             self.wrongly_signed.append(f"{error}: {body[:200]}")
-            return web.Response(status=401)
+            self._changed.set()
+            return
         room = event.room.name or event.egress_info.room_name
         if room == self.room_name:
             self.events.append(event)
-            self.content_types.add(request.content_type)
+            self.content_types.add(content_type)
             self._changed.set()
-        return web.Response()
 
     def names(self) -> list[str]:
         return [event.event for event in self.events]
@@ -128,11 +161,20 @@ class Webhooks:
                 pass
 
 
-@pytest_asyncio.fixture
-async def webhooks(server, room_name):
+@pytest.fixture(scope="session", autouse=True)
+def webhook_listener(server):
     if server.webhooks_at is None:
+        yield None
+        return
+    with WebhookListener(server.webhooks_at) as listener:
+        yield listener
+
+
+@pytest_asyncio.fixture
+async def webhooks(server, webhook_listener, room_name):
+    if webhook_listener is None:
         pytest.skip("LIVEKIT_WEBHOOKS_AT does not say where this server's webhooks go")
-    async with Webhooks(server, room_name) as webhooks:
+    async with Webhooks(server, webhook_listener, room_name) as webhooks:
         yield webhooks
 
 

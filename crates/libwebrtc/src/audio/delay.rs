@@ -63,8 +63,17 @@ pub(crate) struct DelayEstimator {
     packets: u32,
     target_us: i64,
     covered_us: i64,
-    /// For how many packets less than the target has been needed, and the most of that.
-    too_high: (u32, i64),
+    too_high: TooHigh,
+}
+
+/// Since when less than the target has been needed.
+#[derive(Debug, Clone, Copy, Default)]
+struct TooHigh {
+    packets: u32,
+    /// The most that was needed in this time, in microseconds.
+    most_us: i64,
+    /// The most of the last packets, since their number was a multiple of [`PATIENCE_PACKETS`]: what follows a time of jitter goes down step by step.
+    recent_us: i64,
 }
 
 impl Default for DelayEstimator {
@@ -76,7 +85,7 @@ impl Default for DelayEstimator {
             packets: 0,
             target_us: INITIAL_TARGET_US,
             covered_us: 0,
-            too_high: (0, 0),
+            too_high: TooHigh::default(),
         }
     }
 }
@@ -142,17 +151,25 @@ impl DelayEstimator {
             self.target_us = measured.max(INITIAL_TARGET_US);
             return;
         }
-        let (count, most) = self.too_high;
-        self.too_high = (count + 1, most.max(measured));
-        if measured >= self.target_us {
-            self.target_us = measured;
-            self.too_high = (0, 0);
-        } else if count >= LONG_PATIENCE_PACKETS
-            || (count >= PATIENCE_PACKETS && self.target_us - most >= WORTHWHILE_FALL_US)
-        {
-            self.target_us = most;
-            self.too_high = (0, 0);
-        }
+        let too_high = &mut self.too_high;
+        too_high.packets += 1;
+        too_high.most_us = too_high.most_us.max(measured);
+        too_high.recent_us = too_high.recent_us.max(measured);
+        let next = if measured >= self.target_us {
+            measured
+        } else if too_high.packets >= LONG_PATIENCE_PACKETS {
+            too_high.most_us
+        } else if too_high.packets.is_multiple_of(PATIENCE_PACKETS) {
+            let recent = std::mem::take(&mut too_high.recent_us);
+            if self.target_us - recent < WORTHWHILE_FALL_US {
+                return;
+            }
+            recent
+        } else {
+            return;
+        };
+        self.target_us = next;
+        self.too_high = TooHigh::default();
     }
 
     /// The delay in microseconds with which sound of that timestamp is played if it is played at `at`; `None` before the first packet.
@@ -226,6 +243,16 @@ mod tests {
             "while learning"
         );
         assert_eq!(feed(&mut estimator, start, 10, [0; 200]), 20);
+    }
+
+    #[test]
+    fn what_goes_down_step_by_step_is_followed() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        let rough = [45, 35, 25, 15].into_iter().flat_map(|extra| [extra; 4]);
+        let until_then = [0; 100].into_iter().chain(rough);
+        assert_eq!(feed(&mut estimator, start, 0, until_then), 60);
+        assert_eq!(feed(&mut estimator, start, 116, [0; 500]), 20);
     }
 
     #[test]

@@ -20,14 +20,19 @@ const COVERED_SHARE: f32 = 0.97;
 /// How much of the histogram stays with each packet: a memory of about 100 packets or two seconds of sound.
 const KEPT_SHARE: f32 = 0.99;
 
-/// Width of a histogram bucket, one tick of the clock.
-const BUCKET_US: i64 = 10_000;
+/// Width of a histogram bucket. The histogram reaches to half a second; longer delays are counted there.
+const BUCKET_US: i64 = 1_000;
+const BUCKETS: usize = 500;
 
-/// The histogram reaches to half a second; longer delays are counted there.
-const BUCKETS: usize = 50;
+/// One tick of the clock, of which the target is a multiple.
+const TICK_US: i64 = 10_000;
+
+/// When the quickest packet is forgotten and the next quickest was slower by a tick, that was a step, such as from the way on which a call began to a
+/// better one; if no more than this share of the packets came before it, they were no measure for the others.
+const EXCEPTIONAL_SHARE: f32 = 0.1;
 
 /// Added to the covered delay: the clock asks only every 10 ms, so a packet may be needed that much before its time.
-const TICK_MARGIN_US: i64 = 10_000;
+const TICK_MARGIN_US: i64 = TICK_US;
 
 /// Bounds of the target. The lower one is a packet's length, with which a link without jitter has no hole; beyond the upper one people
 /// start to talk over each other, so that holes are the smaller evil.
@@ -37,16 +42,16 @@ pub(crate) const MAX_TARGET_US: i64 = 400_000;
 /// The target until something is known about the link.
 const INITIAL_TARGET_US: i64 = 40_000;
 
-/// After how many packets the measured target counts.
-const LEARNING_PACKETS: u32 = 25;
+/// After how many packets the measured target counts: from then on a single late one is no more than the share that need not be covered.
+const LEARNING_PACKETS: u32 = 34;
 
 /// The target rises at once, but falls only after it has been higher than needed for so many packets, about two seconds: every change of it is a
 /// change of speed that might be heard.
 const PATIENCE_PACKETS: u32 = 100;
 
-/// A target that is too high by less than this costs less than the two changes of speed when it was right after all: jitter that lies on the border
-/// of two buckets looks now like the one and now like the other. It falls only after so many packets, about twenty seconds.
-const WORTHWHILE_FALL_US: i64 = 2 * BUCKET_US;
+/// A measured target that is too high by less than this costs less than the two changes of speed when it was right after all: jitter that lies on the
+/// border of two ticks looks now like the one and now like the other. It falls only after so many packets, about twenty seconds.
+const WORTHWHILE_FALL_US: i64 = 2 * TICK_US;
 const LONG_PATIENCE_PACKETS: u32 = 1_000;
 
 /// A packet that seems later than this has rather got a timestamp of a new time line: senders may stop their timestamps while muted.
@@ -62,6 +67,8 @@ pub(crate) struct DelayEstimator {
     histogram: [f32; BUCKETS],
     packets: u32,
     target_us: i64,
+    /// Whether the target is one that packets needed, not the one to begin with.
+    measured: bool,
     covered_us: i64,
     too_high: TooHigh,
 }
@@ -84,6 +91,7 @@ impl Default for DelayEstimator {
             histogram: [0.0; BUCKETS],
             packets: 0,
             target_us: INITIAL_TARGET_US,
+            measured: false,
             covered_us: 0,
             too_high: TooHigh::default(),
         }
@@ -98,6 +106,7 @@ impl DelayEstimator {
             self.forget_time_line();
         }
         let (first_arrival, first_timestamp) = *self.origin.get_or_insert((now, rtp_timestamp));
+        let base_until_now = self.quickest.front().map(|(_, base)| *base);
         let transit = transit_us(first_arrival, first_timestamp, now, rtp_timestamp);
         while self
             .quickest
@@ -115,7 +124,28 @@ impl DelayEstimator {
             self.quickest.pop_front();
         }
         let base = self.quickest.front().map_or(transit, |(_, base)| *base);
+        self.base_rose(base - base_until_now.unwrap_or(base));
         self.count(transit - base);
+    }
+
+    /// Takes note that the quickest packet is slower than the one until now by so many microseconds: what was measured against that one was this much
+    /// less late, if that one was an exception.
+    fn base_rose(&mut self, by_us: i64) {
+        if by_us < TICK_US {
+            return;
+        }
+        let quicker = usize::try_from(by_us / BUCKET_US).map_or(BUCKETS, |it| it.min(BUCKETS));
+        let share: f32 = self.histogram[..quicker].iter().sum();
+        if share > EXCEPTIONAL_SHARE {
+            return;
+        }
+        self.histogram.copy_within(quicker.., 0);
+        self.histogram[BUCKETS - quicker..].fill(0.0);
+        self.histogram[0] += share;
+        // What was aimed at is where it was before, seen from the new base.
+        self.target_us -= by_us;
+        self.measured = false;
+        self.too_high = TooHigh::default();
     }
 
     /// Takes note of a packet that came after its turn. What is very late, such as a copy that was sent again, says nothing about the link.
@@ -145,31 +175,37 @@ impl DelayEstimator {
                 covered >= COVERED_SHARE
             })
             .unwrap_or(BUCKETS - 1);
-        self.covered_us = (buckets as i64 + 1) * BUCKET_US;
-        let measured = (self.covered_us + TICK_MARGIN_US).clamp(MIN_TARGET_US, MAX_TARGET_US);
+        self.covered_us = (buckets as i64 * BUCKET_US / TICK_US + 1) * TICK_US;
+        let needed = (self.covered_us + TICK_MARGIN_US).clamp(MIN_TARGET_US, MAX_TARGET_US);
         if self.packets < LEARNING_PACKETS {
-            self.target_us = measured.max(INITIAL_TARGET_US);
+            self.target_us = needed.max(INITIAL_TARGET_US);
             return;
         }
+        if let Some(target_us) = self.next_target(needed) {
+            self.target_us = target_us;
+            self.measured = true;
+            self.too_high = TooHigh::default();
+        }
+    }
+
+    /// The new target after a packet that says what is needed, if it is another one or confirmed.
+    fn next_target(&mut self, needed_us: i64) -> Option<i64> {
         let too_high = &mut self.too_high;
         too_high.packets += 1;
-        too_high.most_us = too_high.most_us.max(measured);
-        too_high.recent_us = too_high.recent_us.max(measured);
-        let next = if measured >= self.target_us {
-            measured
-        } else if too_high.packets >= LONG_PATIENCE_PACKETS {
-            too_high.most_us
-        } else if too_high.packets.is_multiple_of(PATIENCE_PACKETS) {
-            let recent = std::mem::take(&mut too_high.recent_us);
-            if self.target_us - recent < WORTHWHILE_FALL_US {
-                return;
-            }
-            recent
-        } else {
-            return;
-        };
-        self.target_us = next;
-        self.too_high = TooHigh::default();
+        too_high.most_us = too_high.most_us.max(needed_us);
+        too_high.recent_us = too_high.recent_us.max(needed_us);
+        if needed_us >= self.target_us {
+            return Some(needed_us);
+        }
+        if too_high.packets >= LONG_PATIENCE_PACKETS {
+            return Some(too_high.most_us);
+        }
+        if !too_high.packets.is_multiple_of(PATIENCE_PACKETS) {
+            return None;
+        }
+        let recent = std::mem::take(&mut too_high.recent_us);
+        let worthwhile = !self.measured || self.target_us - recent >= WORTHWHILE_FALL_US;
+        worthwhile.then_some(recent)
     }
 
     /// The delay in microseconds with which sound of that timestamp is played if it is played at `at`; `None` before the first packet.
@@ -243,6 +279,46 @@ mod tests {
             "while learning"
         );
         assert_eq!(feed(&mut estimator, start, 10, [0; 200]), 20);
+    }
+
+    #[test]
+    fn quick_first_packets_are_no_measure_for_the_others() {
+        // The first three came over another way than all others.
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        let step = [0; 3].into_iter().chain([31; 90]);
+        assert_eq!(feed(&mut estimator, start, 0, step), 50);
+        // While the first is remembered, sound is played 50 ms after it, and afterwards at the same moment: 19 ms after the others, or 20.
+        assert_eq!(feed(&mut estimator, start, 93, [31; 20]), 20);
+    }
+
+    #[test]
+    fn steps_between_what_is_common_are_jitter() {
+        // Every two and a half seconds another way, one of them 50 ms slower: half of all packets would be late without them.
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        let way = |number: u64| number / 125 % 2 * 50;
+        assert_eq!(feed(&mut estimator, start, 0, (0..1_000).map(way)), 70);
+        assert_eq!(
+            feed(&mut estimator, start, 1_000, (1_000..1_240).map(way)),
+            70
+        );
+    }
+
+    #[test]
+    fn target_to_begin_with_is_no_evidence() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        let jitter = (0..134).map(|number: u64| if number.is_multiple_of(4) { 15 } else { 0 });
+        assert_eq!(feed(&mut estimator, start, 0, jitter), 30);
+    }
+
+    #[test]
+    fn one_late_packet_among_the_first_is_not_waited_for() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        let rare = (0..134).map(|number| if number == 15 { 60 } else { 0 });
+        assert_eq!(feed(&mut estimator, start, 0, rare), 20);
     }
 
     #[test]

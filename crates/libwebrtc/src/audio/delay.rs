@@ -20,6 +20,9 @@ const COVERED_SHARE: f32 = 0.97;
 /// How much of the histogram stays with each packet: a memory of about 100 packets or two seconds of sound.
 const KEPT_SHARE: f32 = 0.99;
 
+/// Less than this is nothing. Without it, shares would become denormal after three minutes, and computing with those takes a hundred times as long.
+const NEGLIGIBLE_SHARE: f32 = 1e-9;
+
 /// Width of a histogram bucket. The histogram reaches to half a second; longer delays are counted there.
 const BUCKET_US: i64 = 1_000;
 const BUCKETS: usize = 500;
@@ -161,7 +164,11 @@ impl DelayEstimator {
         // The first packets weigh equally; later ones push the older ones out.
         let kept = KEPT_SHARE.min(1.0 - 1.0 / self.packets as f32);
         for share in &mut self.histogram {
-            *share *= kept;
+            *share = if *share < NEGLIGIBLE_SHARE {
+                0.0
+            } else {
+                *share * kept
+            };
         }
         let bucket = usize::try_from(delay_us / BUCKET_US).unwrap_or(0);
         self.histogram[bucket.min(BUCKETS - 1)] += 1.0 - kept;
@@ -413,6 +420,16 @@ mod tests {
         let mut estimator = DelayEstimator::default();
         feed(&mut estimator, start, 0, [0; 100]);
         assert_eq!(feed(&mut estimator, start, 100, [7_000; 50]), 20);
+    }
+
+    #[test]
+    fn what_is_long_past_is_forgotten_wholly() {
+        let start = Instant::now();
+        let mut estimator = DelayEstimator::default();
+        let once_wild = (0..10_000u64).map(|index| if index < 500 { index } else { 0 });
+        feed(&mut estimator, start, 0, once_wild);
+        assert!(!estimator.histogram.iter().any(|share| share.is_subnormal()));
+        assert_eq!(estimator.histogram[1..], [0.0; BUCKETS - 1]);
     }
 
     #[test]

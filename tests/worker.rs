@@ -213,6 +213,7 @@ async fn two_jobs_at_once_and_one_slot_are_one_call() {
     assert_eq!(status, JobStatus::JsFailed);
     assert!(error.contains("no slot"), "{error}");
     assert_eq!(server.job_status("AJ_1").await.0, JobStatus::JsRunning);
+    server.worker_status(true, 1).await;
     world.end_call().await;
     assert_eq!(server.job_status("AJ_1").await.0, JobStatus::JsSuccess);
     server.worker_status(false, 0).await;
@@ -315,6 +316,7 @@ async fn a_second_signal_ends_calls_at_once_and_a_third_one_kills_what_is_left()
 async fn bad_end(world: &mut World) -> (String, Value) {
     let (mut server, _) = world.server.worker().await;
     server.dispatch("AJ_1").await;
+    server.worker_status(true, 1).await;
     let (mut status, mut error) = server.job_status("AJ_1").await;
     if status == JobStatus::JsRunning {
         (status, error) = server.job_status("AJ_1").await;
@@ -619,6 +621,7 @@ async fn the_page_says_how_the_worker_is() {
     let (mut server, _) = world.server.worker().await;
     server.dispatch("AJ_1").await;
     assert_eq!(server.job_status("AJ_1").await.0, JobStatus::JsRunning);
+    server.worker_status(true, 1).await;
     assert_eq!(get("/readyz").await, (200, "ready".into()));
     let about: Value = serde_json::from_str(&get("/worker").await.1).unwrap();
     assert_eq!(about["agent_name"], "sales");

@@ -264,18 +264,31 @@ impl Connection {
         } else {
             proto::WorkerStatus::WsAvailable
         };
-        self.expect(
-            &format!("a status with full = {full} and {job_count} jobs"),
-            |message| match message {
-                FromWorker::UpdateWorker(update)
-                    if update.status() == wanted && update.job_count == job_count =>
-                {
-                    Some(update.load)
-                }
-                _ => None,
-            },
-        )
-        .await
+        let mut older = 0;
+        let load = self
+            .expect(
+                &format!("a status with full = {full} and {job_count} jobs"),
+                |message| match message {
+                    FromWorker::UpdateWorker(update)
+                        if update.status() == wanted && update.job_count == job_count =>
+                    {
+                        Some(update.load)
+                    }
+                    FromWorker::UpdateWorker(_) => {
+                        older += 1;
+                        None
+                    }
+                    _ => None,
+                },
+            )
+            .await;
+        // They would look like news to who waits next.
+        self.heard.retain(|message| {
+            let is_older = older > 0 && matches!(message, FromWorker::UpdateWorker(_));
+            older -= usize::from(is_older);
+            !is_older
+        });
+        load
     }
 
     /// Waits until the worker closes the connection.

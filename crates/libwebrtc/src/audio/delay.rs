@@ -70,7 +70,7 @@ pub(crate) struct DelayEstimator {
     histogram: [f32; BUCKETS],
     packets: u32,
     target_us: i64,
-    /// Whether the target is one that packets needed, not the one to begin with.
+    /// Whether the target is one that packets needed: not the one to begin with, nor one that was measured against an exception.
     measured: bool,
     covered_us: i64,
     too_high: TooHigh,
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn steps_between_what_is_common_are_jitter() {
-        // Every two and a half seconds another way, one of them 50 ms slower: half of all packets would be late without them.
+        // Every two and a half seconds another way, one of them 50 ms slower: without that memory, the slower packets would be late each time.
         let start = Instant::now();
         let mut estimator = DelayEstimator::default();
         let way = |number: u64| number / 125 % 2 * 50;

@@ -30,8 +30,8 @@ def main() -> int:
             "TURN_TEST_FOLDER": folder,
         }
         failed = 0
-        for package, test in [("libwebrtc", "turn_server"), ("voicebot", "line")]:
-            tests = ["cargo", "test", "--package", package, "--test", test, "--", "--ignored", *sys.argv[1:]]
+        for test, module in [("turn_server", ""), ("it", "line::")]:
+            tests = ["cargo", "test", "--workspace", "--test", test, "--", "--ignored", module, *sys.argv[1:]]
             failed |= subprocess.run(tests, cwd=REPOSITORY, env=environment).returncode
         return failed
 

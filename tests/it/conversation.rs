@@ -1,0 +1,426 @@
+//! Whole conversations in virtual time: real speech through the real detector, scripted providers, an ear that plays in real time.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::support::caller::{Call, fixture};
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use tokio::time::sleep;
+use voicebot::providers::llm::{ChatChunk, ChatModel, ChatRequest, ChatStream};
+use voicebot::providers::scripted::{Script, Scripted};
+use voicebot::providers::stt::{SpeechSegment, SpeechToText, Transcript};
+use voicebot::providers::tts::{SpeechRequest, SpeechStream, TextToSpeech};
+use voicebot::providers::{Component, ProviderError, Providers};
+use voicebot::session::Role;
+use voicebot::voice::{AgentState, VoiceCommand, VoiceConfig, VoiceEnd, VoiceEvent};
+
+const LONG: &str = "We have three plans for every kind of customer. The first plan is small and covers one person. \
+                    The second plan is larger and covers a whole family.";
+
+/// Scripted providers that understand every stretch of speech as `heard`, and answer `say` to everything.
+fn providers(heard: &str, say: &str) -> Providers {
+    let script = format!(
+        r#"{{ "caller": [{{ "seconds": 1, "text": {} }}], "agent": [], "otherwise": {} }}"#,
+        serde_json::json!(heard),
+        serde_json::json!(say)
+    );
+    from_script(serde_json::from_str(&script).expect("the script is right"))
+}
+
+fn from_script(script: Script) -> Providers {
+    let scripted = Arc::new(Scripted::new(script));
+    Providers {
+        stt: scripted.clone(),
+        llm: scripted.clone(),
+        tts: scripted,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_asks_leaves_a_lead_and_says_goodbye() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/demo-script.json");
+    let providers = from_script(Script::read(&path).expect("the demo's script is right"));
+    let call = Call::start(
+        providers,
+        Some("Hello, this is Acme. How can I help you?"),
+        VoiceConfig::default(),
+    );
+    call.agent_has_said(1).await;
+    let mut latencies = Vec::new();
+    for (turn, line) in ["hello.wav", "lead.wav", "goodbye.wav"]
+        .into_iter()
+        .enumerate()
+    {
+        sleep(Duration::from_millis(700)).await;
+        let (_, ended) = call.say(&fixture(line)).await;
+        call.agent_has_said(turn + 2).await;
+        latencies.push(call.ear.first_sound_after(ended).expect("an answer") - ended);
+    }
+    assert_eq!(
+        call.transcript(),
+        [
+            "agent: Hello, this is Acme. How can I help you?",
+            "caller: Hello, I would like to know what your plans cost.",
+            "agent: The small plan costs twenty a month, the business plan fifty. Who may I send an offer to?",
+            "caller: My name is John Smith, my e-mail is john.smith@example.com, I work for Acme, and I am interested in the business \
+         plan.",
+            "agent: Thank you, John. The offer is on its way. Is there anything else?",
+            "caller: No, thank you. Goodbye.",
+            "agent: Goodbye, and thank you for calling.",
+        ]
+    );
+    let used: Vec<String> = call
+        .tools
+        .calls
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(name, _)| name.clone())
+        .collect();
+    assert_eq!(used, ["detect_intent", "create_lead", "end_call"]);
+    // 0.25 s of silence, of which recognition uses 0.15 s; 0.2 s for the first token, some words, 0.15 s for the first sound. The
+    // turn with the tool asks the model twice.
+    for (latency, most) in latencies.iter().zip([900, 1_200, 900]) {
+        assert!(*latency < Duration::from_millis(most), "{latencies:?}");
+    }
+    let items = call.items();
+    assert!(items.iter().all(|item| !item.interrupted));
+    let metrics = items[2].metrics.clone().expect("an answer is measured");
+    assert_eq!(
+        (metrics.llm_ttft_ms, metrics.tts_ttfb_ms),
+        (Some(200), Some(150))
+    );
+    assert!(
+        metrics
+            .e2e_latency_ms
+            .is_some_and(|ms| (500..900).contains(&ms)),
+        "{metrics:?}"
+    );
+    let metrics = items[1]
+        .metrics
+        .clone()
+        .expect("a turn of the caller is measured");
+    assert!(
+        metrics
+            .transcription_delay_ms
+            .is_some_and(|ms| (240..330).contains(&ms)),
+        "{metrics:?}"
+    );
+    assert_eq!(call.ear.holes(), 0);
+    assert_eq!(call.end().await, VoiceEnd::EndCall);
+}
+
+#[tokio::test(start_paused = true)]
+async fn caller_interrupts_and_only_what_was_heard_is_written_down() {
+    let call = Call::start(
+        providers("wait, I have another question", LONG),
+        None,
+        VoiceConfig::default(),
+    );
+    call.say(&fixture("hello.wav")).await;
+    call.until("speech", |event| {
+        *event == VoiceEvent::AgentState(AgentState::Speaking)
+    })
+    .await;
+    sleep(Duration::from_secs(3)).await;
+    let (began, _) = call.say(&fixture("hello.wav")).await;
+    call.agent_has_said(1).await;
+    // The half second is counted from the first sound that becomes speech.
+    let silent_after = call
+        .ear
+        .last_sound_before(began + Duration::from_secs(2))
+        .expect("it spoke")
+        - began;
+    assert!(
+        silent_after < Duration::from_millis(560),
+        "{silent_after:?}"
+    );
+    let item = call
+        .items()
+        .into_iter()
+        .find(|item| item.role == Role::Assistant)
+        .expect("it spoke");
+    assert!(item.interrupted);
+    assert!(
+        LONG.starts_with(&item.content) && item.content.len() < LONG.len(),
+        "{}",
+        item.content
+    );
+    assert!(
+        item.content.contains("three plans for every"),
+        "about three and a half seconds of it: {}",
+        item.content
+    );
+    call.commands.send(VoiceCommand::Stop).await.unwrap();
+    assert_eq!(call.end().await, VoiceEnd::Stopped);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_noise_over_the_agent_pauses_it_and_nothing_is_lost() {
+    let heard = Heard::in_turn(&["tell me everything", ""]);
+    let call = Call::start(
+        Providers {
+            stt: heard,
+            ..providers("", LONG)
+        },
+        None,
+        VoiceConfig::default(),
+    );
+    call.say(&fixture("hello.wav")).await;
+    call.until("speech", |event| {
+        *event == VoiceEvent::AgentState(AgentState::Speaking)
+    })
+    .await;
+    sleep(Duration::from_secs(2)).await;
+    call.say(&fixture("goodbye.wav")).await;
+    call.until("resumption", |event| {
+        *event == VoiceEvent::FalseInterruption
+    })
+    .await;
+    call.agent_has_said(1).await;
+    assert_eq!(
+        call.transcript(),
+        [
+            "caller: tell me everything".to_owned(),
+            format!("agent: {LONG}")
+        ]
+    );
+    assert!(!call.items()[1].interrupted);
+    call.commands.send(VoiceCommand::Stop).await.unwrap();
+    assert_eq!(call.end().await, VoiceEnd::Stopped);
+}
+
+#[tokio::test(start_paused = true)]
+async fn caller_hangs_up_in_mid_speech_and_the_words_are_kept() {
+    let call = Call::start(
+        providers("please call me back", "Sure."),
+        None,
+        VoiceConfig::default(),
+    );
+    call.say(&fixture("lead.wav")[..40_000]).await;
+    call.commands.send(VoiceCommand::Stop).await.unwrap();
+    call.until("the words", |event| {
+        matches!(event, VoiceEvent::ItemCommitted(_))
+    })
+    .await;
+    assert_eq!(call.transcript(), ["caller: please call me back"]);
+    assert_eq!(call.end().await, VoiceEnd::Stopped);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_caller_is_asked_and_then_hung_up_on() {
+    let call = Call::start(providers("", ""), Some("Hello!"), VoiceConfig::default());
+    call.agent_has_said(2).await;
+    assert_eq!(
+        call.transcript(),
+        ["agent: Hello!", "agent: Are you still there?"]
+    );
+    assert_eq!(call.end().await, VoiceEnd::SilenceHangup);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_written_message_is_answered() {
+    let call = Call::start(
+        providers("", "We are at the station."),
+        None,
+        VoiceConfig::default(),
+    );
+    call.commands
+        .send(VoiceCommand::UserText("Where are you?".to_owned()))
+        .await
+        .unwrap();
+    call.agent_has_said(1).await;
+    assert_eq!(
+        call.transcript(),
+        ["caller: Where are you?", "agent: We are at the station."]
+    );
+    call.commands
+        .send(VoiceCommand::Close {
+            reason: "test".to_owned(),
+            say: Some("Bye.".to_owned()),
+        })
+        .await
+        .unwrap();
+    call.agent_has_said(2).await;
+    assert_eq!(call.end().await, VoiceEnd::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_stays_down_ends_the_call_with_an_apology() {
+    let down = Arc::new(DownModel::default());
+    let call = Call::start(
+        Providers {
+            llm: down.clone(),
+            ..providers("hello?", "")
+        },
+        None,
+        VoiceConfig::default(),
+    );
+    for turn in [1, 2] {
+        call.say(&fixture("goodbye.wav")).await;
+        call.agent_has_said(turn).await;
+    }
+    let lines = VoiceConfig::default().lines;
+    assert_eq!(
+        call.transcript(),
+        [
+            "caller: hello?".to_owned(),
+            format!("agent: {}", lines.say_again),
+            "caller: hello?".to_owned(),
+            format!("agent: {}", lines.apology),
+        ]
+    );
+    // Each answer was asked for four times before it was given up.
+    assert_eq!(down.asked.load(Ordering::Relaxed), 8);
+    let VoiceEnd::ProviderFailed { component, message } = call.end().await else {
+        panic!("the model is down")
+    };
+    assert_eq!(component, Component::Llm);
+    assert!(message.contains("model.example"), "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mute_agent_hangs_up() {
+    let call = Call::start(
+        Providers {
+            tts: Arc::new(MuteVoice),
+            ..providers("", "")
+        },
+        Some("Hello!"),
+        VoiceConfig::default(),
+    );
+    assert!(matches!(
+        call.end().await,
+        VoiceEnd::ProviderFailed {
+            component: Component::Tts,
+            ..
+        }
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_stalls_in_mid_answer_is_heard_as_far_as_it_got() {
+    let call = Call::start(
+        Providers {
+            llm: Arc::new(StallingModel),
+            ..providers("hello?", "")
+        },
+        None,
+        VoiceConfig::default(),
+    );
+    call.say(&fixture("hello.wav")).await;
+    call.agent_has_said(1).await;
+    assert_eq!(
+        call.transcript()[1],
+        "agent: We open at nine in the morning. And we close"
+    );
+    call.until(
+        "a report",
+        |event| matches!(event, VoiceEvent::Error { component, .. } if component == "llm"),
+    )
+    .await;
+    call.commands.send(VoiceCommand::Stop).await.unwrap();
+    call.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_conversation_leaves_nothing_running() {
+    let call = Call::start(providers("", LONG), Some(LONG), VoiceConfig::default());
+    call.until("speech", |event| {
+        *event == VoiceEvent::AgentState(AgentState::Speaking)
+    })
+    .await;
+    let captured = Arc::downgrade(&call.ear);
+    call.abort().await;
+    assert_eq!(
+        captured.strong_count(),
+        0,
+        "somebody still holds the output"
+    );
+}
+
+/// Recognition that understands what it is told to, each stretch of speech once.
+struct Heard {
+    lines: Vec<&'static str>,
+    next: AtomicUsize,
+}
+
+impl Heard {
+    fn in_turn(lines: &[&'static str]) -> Arc<Self> {
+        Arc::new(Self {
+            lines: lines.to_vec(),
+            next: AtomicUsize::new(0),
+        })
+    }
+}
+
+#[async_trait]
+impl SpeechToText for Heard {
+    fn name(&self) -> &str {
+        "heard"
+    }
+
+    async fn transcribe(&self, _: SpeechSegment) -> Result<Transcript, ProviderError> {
+        sleep(Duration::from_millis(300)).await;
+        let text = self
+            .lines
+            .get(self.next.fetch_add(1, Ordering::Relaxed))
+            .copied()
+            .unwrap_or_default();
+        Ok(Transcript {
+            text: text.to_owned(),
+            confidence: None,
+        })
+    }
+}
+
+#[derive(Default)]
+struct DownModel {
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl ChatModel for DownModel {
+    fn name(&self) -> &str {
+        "down"
+    }
+
+    async fn chat(&self, _: ChatRequest) -> Result<ChatStream, ProviderError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Err(ProviderError::temporary("model.example has a fault (500)"))
+    }
+}
+
+struct StallingModel;
+
+#[async_trait]
+impl ChatModel for StallingModel {
+    fn name(&self) -> &str {
+        "stalling"
+    }
+
+    async fn chat(&self, _: ChatRequest) -> Result<ChatStream, ProviderError> {
+        let text = ChatChunk::Text("We open at nine in the morning. And we close".to_owned());
+        Ok(stream::iter([Ok(text)]).chain(stream::pending()).boxed())
+    }
+}
+
+struct MuteVoice;
+
+#[async_trait]
+impl TextToSpeech for MuteVoice {
+    fn name(&self) -> &str {
+        "mute"
+    }
+
+    fn sample_rate_hz(&self) -> u32 {
+        24_000
+    }
+
+    async fn synthesize(&self, _: SpeechRequest) -> Result<SpeechStream, ProviderError> {
+        Ok(stream::pending().boxed())
+    }
+}

@@ -1,0 +1,231 @@
+//! Delivery while everything goes wrong: a CRM that misbehaves by a seeded plan, and uploaders that are killed at random moments.
+//!
+//! `VOICEBOT_TEST_CALLS` (2000), `VOICEBOT_TEST_KILLS` (200) and `VOICEBOT_TEST_SEED` change its size and its course.
+
+use std::collections::HashMap;
+use std::fs;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use crate::support::bad_crm::BadCrm;
+use crate::support::data::{DataFolder, at, call_start, hangup};
+use chrono::TimeDelta;
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use tokio::process::{Child, Command};
+use voicebot::session::{
+    self, CallMetadata, ConversationItem, RecordingMetadata, RecordingSource, RecordingState,
+};
+
+/// Calls are spread over so many days, and so many numbers call on each of them.
+const DAYS: u64 = 40;
+const NUMBERS: u64 = 10;
+/// Workers on the folder at the same time, each killed as often as the other.
+const WORKERS: u64 = 2;
+/// A worker lives until the CRM has got a random number of requests up to this, of either worker.
+const REQUESTS_OF_A_LIFE: u64 = 50;
+/// Or this long: a worker that is killed before its first request counts too.
+const LONGEST_LIFE: Duration = Duration::from_millis(1500);
+/// The end of everything, even on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+fn setting(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// A folder with calls, and the bytes of each call's recording by session.
+fn finished_calls(count: u64, random: &mut StdRng) -> (DataFolder, HashMap<String, Vec<u8>>) {
+    let data = DataFolder::in_memory();
+    let mut sounds = HashMap::new();
+    for number in 0..count {
+        let start_at = at(0) - TimeDelta::days((number % DAYS) as i64);
+        let id = format!("session_{}_{number:06x}", start_at.format("%Y%m%d_%H%M%S"));
+        let mut start = call_start(&id);
+        start.call_start = start_at;
+        data.store.begin(&start, &[]).expect("the journal begins");
+        let (session, lock) = data
+            .store
+            .open_session(&start.session_id)
+            .expect("the session opens");
+        let (relative, path) = data.store.recording_path(&start.session_id, "ogg");
+        let mut sound = vec![0; random.random_range(1..3000)];
+        random.fill_bytes(&mut sound);
+        fs::write(path, &sound).expect("the recording is written");
+        {
+            let mut session = session::lock(&session);
+            session.set_call_metadata(CallMetadata {
+                dialed_number: Some(format!("+1555010{:04}", number / DAYS % NUMBERS)),
+                ..CallMetadata::default()
+            });
+            session.commit_item(ConversationItem::user(format!("Call {number}."), start_at));
+            session.set_recording_metadata(RecordingMetadata {
+                recording_filename: Some(relative),
+                source: RecordingSource::Local,
+                state: RecordingState::Resolved,
+                ..RecordingMetadata::default()
+            });
+            let mut outcome = hangup();
+            outcome.call_end = Some(start_at + TimeDelta::seconds(60));
+            session.set_outcome(outcome);
+        }
+        data.store
+            .finish(&session, lock)
+            .expect("the record is written");
+        sounds.insert(id, sound);
+    }
+    (data, sounds)
+}
+
+struct World {
+    data: DataFolder,
+    crm: BadCrm,
+}
+
+impl World {
+    /// `voicebot uploads run`, with short waits.
+    fn uploader(&self) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_voicebot"))
+            .args(["uploads", "run"])
+            .current_dir(self.data.path(""))
+            .env("VOICEBOT__DATA_DIR", self.data.path(""))
+            .env("CRM_BASE_URL", &self.crm.base_url)
+            .env("VOICEBOT__CRM__TIMEOUT_MS", "400")
+            .env("VOICEBOT__CRM__UPLOAD_TIMEOUT_S", "1")
+            .env("VOICEBOT__UPLOAD__INTERVAL_S", "1")
+            .env("VOICEBOT__UPLOAD__FIRST_BACKOFF_MS", "20")
+            .env("VOICEBOT__UPLOAD__MAX_BACKOFF_S", "1")
+            .env("VOICEBOT__UPLOAD__BREAKER_MAX_PAUSE_S", "1")
+            .env("RUST_LOG", "off")
+            .env_remove("LIVEKIT_URL")
+            .env_remove("VOICEBOT_CONFIG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the program starts")
+    }
+
+    fn records_left(&self) -> usize {
+        let names = self.data.files("call_metadata");
+        names.iter().filter(|name| !name.starts_with('.')).count()
+    }
+
+    /// Kills one worker after another in the middle of its work. Stops early when there is no work left.
+    async fn kill_workers(&self, kills: &AtomicU64, wanted: u64, seed: u64) {
+        let mut random = StdRng::seed_from_u64(seed);
+        while kills.load(Ordering::Relaxed) < wanted && self.records_left() > 0 {
+            let mut worker = self.uploader();
+            let requests = self.crm.requests() + random.random_range(0..REQUESTS_OF_A_LIFE);
+            self.crm.wait_for_requests(requests, LONGEST_LIFE).await;
+            // Not always at the very moment of a request.
+            let moment = Duration::from_micros(random.random_range(0..20_000));
+            let _ = tokio::time::timeout(moment, worker.wait()).await;
+            let running = worker.try_wait().expect("it can be asked").is_none();
+            worker.start_kill().expect("it can be killed");
+            worker.wait().await.expect("it ends");
+            assert!(running, "the worker ended by itself");
+            kills.fetch_add(u64::from(self.records_left() > 0), Ordering::Relaxed);
+        }
+    }
+
+    /// Lets one worker run undisturbed until `done`.
+    async fn run_until(&self, what: &str, done: impl Fn() -> bool) {
+        let _worker = self.uploader();
+        let work = async {
+            while !done() {
+                let next = self.crm.requests() + 1;
+                self.crm
+                    .wait_for_requests(next, Duration::from_millis(50))
+                    .await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, work)
+            .await
+            .unwrap_or_else(|_| panic!("{what} within {DEADLINE:?}; {} left", self.records_left()));
+    }
+
+    /// What killed processes leave: their half-written files and their claims.
+    fn strays(&self) -> Vec<String> {
+        let claims = self.data.files("call_metadata/.claims");
+        let folders = ["call_metadata", "processed_metadata", "conversations"];
+        let temporaries = folders
+            .iter()
+            .flat_map(|folder| self.data.files(folder))
+            .filter(|name| name.starts_with('.'));
+        claims.into_iter().chain(temporaries).collect()
+    }
+
+    /// Makes every temporary file so old that it can be nobody's.
+    fn age_temporaries(&self) {
+        let long_ago = SystemTime::now() - Duration::from_secs(7200);
+        for folder in ["call_metadata", "processed_metadata", "conversations"] {
+            for name in self.data.files(folder) {
+                if name.starts_with('.') {
+                    let path = self.data.path(&format!("{folder}/{name}"));
+                    let file = fs::OpenOptions::new().write(true).open(path);
+                    let _ = file.and_then(|file| file.set_modified(long_ago));
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_the_crm_does_and_whoever_is_killed_it_has_each_call_once() {
+    let calls = setting("VOICEBOT_TEST_CALLS", 2000);
+    let wanted = setting("VOICEBOT_TEST_KILLS", 200);
+    let seed = setting("VOICEBOT_TEST_SEED", 20_261_121);
+    let (data, sounds) = finished_calls(calls, &mut StdRng::seed_from_u64(seed));
+    let world = World {
+        data,
+        crm: BadCrm::start(seed).await,
+    };
+
+    let kills = AtomicU64::new(0);
+    let workers = (0..WORKERS).map(|n| world.kill_workers(&kills, wanted, seed + n));
+    futures_util::future::join_all(workers).await;
+    world
+        .run_until("everything is delivered", || world.records_left() == 0)
+        .await;
+    world.age_temporaries();
+    world
+        .run_until("nothing is left over", || world.strays().is_empty())
+        .await;
+
+    let books = world.crm.take_books();
+    println!(
+        "seed {seed}: {calls} calls, {} kills, {} requests, {} repeated, faults {:?}",
+        kills.load(Ordering::Relaxed),
+        world.crm.requests(),
+        books.repeated,
+        books.faults
+    );
+    assert_eq!(books.complaints, Vec::<String>::new());
+    assert!(kills.load(Ordering::Relaxed) >= wanted, "too few kills");
+    assert_eq!(books.calls.len() as u64, calls);
+    assert_eq!(books.recordings.len() as u64, calls);
+    for (call_id, call) in &books.calls {
+        let id = call.key.strip_suffix("/call_data").expect("the key");
+        let sound = &sounds[id];
+        let details = &call.body["callDetails"];
+        assert_eq!(call.body["transcription"]["session_id"], id, "{call_id}");
+        assert_eq!(
+            details["recordingUrl"],
+            format!("https://crm.example.com/recordings/{id}/recording")
+        );
+        assert_eq!(details["recordingSize"], sound.len(), "{id}");
+        assert!(
+            books.recordings[&format!("{id}/recording")] == sound[..],
+            "{id}: byte for byte"
+        );
+    }
+    assert_eq!(
+        world.data.files("processed_metadata").len() as u64,
+        calls,
+        "every record is archived"
+    );
+    world.data.assert_nothing_left_over();
+}

@@ -1,0 +1,21 @@
+//! All integration tests of the program, one module for each subject. They are one test program, because each further one would be
+//! linked with the whole program again.
+
+mod support;
+
+mod calls;
+mod conversation;
+mod delivery;
+mod disk;
+mod egress_api;
+mod faults;
+mod kills;
+mod ledger;
+mod line;
+mod mirror;
+mod openai_providers;
+mod recordings;
+mod records;
+mod scan;
+mod tools;
+mod worker;

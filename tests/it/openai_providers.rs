@@ -1,0 +1,484 @@
+//! The OpenAI-compatible providers against a service on a real socket: what goes out, what comes in, and every way to fail.
+
+use std::time::Duration;
+
+use crate::support::openai::{Behaviour, FakeService};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use voicebot::providers::llm::{ChatChunk, ChatMessage, ChatRequest, TokenUsage, ToolCall};
+use voicebot::providers::stt::{SpeechSegment, Transcript};
+use voicebot::providers::tts::SpeechRequest;
+use voicebot::providers::{ProviderError, Providers, ProvidersConfig, build, http_client};
+use voicebot::tools::ToolDefinition;
+
+const SSE: &str = "text/event-stream";
+
+fn providers(service: &FakeService) -> Providers {
+    let config = ProvidersConfig {
+        openai_base_url: service.base_url(),
+        stt_model: "hears".to_owned(),
+        llm_model: "thinks".to_owned(),
+        tts_model: "speaks".to_owned(),
+        ..ProvidersConfig::default()
+    };
+    build(&config, http_client().expect("a client")).expect("the settings are right")
+}
+
+fn segment() -> SpeechSegment {
+    SpeechSegment {
+        samples: vec![1, -2, 3].into(),
+        sample_rate_hz: 16_000,
+        language: Some("en".to_owned()),
+    }
+}
+
+fn question() -> ChatRequest {
+    let call = ToolCall {
+        id: "call_1".to_owned(),
+        name: "create_lead".to_owned(),
+        arguments: "{}".to_owned(),
+    };
+    ChatRequest {
+        messages: vec![
+            ChatMessage::System("Be brief.".to_owned()),
+            ChatMessage::User("Hello".to_owned()),
+            ChatMessage::Assistant {
+                text: String::new(),
+                tool_calls: vec![call],
+            },
+            ChatMessage::Tool {
+                call_id: "call_1".to_owned(),
+                output: "done".to_owned(),
+            },
+        ],
+        tools: vec![ToolDefinition {
+            name: "create_lead".to_owned(),
+            description: "Takes a lead.".to_owned(),
+            parameters: json!({ "type": "object" }),
+        }],
+    }
+}
+
+fn sentence() -> SpeechRequest {
+    SpeechRequest {
+        text: "We open at nine.".to_owned(),
+        voice: Some("nova".to_owned()),
+        language: None,
+    }
+}
+
+fn sse(events: &[Value]) -> Vec<u8> {
+    let mut body: String = events
+        .iter()
+        .map(|event| format!("data: {event}\n\n"))
+        .collect();
+    body.push_str("data: [DONE]\n\n");
+    body.into_bytes()
+}
+
+async fn ask(providers: &Providers) -> Result<Vec<ChatChunk>, ProviderError> {
+    let mut stream = providers.llm.chat(question()).await?;
+    let mut chunks = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        chunks.push(chunk?);
+    }
+    Ok(chunks)
+}
+
+#[tokio::test]
+async fn speech_goes_out_as_a_wav_file_and_comes_back_as_words() {
+    let service = FakeService::start(Behaviour::Answer {
+        media_type: "application/json",
+        body: br#"{"text": " What are your opening hours? "}"#.to_vec(),
+        piece: 7,
+    })
+    .await;
+    let transcript = providers(&service)
+        .stt
+        .transcribe(segment())
+        .await
+        .expect("it understands");
+    assert_eq!(
+        transcript,
+        Transcript {
+            text: "What are your opening hours?".to_owned(),
+            confidence: None
+        }
+    );
+    let request = service.requests().pop().expect("one request");
+    assert_eq!(request.path, "/v1/audio/transcriptions");
+    let body = String::from_utf8_lossy(&request.body);
+    for part in [
+        "name=\"model\"\r\n\r\nhears",
+        "name=\"response_format\"\r\n\r\njson",
+        "name=\"language\"\r\n\r\nen",
+        "audio/wav",
+    ] {
+        assert!(body.contains(part), "{part} is missing in {body}");
+    }
+    let wav = request
+        .body
+        .windows(4)
+        .position(|window| window == b"RIFF")
+        .expect("a WAV file");
+    assert_eq!(request.body[wav + 44..wav + 50], [1, 0, 254, 255, 3, 0]);
+}
+
+#[tokio::test]
+async fn the_history_goes_out_and_words_tools_and_usage_come_back_whatever_the_pieces() {
+    let delta = |delta: Value| json!({ "choices": [{ "index": 0, "delta": delta }] });
+    let body = sse(&[
+        delta(json!({ "role": "assistant", "content": "" })),
+        delta(json!({ "content": "We open " })),
+        delta(json!({ "content": "at nün." })),
+        delta(
+            json!({ "tool_calls": [{ "index": 0, "id": "a", "function": { "name": "create_lead", "arguments": "" } }] }),
+        ),
+        delta(
+            json!({ "tool_calls": [{ "index": 1, "id": "b", "function": { "name": "end_call", "arguments": "{}" } }] }),
+        ),
+        delta(json!({ "tool_calls": [{ "index": 0, "function": { "arguments": "{\"name\":" } }] })),
+        delta(json!({ "tool_calls": [{ "index": 0, "function": { "arguments": "\"J\"}" } }] })),
+        json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "tool_calls" }] }),
+        json!({ "choices": [], "usage": { "prompt_tokens": 50, "completion_tokens": 20, "prompt_tokens_details": { "cached_tokens": 8 } } }),
+    ]);
+    for piece in [1, 3, 64, 100_000] {
+        let service = FakeService::start(Behaviour::Answer {
+            media_type: SSE,
+            body: body.clone(),
+            piece,
+        })
+        .await;
+        let mut chunks = ask(&providers(&service)).await.expect("it answers");
+        let usage = ChatChunk::Usage(TokenUsage {
+            prompt: 50,
+            prompt_cached: 8,
+            completion: 20,
+        });
+        assert!(chunks.contains(&usage), "{chunks:?}");
+        chunks.retain(|chunk| *chunk != usage);
+        let call = |id: &str, name: &str, arguments: &str| {
+            ChatChunk::ToolCall(ToolCall {
+                id: id.to_owned(),
+                name: name.to_owned(),
+                arguments: arguments.to_owned(),
+            })
+        };
+        assert_eq!(
+            chunks,
+            [
+                ChatChunk::Text("We open ".to_owned()),
+                ChatChunk::Text("at nün.".to_owned()),
+                call("a", "create_lead", r#"{"name":"J"}"#),
+                call("b", "end_call", "{}"),
+            ]
+        );
+        let sent: Value = serde_json::from_slice(&service.requests()[0].body).expect("JSON");
+        assert_eq!(
+            (&sent["model"], &sent["stream"]),
+            (&json!("thinks"), &json!(true))
+        );
+        assert_eq!(sent["stream_options"]["include_usage"], json!(true));
+        assert_eq!(
+            sent["messages"][2]["tool_calls"][0]["function"]["name"],
+            json!("create_lead")
+        );
+        assert_eq!(
+            sent["messages"][3],
+            json!({ "role": "tool", "tool_call_id": "call_1", "content": "done" })
+        );
+        assert_eq!(
+            sent["tools"][0]["function"]["parameters"],
+            json!({ "type": "object" })
+        );
+    }
+}
+
+#[tokio::test]
+async fn sound_comes_back_as_it_is_made() {
+    let expected: Vec<i16> = (0..1_000).map(|n| n * 13 - 6_000).collect();
+    let body: Vec<u8> = expected
+        .iter()
+        .flat_map(|sample| sample.to_le_bytes())
+        .collect();
+    for piece in [1, 333, 100_000] {
+        let service = FakeService::start(Behaviour::Answer {
+            media_type: "audio/pcm",
+            body: body.clone(),
+            piece,
+        })
+        .await;
+        let tts = providers(&service).tts;
+        assert_eq!(tts.sample_rate_hz(), 24_000);
+        let stream = tts.synthesize(sentence()).await.expect("it speaks");
+        let pieces: Vec<Vec<i16>> = stream.map(|piece| piece.expect("sound")).collect().await;
+        assert_eq!(pieces.concat(), expected);
+        let sent: Value = serde_json::from_slice(&service.requests()[0].body).expect("JSON");
+        assert_eq!(
+            sent,
+            json!({ "model": "speaks", "voice": "nova", "input": "We open at nine.", "response_format": "pcm" })
+        );
+    }
+    // The first sound is there while the rest is still being made.
+    let service = FakeService::start(Behaviour::Stall {
+        media_type: "audio/pcm",
+        body: vec![1, 0, 2, 0],
+    })
+    .await;
+    let mut stream = providers(&service)
+        .tts
+        .synthesize(sentence())
+        .await
+        .expect("it speaks");
+    let first = timeout(Duration::from_secs(5), stream.next())
+        .await
+        .expect("sound before the end");
+    assert_eq!(first.expect("sound").expect("sound"), [1, 2]);
+}
+
+#[tokio::test]
+async fn every_refusal_says_what_to_do_about_it_and_names_the_host() {
+    enum Kind {
+        Temporary(Option<u64>),
+        Config,
+        BadInput,
+    }
+    let cases = [
+        (401, vec![], "key", Kind::Config),
+        (403, vec![], "key", Kind::Config),
+        (
+            404,
+            vec![],
+            r#"{"error": {"message": "no such model"}}"#,
+            Kind::Config,
+        ),
+        (
+            400,
+            vec![],
+            r#"{"error": {"message": "audio too short"}}"#,
+            Kind::BadInput,
+        ),
+        (413, vec![], "<html>too large</html>", Kind::BadInput),
+        (
+            429,
+            vec![("retry-after", "7")],
+            "slow down",
+            Kind::Temporary(Some(7)),
+        ),
+        (500, vec![], "", Kind::Temporary(None)),
+        (
+            503,
+            vec![("retry-after", "soon")],
+            "not now",
+            Kind::Temporary(None),
+        ),
+    ];
+    for (status, headers, body, kind) in cases {
+        let service = FakeService::start(Behaviour::Refuse {
+            status,
+            headers,
+            body,
+        })
+        .await;
+        let providers = providers(&service);
+        let errors = [
+            providers
+                .stt
+                .transcribe(segment())
+                .await
+                .expect_err("it refuses"),
+            providers
+                .llm
+                .chat(question())
+                .await
+                .err()
+                .expect("it refuses"),
+            providers
+                .tts
+                .synthesize(sentence())
+                .await
+                .err()
+                .expect("it refuses"),
+        ];
+        for error in errors {
+            let message = error.to_string();
+            assert!(
+                message.contains(&service.address.to_string()),
+                "{status}: {message}"
+            );
+            match (&kind, &error) {
+                (Kind::Temporary(expected), ProviderError::Temporary { retry_after, .. }) => {
+                    assert_eq!(retry_after.map(|wait| wait.as_secs()), *expected);
+                }
+                (Kind::Config, ProviderError::Config { .. })
+                | (Kind::BadInput, ProviderError::BadInput { .. }) => {}
+                _ => panic!("{status} is {error:?}"),
+            }
+            if matches!(status, 401 | 403) {
+                assert!(message.contains("OPENAI_API_KEY"), "{message}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_at_the_address_is_temporary_and_named() {
+    let service = FakeService::start(Behaviour::Refuse {
+        status: 500,
+        headers: vec![],
+        body: "",
+    })
+    .await;
+    let providers = providers(&service);
+    let address = service.address.to_string();
+    drop(service);
+    let error = providers
+        .stt
+        .transcribe(segment())
+        .await
+        .expect_err("nobody is there");
+    assert!(
+        error.is_temporary() && error.to_string().contains(&address),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn half_an_answer_is_an_error_and_not_an_answer() {
+    let half = br#"data: {"choices":[{"delta":{"content":"We op"}}]}"#.to_vec();
+    let whole = [half.clone(), b"\n\n".to_vec()].concat();
+    let garbage: &[&[u8]] = &[
+        b"data: {\"choices\": 7}\n\n",
+        b"data: not json\n\n",
+        b"data: {\"error\": {\"message\": \"overloaded\"}}\n\n",
+    ];
+    let cases = [
+        Behaviour::Answer {
+            media_type: SSE,
+            body: half,
+            piece: 10,
+        },
+        Behaviour::Answer {
+            media_type: SSE,
+            body: whole.clone(),
+            piece: 10,
+        },
+        Behaviour::Break {
+            media_type: SSE,
+            body: whole,
+        },
+        Behaviour::Answer {
+            media_type: SSE,
+            body: Vec::new(),
+            piece: 10,
+        },
+        Behaviour::Answer {
+            media_type: "text/html",
+            body: b"<html>welcome</html>".to_vec(),
+            piece: 10,
+        },
+    ];
+    let garbage = garbage.iter().map(|body| Behaviour::Answer {
+        media_type: SSE,
+        body: body.to_vec(),
+        piece: 5,
+    });
+    for behaviour in cases.into_iter().chain(garbage) {
+        let service = FakeService::start(behaviour.clone()).await;
+        let answer = timeout(Duration::from_secs(5), ask(&providers(&service)))
+            .await
+            .expect("no hang");
+        let error = answer.expect_err("it is no answer");
+        assert!(
+            error.is_temporary() && error.to_string().contains(&service.address.to_string()),
+            "{behaviour:?}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_the_last_marker_is_whole_when_the_model_has_finished() {
+    let body = br#"data: {"choices":[{"delta":{"content":"Yes."},"finish_reason":"stop"}]}"#;
+    let body = [body.to_vec(), b"\r\n\r\n".to_vec()].concat();
+    let service = FakeService::start(Behaviour::Answer {
+        media_type: SSE,
+        body,
+        piece: 9,
+    })
+    .await;
+    assert_eq!(
+        ask(&providers(&service)).await.expect("it answers"),
+        [ChatChunk::Text("Yes.".to_owned())]
+    );
+}
+
+#[tokio::test]
+async fn json_instead_of_sound_is_not_played() {
+    for (media_type, body) in [
+        ("application/json", &b"{\"oops\": 1}"[..]),
+        ("text/html; charset=utf-8", b"<html>"),
+    ] {
+        let service = FakeService::start(Behaviour::Answer {
+            media_type,
+            body: body.to_vec(),
+            piece: 100,
+        })
+        .await;
+        let error = providers(&service)
+            .tts
+            .synthesize(sentence())
+            .await
+            .err()
+            .expect("it is no sound");
+        assert!(error.to_string().contains(media_type), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_transcript_that_is_none_is_temporary() {
+    for body in [&b"{}"[..], b"", b"<html>"] {
+        let service = FakeService::start(Behaviour::Answer {
+            media_type: "application/json",
+            body: body.to_vec(),
+            piece: 100,
+        })
+        .await;
+        let error = providers(&service)
+            .stt
+            .transcribe(segment())
+            .await
+            .expect_err("it is no transcript");
+        assert!(error.is_temporary(), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_warm_connection_is_used_again() {
+    let body = br#"{"text": "hello"}"#.to_vec();
+    let service = FakeService::start(Behaviour::Answer {
+        media_type: "application/json",
+        body,
+        piece: 100,
+    })
+    .await;
+    let providers = providers(&service);
+    tokio::join!(
+        providers.stt.prewarm(),
+        providers.llm.prewarm(),
+        providers.tts.prewarm()
+    );
+    let opened = service.connections();
+    assert!(
+        opened > 0 && service.requests().is_empty(),
+        "opening a connection asks for nothing that costs"
+    );
+    for _ in 0..3 {
+        providers
+            .stt
+            .transcribe(segment())
+            .await
+            .expect("it understands");
+    }
+    assert_eq!(service.connections(), opened);
+}

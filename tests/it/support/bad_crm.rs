@@ -1,0 +1,362 @@
+//! A CRM that misbehaves by a seeded plan, and keeps exact books: what it has taken, and what it should never have been sent.
+//!
+//! It speaks HTTP/1.1 by hand, one request a connection, because its faults are below what a server library would let it do.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::support::crm::the_file;
+
+/// What happens to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    None,
+    HangsBefore,
+    HangsAfter,
+    ResetBefore,
+    ResetAfter,
+    Says500,
+    Says503,
+    Says429,
+    BreaksOffBefore,
+    BreaksOffAfter,
+    PageBefore,
+    PageAfter,
+    BrokenJsonBefore,
+    NoHttpBefore,
+    DripsAfter,
+    DripsForEverAfter,
+}
+
+/// Of 100 requests.
+const PLAN: [(Fault, u32); 16] = [
+    (Fault::None, 64),
+    (Fault::HangsBefore, 1),
+    (Fault::HangsAfter, 1),
+    (Fault::ResetBefore, 4),
+    (Fault::ResetAfter, 4),
+    (Fault::Says500, 4),
+    (Fault::Says503, 4),
+    (Fault::Says429, 3),
+    (Fault::BreaksOffBefore, 3),
+    (Fault::BreaksOffAfter, 3),
+    (Fault::PageBefore, 2),
+    (Fault::PageAfter, 1),
+    (Fault::BrokenJsonBefore, 2),
+    (Fault::NoHttpBefore, 2),
+    (Fault::DripsAfter, 1),
+    (Fault::DripsForEverAfter, 1),
+];
+
+impl Fault {
+    fn draw(random: &mut StdRng) -> Self {
+        let mut number = random.random_range(0..PLAN.iter().map(|(_, share)| share).sum());
+        for (fault, share) in PLAN {
+            if number < share {
+                return fault;
+            }
+            number -= share;
+        }
+        Self::None
+    }
+
+    /// Whether the CRM takes what comes, whatever it says then.
+    fn takes(self) -> bool {
+        matches!(
+            self,
+            Self::None
+                | Self::HangsAfter
+                | Self::ResetAfter
+                | Self::BreaksOffAfter
+                | Self::PageAfter
+                | Self::DripsAfter
+                | Self::DripsForEverAfter
+        )
+    }
+}
+
+/// A call as it was taken.
+#[derive(Debug, Clone)]
+pub struct TakenCall {
+    pub key: String,
+    pub body: Value,
+}
+
+/// What was taken, and what was wrong.
+#[derive(Debug, Default)]
+pub struct Books {
+    /// By idempotency key.
+    pub recordings: HashMap<String, Bytes>,
+    /// By the CRM's id of the call.
+    pub calls: HashMap<String, TakenCall>,
+    /// How often each fault happened.
+    pub faults: BTreeMap<Fault, u32>,
+    /// Things that were sent again although the CRM had them.
+    pub repeated: u32,
+    pub complaints: Vec<String>,
+}
+
+struct Inside {
+    books: Books,
+    random: StdRng,
+}
+
+/// The server; it stops when it is dropped.
+pub struct BadCrm {
+    pub base_url: String,
+    inside: Arc<Mutex<Inside>>,
+    /// How many whole requests have come.
+    requests: watch::Receiver<u64>,
+    task: JoinHandle<()>,
+}
+
+impl BadCrm {
+    pub async fn start(seed: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port on loopback");
+        let base_url = format!("http://{}/api", listener.local_addr().expect("the port"));
+        let inside = Arc::new(Mutex::new(Inside {
+            books: Books::default(),
+            random: StdRng::seed_from_u64(seed),
+        }));
+        let (count, requests) = watch::channel(0);
+        let task = tokio::spawn({
+            let inside = inside.clone();
+            async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(serve(inside.clone(), count.clone(), stream));
+                }
+            }
+        });
+        Self {
+            base_url,
+            inside,
+            requests,
+            task,
+        }
+    }
+
+    /// What is in the books so far; they begin anew.
+    pub fn take_books(&self) -> Books {
+        std::mem::take(&mut self.inside.lock().unwrap().books)
+    }
+
+    pub fn requests(&self) -> u64 {
+        *self.requests.borrow()
+    }
+
+    /// Waits until so many whole requests have come, or for so long.
+    pub async fn wait_for_requests(&self, number: u64, at_most: Duration) {
+        let mut requests = self.requests.clone();
+        let come = requests.wait_for(|count| *count >= number);
+        let _ = tokio::time::timeout(at_most, come).await;
+    }
+}
+
+impl Drop for BadCrm {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Request {
+    is_upload: bool,
+    key: String,
+    content_type: String,
+    body: Bytes,
+}
+
+async fn serve(inside: Arc<Mutex<Inside>>, count: watch::Sender<u64>, mut stream: TcpStream) {
+    let fault = {
+        let mut inside = inside.lock().unwrap();
+        Fault::draw(&mut inside.random)
+    };
+    if fault == Fault::ResetBefore {
+        let _ = stream.read(&mut [0; 1]).await;
+        note(&inside, &count, fault);
+        reset(stream);
+        return;
+    }
+    // Broken off: the uploader was killed.
+    let Some(request) = read_request(&mut stream).await else {
+        return;
+    };
+    let answer = fault.takes().then(|| take(&inside, &request));
+    note(&inside, &count, fault);
+    let answer = match (fault, answer) {
+        (_, Some(answer)) => answer,
+        (Fault::Says500, _) => plain(500, "", r#"{"error":"duplicate key while writing"}"#),
+        (Fault::Says503, _) => plain(503, "", "busy"),
+        (Fault::Says429, _) => later(&inside),
+        (Fault::BrokenJsonBefore, _) => plain(200, "", r#"{"success":true,"data":{"url":"ht"#),
+        _ => plain(200, "", "<html><body>Maintenance</body></html>"),
+    };
+    let bytes = answer.as_bytes();
+    match fault {
+        Fault::HangsBefore | Fault::HangsAfter => {
+            // Until the other side gives up.
+            let _ = stream.read(&mut [0; 1]).await;
+        }
+        Fault::ResetBefore | Fault::ResetAfter => reset(stream),
+        Fault::BreaksOffBefore | Fault::BreaksOffAfter => {
+            let _ = stream.write_all(&bytes[..bytes.len() - 7]).await;
+        }
+        Fault::PageAfter => {
+            let page = plain(200, "", "<html><body>Maintenance</body></html>");
+            let _ = stream.write_all(page.as_bytes()).await;
+        }
+        Fault::NoHttpBefore => {
+            let _ = stream.write_all(b"\x16\x03\x01\x00\xa5\xff\r\n\r\n").await;
+        }
+        Fault::DripsAfter | Fault::DripsForEverAfter => {
+            let pause = match fault {
+                Fault::DripsAfter => Duration::from_micros(200),
+                _ => Duration::from_millis(20),
+            };
+            let mut ticks = tokio::time::interval(pause);
+            for byte in bytes {
+                ticks.tick().await;
+                if stream.write_all(&[*byte]).await.is_err() {
+                    return;
+                }
+            }
+        }
+        _ => {
+            let _ = stream.write_all(bytes).await;
+        }
+    }
+}
+
+fn note(inside: &Mutex<Inside>, count: &watch::Sender<u64>, fault: Fault) {
+    *inside
+        .lock()
+        .unwrap()
+        .books
+        .faults
+        .entry(fault)
+        .or_default() += 1;
+    count.send_modify(|count| *count += 1);
+}
+
+fn reset(stream: TcpStream) {
+    let _ = stream.set_zero_linger();
+}
+
+/// The three ways of `Retry-After`.
+fn later(inside: &Mutex<Inside>) -> String {
+    let way = inside.lock().unwrap().random.random_range(0..3);
+    let header = match way {
+        0 => "Retry-After: 0\r\n".to_owned(),
+        1 => "Retry-After: 1\r\n".to_owned(),
+        _ => {
+            let date = (chrono::Utc::now() + chrono::TimeDelta::seconds(1))
+                .format("%a, %d %b %Y %H:%M:%S GMT");
+            format!("Retry-After: {date}\r\n")
+        }
+    };
+    plain(429, &header, "too many")
+}
+
+/// Puts what came into the books, once, and says so: what is there already is answered as the first time, or as a duplicate.
+fn take(inside: &Mutex<Inside>, request: &Request) -> String {
+    let mut guard = inside.lock().unwrap();
+    let inside = &mut *guard;
+    let books = &mut inside.books;
+    let (known, accepted) = if request.is_upload {
+        let Some((_, _, bytes)) = the_file(&request.content_type, &request.body) else {
+            books.complaints.push(format!(
+                "{}: not a multipart form with one file",
+                request.key
+            ));
+            return plain(400, "", "no file");
+        };
+        let url = format!("https://crm.example.com/recordings/{}", request.key);
+        let known = books.recordings.get(&request.key);
+        if known.is_some_and(|known| *known != bytes) {
+            let complaint = format!("{}: other bytes under the same key", request.key);
+            books.complaints.push(complaint);
+        }
+        let known = known.is_some();
+        books.recordings.insert(request.key.clone(), bytes);
+        (known, json!({ "success": true, "data": { "url": url } }))
+    } else {
+        let Ok(body) = serde_json::from_slice::<Value>(&request.body) else {
+            let complaint = format!("{}: call data that is no JSON", request.key);
+            books.complaints.push(complaint);
+            return plain(400, "", "no JSON");
+        };
+        let call_id = body["callDetails"]["callId"].as_str().unwrap_or_default();
+        let known = books.calls.get(call_id);
+        if known.is_some_and(|known| known.key != request.key || known.body != body) {
+            let complaint = format!("{}: other call data under {call_id}", request.key);
+            books.complaints.push(complaint);
+        }
+        let known = known.is_some();
+        let taken = TakenCall {
+            key: request.key.clone(),
+            body: body.clone(),
+        };
+        books.calls.insert(call_id.to_owned(), taken);
+        (known, json!({ "success": true, "id": call_id }))
+    };
+    books.repeated += u32::from(known);
+    match (known, inside.random.random_range(0..3)) {
+        (true, 0) => plain(409, "", &accepted.to_string()),
+        (true, 1) if !request.is_upload => plain(
+            400,
+            "",
+            r#"{"success":false,"message":"Call already exists"}"#,
+        ),
+        _ => plain(201, "", &accepted.to_string()),
+    }
+}
+
+fn plain(status: u16, headers: &str, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+async fn read_request(stream: &mut TcpStream) -> Option<Request> {
+    let mut bytes = Vec::new();
+    let head_end = loop {
+        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            break end;
+        }
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let head = std::str::from_utf8(&bytes[..head_end]).ok()?.to_owned();
+    let header = |wanted: &str| {
+        head.split("\r\n").skip(1).find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case(wanted)
+                .then(|| value.trim().to_owned())
+        })
+    };
+    let length: usize = header("content-length")?.parse().ok()?;
+    while bytes.len() < head_end + 4 + length {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some(Request {
+        is_upload: head.starts_with("POST /api/upload "),
+        key: header("idempotency-key")?,
+        content_type: header("content-type")?,
+        body: Bytes::from(bytes.split_off(head_end + 4)),
+    })
+}

@@ -1,0 +1,528 @@
+//! A whole world for a call: a room server and a CRM in the test's process, the real program as the worker with a process for each
+//! call, and what is left of all of it on disk.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use livekit_api::access_token::{AccessToken, VideoGrants};
+use livekit_api::services::agent_dispatch::AgentDispatchClient;
+use livekit_api::services::room::RoomClient;
+use livekit_api::services::sip::SIPClient;
+use livekit_protocol as proto;
+use roomserver::{Options, RoomServer};
+use rustix::process::{Pid, Signal};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::support::crm::{FakeCrm, Upload};
+use crate::support::live_caller::LiveCaller;
+
+/// How long anything may take that should happen. Far more than it needs: the machine may be busy.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+const API_KEY: &str = "devkey";
+const API_SECRET: &str = "secret";
+/// The name that calls are dispatched to.
+pub const AGENT_NAME: &str = "tester";
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_voicebot");
+
+/// Recorded lines of the caller.
+pub const SHORT_LINE: &str = "goodbye.wav";
+pub const LONG_LINE: &str = "hello.wav";
+/// What the scripted recogniser takes everything for. It tells lines by their lengths, which a busy machine may change.
+pub const WORDS: &str = "Some words.";
+
+/// What the agent says first.
+pub const GREETING: &str = "Hello.";
+/// What the agent answers to anything that a script has no answer for.
+pub const ANSWER: &str = "Yes.";
+
+/// A conversation for the scripted providers; `agent` is a list of its lines.
+pub fn script(agent: Value) -> Value {
+    json!({
+        "caller": [{ "seconds": 2.0, "text": WORDS }],
+        "agent": agent,
+        "otherwise": ANSWER,
+        "delays": { "stt_ms": 20, "llm_ms": 20, "word_ms": 1, "tts_ms": 20 },
+    })
+}
+
+/// Waits until `look` gives something. For what tells nobody that it has changed: files and processes.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < end, "no {what} within {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A call as it has arrived at the CRM and was archived.
+#[derive(Debug)]
+pub struct Delivered {
+    /// The archived record.
+    pub record: Value,
+    /// What the CRM got.
+    pub call: Value,
+    /// The conversation file.
+    pub conversation: Value,
+    /// The recording, if the CRM got one.
+    pub recording: Option<Upload>,
+}
+
+impl Delivered {
+    /// `role: words` of the conversation.
+    pub fn transcript(&self) -> Vec<String> {
+        let items = self.call["transcription"]["conversation_items"]
+            .as_array()
+            .expect("items");
+        items
+            .iter()
+            .map(|item| {
+                let who = item["role"].as_str().expect("a role");
+                format!("{who}: {}", item["content"].as_str().expect("words"))
+            })
+            .collect()
+    }
+
+    /// Checks how the call ended: `call_status`, `close_reason`, `disconnect_reason`.
+    pub fn ended(&self, status: &str, close: &str, disconnect: Option<&str>) {
+        let outcome = &self.record["outcome"];
+        assert_eq!(
+            (
+                &outcome["call_status"],
+                &outcome["close_reason"],
+                outcome["disconnect_reason"].as_str()
+            ),
+            (&json!(status), &json!(close), disconnect),
+            "{outcome}"
+        );
+    }
+}
+
+/// Everything around the program.
+pub struct World {
+    server: Option<RoomServer>,
+    pub crm: FakeCrm,
+    folder: TempDir,
+    settings: HashMap<String, String>,
+}
+
+impl World {
+    /// A world in which the agent plays `agent`, with these settings besides.
+    pub async fn new(agent: Value, settings: &[(&str, &str)]) -> Self {
+        Self::with(agent, settings, |_, _| {}).await
+    }
+
+    /// The same, around a server that is started differently; `change` gets the data folder as well.
+    pub async fn with(
+        agent: Value,
+        settings: &[(&str, &str)],
+        change: impl FnOnce(&mut Options, &Path),
+    ) -> Self {
+        let crm = FakeCrm::start().await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = folder.path().canonicalize().expect("the folder");
+        let mut options = Options {
+            keys: vec![(API_KEY.into(), API_SECRET.into())],
+            recordings_dir: Some(data.clone()),
+            ..Options::default()
+        };
+        change(&mut options, &data);
+        let server = RoomServer::start(options)
+            .await
+            .expect("the room server starts");
+        let script_file = data.join("script.json");
+        fs::write(&script_file, script(agent).to_string()).expect("the script");
+        fs::create_dir(data.join("personas")).expect("the folder of personas");
+        let persona = json!({
+            "name": "tester",
+            "instructions": "You are a test.",
+            "greeting": GREETING,
+            "campaigns": [{ "_id": "campaign-1", "client": "client-1", "voiceAgents": [{ "_id": "agent-1" }] }],
+        });
+        fs::write(data.join("personas/default.json"), persona.to_string()).expect("a persona");
+        let text = |path: &Path| path.display().to_string();
+        let mut all: HashMap<String, String> = [
+            ("LIVEKIT_URL", server.url()),
+            ("LIVEKIT_API_KEY", API_KEY.into()),
+            ("LIVEKIT_API_SECRET", API_SECRET.into()),
+            ("LIVEKIT_AGENT_NAME", AGENT_NAME.into()),
+            ("CRM_BASE_URL", crm.base_url().to_owned()),
+            ("VOICEBOT__DATA_DIR", text(&data)),
+            ("VOICEBOT__PERSONA__DIRECTORY", text(&data.join("personas"))),
+            ("VOICEBOT__PROVIDERS__VENDOR", "scripted".into()),
+            ("VOICEBOT__PROVIDERS__SCRIPT", text(&script_file)),
+            ("VOICEBOT__RECORDING__MODE", "off".into()),
+            ("VOICEBOT__UPLOAD__FIRST_BACKOFF_MS", "100".into()),
+            ("VOICEBOT__WORKER__HTTP_BIND", "127.0.0.1:0".into()),
+            // The machine may be busy with other tests; a server gives nothing to a busy worker.
+            ("VOICEBOT__WORKER__REPORT_LOAD", "0.1".into()),
+            // A busy machine leaves holes in the caller's sound; they are no ends of turns.
+            ("VOICEBOT__VOICE__VAD__MIN_SILENCE_MS", "600".into()),
+            ("VOICEBOT__LOG__LEVEL", "info,voicebot=debug".into()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        all.extend(
+            settings
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned())),
+        );
+        Self {
+            server: Some(server),
+            crm,
+            folder,
+            settings: all,
+        }
+    }
+
+    fn server(&self) -> &RoomServer {
+        self.server.as_ref().expect("the server is there")
+    }
+
+    /// The room server sends everybody away and stops.
+    pub async fn server_goes_away(&mut self) {
+        let server = self.server.take().expect("the server is there");
+        server.shutdown().await;
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().canonicalize().expect("the folder")
+    }
+
+    /// The program with this world's settings and nothing else in its environment.
+    pub fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+            .envs(&self.settings)
+            .current_dir(self.data())
+            .stdin(Stdio::null())
+            .process_group(0)
+            .kill_on_drop(true);
+        command
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.data().join("worker.log")
+    }
+
+    /// What workers and calls have logged, one JSON object a line.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// What the journals of the calls that run hold.
+    pub fn journal(&self) -> String {
+        let journals = files(&self.data().join("conversations"), "jsonl");
+        let texts = journals.iter().flat_map(fs::read_to_string);
+        texts.collect()
+    }
+
+    fn registrations(&self) -> usize {
+        self.log()
+            .matches("registered with the LiveKit server")
+            .count()
+    }
+
+    /// Starts a worker and waits until it takes calls.
+    pub async fn worker(&self) -> Worker {
+        let before = self.registrations();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_file())
+            .expect("the log");
+        let child = self
+            .program(&["start"])
+            .stderr(log)
+            .spawn()
+            .expect("the worker starts");
+        eventually("registered worker", async || {
+            (self.registrations() > before).then_some(())
+        })
+        .await;
+        Worker { child }
+    }
+
+    /// A caller joins a room.
+    pub async fn caller(&self, room: &str) -> LiveCaller {
+        let grants = VideoGrants {
+            room_join: true,
+            room: room.into(),
+            ..Default::default()
+        };
+        let token = AccessToken::with_api_key(API_KEY, API_SECRET)
+            .with_identity("caller")
+            .with_grants(grants)
+            .to_jwt()
+            .expect("a token");
+        LiveCaller::join(&self.server().url(), &token).await
+    }
+
+    fn api(&self) -> String {
+        self.server().url().replace("ws://", "http://")
+    }
+
+    pub fn rooms(&self) -> RoomClient {
+        RoomClient::with_api_key(&self.api(), API_KEY, API_SECRET)
+    }
+
+    pub fn telephone(&self) -> SIPClient {
+        SIPClient::with_api_key(&self.api(), API_KEY, API_SECRET)
+    }
+
+    pub fn dispatches(&self) -> AgentDispatchClient {
+        AgentDispatchClient::with_api_key(&self.api(), API_KEY, API_SECRET)
+    }
+
+    /// Asks for the agent in a room. Gives back the dispatch's id.
+    pub async fn dispatch(&self, room: &str, metadata: Value) -> String {
+        let metadata = match metadata {
+            Value::Null => String::new(),
+            metadata => metadata.to_string(),
+        };
+        let request = proto::CreateAgentDispatchRequest {
+            agent_name: AGENT_NAME.into(),
+            room: room.into(),
+            metadata,
+            ..Default::default()
+        };
+        let dispatch = self.dispatches().create_dispatch(request).await;
+        dispatch.expect("the dispatch is made").id
+    }
+
+    /// A caller and the agent in a room; the greeting has been said, and the agent has the caller's sound.
+    pub async fn call(&self, room: &str) -> LiveCaller {
+        let mut caller = self.caller(room).await;
+        self.dispatch(room, Value::Null).await;
+        caller.agent_has_said(1).await;
+        caller
+            .until("ear for the caller", |seen| seen.is_heard)
+            .await;
+        caller
+    }
+
+    /// The agent in a room as the server sees it.
+    pub fn agent_in(&self, room: &str) -> Option<proto::ParticipantInfo> {
+        let mut everybody = self.server().rooms().participants(room).unwrap_or_default();
+        everybody.retain(|participant| {
+            participant.kind() == proto::participant_info::Kind::Agent
+                && participant.state() == proto::participant_info::State::Active
+        });
+        everybody.pop()
+    }
+
+    /// Waits until the agent's media is connected.
+    pub async fn agent_joins(&self, room: &str) -> String {
+        eventually("agent in the room", async || self.agent_in(room))
+            .await
+            .identity
+    }
+
+    /// Waits until the agent's job in a room has this status.
+    pub async fn job_is(&self, room: &str, wanted: proto::JobStatus) {
+        let what = format!("job with {}", wanted.as_str_name());
+        eventually(&what, async || {
+            let dispatches = self.dispatches().list_dispatch(room).await.ok()?;
+            dispatches
+                .iter()
+                .flat_map(|dispatch| &dispatch.state)
+                .flat_map(|state| &state.jobs)
+                .flat_map(|job| &job.state)
+                .any(|state| state.status() == wanted)
+                .then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until so many calls have arrived at the CRM and are archived; in the order of their beginnings.
+    pub async fn delivered(&self, calls: usize) -> Vec<Delivered> {
+        let archive = self.data().join("processed_metadata");
+        let records = eventually("archived record", async || {
+            let records = files(&archive, "json");
+            (records.len() >= calls).then_some(records)
+        })
+        .await;
+        assert_eq!(records.len(), calls, "{records:?}");
+        let mut all: Vec<Delivered> = records
+            .iter()
+            .map(|path| self.delivered_call(path))
+            .collect();
+        all.sort_by_key(|call| call.record["timestamps"]["call_start"].to_string());
+        all
+    }
+
+    fn delivered_call(&self, path: &Path) -> Delivered {
+        let record = read_json(path);
+        assert_eq!(record["status"], "uploaded", "{record:#}");
+        let session = record["session_id"].as_str().expect("a session id");
+        let accepted: Vec<_> = self
+            .crm
+            .call_data()
+            .into_iter()
+            .filter(|call| call.accepted && call.key == format!("{session}/call_data"))
+            .collect();
+        assert_eq!(accepted.len(), 1, "the CRM has {session} once");
+        let recording = self
+            .crm
+            .uploads()
+            .into_iter()
+            .find(|upload| upload.accepted && upload.key == format!("{session}/recording"));
+        let conversation = record["files"]["conversation"].as_str().expect("a file");
+        Delivered {
+            call: accepted[0].body.clone(),
+            conversation: read_json(&self.data().join(conversation)),
+            recording,
+            record,
+        }
+    }
+
+    /// The processes of calls that run now, whoever their parent is.
+    pub fn call_processes(&self) -> Vec<Pid> {
+        let mine = format!("VOICEBOT__DATA_DIR={}", self.data().display());
+        let has = |file: PathBuf, wanted: &str| {
+            let bytes = fs::read(file).unwrap_or_default();
+            bytes
+                .split(|byte| *byte == 0)
+                .any(|part| part == wanted.as_bytes())
+        };
+        let Ok(processes) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        processes
+            .flatten()
+            .filter(|process| {
+                has(process.path().join("cmdline"), "call")
+                    && has(process.path().join("environ"), &mine)
+            })
+            .filter_map(|process| process.file_name().to_str()?.parse().ok())
+            .filter_map(Pid::from_raw)
+            .collect()
+    }
+
+    /// The process of the one call that runs.
+    pub fn the_call_process(&self) -> Pid {
+        match self.call_processes()[..] {
+            [process] => process,
+            ref others => panic!("{} calls run", others.len()),
+        }
+    }
+
+    /// Stops the worker politely and checks that nothing is left over.
+    pub async fn nothing_is_left(self, mut worker: Worker) {
+        worker.terminate();
+        let status = worker.ended().await;
+        assert!(status.success(), "the worker ended with {status}");
+        assert_eq!(self.call_processes(), [], "processes of calls");
+        let data = self.data();
+        let waiting = files(&data.join("call_metadata"), "json");
+        assert!(waiting.is_empty(), "records wait: {waiting:?}");
+        let journals = files(&data.join("conversations"), "jsonl");
+        assert!(journals.is_empty(), "journals are left: {journals:?}");
+        for folder in [
+            "call_metadata",
+            "conversations",
+            "leads",
+            "processed_metadata",
+            "recordings",
+        ] {
+            let hidden: Vec<_> = fs::read_dir(data.join(folder))
+                .expect("the folder")
+                .flatten()
+                .map(|file| file.file_name())
+                .filter(|name| name.as_encoded_bytes().starts_with(b".tmp-"))
+                .collect();
+            assert!(
+                hidden.is_empty(),
+                "half-written files in {folder}: {hidden:?}"
+            );
+        }
+        for room in self
+            .server
+            .iter()
+            .flat_map(|server| server.rooms().list(&[]))
+        {
+            assert!(
+                self.agent_in(&room.name).is_none(),
+                "an agent in {}",
+                room.name
+            );
+        }
+        let panicked = self.log().lines().any(|line| line.contains("panicked at"));
+        assert!(!panicked, "something panicked: {}", self.log());
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for process in self.call_processes() {
+            // It may have ended meanwhile.
+            let _ = rustix::process::kill_process(process, Signal::KILL);
+        }
+        if std::thread::panicking() {
+            eprintln!("---- log of worker and calls\n{}----", self.log());
+        }
+    }
+}
+
+/// A worker's process.
+pub struct Worker {
+    child: Child,
+}
+
+impl Worker {
+    fn signal(&self, signal: Signal) {
+        let id = self.child.id().expect("the worker runs").cast_signed();
+        let id = Pid::from_raw(id).expect("a process id");
+        rustix::process::kill_process(id, signal).expect("the worker takes the signal");
+    }
+
+    /// Asks it to stop.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub async fn kill(mut self) {
+        self.signal(Signal::KILL);
+        self.ended().await;
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        timeout(DEADLINE, self.child.wait())
+            .await
+            .expect("the worker ends in time")
+            .expect("the worker is watched")
+    }
+}
+
+/// The files with this extension in a folder that may not be there.
+pub fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|file| file.path())
+        .filter(|path| path.extension() == Some(OsStr::new(extension)))
+        .collect();
+    found.sort();
+    found
+}
+
+pub fn read_json(path: &Path) -> Value {
+    let text = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}

@@ -1,0 +1,245 @@
+//! What the model hears back from its tools, and what they leave behind.
+
+use crate::support::data::{CALLER, DataFolder};
+use serde_json::{Value, json};
+use voicebot::session::{self, SharedSession};
+use voicebot::store::JournalLock;
+use voicebot::tools::{ToolEffect, ToolOutput, Toolbox, ToolsConfig};
+
+const ID: &str = "session_20261121_100000_aaaaaa";
+
+struct Call {
+    data: DataFolder,
+    session: SharedSession,
+    tools: Toolbox,
+    _lock: JournalLock,
+}
+
+fn call() -> Call {
+    let data = DataFolder::new();
+    let (session, lock) = data.running_call(ID, Some(CALLER));
+    let tools = Toolbox::new(session.clone(), data.store.clone(), &ToolsConfig::default());
+    Call {
+        data,
+        session,
+        tools,
+        _lock: lock,
+    }
+}
+
+impl Call {
+    async fn use_tool(&self, name: &str, arguments: Value) -> ToolOutput {
+        self.tools.call(name, &arguments.to_string()).await
+    }
+}
+
+fn good_lead() -> Value {
+    json!({ "name": "Asha Example", "email": "asha@example.com", "company": "Example Pumps", "interest": "a pump" })
+}
+
+fn with(mut lead: Value, key: &str, value: Value) -> Value {
+    lead[key] = value;
+    lead
+}
+
+#[tokio::test]
+async fn a_complete_lead_is_saved_and_linked() {
+    let call = call();
+    let output = call
+        .use_tool("create_lead", with(good_lead(), "budget", json!(5000)))
+        .await;
+    assert!(!output.is_error, "{}", output.text);
+    let session = session::lock(&call.session);
+    let path = session.get_lead_file_path().expect("a path");
+    assert_eq!(path, format!("leads/lead_{ID}_1.json"));
+    assert_eq!(session.get_campaign_metadata()["lead_file"], path);
+    let lead = call.data.json(path);
+    assert_eq!(lead["budget"], "5000", "a number is taken as it was meant");
+    assert_eq!(lead["timeline"], "");
+    assert_eq!(
+        lead["lead_id"],
+        session.get_complete_session_data().lead_ids[0].as_str()
+    );
+}
+
+#[tokio::test]
+async fn a_wrong_lead_is_told_in_words_and_nothing_is_saved() {
+    let call = call();
+    for (arguments, expected) in [
+        (
+            json!({}),
+            vec![
+                "name is missing",
+                "email is missing",
+                "company is missing",
+                "interest is missing",
+            ],
+        ),
+        (
+            with(good_lead(), "email", json!("asha at example dot com")),
+            vec!["not an e-mail address", "spell"],
+        ),
+        (
+            with(good_lead(), "company", json!("  ")),
+            vec!["company is missing"],
+        ),
+        (
+            with(good_lead(), "name", json!("Unknown")),
+            vec!["name is missing"],
+        ),
+        (
+            with(good_lead(), "name", json!(["Asha"])),
+            vec!["name must be a text"],
+        ),
+        (
+            with(good_lead(), "phone", json!("call me")),
+            vec!["not a phone number", "leave it out"],
+        ),
+        (
+            with(good_lead(), "interest", json!("x".repeat(2000))),
+            vec!["longer than"],
+        ),
+    ] {
+        let output = call.use_tool("create_lead", arguments.clone()).await;
+        assert!(output.is_error, "{arguments}");
+        for words in expected {
+            assert!(output.text.contains(words), "{arguments}: {}", output.text);
+        }
+        assert!(
+            output.text.contains("call create_lead again"),
+            "{}",
+            output.text
+        );
+    }
+    for text in ["{\"name\": ", "[1]", "null"] {
+        assert!(
+            call.tools.call("create_lead", text).await.is_error,
+            "{text}"
+        );
+    }
+    assert_eq!(call.data.files("leads"), Vec::<String>::new());
+    assert_eq!(session::lock(&call.session).get_lead_file_path(), None);
+}
+
+#[tokio::test]
+async fn the_same_lead_twice_is_one_and_a_corrected_one_is_another() {
+    let call = call();
+    let (first, second) = tokio::join!(
+        call.use_tool("create_lead", good_lead()),
+        call.use_tool("create_lead", good_lead())
+    );
+    assert!(!first.is_error && !second.is_error);
+    assert_eq!(call.data.files("leads").len(), 1);
+    call.use_tool(
+        "create_lead",
+        with(good_lead(), "email", json!("asha.e@example.com")),
+    )
+    .await;
+    let session = session::lock(&call.session);
+    assert_eq!(session.get_complete_session_data().lead_files.len(), 2);
+    assert_eq!(
+        session.get_lead_file_path(),
+        Some(format!("leads/lead_{ID}_2.json").as_str())
+    );
+}
+
+#[tokio::test]
+async fn a_disk_that_refuses_is_told_and_a_second_try_works() {
+    let call = call();
+    std::fs::remove_dir(call.data.path("leads")).unwrap();
+    let output = call.use_tool("create_lead", good_lead()).await;
+    assert!(
+        output.is_error && output.text.contains("technical problem"),
+        "{}",
+        output.text
+    );
+    std::fs::create_dir(call.data.path("leads")).unwrap();
+    assert!(!call.use_tool("create_lead", good_lead()).await.is_error);
+    assert_eq!(call.data.files("leads").len(), 1);
+}
+
+#[tokio::test]
+async fn an_intent_is_noted_with_what_it_is_about() {
+    let call = call();
+    let arguments =
+        json!({ "intent": "book_demo", "confidence": "0.8", "entities": { "product": "pump" } });
+    assert!(!call.use_tool("detect_intent", arguments).await.is_error);
+    for wrong in [
+        json!({}),
+        json!({ "intent": "x", "confidence": 7 }),
+        json!({ "intent": "x", "confidence": "very" }),
+        json!({ "intent": "x", "entities": "pump" }),
+    ] {
+        assert!(
+            call.use_tool("detect_intent", wrong.clone()).await.is_error,
+            "{wrong}"
+        );
+    }
+    let intents = session::lock(&call.session)
+        .get_complete_session_data()
+        .intents;
+    assert_eq!(intents.len(), 1);
+    assert_eq!(
+        (intents[0].confidence, &intents[0].entities["product"]),
+        (Some(0.8), &json!("pump"))
+    );
+}
+
+#[tokio::test]
+async fn end_call_ends_the_call_whatever_its_arguments_look_like() {
+    let call = call();
+    for arguments in ["", "{}", "{\"reason\": \"done\"}", "{\"reason\": 5}"] {
+        let output = call.tools.call("end_call", arguments).await;
+        assert_eq!(
+            (output.effect, output.is_error),
+            (ToolEffect::EndCall, false),
+            "{arguments}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn only_what_the_configuration_names_can_be_used() {
+    let call = call();
+    let config = ToolsConfig {
+        enabled: vec!["end_call".to_owned()],
+        ..ToolsConfig::default()
+    };
+    let tools = Toolbox::new(call.session.clone(), call.data.store.clone(), &config);
+    assert_eq!(tools.definitions().len(), 1);
+    assert!(
+        tools
+            .call("create_lead", &good_lead().to_string())
+            .await
+            .is_error
+    );
+    assert!(tools.call("delete_everything", "{}").await.is_error);
+    let unknown = ToolsConfig {
+        enabled: vec!["create_leed".to_owned()],
+        ..ToolsConfig::default()
+    };
+    assert!(
+        unknown
+            .check()
+            .unwrap_err()
+            .contains("tools.enabled names \"create_leed\"")
+    );
+}
+
+#[tokio::test]
+async fn every_required_argument_is_described_to_the_model() {
+    for tool in call().tools.definitions() {
+        let required = tool.parameters["required"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        for name in required {
+            let name = name.as_str().unwrap();
+            assert!(
+                tool.parameters["properties"][name]["description"].is_string(),
+                "{}.{name}",
+                tool.name
+            );
+        }
+    }
+}

@@ -15,7 +15,8 @@
 //! 6. [`ledger`] finds calls again, on disk at whatever stage they are, and tells what happened to them; `ledger::mongodb`, a task of the worker,
 //!    keeps the copy of them in MongoDB.
 //!
-//! [`cli`] has the commands and what `demo` and `dev` build around a worker; [`config`] puts the settings together. Beside this
+//! [`cli`] has the commands; what `demo` and `dev` build around a worker is in `cli::dev`, which exists only with the feature `dev`.
+//! [`config`] puts the settings together. Beside this
 //! package: `crates/libwebrtc`, the media engine under the official `livekit` crate; `crates/roomserver`, the room server for
 //! development and tests; `crates/oggopus`, Opus in Ogg files; `fuzz/`, fuzz targets, which reach what is private through `internals`, a
 //! module that is there with the feature of that name only.

@@ -1,15 +1,11 @@
 //! The command line: which command, which settings, how to log, on which runtime.
 
-mod caller;
 mod calls;
 mod check;
 mod connect;
-mod crm_sink;
-mod demo;
+#[cfg(feature = "dev")]
 mod dev;
 mod output;
-mod roomserver;
-mod stage;
 mod start;
 mod uploads;
 
@@ -18,7 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogConfig, LogFormat};
@@ -30,6 +26,9 @@ const QUIET_LIBRARIES: &str = "livekit=warn,livekit_api=warn,livekit_signaling=w
 const LOG_VARIABLE: &str = "RUST_LOG";
 /// The key that says it otherwise.
 const LOG_KEY: &str = "log.level";
+
+/// Exit code of a command line that cannot be understood, as clap has it.
+const USAGE_ERROR: u8 = 2;
 
 /// What is to be logged cannot be understood.
 #[derive(Debug, thiserror::Error)]
@@ -58,9 +57,11 @@ enum Command {
     /// Register with the LiveKit server, take calls, deliver their records (production)
     Start(start::StartArguments),
     /// Everything for local development in one terminal, with a page to talk to the agent (the default)
+    #[cfg(feature = "dev")]
     Dev(dev::DevArguments),
     /// Hold one whole call on this machine, without keys or servers, and tell its story
-    Demo(demo::DemoArguments),
+    #[cfg(feature = "dev")]
+    Demo(dev::demo::DemoArguments),
     /// Join a room as its agent, without dispatch
     Connect(connect::ConnectArguments),
     /// Say whether settings, servers and providers are usable
@@ -75,8 +76,9 @@ enum Command {
     #[command(hide = true)]
     Call,
     /// Run the development room server alone
+    #[cfg(feature = "dev")]
     #[command(hide = true)]
-    Roomserver(roomserver::RoomserverArguments),
+    Roomserver(dev::roomserver::RoomserverArguments),
 }
 
 /// The whole program. Gives back how it went.
@@ -86,14 +88,12 @@ pub fn main() -> ExitCode {
         Ok(config) => Arc::new(config),
         Err(error) => return failed(&error),
     };
-    let command = arguments
-        .command
-        .unwrap_or(Command::Dev(dev::DevArguments::default()));
-    let shown = !matches!(
-        command,
-        Command::Demo(_) | Command::Calls(_) | Command::Uploads(_) | Command::Check
-    );
-    if let Err(error) = start_logging(&config.log, shown) {
+    let Some(command) = arguments.command.or_else(default_command) else {
+        // As clap does when a command is missing: the help goes to stderr.
+        eprintln!("{}", Arguments::command().render_help());
+        return ExitCode::from(USAGE_ERROR);
+    };
+    if let Err(error) = start_logging(&config.log, command.logs_its_story()) {
         return failed(&error);
     }
     // Two TLS back ends are compiled in by our dependencies; this settles which one is used.
@@ -121,14 +121,39 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What the program does when no command is given: local development, where that is built in.
+#[cfg(feature = "dev")]
+fn default_command() -> Option<Command> {
+    Some(Command::Dev(dev::DevArguments::default()))
+}
+
+#[cfg(not(feature = "dev"))]
+fn default_command() -> Option<Command> {
+    None
+}
+
+impl Command {
+    /// Whether the log is what the person at the terminal reads. The others print their own answer.
+    fn logs_its_story(&self) -> bool {
+        match self {
+            #[cfg(feature = "dev")]
+            Self::Demo(_) => false,
+            Self::Calls(_) | Self::Uploads(_) | Self::Check => false,
+            _ => true,
+        }
+    }
+}
+
 /// Any command's failure: a sentence for the person at the terminal.
 type CommandResult = Result<ExitCode, Box<dyn std::error::Error>>;
 
 async fn run(command: Command, config: Arc<Config>, file: Option<PathBuf>) -> CommandResult {
     match command {
         Command::Start(arguments) => start::run(arguments, config, file).await,
+        #[cfg(feature = "dev")]
         Command::Dev(arguments) => dev::run(arguments, config, file).await,
-        Command::Demo(arguments) => demo::run(arguments).await,
+        #[cfg(feature = "dev")]
+        Command::Demo(arguments) => dev::demo::run(arguments).await,
         Command::Connect(arguments) => connect::run(arguments, config).await,
         Command::Check => check::run(&config).await,
         Command::Calls(command) => calls::run(command, &config).await,
@@ -137,7 +162,8 @@ async fn run(command: Command, config: Arc<Config>, file: Option<PathBuf>) -> Co
             crate::call::run_process(config).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Roomserver(arguments) => roomserver::run(arguments).await,
+        #[cfg(feature = "dev")]
+        Command::Roomserver(arguments) => dev::roomserver::run(arguments).await,
     }
 }
 

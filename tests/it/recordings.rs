@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::crm::FakeCrm;
 use crate::support::data::{CALLER, DataFolder, at, hangup, session_id};
-use crate::support::s3::FakeS3;
+use crate::support::s3::{self, FakeS3};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use livekit_api::access_token::AccessToken;

@@ -49,14 +49,44 @@ REPEATS = 9
 START_LIMIT_S = 20
 
 
-def fetched_livekit() -> Path:
-    """The folder of the `livekit` package that our Cargo.lock selects."""
+def workspace_metadata() -> dict:
     command = ["cargo", "metadata", "--format-version", "1", "--manifest-path", str(REPOSITORY / "Cargo.toml")]
-    metadata = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def fetched_livekit(metadata: dict) -> Path:
+    """The folder of the `livekit` package that our Cargo.lock selects."""
     found = [p for p in metadata["packages"] if p["name"] == "livekit"]
     if len(found) != 1:
         sys.exit(f"cargo metadata names {len(found)} packages called livekit, and one was expected")
     return Path(found[0]["manifest_path"]).parent
+
+
+def compatible(requirement: str) -> str:
+    """What two requirements have in common when cargo meets both with one version: `1` of `^1.10.1`, `0.4` of `0.4.38`."""
+    numbers = requirement.lstrip("^=").split(".")
+    return numbers[0] if numbers[0] != "0" else ".".join(numbers[:2])
+
+
+def with_workspace_features(dependencies: dict, metadata: dict) -> dict:
+    """The dependencies, and all that our workspace depends on with the features that it chooses: cargo then takes shared
+    packages as they were built for the workspace."""
+    result = {name: dict(table) for name, table in dependencies.items()}
+    known = {(table.get("package", name), compatible(table["version"])): table for name, table in result.items()}
+    for package in metadata["packages"]:
+        if package["id"] not in metadata["workspace_members"]:
+            continue
+        for ours in package["dependencies"]:
+            if ours.get("path") or ours["target"] or ours["name"] in ("libwebrtc", "livekit"):
+                continue
+            name, version = ours["name"], compatible(ours["req"])
+            table = known.get((name, version))
+            if table is None:
+                table = {"package": name, "version": ours["req"], "default-features": False, "features": []}
+                known[name, version] = result[f"workspace-{name}-{version.replace('.', '-')}"] = table
+            table["default-features"] = table.get("default-features", True) or ours["uses_default_features"]
+            table["features"] = sorted({*table.get("features", []), *ours["features"]})
+    return result
 
 
 def as_toml(value) -> str:
@@ -78,10 +108,10 @@ def write_if_changed(path: Path, text: str) -> bool:
     return True
 
 
-def write_package(livekit: Path, files: list[str]):
+def write_package(livekit: Path, files: list[str], metadata: dict):
     theirs = tomllib.loads((livekit / "Cargo.toml").read_text())
     ours = tomllib.loads((REPOSITORY / "Cargo.toml").read_text())
-    dependencies = {**theirs["dependencies"], **theirs["dev-dependencies"]}
+    dependencies = with_workspace_features({**theirs["dependencies"], **theirs["dev-dependencies"]}, metadata)
     # The features that our worker uses, so that what is judged is what is shipped.
     dependencies["livekit"] = {
         "version": "=" + theirs["package"]["version"],
@@ -89,6 +119,9 @@ def write_package(livekit: Path, files: list[str]):
         "features": [*ours["dependencies"]["livekit"]["features"], "__lk-e2e-test"],
     }
     profiles = {name: table for name, table in ours.get("profile", {}).items() if name == "dev"}
+    # A member of our workspace and none of this one: the wildcard of the profile would apply to it here alone.
+    engine = profiles["dev"]["package"].setdefault("libwebrtc", {})
+    engine.setdefault("debug", profiles["dev"]["debug"])
     lines = [
         "[workspace]",
         '[package]\nname = "sdk-e2e"\nversion = "0.0.0"\npublish = false\nautotests = false',
@@ -217,7 +250,8 @@ def main():
     file_of_expectations = tomllib.loads((HERE / "expectations.toml").read_text())
     expectations = file_of_expectations["not_applicable"]
     inconclusive = file_of_expectations["inconclusive"]
-    write_package(fetched_livekit(), files)
+    metadata = workspace_metadata()
+    write_package(fetched_livekit(metadata), files, metadata)
     binaries = build(files)
     if o.build_only:
         return

@@ -3,6 +3,14 @@
 //! A worker with its upload task, a page on which a person talks to the agent from the browser, and, where no LiveKit server is
 //! named, the development room server with made-up keys. Without a CRM address the records go to a CRM sink in `./crm`; without a
 //! key for the providers a prepared conversation answers. What is made up is said on the terminal.
+//!
+//! Everything in this folder is for development and exists only with the feature `dev`, which a production build leaves out.
+
+mod caller;
+mod crm_sink;
+pub mod demo;
+pub mod roomserver;
+mod stage;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use ::roomserver::{Options, RoomServer};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
@@ -19,13 +28,12 @@ use clap::Args;
 use livekit_api::access_token::{AccessToken, VideoGrants};
 use livekit_api::services::agent_dispatch::AgentDispatchClient;
 use livekit_protocol as proto;
-use roomserver::{Options, RoomServer};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use self::crm_sink::CrmSink;
+use self::stage::{WorkerProcess, free_address, made_up_keys};
 use super::CommandResult;
-use super::crm_sink::CrmSink;
-use super::stage::{WorkerProcess, free_address, made_up_keys};
 use crate::call::stop_signal;
 use crate::config::{Config, LiveKitSettings, Secret};
 
@@ -35,7 +43,7 @@ const CODE: &str = include_str!("page/page.js");
 /// The browser's LiveKit client, as npm installs it beside its judge in the tests.
 const CLIENT: &str = "tests/interop/browser/node_modules/livekit-client/dist/livekit-client.umd.js";
 /// The conversation for whoever has no keys yet.
-const SCRIPT: &str = include_str!("../../config/demo-script.json");
+const SCRIPT: &str = include_str!("../../../config/demo-script.json");
 /// The file that is read for variables which are not set yet.
 const DOTENV: &str = ".env";
 
@@ -163,7 +171,8 @@ pub async fn run(
         );
     }
 
-    let mut worker = WorkerProcess::start(file.as_deref(), &environment, free_address()?, None)?;
+    let mut worker =
+        WorkerProcess::start(None, file.as_deref(), &environment, free_address()?, None)?;
     worker.ready(&reqwest::Client::new()).await?;
 
     let page = Arc::new(Page {

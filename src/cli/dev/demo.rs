@@ -18,26 +18,26 @@ use roomserver::{Options, RoomServer};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
-use super::CommandResult;
 use super::caller::{LOUD, SAMPLE_RATE_HZ, ScriptedCaller};
 use super::crm_sink::{CrmSink, Delivered};
 use super::stage::{WorkerProcess, free_address, made_up_keys};
+use crate::cli::CommandResult;
 
 /// The conversation that the scripted providers play.
-const SCRIPT: &str = include_str!("../../config/demo-script.json");
+const SCRIPT: &str = include_str!("../../../config/demo-script.json");
 /// What the caller says, in order: the words, and the sound.
 const LINES: [(&str, &[u8]); 3] = [
     (
         "Hello, I would like to know what your plans cost.",
-        include_bytes!("../../tests/fixtures/audio/hello.wav"),
+        include_bytes!("../../../tests/fixtures/audio/hello.wav"),
     ),
     (
         "My name is John Smith, …",
-        include_bytes!("../../tests/fixtures/audio/lead.wav"),
+        include_bytes!("../../../tests/fixtures/audio/lead.wav"),
     ),
     (
         "No thank you, goodbye.",
-        include_bytes!("../../tests/fixtures/audio/goodbye.wav"),
+        include_bytes!("../../../tests/fixtures/audio/goodbye.wav"),
     ),
 ];
 /// Name under which the demo's worker is dispatched.
@@ -52,6 +52,9 @@ pub struct DemoArguments {
     /// Folder for everything that the demo makes [default: a new one in the system's temporary folder]
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
+    /// The program whose worker holds the call, for example a production build [default: this one]
+    #[arg(long, value_name = "PROGRAM")]
+    worker: Option<PathBuf>,
 }
 
 /// The story so far: what was seen, and what should have been.
@@ -119,7 +122,13 @@ pub async fn run(arguments: DemoArguments) -> CommandResult {
     std::fs::write(&script, SCRIPT)?;
     let environment = worker_environment(&folder, &script, &server, &crm, &key, secret.expose());
     let log = folder.join("worker.log");
-    let mut worker = WorkerProcess::start(None, &environment, free_address()?, Some(&log))?;
+    let mut worker = WorkerProcess::start(
+        arguments.worker.as_deref(),
+        None,
+        &environment,
+        free_address()?,
+        Some(&log),
+    )?;
     worker.ready(&http).await?;
     story.now("the worker has registered and takes calls");
 

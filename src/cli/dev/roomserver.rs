@@ -8,8 +8,8 @@ use clap::Args;
 use roomserver::{Options, RoomServer};
 use serde_json::json;
 
-use super::CommandResult;
 use crate::call::stop_signal;
+use crate::cli::CommandResult;
 use crate::config::Secret;
 
 #[derive(Debug, Args)]

@@ -68,15 +68,18 @@ pub struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts a worker with `environment` on top of ours. Its log goes to `log`, or where ours goes.
+    /// Starts a worker with `environment` on top of ours, as `program` or this one. Its log goes to `log`, or where ours goes.
     pub fn start(
+        program: Option<&Path>,
         config: Option<&Path>,
         environment: &HashMap<String, String>,
         http: SocketAddr,
         log: Option<&Path>,
     ) -> Result<Self, StageError> {
-        let program =
-            std::env::current_exe().map_err(io("this program cannot be found on disk"))?;
+        let program = match program {
+            Some(program) => program.to_owned(),
+            None => std::env::current_exe().map_err(io("this program cannot be found on disk"))?,
+        };
         let mut command = Command::new(program);
         if let Some(config) = config {
             command.arg("--config").arg(config);

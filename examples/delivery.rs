@@ -155,9 +155,10 @@ fn start_of(session_id: SessionId) -> CallStart {
         room_name: format!("room-{session_id}"),
         room_sid: None,
         job_metadata: None,
-        direction: Direction::Inbound,
+        direction: Some(Direction::Inbound),
         call_start: time::now(),
         agent_name: "bench".to_owned(),
+        attributes: Default::default(),
         session_id,
     }
 }

@@ -11,8 +11,9 @@ use crate::providers::llm::read_openai_pieces;
 use crate::recording::manifest::Manifest;
 use crate::recording::webhook::{WebhookRefused, Webhooks};
 use crate::session::{
-    CallMetadata, CallRecord, CallStart, ConversationItem, Direction, Outcome, RecordingMetadata,
-    SessionEvent, SessionId, SessionManager, Transcription, Usage, crm_payload, time,
+    CallMetadata, CallParticipant, CallRecord, CallStart, ConversationItem, Direction, Outcome,
+    RecordingMetadata, SessionEvent, SessionId, SessionManager, Transcription, Usage, crm_payload,
+    time,
 };
 use crate::store::journal;
 use crate::upload::policy::{Answer, find_url, judge, says_duplicate, shorten};
@@ -162,9 +163,10 @@ fn journal_of_every_event() -> Vec<u8> {
         room_name: "room".to_owned(),
         room_sid: None,
         job_metadata: None,
-        direction: Direction::Inbound,
+        direction: Some(Direction::Inbound),
         call_start: at,
         agent_name: String::new(),
+        attributes: Default::default(),
     };
     let events = [
         SessionEvent::Dispatched(start),
@@ -180,6 +182,8 @@ fn journal_of_every_event() -> Vec<u8> {
         },
         SessionEvent::Usage(Usage::default()),
         SessionEvent::Joined { at },
+        SessionEvent::Participant(CallParticipant::default()),
+        SessionEvent::Ringing { at },
         SessionEvent::Answered { at },
         SessionEvent::Outcome(Outcome::recovered("x", Some(at))),
     ];

@@ -22,7 +22,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
-use crate::session::{CallStart, Direction, SessionId};
+use crate::session::{CallStart, SessionId};
 
 /// The longest line that either side reads. The LiveKit server accepts 512 KiB of metadata for a room or
 /// a job, JSON may escape every byte of it, and the token and the attributes come on top.
@@ -127,9 +127,10 @@ impl JobDescription {
             room_sid: self.room_sid.clone(),
             job_metadata: self.job_metadata.clone(),
             // Who called whom is found out later.
-            direction: Direction::default(),
+            direction: None,
             call_start: self.dispatched_at,
             agent_name: self.agent_name.clone(),
+            attributes: self.attributes.clone().into_iter().collect(),
         }
     }
 }

@@ -56,7 +56,8 @@ pub(super) fn numbers_metadata(numbers: &Numbers) -> CallMetadata {
         caller_number: numbers.dialed_number.clone(),
         trunk_number: numbers.trunk_number.clone(),
         call_id: numbers.sip_call_id.clone(),
-        direction: Some(numbers.direction),
+        carrier_call_id: numbers.carrier_call_id.clone(),
+        direction: numbers.direction,
         ..Default::default()
     }
 }

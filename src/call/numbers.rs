@@ -17,6 +17,8 @@ const SIP_TRUNK_PHONE_NUMBER: &str = "sip.trunkPhoneNumber";
 const SIP_RULE_ID: &str = "sip.ruleID";
 /// LiveKit's id of the SIP call, `SCL_…`; only SIP callers have one.
 const SIP_CALL_ID: &str = "sip.callID";
+/// The `Call-ID` header of the SIP messages, as the carrier's lists have it (livekit/protocol `attrs.go`).
+const SIP_CALL_ID_FULL: &str = "sip.callIDFull";
 
 /// Keys of the job metadata that may hold the other party's number, in the order in which they are believed.
 const NUMBER_KEYS: [&str; 6] = [
@@ -40,10 +42,12 @@ pub struct Numbers {
     pub dialed_number: Option<String>,
     /// Our own number, with a leading `+`.
     pub trunk_number: Option<String>,
-    /// Who called whom.
-    pub direction: Direction,
+    /// Who called whom, where something tells.
+    pub direction: Option<Direction>,
     /// LiveKit's id of the SIP call, for callers on the telephone.
     pub sip_call_id: Option<String>,
+    /// The carrier's id of the call.
+    pub carrier_call_id: Option<String>,
 }
 
 impl Numbers {
@@ -69,18 +73,20 @@ impl Numbers {
             trunk_number: from_job(&TRUNK_KEYS).or_else(|| from_sip(SIP_TRUNK_PHONE_NUMBER)),
             direction: direction(job_metadata, attributes),
             sip_call_id: attributes.get(SIP_CALL_ID).cloned(),
+            carrier_call_id: attributes.get(SIP_CALL_ID_FULL).cloned(),
         }
     }
 }
 
-fn direction(job_metadata: &Value, attributes: &HashMap<String, String>) -> Direction {
+/// The dispatcher's word, else the telephone call's: one that a dispatch rule took in was placed by the other side, one without a rule
+/// by ours. A caller from a browser, or one who never came, tells nothing.
+fn direction(job_metadata: &Value, attributes: &HashMap<String, String>) -> Option<Direction> {
     match job_metadata.get("direction").and_then(Value::as_str) {
-        Some("outbound") => Direction::Outbound,
-        Some("inbound") => Direction::Inbound,
-        _ if attributes.contains_key(SIP_CALL_ID) && !attributes.contains_key(SIP_RULE_ID) => {
-            Direction::Outbound
-        }
-        _ => Direction::Inbound,
+        Some("outbound") => Some(Direction::Outbound),
+        Some("inbound") => Some(Direction::Inbound),
+        _ if attributes.contains_key(SIP_RULE_ID) => Some(Direction::Inbound),
+        _ if attributes.contains_key(SIP_CALL_ID) => Some(Direction::Outbound),
+        _ => None,
     }
 }
 
@@ -220,19 +226,20 @@ mod tests {
         let inbound = attributes(&[("sip.callID", "SCL_1"), ("sip.ruleID", "SDR_1")]);
         assert_eq!(
             Numbers::read(&Value::Null, &outbound, "r").direction,
-            Direction::Outbound
+            Some(Direction::Outbound)
         );
         assert_eq!(
             Numbers::read(&Value::Null, &inbound, "r").direction,
-            Direction::Inbound
+            Some(Direction::Inbound)
         );
         assert_eq!(
             Numbers::read(&Value::Null, &HashMap::new(), "r").direction,
-            Direction::Inbound
+            None,
+            "nothing tells"
         );
         assert_eq!(
             Numbers::read(&json!({"direction": "inbound"}), &outbound, "r").direction,
-            Direction::Inbound
+            Some(Direction::Inbound)
         );
     }
 }

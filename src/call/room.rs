@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::session::CallParticipant;
 use crate::voice::{AudioFrame, AudioOutput, OutputClosed};
 
 /// Rate of the track in the room. SIP bridges and browsers use 48 kHz whatever the telephone carries.
@@ -302,6 +303,18 @@ impl CallRoom {
             participant: self.room.local_participant(),
             agent_track_sid: self.track.sid().to_string(),
         }
+    }
+
+    /// What a participant has said about itself, while it is here.
+    pub fn about(&self, identity: &str) -> Option<CallParticipant> {
+        let everybody = self.room.remote_participants();
+        let participant = everybody.get(&ParticipantIdentity::from(identity.to_owned()))?;
+        Some(CallParticipant::new(
+            identity,
+            &participant.name(),
+            &participant.metadata(),
+            &participant.attributes(),
+        ))
     }
 
     /// Leaves in the order that leaks nothing (rust-sdks#1443, #1378): unpublish, then close. Bounded by `timeout`.

@@ -480,6 +480,9 @@ impl<'a> Call<'a> {
 
     /// Somebody who may be the caller is in the room, or has new attributes.
     async fn caller_here(&mut self, caller: Caller) {
+        if matches!(&self.stage, Stage::Talking(talk) if talk.caller == caller.identity) {
+            self.note_participant(&caller.identity);
+        }
         match &mut self.stage {
             Stage::Talking(talk) => {
                 if talk.caller == caller.identity && talk.gone_until.take().is_some() {
@@ -492,6 +495,8 @@ impl<'a> Call<'a> {
             }
             Stage::WaitingForCaller => {
                 info!("the caller's telephone is ringing");
+                session::lock(self.session).set_ringing(Utc::now());
+                self.note_participant(&caller.identity);
                 self.deadline =
                     Instant::now() + Duration::from_secs(self.parts.config.call.ring_wait_s);
                 self.stage = Stage::Ringing(caller);
@@ -503,6 +508,7 @@ impl<'a> Call<'a> {
 
     /// From here on the two can hear each other: persona, recording, conversation.
     async fn answered(&mut self, caller: Caller) {
+        self.note_participant(&caller.identity);
         let persona = self.identify(&caller.attributes).await;
         session::lock(self.session).set_answered(Utc::now());
         self.recorder = Recorder::start(
@@ -517,6 +523,13 @@ impl<'a> Call<'a> {
             self.start_conversation(caller.identity.clone(), persona),
         ));
         self.connect_sound(&caller.identity);
+    }
+
+    /// Keeps what the caller's participant says about itself: the record and the CRM get it.
+    fn note_participant(&self, identity: &str) {
+        if let Some(participant) = self.room.about(identity) {
+            session::lock(self.session).set_participant(participant);
+        }
     }
 
     async fn identify(&self, attributes: &HashMap<String, String>) -> Persona {

@@ -311,8 +311,9 @@ impl Row<String> {
             standing: call.standing.name().to_owned(),
             outcome: or_dash(outcome_of(call).as_deref()),
             direction: match record.direction {
-                Direction::Inbound => "in",
-                Direction::Outbound => "out",
+                Some(Direction::Inbound) => "in",
+                Some(Direction::Outbound) => "out",
+                None => "-",
             }
             .to_owned(),
             number: or_dash(number.as_deref()),
@@ -613,9 +614,10 @@ impl Shown {
             "number",
             &[
                 call.number().map(str::to_owned),
-                Some(word(&record.direction)),
+                record.direction.as_ref().map(word),
                 named("our number", record.trunk_number.as_deref()),
                 named("SIP", record.sip_call_id.as_deref()),
+                named("carrier", record.carrier_call_id.as_deref()),
             ],
         );
         fact(
@@ -695,12 +697,13 @@ fn words(step: &Step) -> (&'static str, String) {
             persona,
         } => {
             let (from, to) = match direction {
-                Direction::Inbound => (number, trunk_number),
-                Direction::Outbound => (trunk_number, number),
+                Some(Direction::Outbound) => (trunk_number, number),
+                Some(Direction::Inbound) | None => (number, trunk_number),
             };
+            let way = direction.as_ref().map(|way| format!("{}, ", word(way)));
             let text = format!(
-                "{}, from {} to {}{}",
-                word(direction),
+                "{}from {} to {}{}",
+                way.unwrap_or_default(),
                 from.as_deref().unwrap_or("-"),
                 to.as_deref().unwrap_or("-"),
                 or_nothing(", persona ", persona.as_deref())

@@ -187,12 +187,13 @@ impl FoundCall {
         })
     }
 
-    /// How long it lasted or lasts, seconds. `None` when nobody knows.
+    /// How long the two parties talked or talk, seconds. `None` when nobody knows.
     pub fn duration_s(&self) -> Option<i64> {
         let times = &self.record.timestamps;
         let last_written = || self.live.as_ref().and_then(|live| live.last_written);
         let end = times.call_end.or_else(last_written)?;
-        Some((end - times.call_start?).num_seconds().max(0))
+        times.call_start?;
+        i64::try_from(self.record.talk_seconds(end)).ok()
     }
 
     /// The other party's number, as far as anything tells it.

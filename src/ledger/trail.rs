@@ -40,8 +40,8 @@ pub enum Step {
     },
     /// The other party was there to talk to.
     Answered {
-        /// Who called whom.
-        direction: Direction,
+        /// Who called whom, where something tells.
+        direction: Option<Direction>,
         /// The other party.
         number: Option<String>,
         /// Our own number.

@@ -1,23 +1,27 @@
 //! The state of one running call. Every change is a [`SessionEvent`], applied in one place, so that a journal of events is the call.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::time;
-use super::{ConversationItem, LeadId, RecordingMetadata, SessionId};
+use super::{CallParticipant, ConversationItem, LeadId, RecordingMetadata, SessionId};
 
 /// The key under which the original kept the latest lead's path in the campaign metadata.
 const LEAD_FILE: &str = "lead_file";
 /// The key under which the campaign source, or we, name the recording.
 const EGRESS_ID: &str = "egressId";
 
-/// Who called whom.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Changes of what a participant says about itself that are kept: a client may set its attributes for ever.
+const MOST_PARTICIPANT_CHANGES: usize = 32;
+
+/// Who called whom. Where nothing tells, there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
     /// They called us.
-    #[default]
     Inbound,
     /// We called them.
     Outbound,
@@ -40,13 +44,16 @@ pub struct CallStart {
     pub job_metadata: Option<String>,
     /// Who called whom, as far as the dispatch tells; [`CallMetadata::direction`] overrides it.
     #[serde(default)]
-    pub direction: Direction,
+    pub direction: Option<Direction>,
     /// When the job was assigned.
     #[serde(with = "time")]
     pub call_start: DateTime<Utc>,
     /// The name the worker registered under; empty for automatic dispatch.
     #[serde(default)]
     pub agent_name: String,
+    /// The attributes that came with the dispatch.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// What is learnt about the call after the dispatch. Unknown things are `None`; setting keeps what is known already.
@@ -62,9 +69,12 @@ pub struct CallMetadata {
     /// Our own number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trunk_number: Option<String>,
-    /// The telephone network's id of the call (SIP), for the operator. The CRM's id is made when the call ends.
+    /// LiveKit's id of the telephone call, `SCL_…`. The CRM's id is made when the call ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
+    /// The `Call-ID` of the SIP messages, by which the carrier knows the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub carrier_call_id: Option<String>,
     /// Who called whom.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direction: Option<Direction>,
@@ -96,6 +106,7 @@ impl CallMetadata {
         take(&mut self.caller_number, &newer.caller_number);
         take(&mut self.trunk_number, &newer.trunk_number);
         take(&mut self.call_id, &newer.call_id);
+        take(&mut self.carrier_call_id, &newer.carrier_call_id);
         take(&mut self.direction, &newer.direction);
         take(&mut self.persona, &newer.persona);
         take(&mut self.campaign_id, &newer.campaign_id);
@@ -262,6 +273,14 @@ pub enum SessionEvent {
         #[serde(with = "time", rename = "joined_at")]
         at: DateTime<Utc>,
     },
+    /// The caller as the room knows the caller; again when that has changed.
+    Participant(CallParticipant),
+    /// The other party's telephone rings.
+    Ringing {
+        /// Since when we know.
+        #[serde(with = "time", rename = "ringing_at")]
+        at: DateTime<Utc>,
+    },
     /// The other party was first there to talk to.
     Answered {
         /// When.
@@ -281,6 +300,8 @@ pub trait EventSink: Send {
 /// The state of one call. Its operations have the original's names.
 pub struct SessionManager {
     data: CompleteSessionData,
+    /// How often the participant has changed.
+    participant_changes: usize,
     sink: Option<Box<dyn EventSink>>,
 }
 
@@ -307,10 +328,22 @@ pub struct CompleteSessionData {
     pub usage: Usage,
     /// When the agent was in the room.
     pub joined_at: Option<DateTime<Utc>>,
+    /// The caller as the room knows the caller.
+    pub participant: Option<CallParticipant>,
+    /// Since when the other party's telephone was known to ring.
+    pub ringing_at: Option<DateTime<Utc>>,
     /// When the other party was first there.
     pub answered_at: Option<DateTime<Utc>>,
     /// How it ended; `None` while it runs.
     pub outcome: Option<Outcome>,
+}
+
+impl CompleteSessionData {
+    /// When the other party was first there. Whatever was said was said to somebody, also where the journal has lost the answer.
+    pub fn answered_at(&self) -> Option<DateTime<Utc>> {
+        let first_words = || self.items.first().map(|item| item.timestamp);
+        self.answered_at.or_else(first_words)
+    }
 }
 
 impl SessionManager {
@@ -328,9 +361,12 @@ impl SessionManager {
                 intents: Vec::new(),
                 usage: Usage::default(),
                 joined_at: None,
+                participant: None,
+                ringing_at: None,
                 answered_at: None,
                 outcome: None,
             },
+            participant_changes: 0,
             sink: None,
         }
     }
@@ -368,9 +404,10 @@ impl SessionManager {
             room_name: String::new(),
             room_sid: None,
             job_metadata: None,
-            direction: Direction::default(),
+            direction: None,
             call_start: session_id.started_at()?,
             agent_name: String::new(),
+            attributes: BTreeMap::new(),
         });
         for event in events {
             session.apply(&event);
@@ -424,6 +461,10 @@ impl SessionManager {
             SessionEvent::Usage(usage) => data.usage.add(usage),
             SessionEvent::Joined { at } => {
                 data.joined_at.get_or_insert(*at);
+            }
+            SessionEvent::Participant(participant) => data.participant = Some(participant.clone()),
+            SessionEvent::Ringing { at } => {
+                data.ringing_at.get_or_insert(*at);
             }
             SessionEvent::Answered { at } => {
                 data.answered_at.get_or_insert(*at);
@@ -533,6 +574,22 @@ impl SessionManager {
         }
     }
 
+    /// Notes what is known of the caller's participant, if that is news.
+    pub fn set_participant(&mut self, participant: CallParticipant) {
+        let news = self.data.participant.as_ref() != Some(&participant);
+        if news && self.participant_changes < MOST_PARTICIPANT_CHANGES {
+            self.participant_changes += 1;
+            self.record(SessionEvent::Participant(participant));
+        }
+    }
+
+    /// Notes that the other party's telephone rings. The first call counts.
+    pub fn set_ringing(&mut self, at: DateTime<Utc>) {
+        if self.data.ringing_at.is_none() {
+            self.record(SessionEvent::Ringing { at });
+        }
+    }
+
     /// Notes when the other party was first there. The first call counts.
     pub fn set_answered(&mut self, at: DateTime<Utc>) {
         if self.data.answered_at.is_none() {
@@ -568,9 +625,10 @@ mod tests {
             room_name: "room".to_owned(),
             room_sid: None,
             job_metadata: Some("{\"number\": \"+15550100123\"}".to_owned()),
-            direction: Direction::Outbound,
+            direction: Some(Direction::Outbound),
             call_start: "2025-10-29T11:39:20Z".parse().unwrap(),
             agent_name: "sales".to_owned(),
+            attributes: BTreeMap::new(),
         }
     }
 
@@ -628,7 +686,11 @@ mod tests {
                 ..Usage::default()
             })),
             at.clone().prop_map(|at| SessionEvent::Joined { at }),
+            at.clone().prop_map(|at| SessionEvent::Ringing { at }),
             at.clone().prop_map(|at| SessionEvent::Answered { at }),
+            (text, text).prop_map(|(identity, metadata)| SessionEvent::Participant(
+                CallParticipant::new(&identity, "", &metadata, &Default::default())
+            )),
             (text, at)
                 .prop_map(|(error, at)| SessionEvent::Outcome(Outcome::recovered(error, Some(at)))),
         ]
@@ -651,6 +713,8 @@ mod tests {
                     SessionEvent::Intent(intent) => live.add_intent(intent),
                     SessionEvent::Usage(usage) => live.add_usage(usage),
                     SessionEvent::Joined { at } => live.set_joined(at),
+                    SessionEvent::Participant(participant) => live.set_participant(participant),
+                    SessionEvent::Ringing { at } => live.set_ringing(at),
                     SessionEvent::Answered { at } => live.set_answered(at),
                     SessionEvent::Outcome(outcome) => live.set_outcome(outcome),
                     SessionEvent::Dispatched(_) => {}
@@ -707,6 +771,19 @@ mod tests {
             session.outcome().and_then(|o| o.error.as_deref()),
             Some("first")
         );
+    }
+
+    #[test]
+    fn a_client_that_changes_its_attributes_for_ever_does_not_fill_the_journal() {
+        let lines = Lines::default();
+        let mut session = SessionManager::with_sink(start(), Box::new(lines.clone()));
+        for number in 0..1000 {
+            for _ in 0..2 {
+                let attributes = [("n".to_owned(), number.to_string())].into();
+                session.set_participant(CallParticipant::new("caller", "", "", &attributes));
+            }
+        }
+        assert_eq!(lines.0.lock().unwrap().len(), 1 + MOST_PARTICIPANT_CHANGES);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! [`SessionManager`] holds it while the call runs; [`CallRecord`] is what stays on disk and goes to the CRM. This module knows no
 //! network, no LiveKit, no files and no tasks: the store gives it a sink for its events and reads the record out of it.
 
+mod context;
 mod id;
 mod lead;
 mod life;
@@ -14,6 +15,7 @@ mod transcript;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use context::{CallContext, CallParticipant, Said};
 pub use id::{IdError, LeadId, SessionId, mask_numbers, sanitise};
 pub use lead::Lead;
 pub use life::{FiledRecord, JournalHolder, Stage, ToDo, Traces};

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::time;
 use super::{
-    CallStatus, CloseReason, CompleteSessionData, Direction, FiledRecord, ITEM_SOURCE, Intent,
-    RecordingMetadata, SessionId, Usage, sanitise,
+    CallContext, CallStatus, CloseReason, CompleteSessionData, Direction, FiledRecord, ITEM_SOURCE,
+    Intent, RecordingMetadata, SessionId, Usage, sanitise,
 };
 
 /// Version of the metadata file that is written. Files without one are the original's.
@@ -286,7 +286,10 @@ pub struct RecordTimestamps {
     /// When the agent was in the room.
     #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
     pub joined: Option<DateTime<Utc>>,
-    /// When the other party was first there.
+    /// Since when the other party's telephone was known to ring.
+    #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
+    pub ringing: Option<DateTime<Utc>>,
+    /// When the other party was first there. The talk begins here.
     #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
     pub answered: Option<DateTime<Utc>>,
     /// The hangup.
@@ -334,15 +337,18 @@ pub struct CallRecord {
     /// Our own number.
     #[serde(default)]
     pub trunk_number: Option<String>,
-    /// Who called whom.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub direction: Direction,
+    /// Who called whom; null where nothing tells.
+    #[serde(default)]
+    pub direction: Option<Direction>,
     /// The CRM's id of the call, `CALL-YYYYMMDD-<last 8 digits>`.
     #[serde(default)]
     pub call_id: Option<String>,
-    /// The telephone network's id of the call.
+    /// LiveKit's id of the telephone call, `SCL_…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sip_call_id: Option<String>,
+    /// The `Call-ID` of the SIP messages, by which the carrier knows the call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carrier_call_id: Option<String>,
     /// LiveKit's id of the job.
     #[serde(default)]
     pub job_id: Option<String>,
@@ -355,6 +361,13 @@ pub struct CallRecord {
     /// As fetched, with `egressId`, `lead_file`, `campaignId`, `voiceAgentId` and `client`.
     #[serde(default, deserialize_with = "null_is_default")]
     pub campaign_metadata: Map<String, Value>,
+    /// What dispatcher, telephone network and caller's client have said about the call.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "CallContext::is_empty"
+    )]
+    pub context: CallContext,
     /// The files of the call.
     #[serde(default, deserialize_with = "null_is_default")]
     pub files: RecordFiles,
@@ -421,9 +434,10 @@ impl CallRecord {
             dialed_number: call.dialed_number.clone(),
             caller_number: call.caller_number.clone(),
             trunk_number: call.trunk_number.clone(),
-            direction: call.direction.unwrap_or(session.start.direction),
+            direction: call.direction.or(session.start.direction),
             call_id,
             sip_call_id: call.call_id.clone(),
+            carrier_call_id: call.carrier_call_id.clone(),
             job_id: known(&session.start.job_id),
             room: RoomRef {
                 name: known(&session.start.room_name),
@@ -434,6 +448,11 @@ impl CallRecord {
             },
             persona: call.persona.clone(),
             campaign_metadata,
+            context: CallContext::new(
+                session.start.job_metadata.as_deref(),
+                &session.start.attributes,
+                session.participant.as_ref(),
+            ),
             files: RecordFiles {
                 recording: local_recording,
                 conversation: Some(conversation),
@@ -443,7 +462,8 @@ impl CallRecord {
             timestamps: RecordTimestamps {
                 call_start: Some(session.start.call_start),
                 joined: session.joined_at,
-                answered: session.answered_at,
+                ringing: session.ringing_at,
+                answered: session.answered_at(),
                 call_end: Some(call_end),
                 metadata_saved: Some(saved_at),
                 delivered: None,
@@ -538,7 +558,9 @@ impl CallRecord {
             return self.dialed_number.as_deref();
         }
         match self.direction {
-            Direction::Inbound if known(&self.caller_number) => self.caller_number.as_deref(),
+            Some(Direction::Inbound) | None if known(&self.caller_number) => {
+                self.caller_number.as_deref()
+            }
             _ => None,
         }
     }
@@ -557,6 +579,34 @@ impl CallRecord {
             .call_end
             .or(self.timestamps.metadata_saved)
             .or(self.timestamps.call_start)
+    }
+
+    /// How long the two parties could talk when the talk ended, or has come to, `end`: from the answer on, whole seconds. A call that
+    /// nobody answered has none. The original's records do not say when a call was answered; they count from their start.
+    pub fn talk_seconds(&self, end: DateTime<Utc>) -> u64 {
+        let unanswered = matches!(
+            self.outcome.call_status,
+            CallStatus::NoAnswer | CallStatus::Busy
+        );
+        let ours = self.job_id.is_some();
+        let begin = match self.timestamps.answered {
+            None if ours || unanswered => None,
+            None => self.started_at(),
+            answered => answered,
+        };
+        begin.map_or(0, |begin| time::seconds_between(begin, end))
+    }
+
+    /// How long the other party's telephone rang, until it was answered or the call ended, whole seconds. `None` where nobody knows.
+    pub fn ring_seconds(&self) -> Option<u64> {
+        let times = &self.timestamps;
+        // Whoever calls us hears it ring from the dispatch on, at the latest.
+        let called_us = self.direction == Some(Direction::Inbound) && self.sip_call_id.is_some();
+        let begin = times
+            .ringing
+            .or_else(|| times.call_start.filter(|_| called_us))?;
+        let end = times.answered.or(times.call_end)?;
+        Some(time::seconds_between(begin, end))
     }
 
     /// Moves the record forward. `false`, and no change, when that would be backward.
@@ -628,6 +678,10 @@ fn upgrade_original(fields: &mut Map<String, Value>, named: &SessionId) {
         Some("ready_for_upload" | "uploading" | "uploaded" | "failed")
     ) {
         fields.insert("status".to_owned(), "ready_for_upload".into());
+    }
+    // It had no direction, and told the CRM "inbound" of every call.
+    if fields.get("direction").is_none_or(Value::is_null) {
+        fields.insert("direction".to_owned(), json!(Direction::Inbound));
     }
     // Its writers sometimes had a number as a JSON number.
     for key in ["dialed_number", "caller_number", "trunk_number"] {
@@ -763,7 +817,7 @@ pub struct DeliveredRecording {
     pub size: Option<u64>,
 }
 
-/// The body of `POST /call-data`. `conversation` and `lead` are the files' contents, of any version; a call without them has an empty
+/// The body of `POST /call-data`: the original's fields with their meaning, and beside them what it did not have. `conversation` and `lead` are the files' contents, of any version; a call without them has an empty
 /// transcription and an empty lead.
 pub fn crm_payload(
     record: &CallRecord,
@@ -774,10 +828,8 @@ pub fn crm_payload(
     let ids = CampaignIds::from_campaign_metadata(&record.campaign_metadata);
     let start = record.started_at();
     let end = record.ended_at();
-    let duration = match (start, end) {
-        (Some(start), Some(end)) => time::seconds_between(start, end),
-        _ => 0,
-    };
+    let duration = end.map_or(0, |end| record.talk_seconds(end));
+    let outcome = &record.outcome;
     let number = record.other_party();
     json!({
         "campaignId": ids.campaign_id,
@@ -789,15 +841,25 @@ pub fn crm_payload(
             "startTime": start.map(time::format),
             "endTime": end.map(time::format),
             "duration": duration,
-            "status": crm_status(record.outcome.call_status),
+            "status": crm_status(outcome.call_status),
             "callerNumber": number,
+            "trunkNumber": record.trunk_number,
+            "answerTime": record.timestamps.answered.map(time::format),
+            "ringDuration": record.ring_seconds(),
+            "callStatus": outcome.call_status,
+            "closeReason": outcome.close_reason,
+            "disconnectReason": outcome.disconnect_reason,
+            "sipCallId": record.sip_call_id,
+            "carrierCallId": record.carrier_call_id,
             "recordingUrl": recording.map(|r| r.url.as_str()),
             "recordingDuration": recording.and_then(|r| r.duration),
             "recordingSize": recording.and_then(|r| r.size),
+            "recordingStartTime": record.recording.as_ref().and_then(|r| r.active_at).map(time::format),
         },
         "caller": { "phoneNumber": number },
         "transcription": transcription_for_crm(record, conversation, start, end, duration),
         "lead": lead.cloned().unwrap_or_else(|| json!({})),
+        "context": record.context,
     })
 }
 
@@ -928,6 +990,67 @@ mod tests {
             (None, "CALL-20251029-abc123"),
         ] {
             assert_eq!(call_id_base(start, number, &named()), expected);
+        }
+    }
+
+    #[test]
+    fn talk_and_ringing_are_told_apart() {
+        let at = |second: i64| DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(second);
+        let record = |job, ringing: Option<i64>, answered: Option<i64>, status, direction| {
+            let record = json!({
+                "schema_version": 2, "session_id": named(), "job_id": job, "direction": direction, "sip_call_id": "SCL_1",
+                "timestamps": {
+                    "call_start": time::format(at(0)), "call_end": time::format(at(100)),
+                    "ringing": ringing.map(|second| time::format(at(second))),
+                    "answered": answered.map(|second| time::format(at(second))),
+                },
+                "outcome": { "call_status": status },
+            });
+            CallRecord::from_json(record.to_string().as_bytes(), &named()).unwrap()
+        };
+        let ours = Some("AJ_1");
+        for (record, talk, ringing) in [
+            (
+                record(ours, Some(2), Some(12), "completed", "outbound"),
+                88,
+                Some(10),
+            ),
+            (
+                record(ours, Some(2), None, "no_answer", "outbound"),
+                0,
+                Some(98),
+            ),
+            (record(ours, None, None, "no_answer", "outbound"), 0, None),
+            (record(ours, None, None, "recovered", "outbound"), 0, None),
+            // An inbound call rings until our track is there.
+            (
+                record(ours, None, Some(1), "completed", "inbound"),
+                99,
+                Some(1),
+            ),
+            // The original does not say when a call was answered.
+            (record(None, None, None, "completed", "outbound"), 100, None),
+            (record(None, None, None, "busy", "outbound"), 0, None),
+        ] {
+            assert_eq!(record.talk_seconds(at(100)), talk, "{record:?}");
+            assert_eq!(record.ring_seconds(), ringing, "{record:?}");
+            let payload = crm_payload(&record, None, None, None);
+            assert_eq!(payload["callDetails"]["duration"], talk);
+            assert_eq!(payload["transcription"]["duration_seconds"], talk);
+        }
+    }
+
+    #[test]
+    fn a_direction_that_nothing_tells_is_null() {
+        let record =
+            |fields: Value| CallRecord::from_json(fields.to_string().as_bytes(), &named()).unwrap();
+        let ours = record(json!({ "schema_version": 2, "session_id": named(), "direction": null }));
+        let payload = crm_payload(&ours, None, None, None);
+        assert_eq!(payload["callDetails"]["direction"], Value::Null);
+        // The original told the CRM "inbound" of every call.
+        for original in [json!({}), json!({ "direction": null })] {
+            let payload = crm_payload(&record(original), None, None, None);
+            assert_eq!(payload["callDetails"]["direction"], "inbound");
         }
     }
 

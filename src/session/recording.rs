@@ -86,6 +86,9 @@ pub struct RecordingMetadata {
     /// When it was asked for.
     #[serde(with = "time::option")]
     pub recording_start_time: Option<DateTime<Utc>>,
+    /// When an egress was seen to record; it begins later than it is asked to. What was said before is not in the file.
+    #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
+    pub active_at: Option<DateTime<Utc>>,
     /// How far it has come.
     pub state: RecordingState,
     /// Who makes it.

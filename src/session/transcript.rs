@@ -103,7 +103,7 @@ pub struct Transcription {
     /// When it ended.
     #[serde(with = "time")]
     pub end_time: DateTime<Utc>,
-    /// Whole seconds between the two.
+    /// Whole seconds that the two could talk: from the answer to the end; none when nobody answered.
     pub duration_seconds: u64,
     /// Number of items below.
     pub total_items: usize,
@@ -139,7 +139,9 @@ impl Transcription {
             session_id: session.start.session_id.clone(),
             start_time: session.start.call_start,
             end_time: call_end,
-            duration_seconds: time::seconds_between(session.start.call_start, call_end),
+            duration_seconds: session
+                .answered_at()
+                .map_or(0, |answered| time::seconds_between(answered, call_end)),
             total_items: session.items.len(),
             conversation_items: session
                 .items

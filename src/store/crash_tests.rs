@@ -38,9 +38,10 @@ fn start(session: &str) -> CallStart {
         room_name: "room".to_owned(),
         room_sid: None,
         job_metadata: None,
-        direction: Direction::Inbound,
+        direction: Some(Direction::Inbound),
         call_start: id(session).started_at().unwrap(),
         agent_name: String::new(),
+        attributes: Default::default(),
     }
 }
 

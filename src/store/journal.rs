@@ -274,9 +274,10 @@ mod tests {
             room_name: "room".to_owned(),
             room_sid: None,
             job_metadata: None,
-            direction: Direction::Inbound,
+            direction: Some(Direction::Inbound),
             call_start: "2025-10-29T11:39:20Z".parse().unwrap(),
             agent_name: String::new(),
+            attributes: Default::default(),
         }
     }
 

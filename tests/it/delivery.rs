@@ -242,9 +242,12 @@ async fn the_crm_gets_the_recording_then_the_call_and_the_record_is_archived() {
             "callDetails": {
                 "callId": "CALL-20261121-50100123", "direction": "inbound",
                 "startTime": "2026-11-21T10:00:00.000Z", "endTime": "2026-11-21T10:01:00.000Z", "duration": 60,
-                "status": "completed", "callerNumber": CALLER,
+                "status": "completed", "callerNumber": CALLER, "trunkNumber": null,
+                "answerTime": "2026-11-21T10:00:00.000Z", "ringDuration": null, "callStatus": "completed",
+                "closeReason": "participant_disconnected", "disconnectReason": "CLIENT_INITIATED",
+                "sipCallId": null, "carrierCallId": null,
                 "recordingUrl": format!("https://crm.example.com/uploads/1-{ID}.ogg"),
-                "recordingDuration": null, "recordingSize": SOUND_BYTES,
+                "recordingDuration": null, "recordingSize": SOUND_BYTES, "recordingStartTime": null,
             },
             "caller": { "phoneNumber": CALLER },
             "transcription": {
@@ -259,6 +262,7 @@ async fn the_crm_gets_the_recording_then_the_call_and_the_record_is_archived() {
                 "lead_generated": true, "metadata": { "auto_saved": true },
             },
             "lead": world.data.json(&lead_file),
+            "context": {},
         })
     );
     let record = world.archived();
@@ -309,6 +313,7 @@ async fn a_record_of_the_original_is_delivered_with_its_recording() {
     assert_eq!(body["campaignId"], "68fa0c1e995436dc7dd90001");
     assert_eq!(body["callDetails"]["callId"], "CALL-20251029-55066243");
     assert_eq!(body["callDetails"]["duration"], 300);
+    assert_eq!(body["callDetails"]["direction"], "inbound");
     assert_eq!(
         body["callDetails"]["recordingDuration"], 299,
         "from the manifest, because the file tells nothing"

@@ -291,7 +291,7 @@ fn the_trail_of_a_call_is_told_in_order_with_numbers_hidden() {
         text(&shown.stdout),
         "\
 session_20261121_101500_00beef  waiting
-  call        CALL-20261121-50100123  completed  1:00
+  call        CALL-20261121-50100123  completed  0:58
   number      …23  inbound  our number …99
   room        call-_…23-1  RM_example  job AJ_example
   persona     pumps  campaign c1  agent v1  client k1

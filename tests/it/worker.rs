@@ -444,6 +444,7 @@ fn earlier_call(id: &str) -> CallStart {
         direction: Default::default(),
         call_start: "2026-11-21T02:30:00Z".parse().unwrap(),
         agent_name: "sales".into(),
+        attributes: Default::default(),
     }
 }
 

@@ -271,7 +271,7 @@ mod tests {
         let numbers: Vec<Bson> = vec!["15550100123".into(), "15550100999".into()];
         assert_eq!(session.get_array("numbers").ok(), Some(&numbers));
         assert_eq!(session.get_array("lead_ids").ok(), Some(&vec!["l1".into()]));
-        assert_eq!(session.get_i64("duration_s").ok(), Some(60));
+        assert_eq!(session.get_i64("duration_s").ok(), Some(58));
         assert_eq!(
             session
                 .get_datetime("call_start")

@@ -152,9 +152,10 @@ pub fn call_start(id: &str) -> CallStart {
         room_name: format!("room-{id}"),
         room_sid: None,
         job_metadata: None,
-        direction: Direction::Inbound,
+        direction: Some(Direction::Inbound),
         call_start: at(0),
         agent_name: "sales".to_owned(),
+        attributes: Default::default(),
     }
 }
 

@@ -217,6 +217,7 @@ impl Config {
             self.mongodb.check(),
             self.tools.check(),
             self.recording.check(),
+            self.recording.check_beside(&self.data_dir),
         ]
         .into_iter()
         .filter_map(Result::err)

@@ -519,6 +519,10 @@ impl<'a> Call<'a> {
             &self.job.room_name,
             || self.room.listen_to_agent(),
         );
+        if let Some(recorder) = &self.recorder {
+            let limit = self.parts.config.recording.egress_start_wait_ms;
+            recorder.records_within(Duration::from_millis(limit)).await;
+        }
         self.stage = Stage::Talking(Box::new(
             self.start_conversation(caller.identity.clone(), persona),
         ));

@@ -1,7 +1,10 @@
 //! `voicebot check`: says, before the first call does, whether everything that a call needs is there.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
+
+use rustix::fs::Access;
 
 use livekit_api::services::room::RoomClient;
 
@@ -10,7 +13,9 @@ use crate::call::{Personas, http_address};
 use crate::config::{Config, Secret};
 use crate::ledger::mongodb;
 use crate::providers::{self, Vendor};
-use crate::store::Store;
+use crate::recording::RecordingMode;
+use crate::recording::proof;
+use crate::store::{Store, free_bytes};
 use crate::upload::{CrmSecrets, UploadError};
 
 /// How long any one server may take to answer.
@@ -22,10 +27,17 @@ struct Finding {
     result: Result<String, String>,
 }
 
-/// Looks at everything; one line each. Fails when anything is unusable.
-pub async fn run(config: &Config) -> CommandResult {
+#[derive(Debug, clap::Args)]
+pub struct CheckArguments {
+    /// Also record two seconds of a tone with a real egress, in a room of its own, to see that the file is found here; it is deleted then
+    #[arg(long)]
+    egress: bool,
+}
+
+/// Looks at everything; one line each. Fails when anything is unusable. Nothing is written, but with `--egress`, which says what it does.
+pub async fn run(arguments: CheckArguments, config: &Config) -> CommandResult {
     let http = providers::http_client()?;
-    let findings = [
+    let mut findings = vec![
         Finding {
             what: "data folder",
             result: data_folder(config),
@@ -50,7 +62,21 @@ pub async fn run(config: &Config) -> CommandResult {
             what: "persona",
             result: persona(config, &http).await,
         },
+        Finding {
+            what: "recording",
+            result: recording(config),
+        },
     ];
+    if arguments.egress {
+        println!(
+            "        egress: opens a room, records 2 s of a tone in it to {}, looks for the file and deletes it",
+            asked_for(config)
+        );
+        findings.push(Finding {
+            what: "egress",
+            result: egress(config).await,
+        });
+    }
     for Finding { what, result } in &findings {
         match result {
             Ok(text) => println!("ok      {what}: {text}"),
@@ -66,11 +92,18 @@ pub async fn run(config: &Config) -> CommandResult {
 }
 
 fn data_folder(config: &Config) -> Result<String, String> {
-    let store = Store::open(&config.data_dir).map_err(|error| error.to_string())?;
-    store
-        .probe()
-        .map_err(|error| format!("{error} (data_dir)"))?;
-    let free = store.free_bytes().map_err(|error| error.to_string())?;
+    let data_dir = std::path::absolute(&config.data_dir)
+        .map_err(|error| format!("{} (data_dir): {error}", config.data_dir.display()))?;
+    let mut missing = 0;
+    let mut free = u64::MAX;
+    for folder in Store::folders(&data_dir) {
+        missing += usize::from(!folder.exists());
+        // A folder that is missing will be on the disk of the one above it.
+        let there = folder.ancestors().find(|folder| folder.exists());
+        let there = there.unwrap_or(Path::new("/"));
+        writable(there)?;
+        free = free.min(free_bytes(there).map_err(|error| error.to_string())?);
+    }
     let free_mb = free / 1_000_000;
     if free < config.storage.min_free_bytes() {
         return Err(format!(
@@ -79,9 +112,74 @@ fn data_folder(config: &Config) -> Result<String, String> {
             config.storage.min_free_mb
         ));
     }
+    let missing = match missing {
+        0 => String::new(),
+        missing => format!(", {missing} of its folders are made at the start"),
+    };
     Ok(format!(
-        "{} can be written, {free_mb} MB are free",
+        "{} can be written, {free_mb} MB are free{missing}",
         config.data_dir.display()
+    ))
+}
+
+/// Whether this user may write in a folder. Asked of the system: nothing is written.
+fn writable(folder: &Path) -> Result<(), String> {
+    let refused = |why: &dyn std::fmt::Display| {
+        format!("{} cannot be written (data_dir): {why}", folder.display())
+    };
+    if !folder.is_dir() {
+        return Err(refused(&"it is no folder"));
+    }
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| refused(&error))
+}
+
+/// Where an egress would be asked to write.
+fn asked_for(config: &Config) -> String {
+    let recording = &config.recording;
+    match recording.s3.egress_bucket.as_str() {
+        "" => recording.egress_file_path.clone(),
+        bucket => format!("s3://{bucket}/{}", recording.egress_file_path),
+    }
+}
+
+fn recording(config: &Config) -> Result<String, String> {
+    let recording = &config.recording;
+    let outside = Path::new(&recording.local_prefix);
+    if outside.is_absolute() && !outside.is_dir() {
+        return Err(format!(
+            "{} (recording.local_prefix) is no folder: it is not mounted, or has another name",
+            outside.display()
+        ));
+    }
+    Ok(match recording.mode {
+        RecordingMode::Off => "calls are not recorded (recording.mode = \"off\")".to_owned(),
+        RecordingMode::Local => "each call records itself into recordings/".to_owned(),
+        RecordingMode::Egress => format!(
+            "an egress is asked for {}, which is looked for in {}; `voicebot check --egress` tries it",
+            asked_for(config),
+            recording.local_prefix
+        ),
+    })
+}
+
+async fn egress(config: &Config) -> Result<String, String> {
+    let livekit = config
+        .livekit_settings()
+        .map_err(|error| error.to_string())?;
+    let store = Store::open(&config.data_dir).map_err(|error| error.to_string())?;
+    let resolver = super::uploads::resolver(config, &store);
+    let proof = proof::record_once(&config.recording, &livekit, &resolver).await?;
+    let left = match proof.left {
+        Some(left) => format!("; {left} is left and may be deleted"),
+        None => String::new(),
+    };
+    Ok(format!(
+        "recorded to {} and found as {} ({} bytes); the egress began after {:.1} s, what is said before is not in a recording \
+         (recording.egress_start_wait_ms){left}",
+        proof.place,
+        proof.name,
+        proof.size,
+        proof.start.as_secs_f32()
     ))
 }
 

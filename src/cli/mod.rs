@@ -65,7 +65,7 @@ enum Command {
     /// Join a room as its agent, without dispatch
     Connect(connect::ConnectArguments),
     /// Say whether settings, servers and providers are usable
-    Check,
+    Check(check::CheckArguments),
     /// Which calls there are, and what happened to one of them
     #[command(subcommand)]
     Calls(calls::CallsCommand),
@@ -138,7 +138,7 @@ impl Command {
         match self {
             #[cfg(feature = "dev")]
             Self::Demo(_) => false,
-            Self::Calls(_) | Self::Uploads(_) | Self::Check => false,
+            Self::Calls(_) | Self::Uploads(_) | Self::Check(_) => false,
             _ => true,
         }
     }
@@ -155,7 +155,7 @@ async fn run(command: Command, config: Arc<Config>, file: Option<PathBuf>) -> Co
         #[cfg(feature = "dev")]
         Command::Demo(arguments) => dev::demo::run(arguments).await,
         Command::Connect(arguments) => connect::run(arguments, config).await,
-        Command::Check => check::run(&config).await,
+        Command::Check(arguments) => check::run(arguments, &config).await,
         Command::Calls(command) => calls::run(command, &config).await,
         Command::Uploads(command) => uploads::run(command, &config).await,
         Command::Call => {

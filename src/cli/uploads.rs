@@ -243,8 +243,8 @@ fn one_call(store: &Store, id: &str) -> Result<SessionId, Box<dyn std::error::Er
     }
 }
 
-/// An uploader with everything that the settings and the environment name.
-pub fn uploader(config: &Config, store: &Store) -> Result<Uploader, UploadError> {
+/// Finds recordings as the settings say, asking the LiveKit server where one is named.
+pub fn resolver(config: &Config, store: &Store) -> RecordingResolver {
     let directory = config.livekit_settings().ok().map(|livekit| {
         let host = http_address(&livekit.url);
         Arc::new(LiveKitEgress::new(
@@ -253,13 +253,17 @@ pub fn uploader(config: &Config, store: &Store) -> Result<Uploader, UploadError>
             livekit.api_secret.expose(),
         )) as Arc<dyn EgressDirectory>
     });
-    let resolver = RecordingResolver::new(store.clone(), config.recording.clone(), directory);
+    RecordingResolver::new(store.clone(), config.recording.clone(), directory)
+}
+
+/// An uploader with everything that the settings and the environment name.
+pub fn uploader(config: &Config, store: &Store) -> Result<Uploader, UploadError> {
     Uploader::new(
         store.clone(),
         config.upload.clone(),
         config.crm.clone(),
         CrmSecrets::from_env(),
-        resolver,
+        resolver(config, store),
     )
 }
 

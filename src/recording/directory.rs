@@ -22,10 +22,14 @@ pub struct EgressReport {
     pub room_id: String,
     /// When it was started.
     pub started_at: Option<DateTime<Utc>>,
+    /// When it had ended.
+    pub ended_at: Option<DateTime<Utc>>,
     /// How far it is.
     pub progress: EgressProgress,
     /// What it has written, or is to write.
     pub files: Vec<EgressFile>,
+    /// What it makes instead of a file, such as a playlist of segments.
+    pub no_file: Option<String>,
     /// Its storage refused the files, and they are where it keeps them in that case.
     pub backup_storage_used: bool,
 }
@@ -43,6 +47,13 @@ pub struct EgressFile {
     pub size: Option<u64>,
     /// Seconds, once it is written.
     pub duration: Option<u64>,
+}
+
+impl EgressFile {
+    /// Whether the egress says that it has written this file, not only that it was asked for it.
+    pub fn is_written(&self) -> bool {
+        self.size.is_some() || !self.location.is_empty()
+    }
 }
 
 /// How far an egress is.
@@ -127,49 +138,184 @@ impl EgressDirectory for LiveKitEgress {
     }
 }
 
-fn report(info: &proto::EgressInfo) -> EgressReport {
-    use proto::EgressStatus as Status;
-    let progress = match info.status() {
-        Status::EgressStarting | Status::EgressActive | Status::EgressEnding => {
-            EgressProgress::Running
-        }
-        Status::EgressComplete | Status::EgressLimitReached => EgressProgress::Done,
-        Status::EgressFailed | Status::EgressAborted => {
-            EgressProgress::Failed(match info.error.as_str() {
-                "" => info.details.clone(),
-                error => error.to_owned(),
-            })
-        }
-    };
-    let bucket = requested_bucket(info);
-    let files = info.file_results.iter().map(|file| EgressFile {
-        filename: file.filename.clone(),
-        location: file.location.clone(),
-        bucket: bucket.clone(),
-        size: u64::try_from(file.size).ok().filter(|size| *size > 0),
-        duration: whole_seconds(file.duration),
-    });
+/// What an egress's description says, in whichever of its shapes: results in the lists of today or in the single field of before
+/// (`EgressInfo.result`, which older servers fill and newer ones still may), or none at all while the request tells what was asked for.
+pub(super) fn report(info: &proto::EgressInfo) -> EgressReport {
+    let outputs = requested_outputs(info);
+    let bucket = outputs.iter().find_map(|output| output.bucket.clone());
+    let mut files: Vec<EgressFile> = file_results(info)
+        .map(|file| EgressFile {
+            filename: file.filename.clone(),
+            location: file.location.clone(),
+            bucket: bucket.clone(),
+            size: u64::try_from(file.size).ok().filter(|size| *size > 0),
+            duration: whole_seconds(file.duration)
+                .or_else(|| whole_seconds(file.ended_at.checked_sub(file.started_at)?)),
+        })
+        .collect();
+    let nothing_told = files
+        .iter()
+        .all(|file| file.filename.is_empty() && file.location.is_empty());
+    if nothing_told {
+        // A failed egress may have left its file where it was to be. Templates are the egress's own to fill in.
+        let asked_for = outputs
+            .into_iter()
+            .filter(|output| !output.filepath.is_empty() && !output.filepath.contains('{'));
+        files.extend(asked_for.map(|output| EgressFile {
+            filename: output.filepath,
+            bucket: output.bucket,
+            ..EgressFile::default()
+        }));
+    }
     EgressReport {
         egress_id: info.egress_id.clone(),
         room_id: info.room_id.clone(),
-        started_at: (info.started_at > 0).then(|| DateTime::from_timestamp_nanos(info.started_at)),
-        progress,
-        files: files.collect(),
+        started_at: nanoseconds(info.started_at),
+        ended_at: nanoseconds(info.ended_at),
+        progress: progress(info),
+        files,
+        no_file: no_file(info),
         backup_storage_used: info.backup_storage_used,
     }
 }
 
-/// The bucket that the request for a recording of the room named. The server leaves it in when it blanks the keys.
-fn requested_bucket(info: &proto::EgressInfo) -> Option<String> {
-    use proto::egress_info::Request;
-    let outputs = match info.request.as_ref()? {
-        Request::RoomComposite(request) => &request.file_outputs,
-        Request::Participant(request) => &request.file_outputs,
-        Request::TrackComposite(request) => &request.file_outputs,
-        _ => return None,
+fn nanoseconds(time: i64) -> Option<DateTime<Utc>> {
+    (time > 0).then(|| DateTime::from_timestamp_nanos(time))
+}
+
+fn progress(info: &proto::EgressInfo) -> EgressProgress {
+    use proto::EgressStatus as Status;
+    let reason = || match info.error.as_str() {
+        "" if info.details.is_empty() => "the server gives no reason".to_owned(),
+        "" => info.details.clone(),
+        error => error.to_owned(),
     };
-    outputs.iter().find_map(|output| match &output.output {
-        Some(proto::encoded_file_output::Output::S3(s3)) => Some(s3.bucket.clone()),
+    match Status::try_from(info.status) {
+        Ok(Status::EgressComplete | Status::EgressLimitReached) => EgressProgress::Done,
+        Ok(Status::EgressFailed | Status::EgressAborted) => EgressProgress::Failed(reason()),
+        Ok(Status::EgressEnding) => EgressProgress::Running,
+        // The last word of an egress may be lost on its way to the server (livekit#2308), and a later version may have other words.
+        Ok(Status::EgressStarting | Status::EgressActive) | Err(_) => match info.ended_at > 0 {
+            true if info.error.is_empty() => EgressProgress::Done,
+            true => EgressProgress::Failed(reason()),
+            false => EgressProgress::Running,
+        },
+    }
+}
+
+fn file_results(info: &proto::EgressInfo) -> impl Iterator<Item = &proto::FileInfo> {
+    #[expect(deprecated, reason = "older servers fill only this")]
+    let before = match &info.result {
+        Some(proto::egress_info::Result::File(file)) if info.file_results.is_empty() => Some(file),
         _ => None,
-    })
+    };
+    info.file_results.iter().chain(before)
+}
+
+/// What an egress has made that is no file of a recording.
+fn no_file(info: &proto::EgressInfo) -> Option<String> {
+    let segments = |segments: &proto::SegmentsInfo| {
+        let playlist = match segments.playlist_location.as_str() {
+            "" => &segments.playlist_name,
+            location => location,
+        };
+        format!(
+            "a playlist of {} segments ({playlist})",
+            segments.segment_count
+        )
+    };
+    #[expect(deprecated, reason = "older servers fill only this")]
+    let before = match &info.result {
+        Some(proto::egress_info::Result::Segments(made)) => Some(segments(made)),
+        Some(proto::egress_info::Result::Stream(_)) => Some("a stream".to_owned()),
+        _ => None,
+    };
+    let lists = info
+        .segment_results
+        .first()
+        .map(segments)
+        .or_else(|| (!info.stream_results.is_empty()).then(|| "a stream".to_owned()))
+        .or_else(|| (!info.image_results.is_empty()).then(|| "images".to_owned()));
+    lists.or(before)
+}
+
+/// A file as it was asked for.
+struct RequestedOutput {
+    filepath: String,
+    bucket: Option<String>,
+}
+
+/// The files that the request named, and the buckets that they were to be put into. The server leaves both in when it blanks the keys.
+fn requested_outputs(info: &proto::EgressInfo) -> Vec<RequestedOutput> {
+    use proto::egress_info::Request;
+    use proto::encoded_file_output::Output;
+    use proto::storage_config::Provider;
+    let encoded = |output: &proto::EncodedFileOutput| RequestedOutput {
+        filepath: output.filepath.clone(),
+        bucket: match &output.output {
+            Some(Output::S3(s3)) => Some(s3.bucket.clone()),
+            _ => None,
+        },
+    };
+    let lists = |outputs: &[proto::EncodedFileOutput],
+                 before: Option<&proto::EncodedFileOutput>| {
+        outputs.iter().chain(before).map(encoded).collect()
+    };
+    let unified = |outputs: &[proto::Output], storage: Option<&proto::StorageConfig>| {
+        let file = |output: &proto::Output| match &output.config {
+            Some(proto::output::Config::File(file)) => {
+                let storage = output.storage.as_ref().or(storage);
+                Some(RequestedOutput {
+                    filepath: file.filepath.clone(),
+                    bucket: match storage.and_then(|storage| storage.provider.as_ref()) {
+                        Some(Provider::S3(s3)) => Some(s3.bucket.clone()),
+                        _ => None,
+                    },
+                })
+            }
+            _ => None,
+        };
+        outputs.iter().filter_map(file).collect()
+    };
+    #[expect(deprecated, reason = "older clients ask for their one file this way")]
+    match &info.request {
+        Some(Request::RoomComposite(request)) => {
+            use proto::room_composite_egress_request::Output;
+            let before = match &request.output {
+                Some(Output::File(output)) => Some(output),
+                _ => None,
+            };
+            lists(&request.file_outputs, before)
+        }
+        Some(Request::Web(request)) => {
+            use proto::web_egress_request::Output;
+            let before = match &request.output {
+                Some(Output::File(output)) => Some(output),
+                _ => None,
+            };
+            lists(&request.file_outputs, before)
+        }
+        Some(Request::TrackComposite(request)) => {
+            use proto::track_composite_egress_request::Output;
+            let before = match &request.output {
+                Some(Output::File(output)) => Some(output),
+                _ => None,
+            };
+            lists(&request.file_outputs, before)
+        }
+        Some(Request::Participant(request)) => lists(&request.file_outputs, None),
+        Some(Request::Track(request)) => match &request.output {
+            Some(proto::track_egress_request::Output::File(file)) => vec![RequestedOutput {
+                filepath: file.filepath.clone(),
+                bucket: match &file.output {
+                    Some(proto::direct_file_output::Output::S3(s3)) => Some(s3.bucket.clone()),
+                    _ => None,
+                },
+            }],
+            _ => Vec::new(),
+        },
+        Some(Request::Egress(request)) => unified(&request.outputs, request.storage.as_ref()),
+        Some(Request::Replay(request)) => unified(&request.outputs, request.storage.as_ref()),
+        None => Vec::new(),
+    }
 }

@@ -6,11 +6,13 @@
 //!
 //! A request whose answer was lost may have been heard: before it is repeated, the server is asked for an egress that writes our file,
 //! and when the call ends without an answer, the recording stays `requested` and is looked for by its room.
+//!
+//! A started egress does not record yet. When it does is asked for, noted and logged: what was said before is not in the file.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use livekit_api::services::ServiceError;
 use livekit_api::services::egress::{
     AudioMixing, EgressClient, EgressListFilter, EgressListOptions, EgressOutput,
@@ -18,12 +20,17 @@ use livekit_api::services::egress::{
 };
 use livekit_api::services::{ServerError, ServerErrorCode};
 use livekit_protocol as proto;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::session::{self, RecordingMetadata, RecordingSource, RecordingState, SharedSession};
+use super::directory::{EgressProgress, report};
+use super::{RecordingConfig, SESSION_ID};
+use crate::session::{
+    self, RecordingMetadata, RecordingSource, RecordingState, SessionId, SharedSession,
+};
 
 /// How often the start is tried: "no response from servers" means that no egress has room just now.
 const ATTEMPTS: u32 = 3;
@@ -36,25 +43,105 @@ const LAST_WAIT: Duration = Duration::from_millis(500);
 /// How long the end of the call waits until the egress is told to stop. It would end with its room.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long an egress may take until it records. It is a few seconds on a machine that has just started.
+const ACTIVE_LIMIT: Duration = Duration::from_secs(20);
+/// Between two questions whether it records: this at first, then more and more, up to the second.
+const ACTIVE_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_millis(1000));
+/// What an egress fills into the path of its file (livekit/egress, `pkg/config/output_file.go`).
+const EGRESS_TEMPLATES: [&str; 5] = ["{room_name}", "{room_id}", "{time}", "{utc}", "{retry}"];
+
+/// Where an egress is asked to put its file.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Output {
+    /// The path or the object's key, as the request has it.
+    pub filepath: String,
+    file: proto::EncodedFileOutput,
+    /// How the record names it.
+    pub recorded_as: String,
+}
+
+impl Output {
+    /// The file of a call.
+    pub fn new(config: &RecordingConfig, session_id: &SessionId) -> Self {
+        let filepath = config
+            .egress_file_path
+            .replace(SESSION_ID, session_id.as_str());
+        let s3 = &config.s3;
+        let bucket = s3.egress_bucket.as_str();
+        let stored = (!bucket.is_empty()).then(|| {
+            // No keys: a process that strangers talk to has none. The egress has its own, or a role.
+            proto::encoded_file_output::Output::S3(proto::S3Upload {
+                bucket: bucket.to_owned(),
+                region: s3.region.clone(),
+                endpoint: s3.endpoint.clone(),
+                force_path_style: s3.path_style && !s3.endpoint.is_empty(),
+                ..Default::default()
+            })
+        });
+        let recorded_as = match stored {
+            Some(_) => format!("s3://{bucket}/{}", filepath.trim_start_matches('/')),
+            None => filepath.clone(),
+        };
+        let file = proto::EncodedFileOutput {
+            file_type: proto::EncodedFileType::Ogg.into(),
+            filepath: filepath.clone(),
+            output: stored,
+            ..Default::default()
+        };
+        Self {
+            filepath,
+            file,
+            recorded_as,
+        }
+    }
+}
+
+/// Looks for mistakes in `recording.egress_file_path`.
+pub(super) fn check_file_path(path: &str) -> Result<(), String> {
+    let mut bare = path.replace(SESSION_ID, "");
+    for template in EGRESS_TEMPLATES {
+        bare = bare.replace(template, "");
+    }
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let extension = name.rsplit_once('.').map(|(_, extension)| extension);
+    let fault = if !path.contains(SESSION_ID) {
+        "has no {session_id} in it, by which no two calls have the same file"
+    } else if bare.contains(['{', '}']) {
+        "has a template in braces that neither this program nor the egress knows"
+    } else if path.contains("://") {
+        "is an address; for S3, set recording.s3.egress_bucket and here the object's key"
+    } else if path.split('/').any(|part| part == "..") || path.chars().any(char::is_control) {
+        "is no plain path"
+    } else if name.is_empty() || extension.is_some_and(|extension| extension != "ogg") {
+        "does not end in a file's name with .ogg, which is what is recorded"
+    } else {
+        return Ok(());
+    };
+    Err(format!("recording.egress_file_path {path:?} {fault}"))
+}
+
 /// A recording that an egress makes.
 pub struct EgressRecording {
     client: Arc<EgressClient>,
     /// Ends the pauses between tries.
     hangup: CancellationToken,
     task: JoinHandle<Option<String>>,
+    /// Whether it records. Closed when nobody will know any more.
+    active: watch::Receiver<bool>,
 }
 
 impl EgressRecording {
-    /// Asks for a recording of `room` at `filepath`, which the egress takes relative to its own folder.
-    pub fn start(
+    /// Asks for a recording of `room`.
+    pub(super) fn start(
         client: EgressClient,
         session: &SharedSession,
         room: String,
-        filepath: String,
+        output: Output,
     ) -> Self {
         let client = Arc::new(client);
         let requested = RecordingMetadata {
-            recording_filename: Some(filepath.clone()),
+            recording_filename: Some(output.recorded_as.clone()),
             ..RecordingMetadata::begun(
                 RecordingSource::Egress,
                 RecordingState::Requested,
@@ -64,15 +151,32 @@ impl EgressRecording {
         session::lock(session).set_recording_metadata(requested);
         let hangup = CancellationToken::new();
         let (asking, session, over) = (client.clone(), session.clone(), hangup.clone());
+        let (records, active) = watch::channel(false);
         let task = tokio::spawn(async move {
-            let asked = ask(&asking, &room, &filepath, &over).await;
-            note(&session, asked)
+            let asked = ask(&asking, &room, &output, &over).await;
+            let egress_id = note(&session, asked)?;
+            let begun = over
+                .run_until_cancelled(until_active(&asking, &egress_id))
+                .await;
+            if let Some(begun) = begun {
+                note_beginning(&session, &egress_id, begun);
+                records.send_replace(true);
+            }
+            Some(egress_id)
         });
         Self {
             client,
             hangup,
             task,
+            active,
         }
+    }
+
+    /// Waits until it records, or is known not to, for `limit` at the longest. Whether it does.
+    pub async fn records_within(&self, limit: Duration) -> bool {
+        let mut active = self.active.clone();
+        let records = active.wait_for(|active| *active);
+        matches!(timeout(limit, records).await, Ok(Ok(_)))
     }
 
     /// The end of the call: gives up on a start that is still under way. The egress itself ends with the room, or, where the
@@ -132,6 +236,73 @@ fn note(session: &SharedSession, asked: Result<String, Fault>) -> Option<String>
             };
             session.set_recording_metadata(known.advanced(state, Utc::now(), Some(fault.why)));
             None
+        }
+    }
+}
+
+/// How the beginning of a started egress went: the time of it, or a sentence.
+type Beginning = Result<DateTime<Utc>, String>;
+
+/// Asks until the egress records.
+async fn until_active(client: &EgressClient, egress_id: &str) -> Beginning {
+    let asking = async {
+        let (mut pause, longest) = ACTIVE_PAUSES;
+        loop {
+            sleep(pause).await;
+            pause = longest.min(pause + pause / 2);
+            let options = EgressListOptions {
+                filter: EgressListFilter::Egress(egress_id.to_owned()),
+                ..Default::default()
+            };
+            // A question that goes wrong is asked again.
+            let listed = client.list_egress(options).await.unwrap_or_default();
+            let Some(egress) = listed.first() else {
+                continue;
+            };
+            if let EgressProgress::Failed(why) = report(egress).progress {
+                return Err(format!("it has ended: {why}"));
+            }
+            if egress.status() != proto::EgressStatus::EgressStarting {
+                return Ok(Utc::now());
+            }
+        }
+    };
+    timeout(ACTIVE_LIMIT, asking).await.unwrap_or_else(|_| {
+        Err(format!(
+            "it has not begun to record within {} s",
+            ACTIVE_LIMIT.as_secs()
+        ))
+    })
+}
+
+/// Writes down when the egress has begun to record.
+fn note_beginning(session: &SharedSession, egress_id: &str, begun: Beginning) {
+    let mut session = session::lock(session);
+    let data = session.get_complete_session_data();
+    let known = data.recording.unwrap_or_default();
+    match begun {
+        Ok(at) => {
+            let missing = data.answered_at.map(|answered| at - answered);
+            info!(
+                egress.id = egress_id,
+                missing_ms = missing.map(|missing| missing.num_milliseconds().max(0)),
+                "the egress records; what was said before is not in the recording"
+            );
+            session.set_recording_metadata(RecordingMetadata {
+                active_at: Some(at),
+                ..known
+            });
+        }
+        Err(why) => {
+            warn!(
+                egress.id = egress_id,
+                error = why,
+                "the call may not be recorded"
+            );
+            session.set_recording_metadata(RecordingMetadata {
+                error: Some(why),
+                ..known
+            });
         }
     }
 }
@@ -225,17 +396,22 @@ impl Fault {
     }
 }
 
+/// What a refusal means, for a person who tries it.
+pub(super) fn refusal(error: &ServiceError) -> String {
+    Fault::of(error).why
+}
+
 /// Tries until it is started, refused for good, tried often enough, or no longer wanted.
 async fn ask(
     client: &EgressClient,
     room: &str,
-    filepath: &str,
+    output: &Output,
     hangup: &CancellationToken,
 ) -> Result<String, Fault> {
     let mut attempt = 1;
     let mut doubtful = false;
     loop {
-        let started = match timeout(TIMEOUT, start(client, room, filepath)).await {
+        let started = match timeout(TIMEOUT, start(client, room, output)).await {
             Ok(Ok(egress_id)) => Ok(egress_id),
             Ok(Err(error)) => Err(Fault::of(&error)),
             Err(_) => Err(Fault::doubtful(format!(
@@ -257,7 +433,7 @@ async fn ask(
         if over {
             return Err(Fault { doubtful, ..fault });
         }
-        if doubtful && let Some(egress_id) = already_started(client, room, filepath).await {
+        if doubtful && let Some(egress_id) = already_started(client, room, &output.filepath).await {
             info!(
                 egress.id = egress_id,
                 attempt, "recording started; the answer was lost"
@@ -268,12 +444,12 @@ async fn ask(
     }
 }
 
-async fn start(client: &EgressClient, room: &str, filepath: &str) -> Result<String, ServiceError> {
-    let output = EgressOutput::File(proto::EncodedFileOutput {
-        file_type: proto::EncodedFileType::Ogg.into(),
-        filepath: filepath.to_owned(),
-        ..Default::default()
-    });
+pub(super) async fn start(
+    client: &EgressClient,
+    room: &str,
+    output: &Output,
+) -> Result<String, ServiceError> {
+    let output = EgressOutput::File(output.file.clone());
     let options = RoomCompositeOptions {
         audio_only: true,
         audio_mixing: AudioMixing::DualChannelAgent,
@@ -311,6 +487,57 @@ async fn already_started(client: &EgressClient, room: &str, filepath: &str) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recording::S3Config;
+
+    #[test]
+    fn a_request_names_the_file_as_the_settings_say_and_the_record_where_it_will_be() {
+        let session: SessionId = "session_20261121_100000_aaaaaa".parse().unwrap();
+        let config = |path: &str, bucket: &str| RecordingConfig {
+            egress_file_path: path.to_owned(),
+            s3: S3Config {
+                egress_bucket: bucket.to_owned(),
+                endpoint: "https://minio.example.com".to_owned(),
+                ..S3Config::default()
+            },
+            ..RecordingConfig::default()
+        };
+        for (path, bucket, filepath, recorded_as) in [
+            (
+                "recordings/{session_id}.ogg",
+                "",
+                "recordings/S.ogg",
+                "recordings/S.ogg",
+            ),
+            (
+                "/out/{session_id}-{time}",
+                "",
+                "/out/S-{time}",
+                "/out/S-{time}",
+            ),
+            (
+                "/day/{session_id}.ogg",
+                "calls",
+                "/day/S.ogg",
+                "s3://calls/day/S.ogg",
+            ),
+        ] {
+            let output = Output::new(&config(path, bucket), &session);
+            let named = |text: &str| text.replace('S', session.as_str());
+            assert_eq!(output.filepath, named(filepath));
+            assert_eq!(output.file.filepath, named(filepath));
+            assert_eq!(output.recorded_as, named(recorded_as));
+            let stored = match &output.file.output {
+                Some(proto::encoded_file_output::Output::S3(s3)) => {
+                    assert!(s3.access_key.is_empty() && s3.secret.is_empty());
+                    assert_eq!(s3.endpoint, "https://minio.example.com");
+                    assert!(s3.force_path_style);
+                    s3.bucket.as_str()
+                }
+                _ => "",
+            };
+            assert_eq!(stored, bucket);
+        }
+    }
 
     fn said(code: &str, msg: &str) -> Fault {
         Fault::said(&ServerErrorCode {

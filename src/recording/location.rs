@@ -1,8 +1,8 @@
 //! What a name of a recording, written by somebody else, may mean here. Pure: it never looks at the disk.
 //!
 //! An egress names its file as its own host has it: relative to its working folder, absolute, without the leading `/`, or as an address
-//! of an S3 bucket. Whatever it says, a recording lies in `recordings/` (or the configured folder), or in a bucket that the settings
-//! list; nothing else of this machine, and nothing else of the data folder, is ever taken for one.
+//! of an S3 bucket. Whatever it says, a recording lies in `recordings/` or the configured folder, which the operator may have put outside
+//! the data folder, or in a bucket that the settings list; nothing else of this machine, and nothing else of the data folder, is ever taken for one.
 
 use std::fmt;
 
@@ -40,7 +40,7 @@ pub(super) enum Meaning {
 /// A path inside one of the folders for recordings. It goes down only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RecordingPath {
-    /// `recordings`, or the configured folder.
+    /// `recordings`, or the configured folder; absolute when that is outside the data folder.
     pub folder: String,
     /// In it.
     pub rest: String,
@@ -57,7 +57,7 @@ impl fmt::Display for RecordingPath {
 pub(super) struct NameRules<'a> {
     /// The folder on the egress host that is `local_prefix` here; empty when there is none.
     pub egress_prefix: &'a str,
-    /// Relative to the data folder.
+    /// Relative to the data folder, or absolute.
     pub local_prefix: &'a str,
     /// The data folder, absolute.
     pub root: &'a str,
@@ -103,7 +103,8 @@ impl NameRules<'_> {
 
     /// By the configured prefix; as it is when it is relative; and from its last `recordings/` on.
     fn paths(&self, name: &str) -> Vec<RecordingPath> {
-        let local = self.local_prefix.trim_matches('/');
+        let outside = self.local_prefix.starts_with('/');
+        let local = local_folder(self.local_prefix);
         let within = |folder: &str, rest: &str| RecordingPath {
             folder: folder.to_owned(),
             rest: rest.to_owned(),
@@ -117,14 +118,27 @@ impl NameRules<'_> {
         // Our own absolute paths, as older records have them.
         let ours = after_folder(bare, self.root.trim_matches('/')).unwrap_or(bare);
         let ours = ours.strip_prefix("./").unwrap_or(ours);
-        for folder in [RECORDINGS, local] {
-            if let Some(rest) = after_folder(ours, folder) {
-                meanings.push(within(folder, rest));
-            }
+        // A folder outside is another machine's `recordings/`.
+        let recordings = [Some(RECORDINGS), outside.then_some(local)];
+        if let Some(rest) = after_folder(ours, RECORDINGS) {
+            meanings.extend(
+                recordings
+                    .iter()
+                    .flatten()
+                    .map(|folder| within(folder, rest)),
+            );
+        }
+        if let Some(rest) = after_folder(ours, local.trim_matches('/')) {
+            meanings.push(within(local, rest));
         }
         if let Some(position) = name.rfind("/recordings/") {
             let rest = &name[position + "/recordings/".len()..];
-            meanings.push(within(RECORDINGS, rest));
+            meanings.extend(
+                recordings
+                    .iter()
+                    .flatten()
+                    .map(|folder| within(folder, rest)),
+            );
         }
         if !meanings.is_empty() {
             return meanings;
@@ -188,6 +202,14 @@ impl NameRules<'_> {
             }),
             None => Meaning::Refused("is not the key of an object".to_owned()),
         }
+    }
+}
+
+/// `recording.local_prefix` without what is not needed at its ends.
+pub(super) fn local_folder(local_prefix: &str) -> &str {
+    match local_prefix.starts_with('/') {
+        true => local_prefix.trim_end_matches('/'),
+        false => local_prefix.trim_matches('/'),
     }
 }
 
@@ -258,6 +280,35 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_outside_the_data_folder_is_looked_in_where_it_is_the_recordings_folder() {
+        let inside_and_outside = ["recordings/a.ogg", "/mnt/egress/a.ogg"];
+        for (name, prefix, expected) in [
+            // As the default request names it, and as an egress container has it.
+            ("recordings/a.ogg", "", &inside_and_outside[..]),
+            (
+                "/recordings/a.ogg",
+                "/recordings",
+                &["/mnt/egress/a.ogg", "recordings/a.ogg"],
+            ),
+            ("/out/recordings/a.ogg", "", &inside_and_outside),
+            ("/elsewhere/a.ogg", "", &["/mnt/egress/a.ogg"]),
+            // As our own records name it.
+            ("/mnt/egress/a.ogg", "", &["/mnt/egress/a.ogg"]),
+            (
+                "/mnt/egress/day/../../x",
+                "",
+                &["refused: does not stay inside the folder of recordings"],
+            ),
+        ] {
+            let rules = NameRules {
+                local_prefix: "/mnt/egress/",
+                ..rules(prefix, &[])
+            };
+            assert_eq!(shown(rules.meaning(name)), expected, "{name}");
+        }
+    }
+
+    #[test]
     fn nothing_but_recordings_is_taken_for_one() {
         for name in [
             "recordings/../.env",
@@ -320,13 +371,15 @@ mod tests {
                 ).prop_map(|parts| parts.concat()),
             ],
             prefix in prop::sample::select(vec!["", "/", "/data/rec", "data"]),
+            local_prefix in prop::sample::select(vec![RECORDINGS, "/mnt/egress"]),
         ) {
             let buckets = ["calls".to_owned()];
-            match rules(prefix, &buckets).meaning(&name) {
+            let rules = NameRules { local_prefix, ..rules(prefix, &buckets) };
+            match rules.meaning(&name) {
                 Meaning::Files(paths) => {
                     prop_assert!(!paths.is_empty());
                     for path in paths {
-                        prop_assert_eq!(path.folder.as_str(), RECORDINGS);
+                        prop_assert!([RECORDINGS, local_prefix].contains(&path.folder.as_str()));
                         prop_assert!(!path.rest.is_empty() && !path.rest.contains('\0') && !path.rest.starts_with('/'));
                         prop_assert!(path.rest.split('/').all(|part| part != ".." && !part.is_empty()));
                     }

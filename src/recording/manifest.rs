@@ -12,6 +12,8 @@ pub(crate) struct Manifest {
     pub egress_id: Option<String>,
     /// Seconds from the start to the end of the egress.
     pub duration: Option<u64>,
+    /// What it names instead of a file, such as a playlist of segments.
+    pub no_file: Option<String>,
     /// `filename` and `location` of each file: the path as it was asked for, and where the egress put it.
     pub files: Vec<ManifestFile>,
 }
@@ -21,6 +23,10 @@ pub(crate) struct Manifest {
 pub(crate) struct ManifestFile {
     pub filename: Option<String>,
     pub location: Option<String>,
+    /// Bytes.
+    pub size: Option<u64>,
+    /// Seconds.
+    pub duration: Option<u64>,
 }
 
 impl ManifestFile {
@@ -36,45 +42,95 @@ impl ManifestFile {
 impl Manifest {
     /// Reads a manifest. The error is the rest of a sentence that begins with the file's name.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
+        // Some tools put a byte order mark in front.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let value: Value = serde_json::from_slice(bytes)
             .map_err(|error| format!("is not an egress manifest: {error}"))?;
         let Value::Object(fields) = value else {
             return Err("is not an egress manifest: it is JSON, but not an object".to_owned());
         };
-        let time = |name: &str| fields.get(name).and_then(nanoseconds);
-        let duration = match (time("started_at"), time("ended_at")) {
-            (Some(start), Some(end)) => end.checked_sub(start).and_then(whole_seconds),
-            _ => None,
-        };
-        let files = match fields.get("files") {
-            Some(Value::Array(files)) => files
-                .iter()
-                .filter_map(Value::as_object)
-                .map(|file| ManifestFile {
-                    filename: text(file, "filename"),
-                    location: text(file, "location"),
-                })
-                .collect(),
-            _ => Vec::new(),
-        };
+        // The egress writes `files`; whoever keeps its description (`EgressInfo` as JSON, from a webhook for example) has
+        // `file_results`, or the single `file` of older servers.
+        let lists = ["files", "file_results", "file"];
+        let files = lists
+            .iter()
+            .filter_map(|name| field(&fields, name))
+            .filter(|found| !is_nothing(found))
+            .map(|found| match found {
+                Value::Array(files) => files.iter().collect(),
+                file => vec![file],
+            })
+            .map(|files: Vec<&Value>| files.into_iter().filter_map(ManifestFile::read).collect())
+            .find(|files: &Vec<ManifestFile>| !files.is_empty())
+            .unwrap_or_default();
+        let others = ["playlists", "segment_results", "segments", "images"];
+        let no_file = others
+            .into_iter()
+            .find(|name| field(&fields, name).is_some_and(|value| !is_nothing(value)))
+            .map(str::to_owned);
         Ok(Self {
             egress_id: text(&fields, "egress_id"),
-            duration,
+            duration: length(&fields),
+            no_file,
             files,
         })
     }
 }
 
-fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
-    fields
-        .get(name)
+impl ManifestFile {
+    fn read(value: &Value) -> Option<Self> {
+        let file = value.as_object()?;
+        let number = |name: &str| field(file, name).and_then(whole_number);
+        Some(Self {
+            filename: text(file, "filename"),
+            location: text(file, "location"),
+            size: number("size").and_then(|size| u64::try_from(size).ok()),
+            duration: number("duration")
+                .and_then(whole_seconds)
+                .or_else(|| length(file)),
+        })
+    }
+}
+
+/// Seconds from `started_at` to `ended_at`.
+fn length(fields: &Map<String, Value>) -> Option<u64> {
+    let time = |name: &str| field(fields, name).and_then(whole_number);
+    whole_seconds(time("ended_at")?.checked_sub(time("started_at")?)?)
+}
+
+/// A field by its name in protobuf, or as protobuf's JSON has it: `egress_id` or `egressId`.
+pub(super) fn field<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    fields.get(name).or_else(|| fields.get(&camel_case(name)))
+}
+
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |mut all, word| {
+        let mut letters = word.chars();
+        all.extend(letters.next().map(|letter| letter.to_ascii_uppercase()));
+        all + letters.as_str()
+    })
+}
+
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(values) => values.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
+pub(super) fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
+    field(fields, name)
         .and_then(Value::as_str)
         .filter(|text| !text.is_empty())
         .map(str::to_owned)
 }
 
 /// A number, or a text of one, as protobuf's JSON has 64-bit numbers. Zero is protobuf's "not set".
-fn nanoseconds(value: &Value) -> Option<i64> {
+fn whole_number(value: &Value) -> Option<i64> {
     let number = match value {
         Value::Number(number) => number.as_i64(),
         Value::String(text) => text.parse().ok(),
@@ -142,6 +198,50 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_shape_of_an_egress_description_names_its_file() {
+        let file = |names: [&str; 4]| {
+            let [filename, location, started, ended] = names;
+            json!({ filename: "recordings/a.ogg", location: "/out/a.ogg", "size": "50004", started: "1000000000", ended: "61000000000" })
+        };
+        let snake = file(["filename", "location", "started_at", "ended_at"]);
+        let camel = file(["filename", "location", "startedAt", "endedAt"]);
+        let expected = ManifestFile {
+            filename: Some("recordings/a.ogg".to_owned()),
+            location: Some("/out/a.ogg".to_owned()),
+            size: Some(50_004),
+            duration: Some(60),
+        };
+        for described in [
+            json!({ "egress_id": "EG_1", "files": [snake] }),
+            json!({ "egress_id": "EG_1", "file_results": [snake], "status": "EGRESS_COMPLETE" }),
+            json!({ "egressId": "EG_1", "fileResults": [camel], "status": 3 }),
+            json!({ "egress_id": "EG_1", "file": snake, "file_results": [] }),
+            json!({ "egressId": "EG_1", "file": camel, "fileResults": null }),
+            json!({ "egressId": "EG_1", "files": camel }),
+        ] {
+            let manifest = Manifest::read(described.to_string().as_bytes()).unwrap();
+            assert_eq!(manifest.egress_id.as_deref(), Some("EG_1"), "{described}");
+            assert_eq!(
+                manifest.files,
+                std::slice::from_ref(&expected),
+                "{described}"
+            );
+        }
+        let case = include_bytes!(
+            "../../tests/fixtures/cases/egress-with-the-old-result-only/egress.json"
+        );
+        let manifest = Manifest::read(case).unwrap();
+        assert_eq!(manifest.files[0].size, Some(50_004));
+        assert_eq!(manifest.files[0].duration, Some(60));
+
+        let marked = [b"\xef\xbb\xbf".as_slice(), case].concat();
+        assert_eq!(Manifest::read(&marked).unwrap(), manifest);
+        let playlist = json!({ "egress_id": "EG_1", "playlists": [{ "location": "/out/a.m3u8" }] });
+        let manifest = Manifest::read(playlist.to_string().as_bytes()).unwrap();
+        assert_eq!(manifest.no_file.as_deref(), Some("playlists"));
+    }
+
     fn any_json() -> impl Strategy<Value = Value> {
         let names = prop::sample::select(vec![
             "egress_id",
@@ -186,7 +286,7 @@ mod tests {
             prop_assert_eq!(read.is_ok(), value.is_object());
             if let Ok(manifest) = read {
                 let text = value.to_string();
-                let files = value["files"].as_array().map_or(0, Vec::len);
+                let files = value["files"].as_array().map_or(1, Vec::len);
                 prop_assert!(manifest.files.len() <= files);
                 for name in manifest.files.iter().flat_map(ManifestFile::names) {
                     prop_assert!(text.contains(&Value::from(name).to_string()));

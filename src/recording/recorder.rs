@@ -1,11 +1,13 @@
 //! One call's recording, however it is made.
 
+use std::time::Duration;
+
 use chrono::Utc;
 use livekit::webrtc::audio_stream::native::NativeAudioStream;
 use livekit_api::services::egress::EgressClient;
 use tracing::warn;
 
-use super::egress::EgressRecording;
+use super::egress::{EgressRecording, Output};
 use super::local::{LocalRecording, SAMPLE_RATE_HZ};
 use super::{RecordingConfig, RecordingMode};
 use crate::config::LiveKitSettings;
@@ -61,7 +63,7 @@ impl Recorder {
                     client,
                     session,
                     room.to_owned(),
-                    path,
+                    Output::new(config, &session_id),
                 )))
             }
             (RecordingMode::Egress, None) => {
@@ -89,6 +91,19 @@ impl Recorder {
                     None
                 }
             },
+        }
+    }
+
+    /// Waits until what is said is recorded, for `limit` at the longest. An egress takes a while to begin.
+    pub async fn records_within(&self, limit: Duration) {
+        if let Self::Egress(recording) = self
+            && !limit.is_zero()
+            && !recording.records_within(limit).await
+        {
+            warn!(
+                limit_ms = limit.as_millis() as u64,
+                "the egress does not record yet: the agent begins without it (recording.egress_start_wait_ms)"
+            );
         }
     }
 

@@ -7,9 +7,9 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,13 +17,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::Stream;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
-use tracing::{debug, warn};
+use tracing::{Span, debug, warn};
 
 use crate::session::{
-    CallRecord, PartState, RecordingEvidence, RecordingSource, RecordingState, mask_numbers,
-    sanitise,
+    CallRecord, PartState, RecordingEvidence, RecordingSource, RecordingState, SessionId,
+    mask_numbers, sanitise,
 };
-use crate::store::Store;
+use crate::store::{PathError, Store};
 
 pub use super::directory::{
     EgressAnswer, EgressDirectory, EgressFile, EgressProgress, EgressQuery, EgressReport,
@@ -32,7 +32,7 @@ pub use super::directory::{
 pub use super::location::S3Location;
 
 use super::RecordingConfig;
-use super::location::{Meaning, NameRules, RecordingPath};
+use super::location::{Meaning, NameRules, RECORDINGS, RecordingPath, local_folder};
 use super::manifest::Manifest;
 use super::s3::{S3Access, S3Object};
 
@@ -48,6 +48,10 @@ const LONGEST_LATE_LOOK: Duration = Duration::from_secs(3600);
 const SECOND_LOOK: Duration = Duration::from_secs(2);
 /// How far the clocks of the egress host and ours may be apart.
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(2);
+/// How long a file that is written on another machine may take to be seen here.
+const PATIENCE_FOR_A_FOLDER: TimeDelta = TimeDelta::seconds(5);
+/// Calls that are remembered as warned of. Beyond, all are forgotten, and some are warned of once more.
+const MOST_WARNED: usize = 10_000;
 /// Pieces in which a recording is read from disk: all of it that is in memory at a time.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -146,9 +150,24 @@ enum Place {
 pub type RecordingStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 impl FoundRecording {
+    /// Whether it can be listened to, as far as that can be told without reading all of it: an Ogg file has sound in it.
+    fn is_sound(&self) -> bool {
+        let ogg = [".ogg", ".oga", ".opus"];
+        let here = matches!(self.place, Place::File(_));
+        !here || self.duration.is_some() || !ogg.iter().any(|ending| self.name.ends_with(ending))
+    }
+
     /// Its last name, for whoever keeps it.
     pub fn file_name(&self) -> &str {
         self.name.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// Its file, where it is on this machine's disk.
+    pub fn file(&self) -> Option<&Path> {
+        match &self.place {
+            Place::File(path) => Some(path),
+            Place::S3(_) => None,
+        }
     }
 
     /// Opens it: exactly [`FoundRecording::size`] bytes, though its file may have grown since.
@@ -178,6 +197,8 @@ pub struct RecordingResolver {
     config: Arc<RecordingConfig>,
     directory: Option<Arc<dyn EgressDirectory>>,
     s3: S3Access,
+    /// Calls whose recording was said not to be where it should be.
+    warned: Arc<Mutex<HashSet<SessionId>>>,
 }
 
 impl std::fmt::Debug for RecordingResolver {
@@ -268,12 +289,13 @@ impl RecordingResolver {
             s3: S3Access::new(config.s3.clone()),
             config: Arc::new(config),
             directory,
+            warned: Arc::default(),
         }
     }
 
     /// Looks for the recording of a call that has ended.
     pub async fn resolve(&self, record: &CallRecord, now: DateTime<Utc>) -> Resolution {
-        match self.look(record).await {
+        match self.look(record, now).await {
             Look::Found(found) => Resolution::Found(found),
             Look::NotRecorded => Resolution::NotRecorded,
             Look::Failed { why, evidence } => Resolution::Failed { why, evidence },
@@ -286,7 +308,7 @@ impl RecordingResolver {
         after(record.ended_at()?, self.config.wait_s)
     }
 
-    async fn look(&self, record: &CallRecord) -> Look {
+    async fn look(&self, record: &CallRecord, now: DateTime<Utc>) -> Look {
         let not_there = match self.look_here(record).await {
             Candidate::Found(found) => return Look::Found(found),
             not_there => not_there,
@@ -294,8 +316,19 @@ impl RecordingResolver {
         if !is_egress(record) {
             return without_egress(record, not_there);
         }
-        let asked = self.ask_directory(record).await;
+        let asked = self.ask_directory(record, now).await;
         match (asked, not_there) {
+            // It has failed, and its file is here: the next look tells whether it is all there will be.
+            (
+                Look::Failed { why, .. },
+                Candidate::NotYet {
+                    why: here,
+                    size_seen: Some(size),
+                },
+            ) if size > 0 => Look::NotYet {
+                why: format!("{why}, but {here}"),
+                size_seen: Some(size),
+            },
             (asked @ (Look::Found(_) | Look::Failed { .. }), _) => asked,
             // What is here and not whole yet says more than what the server does not know.
             (_, Candidate::NotYet { why, size_seen }) => Look::NotYet { why, size_seen },
@@ -306,12 +339,7 @@ impl RecordingResolver {
     /// Everything that can be looked for without asking the LiveKit server.
     async fn look_here(&self, record: &CallRecord) -> Candidate {
         let recording = record.recording.as_ref();
-        let part = &record.uploads.recording;
-        let seen_before = Whole::SeenBefore {
-            size: matches!(part.state, PartState::Waiting | PartState::Missing)
-                .then_some(part.size)
-                .flatten(),
-        };
+        let seen_before = seen_before(record);
         let mut verdict = Candidate::Nothing;
         if let Some(path) = &record.files.recording {
             let ours = recording.is_some_and(|known| known.source == RecordingSource::Local);
@@ -338,7 +366,7 @@ impl RecordingResolver {
             }
         }
         if let Some(id) = record.egress_id() {
-            match self.look_in_manifest(&with_prefix(id)).await {
+            match self.look_in_manifest(&with_prefix(id), record).await {
                 Candidate::Nothing => {}
                 Candidate::Found(found) => return Candidate::Found(found),
                 not_yet => verdict = not_yet,
@@ -355,7 +383,10 @@ impl RecordingResolver {
                 evidence: RecordingEvidence::Record,
             };
             match self.candidate([name.as_str()], None, wanted).await {
-                Candidate::Found(found) => return Candidate::Found(found),
+                Candidate::Found(mut found) => {
+                    found.flaw = self.failure_of(record).await;
+                    return Candidate::Found(found);
+                }
                 grows @ Candidate::NotYet {
                     size_seen: Some(_), ..
                 } => return grows,
@@ -365,18 +396,58 @@ impl RecordingResolver {
         verdict
     }
 
+    /// Why the egress of a recording that was found by its name has failed, if it has: what there is are its remains.
+    async fn failure_of(&self, record: &CallRecord) -> Option<String> {
+        let id = with_prefix(record.egress_id()?);
+        let asked = self.directory.as_ref()?.find(EgressQuery::Id(id.clone()));
+        match asked.await.ok()?.pop()?.progress {
+            EgressProgress::Failed(reason) => Some(format!("the egress {id} has failed: {reason}")),
+            _ => None,
+        }
+    }
+
+    /// Where an egress may have left its manifest: in the folders of recordings, and beside the file that it was asked for.
+    fn manifest_places(&self, egress_id: &str, record: &CallRecord) -> Vec<RecordingPath> {
+        let name = format!("{}.json", sanitise(egress_id));
+        let folders = [local_folder(&self.config.local_prefix), RECORDINGS];
+        let mut places: Vec<RecordingPath> = folders
+            .map(|folder| RecordingPath {
+                folder: folder.to_owned(),
+                rest: name.clone(),
+            })
+            .into();
+        let asked_for = record
+            .recording
+            .as_ref()
+            .and_then(|recording| recording.recording_filename.as_deref());
+        if let Some(Meaning::Files(files)) = asked_for.map(|name| self.meaning(name, None)) {
+            places.extend(files.into_iter().filter_map(|file| {
+                let (folder, _) = file.rest.rsplit_once('/')?;
+                Some(RecordingPath {
+                    rest: format!("{folder}/{name}"),
+                    folder: file.folder,
+                })
+            }));
+        }
+        places.dedup();
+        places
+    }
+
     /// `recordings/<egress id>.json`, which an egress writes after its file.
-    async fn look_in_manifest(&self, egress_id: &str) -> Candidate {
-        let file = RecordingPath {
-            folder: self.config.local_prefix.trim_matches('/').to_owned(),
-            rest: format!("{}.json", sanitise(egress_id)),
-        };
-        let name = file.to_string();
+    async fn look_in_manifest(&self, egress_id: &str, record: &CallRecord) -> Candidate {
+        let places = self.manifest_places(egress_id, record);
         let store = self.store.clone();
-        let manifest = match on_disk(move || read_manifest(&store, &file)).await {
-            Ok(None) => return Candidate::Nothing,
-            Ok(Some(manifest)) => manifest,
-            Err(problem) => {
+        let first = move || {
+            let read = |file: RecordingPath| match read_manifest(&store, &file) {
+                Ok(manifest) => Some((file.to_string(), Ok(manifest?))),
+                Err(problem) => Some((file.to_string(), Err(problem))),
+            };
+            places.into_iter().find_map(read)
+        };
+        let (name, manifest) = match on_disk(first).await {
+            None => return Candidate::Nothing,
+            Some((name, Ok(manifest))) => (name, manifest),
+            Some((name, Err(problem))) => {
                 warn!(
                     egress.id = egress_id,
                     file = name,
@@ -398,29 +469,71 @@ impl RecordingResolver {
             );
             return Candidate::not_yet(format!("the manifest {name} is another egress's"));
         }
-        let wanted = Wanted {
-            whole: Whole::Ended { size: None },
-            evidence: RecordingEvidence::Manifest,
-        };
         let mut verdict = Candidate::Nothing;
         for file in &manifest.files {
+            let wanted = Wanted {
+                whole: Whole::Ended { size: file.size },
+                evidence: RecordingEvidence::Manifest,
+            };
             match self.candidate(file.names(), None, wanted).await {
                 Candidate::Found(mut found) => {
-                    found.duration = found.duration.or(manifest.duration);
+                    found.duration = found.duration.or(file.duration).or(manifest.duration);
                     return Candidate::Found(found);
                 }
                 Candidate::Nothing => {}
-                not_yet => verdict = not_yet,
+                not_yet => {
+                    let said = file.names().last().unwrap_or_default();
+                    verdict = self.misplaced(not_yet, record, &format!("the manifest {name}"), said)
+                }
             }
         }
-        match verdict {
-            Candidate::Nothing => Candidate::not_yet(format!("the manifest {name} names no file")),
-            verdict => verdict,
+        match (verdict, manifest.no_file) {
+            (Candidate::Nothing, Some(other)) => Candidate::not_yet(format!(
+                "the manifest {name} names {other} and no single file, which is what can be delivered"
+            )),
+            (Candidate::Nothing, None) => {
+                Candidate::not_yet(format!("the manifest {name} names no file"))
+            }
+            (verdict, _) => verdict,
         }
     }
 
+    /// Says where a recording should be that has been written and is not here, in the log once for each call: the settings are wrong, or
+    /// a folder is not mounted, and every call of this worker may be affected.
+    fn misplaced(
+        &self,
+        not_there: Candidate,
+        record: &CallRecord,
+        told_by: &str,
+        place: &str,
+    ) -> Candidate {
+        let Candidate::NotYet {
+            why,
+            size_seen: None,
+        } = not_there
+        else {
+            return not_there;
+        };
+        let why = format!("{why}, though {told_by} says that it is written, at {place:?}");
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.len() >= MOST_WARNED {
+            warned.clear();
+        }
+        if warned.insert(record.session_id.clone()) {
+            warn!(
+                place = mask_numbers(place),
+                "the recording is not where it should be: {}; that place must be visible here as recording.local_prefix \
+                 ({}, with recording.egress_prefix for its folder there) or be in recording.s3.buckets; \
+                 `voicebot check --egress` tries it",
+                mask_numbers(&why),
+                self.config.local_prefix
+            );
+        }
+        Candidate::not_yet(why)
+    }
+
     /// The server's Egress API, by the egress's id, then by the room.
-    async fn ask_directory(&self, record: &CallRecord) -> Look {
+    async fn ask_directory(&self, record: &CallRecord, now: DateTime<Utc>) -> Look {
         let id = record.egress_id().map(with_prefix);
         let wanted = match (&id, &record.room.name) {
             (Some(id), _) => format!("the egress {id}"),
@@ -455,14 +568,20 @@ impl RecordingResolver {
                 "{wanted} is not known to the server and has left no manifest in recordings/"
             ));
         }
-        self.judge_all(reports, &wanted).await
+        self.judge_all(reports, &wanted, record, now).await
     }
 
     /// One of several egresses of a room may have failed while another works: what is found counts, then what may still come.
-    async fn judge_all(&self, reports: Vec<EgressReport>, wanted: &str) -> Look {
+    async fn judge_all(
+        &self,
+        reports: Vec<EgressReport>,
+        wanted: &str,
+        record: &CallRecord,
+        now: DateTime<Utc>,
+    ) -> Look {
         let mut verdict: Option<Look> = None;
         for report in reports {
-            match (self.judge(report, wanted).await, &verdict) {
+            match (self.judge(report, wanted, record, now).await, &verdict) {
                 (found @ Look::Found(_), _) => return found,
                 (Look::Failed { .. }, Some(Look::NotYet { .. })) => {}
                 (look, _) => verdict = Some(look),
@@ -471,36 +590,65 @@ impl RecordingResolver {
         verdict.unwrap_or_else(|| not_yet(format!("{wanted} is not known to the server")))
     }
 
-    async fn judge(&self, report: EgressReport, wanted: &str) -> Look {
+    /// An egress that has failed may have left a file all the same: its beginning, or all of it, when the failure came after. It is taken
+    /// where it is there and sound; one that the egress does not say to have written is not waited for.
+    async fn judge(
+        &self,
+        report: EgressReport,
+        wanted: &str,
+        record: &CallRecord,
+        now: DateTime<Utc>,
+    ) -> Look {
         let flaw = match &report.progress {
             EgressProgress::Running => return not_yet(format!("{wanted} has not ended")),
             EgressProgress::Done => None,
-            EgressProgress::Failed(reason) => {
-                let why = format!("{wanted} has failed: {reason}");
-                if !report.backup_storage_used {
-                    return failed(why);
-                }
-                Some(why)
-            }
+            EgressProgress::Failed(reason) => Some(format!("{wanted} has failed: {reason}")),
         };
-        match (self.look_for_files(&report).await, flaw) {
+        // A backup is whole: only the storage has failed.
+        let doubtful = flaw.is_some() && !report.backup_storage_used;
+        let found = self
+            .look_for_files(&report, doubtful, wanted, record, now)
+            .await;
+        let written = report.files.iter().any(EgressFile::is_written);
+        match (found, flaw) {
             (Candidate::Found(mut found), flaw) => {
                 found.flaw = flaw;
                 Look::Found(found)
             }
             (Candidate::NotYet { why, size_seen }, None) => Look::NotYet { why, size_seen },
-            (Candidate::NotYet { why, size_seen }, Some(flaw)) => Look::NotYet {
-                why: format!("{flaw}; from its backup storage, {why}"),
-                size_seen,
-            },
-            (Candidate::Nothing, flaw) => {
-                failed(flaw.unwrap_or_else(|| format!("{wanted} has made no file")))
+            (Candidate::NotYet { why, size_seen }, Some(flaw)) => {
+                let among = match report.backup_storage_used {
+                    true => "from its backup storage, ",
+                    false => "",
+                };
+                let why = format!("{flaw}; {among}{why}");
+                match report.backup_storage_used || written || size_seen.is_some() {
+                    true => Look::NotYet { why, size_seen },
+                    false => failed(flaw),
+                }
             }
+            (Candidate::Nothing, Some(flaw)) => failed(flaw),
+            (Candidate::Nothing, None) => failed(match &report.no_file {
+                Some(other) => format!(
+                    "{wanted} has made {other}, and a single file is what can be delivered: ask for a file output"
+                ),
+                None => format!("{wanted} has made no file"),
+            }),
         }
     }
 
-    async fn look_for_files(&self, report: &EgressReport) -> Candidate {
+    async fn look_for_files(
+        &self,
+        report: &EgressReport,
+        doubtful: bool,
+        whose: &str,
+        record: &CallRecord,
+        now: DateTime<Utc>,
+    ) -> Candidate {
         let mut verdict = Candidate::Nothing;
+        // Written a moment ago, a file may still be on its way through a shared folder.
+        let ended_at = report.ended_at.or(record.ended_at());
+        let settled = ended_at.is_none_or(|ended| now - ended >= PATIENCE_FOR_A_FOLDER);
         for file in &report.files {
             let wanted = Wanted {
                 whole: Whole::Ended { size: file.size },
@@ -508,11 +656,38 @@ impl RecordingResolver {
             };
             let names = [file.filename.as_str(), file.location.as_str()];
             match self.candidate(names, file.bucket.as_deref(), wanted).await {
+                // No more is coming: this is as if there were nothing.
+                Candidate::Found(found) if doubtful && !found.is_sound() => {
+                    warn!(
+                        file = mask_numbers(&found.name),
+                        "what a failed egress has left cannot be read as a recording"
+                    );
+                    return Candidate::Nothing;
+                }
                 Candidate::Found(mut found) => {
-                    found.duration = found.duration.or(file.duration);
-                    return Candidate::Found(found);
+                    let unsaid = doubtful && file.size.is_none();
+                    let grows = incomplete(&found.name, found.size, seen_before(record));
+                    match grows.filter(|_| unsaid) {
+                        Some(why) => {
+                            verdict = Candidate::NotYet {
+                                why,
+                                size_seen: Some(found.size),
+                            }
+                        }
+                        None => {
+                            found.duration = found.duration.or(file.duration);
+                            return Candidate::Found(found);
+                        }
+                    }
                 }
                 Candidate::Nothing => {}
+                not_yet if file.is_written() && settled => {
+                    let place = match file.location.as_str() {
+                        "" => &file.filename,
+                        location => location,
+                    };
+                    verdict = self.misplaced(not_yet, record, whose, place);
+                }
                 not_yet => verdict = not_yet,
             }
         }
@@ -594,9 +769,11 @@ impl RecordingResolver {
     }
 }
 
-/// Does what waits for the disk where it holds nothing else up: the folder may be on another machine.
+/// Does what waits for the disk where it holds nothing else up: the folder may be on another machine. What is logged there belongs to the
+/// same call.
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    let span = Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result,
         // Only a panic or the end of the runtime gets here, and both are not ours to swallow.
         Err(error) => match error.try_into_panic() {
@@ -608,9 +785,7 @@ async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 
 /// `None` when it is not there (yet).
 fn read_manifest(store: &Store, file: &RecordingPath) -> Result<Option<Manifest>, String> {
-    let path = store
-        .resolve(&file.to_string())
-        .map_err(|error| format!("is refused: it {error}"))?;
+    let path = path_of(store, file).map_err(|error| format!("is refused: it {error}"))?;
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
     let meta = match fs::metadata(&path) {
         Ok(meta) => meta,
@@ -624,6 +799,14 @@ fn read_manifest(store: &Store, file: &RecordingPath) -> Result<Option<Manifest>
         return Err(format!("has {} bytes, which is no manifest", meta.len()));
     }
     Manifest::read(&fs::read(&path).map_err(unreadable)?).map(Some)
+}
+
+/// Where it lies on this machine, if nothing on the way leads out of its folder.
+fn path_of(store: &Store, file: &RecordingPath) -> Result<PathBuf, PathError> {
+    match file.folder.starts_with('/') {
+        true => store.resolve_outside(Path::new(&file.folder), &file.rest),
+        false => store.resolve(&file.to_string()),
+    }
 }
 
 /// The first of the files that is a whole recording.
@@ -641,13 +824,14 @@ fn first_file(store: &Store, paths: &[RecordingPath], wanted: Wanted) -> Candida
 
 fn look_at_file(store: &Store, file: &RecordingPath, wanted: Wanted) -> Candidate {
     let name = file.to_string();
-    let path = match store.resolve(&name) {
+    let path = match path_of(store, file) {
         Ok(path) => path,
         Err(error) => {
             let error = mask_numbers(&error.to_string());
             warn!(error, "recording refused");
             return Candidate::not_yet(format!(
-                "the recording {name} is not inside the data folder"
+                "the recording {name} leads out of the folder {}",
+                file.folder
             ));
         }
     };
@@ -760,6 +944,16 @@ fn failed(why: String) -> Look {
     Look::Failed {
         why,
         evidence: RecordingEvidence::EgressApi,
+    }
+}
+
+/// A file of which nothing tells that it is whole must have the same size as at the look before.
+fn seen_before(record: &CallRecord) -> Whole {
+    let part = &record.uploads.recording;
+    Whole::SeenBefore {
+        size: matches!(part.state, PartState::Waiting | PartState::Missing)
+            .then_some(part.size)
+            .flatten(),
     }
 }
 

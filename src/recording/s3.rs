@@ -45,6 +45,9 @@ pub struct S3Config {
     pub region: String,
     /// Whether the bucket is part of the path (`endpoint/bucket/key`) or of the host (`bucket.endpoint/key`).
     pub path_style: bool,
+    /// One of `buckets` that an egress is asked to put its files into, with the keys that it has itself. Empty: it stores them as it is
+    /// set up to.
+    pub egress_bucket: String,
 }
 
 impl Default for S3Config {
@@ -54,6 +57,7 @@ impl Default for S3Config {
             endpoint: String::new(),
             region: String::new(),
             path_style: true,
+            egress_bucket: String::new(),
         }
     }
 }
@@ -71,6 +75,12 @@ impl S3Config {
         {
             return Err(format!(
                 "recording.s3.buckets lists names of buckets alone, such as call-recordings, not {bucket:?}"
+            ));
+        }
+        if !self.egress_bucket.is_empty() && !self.buckets.contains(&self.egress_bucket) {
+            return Err(format!(
+                "recording.s3.egress_bucket {:?} must be one of recording.s3.buckets, or its recordings cannot be read",
+                self.egress_bucket
             ));
         }
         if self.endpoint.is_empty() {
@@ -311,6 +321,10 @@ mod tests {
             ..S3Config::default()
         };
         assert_eq!(config.endpoint_of("calls"), "https://s3.example.com:9000");
+        config.egress_bucket = "calls".to_owned();
+        assert!(config.check().unwrap_err().contains("egress_bucket"));
+        config.buckets = vec!["calls".to_owned()];
+        assert_eq!(config.check(), Ok(()));
         config.path_style = false;
         assert_eq!(
             config.endpoint_of("calls"),

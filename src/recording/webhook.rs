@@ -6,6 +6,9 @@
 use livekit_api::access_token::TokenVerifier;
 use livekit_api::webhooks::{WebhookError, WebhookReceiver};
 use livekit_protocol as proto;
+use serde_json::Value;
+
+use super::manifest;
 
 /// An egress that writes nothing more, or never did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,10 +63,11 @@ impl Webhooks {
             .map_err(|_| WebhookRefused::Signature("the body is no text".to_owned()))?;
         match self.receiver.receive(text, token) {
             Ok(event) => Ok(egress_ended(event)),
-            // Checked last, so the signature was good.
-            Err(WebhookError::InvalidData(error)) => {
-                Err(WebhookRefused::Content(error.to_string()))
-            }
+            // Checked last, so the signature was good. A later server may have words that this program does not know.
+            Err(WebhookError::InvalidData(error)) => match serde_json::from_slice::<Value>(body) {
+                Ok(event) if event["event"].is_string() => Ok(ended_in_json(&event)),
+                _ => Err(WebhookRefused::Content(error.to_string())),
+            },
             Err(error) => Err(WebhookRefused::Signature(error.to_string())),
         }
     }
@@ -84,5 +88,20 @@ fn egress_ended(event: proto::WebhookEvent) -> Option<EgressEnded> {
     ended.then_some(EgressEnded {
         egress_id: egress.egress_id,
         room_name: egress.room_name,
+    })
+}
+
+/// The same, from JSON alone, whether its names are written as in protobuf or as in protobuf's JSON.
+fn ended_in_json(event: &Value) -> Option<EgressEnded> {
+    let egress = manifest::field(event.as_object()?, "egress_info")?.as_object()?;
+    let ended = match event["event"].as_str()? {
+        "egress_ended" => true,
+        "egress_updated" => manifest::field(egress, "ended_at")
+            .is_some_and(|time| !matches!(time.as_str(), Some("" | "0")) && *time != 0),
+        _ => false,
+    };
+    ended.then(|| EgressEnded {
+        egress_id: manifest::text(egress, "egress_id").unwrap_or_default(),
+        room_name: manifest::text(egress, "room_name").unwrap_or_default(),
     })
 }

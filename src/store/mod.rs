@@ -35,7 +35,7 @@ pub use journal::JournalLock;
 pub use paths::PathError;
 pub use pending::{Claim, PendingRecord};
 pub use scan::{ScanOptions, ScanReport, ScannedCall, ScannedFile};
-pub use space::{StorageConfig, Tidied};
+pub use space::{StorageConfig, Tidied, free_bytes};
 
 const CONVERSATIONS: &str = "conversations";
 const LEADS: &str = "leads";
@@ -159,8 +159,7 @@ impl Store {
     /// # Errors
     /// When a folder cannot be created.
     pub fn open(data_dir: &Path) -> Result<Self, StoreError> {
-        for folder in [CONVERSATIONS, LEADS, RECORDINGS, CALL_METADATA, PROCESSED] {
-            let path = data_dir.join(folder);
+        for path in Self::folders(data_dir) {
             fs::create_dir_all(&path).map_err(StoreError::io("create the folder", &path))?;
         }
         // Absolute, so that a later change of the working directory changes nothing.
@@ -572,6 +571,16 @@ impl Store {
     /// When it leaves the data folder.
     pub fn resolve(&self, relative: &str) -> Result<PathBuf, PathError> {
         paths::inside(&self.root, relative)
+    }
+
+    /// The same in another folder, which the operator has named: nothing leads out of that one.
+    ///
+    /// # Errors
+    /// When it leaves the folder, or the folder is not there.
+    pub fn resolve_outside(&self, folder: &Path, relative: &str) -> Result<PathBuf, PathError> {
+        // What is not there has no real name, and nothing in it either.
+        let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+        paths::inside(&real, relative)
     }
 }
 

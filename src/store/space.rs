@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -113,6 +114,16 @@ fn is_delivered(record: &CallRecord, path: &str) -> bool {
         && record.files.recording.as_deref() == Some(path)
 }
 
+/// Free bytes on the disk of a folder, as far as this user may use them.
+///
+/// # Errors
+/// When the system does not say.
+pub fn free_bytes(folder: &Path) -> Result<u64, StoreError> {
+    let space = rustix::fs::statvfs(folder)
+        .map_err(|error| StoreError::io("ask for free space in", folder)(error.into()))?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
 impl Store {
     /// Free bytes on the disk of the data folder, as far as this user may use them. Where the folders lie on several disks, the fullest
     /// counts.
@@ -121,13 +132,15 @@ impl Store {
     /// When the system does not say.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
         let mut least = u64::MAX;
-        for folder in [CONVERSATIONS, LEADS, RECORDINGS, CALL_METADATA, PROCESSED] {
-            let folder = self.root().join(folder);
-            let space = rustix::fs::statvfs(&folder)
-                .map_err(|error| StoreError::io("ask for free space in", &folder)(error.into()))?;
-            least = least.min(space.f_bavail.saturating_mul(space.f_frsize));
+        for folder in Self::folders(self.root()) {
+            least = least.min(free_bytes(&folder)?);
         }
         Ok(least)
+    }
+
+    /// The folders that a data folder has, or will have.
+    pub fn folders(data_dir: &Path) -> [PathBuf; 5] {
+        [CONVERSATIONS, LEADS, RECORDINGS, CALL_METADATA, PROCESSED].map(|name| data_dir.join(name))
     }
 
     /// Writes and removes a small file where a call needs to write.

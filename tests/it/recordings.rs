@@ -289,6 +289,168 @@ async fn what_has_failed_is_over_at_once_unless_its_backup_is_there() {
 }
 
 #[tokio::test]
+async fn what_a_failed_egress_has_left_is_taken_when_it_is_there_and_sound() {
+    // It says that it has written the file, and failed afterwards.
+    let sound = ogg();
+    let mut search = Search::egress(Some("EG_1"));
+    let mut left = report(failed("closing failed"), "/out/recordings/a.ogg");
+    left.files[0].size = Some(sound.len() as u64);
+    search.server_knows(left);
+    search.data.write("recordings/a.ogg", &sound);
+    let found = search.found(61).await;
+    assert!(
+        found
+            .flaw
+            .is_some_and(|flaw| flaw.contains("closing failed"))
+    );
+    let recording = search.record.recording.expect("it was recorded");
+    assert_eq!(recording.state, RecordingState::Resolved);
+    assert!(
+        recording
+            .error
+            .is_some_and(|error| error.contains("closing failed"))
+    );
+
+    // It names what it was asked for alone.
+    let asked_for = EgressReport {
+        files: vec![EgressFile {
+            filename: "recordings/b.ogg".to_owned(),
+            ..EgressFile::default()
+        }],
+        ..report(failed("Service terminated"), "")
+    };
+    let mut search = Search::egress(Some("EG_1"));
+    search.server_knows(asked_for.clone());
+    search.data.write("recordings/b.ogg", &sound);
+    assert!(search.waits(61).await.0.contains("may still grow"));
+    assert_eq!(search.found(63).await.duration, Some(1));
+
+    // What is there cannot be listened to, or there is nothing.
+    for bytes in [Some(&b"no sound"[..]), None] {
+        let mut search = Search::egress(Some("EG_1"));
+        search.server_knows(asked_for.clone());
+        if let Some(bytes) = bytes {
+            search.data.write("recordings/b.ogg", bytes);
+        }
+        let Resolution::Failed { why, .. } = search.look(63).await else {
+            panic!("there is nothing to be had");
+        };
+        assert!(why.contains("Service terminated"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn the_file_that_the_call_asked_for_is_taken_though_its_egress_has_failed() {
+    let mut search = Search::new(Some(RecordingMetadata {
+        egress_id: Some("EG_1".to_owned()),
+        recording_filename: Some(format!("/out/recordings/{ID}.ogg")),
+        ..RecordingMetadata::begun(RecordingSource::Egress, RecordingState::Active, at(1))
+    }));
+    search.server_knows(EgressReport {
+        files: Vec::new(),
+        ..report(failed("Service terminated"), "")
+    });
+    search.data.write(&format!("recordings/{ID}.ogg"), ogg());
+    let (why, _) = search.waits(61).await;
+    assert!(
+        why.contains("Service terminated") && why.contains("may still grow"),
+        "{why}"
+    );
+    let found = search.found(63).await;
+    assert!(
+        found
+            .flaw
+            .is_some_and(|flaw| flaw.contains("Service terminated"))
+    );
+}
+
+/// An Ogg file with a second of silence.
+fn ogg() -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let out = file.reopen().expect("the file");
+    let writer = oggopus::DualChannelWriter::new(out, Default::default()).expect("a writer");
+    writer
+        .finish(u64::from(oggopus::SAMPLE_RATE_HZ))
+        .expect("an end");
+    fs::read(file.path()).expect("the file")
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_said_to_be_none() {
+    let mut search = Search::egress(Some("EG_1"));
+    search.server_knows(EgressReport {
+        no_file: Some("a playlist of 12 segments".to_owned()),
+        files: Vec::new(),
+        ..report(EgressProgress::Done, "")
+    });
+    let Resolution::Failed { why, .. } = search.look(61).await else {
+        panic!("it will not turn up");
+    };
+    assert!(why.contains("a playlist of 12 segments"), "{why}");
+}
+
+#[tokio::test]
+async fn a_recording_that_is_not_where_it_should_be_is_waited_for_with_the_place_that_the_server_named()
+ {
+    let mut search = Search::egress(Some("EG_1"));
+    let mut elsewhere = report(EgressProgress::Done, "/recordings/a.ogg");
+    elsewhere.files[0].filename = "recordings/a.ogg".to_owned();
+    elsewhere.ended_at = Some(at(60));
+    search.server_knows(elsewhere);
+    // A shared folder has a moment.
+    assert!(!search.waits(62).await.0.contains("/recordings/a.ogg"));
+    let (why, _) = search.waits(66).await;
+    assert!(
+        why.contains("recordings/a.ogg is not there")
+            && why.contains(r#"written, at "/recordings/a.ogg""#),
+        "{why}"
+    );
+}
+
+#[tokio::test]
+async fn a_folder_outside_the_data_folder_has_recordings_and_gives_away_nothing_else() {
+    let mounted = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| mounted.path().join(name);
+    fs::create_dir(path("day")).expect("a folder");
+    let mut search = Search::new(Some(RecordingMetadata {
+        egress_id: Some("EG_1".to_owned()),
+        recording_filename: Some(format!("/out/day/{ID}.ogg")),
+        ..RecordingMetadata::begun(RecordingSource::Egress, RecordingState::Active, at(1))
+    }));
+    search.config.local_prefix = mounted.path().display().to_string();
+    search.config.outside_data_dir = true;
+    search.config.egress_prefix = "/out".to_owned();
+    assert_eq!(search.config.check(), Ok(()));
+    let secret = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(secret.path(), "secret").expect("a file");
+    std::os::unix::fs::symlink(secret.path(), path("day/link.ogg")).expect("a link");
+    let manifest = |name: &str| {
+        let manifest = json!({ "egress_id": "EG_1", "files": [{ "filename": name }] });
+        // Beside the file that was asked for.
+        fs::write(path("day/EG_1.json"), manifest.to_string()).expect("a manifest");
+    };
+    for name in [
+        "/out/day/../../etc/passwd",
+        "/out/day/link.ogg",
+        "/etc/passwd",
+    ] {
+        manifest(name);
+        search.waits(61).await;
+    }
+    manifest("/out/day/a.ogg");
+    fs::write(path("day/a.ogg"), "sound").expect("a recording");
+    let found = search.found(62).await;
+    assert_eq!(found.name, path("day/a.ogg").display().to_string());
+    assert_eq!(found.evidence, RecordingEvidence::Manifest);
+
+    // The record is written, read and looked up again when the delivery goes on later.
+    fs::remove_file(path("day/EG_1.json")).expect("it was there");
+    let bytes = serde_json::to_vec(&search.record).expect("a record");
+    search.record = CallRecord::from_json(&bytes, &session_id(ID)).expect("a record");
+    assert_eq!(search.found(90_000).await.size, 5);
+}
+
+#[tokio::test]
 async fn an_egress_whose_id_was_lost_is_found_by_its_room_and_no_other_calls_is() {
     let mut search = Search::egress(None);
     search.data.write("recordings/a.ogg", "ours");
@@ -614,6 +776,15 @@ async fn a_webhook_is_heard_when_livekit_signed_it_and_tells_of_ended_egresses_o
         assert_eq!(post(Some(&signature(SECRET, &body)), &body).await, 200);
         assert_eq!(ended.try_recv().is_ok(), tells, "{name} {status}");
     }
+    // A later server's words and spelling are understood as far as they go.
+    let later = json!({
+        "event": "egress_ended", "somethingNew": { "status": "EGRESS_ELSEWHERE" },
+        "egress_info": { "egress_id": "EG_1", "room_name": "call-1", "status": "EGRESS_ELSEWHERE" },
+    })
+    .to_string();
+    assert_eq!(post(Some(&signature(SECRET, &later)), &later).await, 200);
+    let told = ended.try_recv().expect("it has ended");
+    assert_eq!((&*told.egress_id, &*told.room_name), ("EG_1", "call-1"));
     // A flood is answered, and what nobody takes is dropped.
     for _ in 0..20 {
         assert_eq!(post(Some(&signature(SECRET, &good)), &good).await, 200);

@@ -1,6 +1,8 @@
 //! What the program says to the person at the terminal when something is not set, or set wrongly.
 
+use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::SystemTime;
 
 use serde_json::json;
 use tokio::time::timeout;
@@ -162,6 +164,48 @@ async fn check_says_what_is_usable_and_what_is_not() {
             "{variable}: {said}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_changes_nothing_on_disk() {
+    let world = World::new(json!([]), &[]).await;
+    for data_dir in ["", "not/there/yet"] {
+        let data_dir = world.data().join(data_dir);
+        let before = everything_in(&world.data());
+        let mut command = world.program(&["check"]);
+        command.env("VOICEBOT__DATA_DIR", &data_dir);
+        let output = run(command).await;
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}");
+        assert!(
+            said.contains("5 of its folders are made at the start"),
+            "{said}"
+        );
+        assert_eq!(everything_in(&world.data()), before, "{data_dir:?}");
+    }
+    // A file is where the folder should be.
+    let mut command = world.program(&["check"]);
+    command.env("VOICEBOT__DATA_DIR", world.data().join("script.json"));
+    let output = run(command).await;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("FAILED  data folder: ") && said.contains("is no folder"),
+        "{said}"
+    );
+}
+
+/// Every file and folder, with its time.
+fn everything_in(folder: &Path) -> Vec<(PathBuf, SystemTime)> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("the folder").flatten() {
+        let meta = entry.metadata().expect("it is there");
+        all.push((entry.path(), meta.modified().expect("a time")));
+        if meta.is_dir() {
+            all.extend(everything_in(&entry.path()));
+        }
+    }
+    all.sort();
+    all
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::live_caller::line;
-use crate::support::world::{ANSWER, Delivered, LONG_LINE, World, eventually};
+use crate::support::world::{ANSWER, DEADLINE, Delivered, LONG_LINE, World, eventually, files};
 
 /// Seconds of sound, counted in pieces of 20 ms that have a loud sample.
 fn loud_seconds(samples: impl Iterator<Item = i16>, rate_hz: u32) -> f64 {
@@ -241,4 +241,143 @@ async fn a_recording_that_takes_its_time_is_waited_for_until_livekit_says_that_i
             .contains("LiveKit says that an egress has ended")
     );
     world.nothing_is_left(worker).await;
+}
+
+/// A world whose egress writes below a folder of its own, with these settings of `[recording]`.
+async fn world_with_egress_folder(folder: &std::path::Path, settings: &[(&str, &str)]) -> World {
+    let mut all = vec![("VOICEBOT__RECORDING__MODE", "egress")];
+    all.extend(settings);
+    World::with(json!([]), &all, |options, _| {
+        options.recordings_dir = Some(folder.to_owned());
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_egress_that_writes_to_a_folder_outside_the_data_folder_is_found_there() {
+    let mounted = tempfile::tempdir().expect("a folder");
+    let local = mounted.path().join("out").display().to_string();
+    let world = world_with_egress_folder(
+        mounted.path(),
+        &[
+            (
+                "VOICEBOT__RECORDING__EGRESS_FILE_PATH",
+                "out/{utc}/{session_id}-{retry}.ogg",
+            ),
+            ("VOICEBOT__RECORDING__EGRESS_PREFIX", "out"),
+            ("VOICEBOT__RECORDING__LOCAL_PREFIX", &local),
+            ("VOICEBOT__RECORDING__OUTSIDE_DATA_DIR", "true"),
+        ],
+    )
+    .await;
+    let (world, worker, call) = call_in(world).await;
+    has_both_voices(&call);
+    let file = call.record["files"]["recording"].as_str().expect("a file");
+    assert!(file.starts_with(&local), "{file}");
+    let data = world.data();
+    assert!(!data.join("out").exists() && !world.log().contains("is not where it should be"));
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recording_that_is_not_where_it_should_be_is_a_warning_with_the_place() {
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let world = world_with_egress_folder(elsewhere.path(), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("misplaced").await;
+    caller.ask(LONG_LINE).await;
+    caller.hang_up().await;
+    let warning = eventually("warning", async || {
+        let log = world.log();
+        let mut lines = log.lines();
+        lines
+            .find(|line| line.contains("is not where it should be"))
+            .map(str::to_owned)
+    })
+    .await;
+    let place = elsewhere.path().display().to_string();
+    for part in [
+        r#""level":"WARN""#,
+        "session.id",
+        &place,
+        "recording.local_prefix",
+    ] {
+        assert!(warning.contains(part), "{part}: {warning}");
+    }
+    // Somebody mounts it.
+    let session = files(&elsewhere.path().join("recordings"), "ogg").remove(0);
+    let name = session.file_name().expect("a name");
+    std::fs::copy(&session, world.data().join("recordings").join(name)).expect("a copy");
+    let call = world.delivered(1).await.remove(0);
+    has_both_voices(&call);
+    let said = world.log().matches("is not where it should be").count();
+    assert_eq!(said, 1, "once for each call");
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_record_says_when_the_egress_began_and_the_greeting_waits_where_that_is_wanted() {
+    let settings = [
+        ("VOICEBOT__RECORDING__MODE", "egress"),
+        ("VOICEBOT__RECORDING__EGRESS_START_WAIT_MS", "5000"),
+    ];
+    let (world, worker, call) = call_in(World::new(json!([]), &settings).await).await;
+    has_both_voices(&call);
+    let began = &call.record["recording"]["active_at"];
+    assert!(began.is_string(), "{}", call.record["recording"]);
+    assert_eq!(*began, call.call["callDetails"]["recordingStartTime"]);
+    let greeted = &call.conversation["conversation_items"][0]["timestamp"];
+    assert!(began.as_str() < greeted.as_str(), "{began} {greeted}");
+    let log = world.log();
+    let said = log.lines().find(|line| line.contains("the egress records"));
+    assert!(
+        said.is_some_and(|line| line.contains("missing_ms")),
+        "{said:?}"
+    );
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_tries_an_egress_where_that_is_wanted() {
+    let check = async |world: &World| {
+        let output = world.program(&["check", "--egress"]).output();
+        let output = tokio::time::timeout(DEADLINE, output).await;
+        let output = output.expect("it ends").expect("it starts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let world = World::new(json!([]), &[("VOICEBOT__RECORDING__MODE", "egress")]).await;
+    let said = check(&world).await;
+    assert!(said.contains("egress: opens a room, records 2 s"), "{said}");
+    assert!(said.contains("ok      egress: recorded to "), "{said}");
+    assert_eq!(
+        files(&world.data().join("recordings"), "ogg"),
+        [""; 0].map(std::path::PathBuf::from)
+    );
+    assert_eq!(files(&world.data().join("recordings"), "json").len(), 0);
+    let rooms = world
+        .rooms()
+        .list_rooms(Vec::new())
+        .await
+        .expect("an answer");
+    assert!(rooms.is_empty(), "{rooms:?}");
+
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let world = world_with_egress_folder(elsewhere.path(), &[]).await;
+    let said = check(&world).await;
+    let place = elsewhere.path().display().to_string();
+    let failed = said.lines().find(|line| line.starts_with("FAILED"));
+    assert!(
+        failed.is_some_and(|line| line.contains("egress: ") && line.contains(&place)),
+        "{said}"
+    );
+
+    let world = World::with(json!([]), &[], |options, _| {
+        options.egress.refusal = Some(EgressRefusal::NoService);
+    })
+    .await;
+    let said = check(&world).await;
+    assert!(
+        said.contains("FAILED  egress: no egress service is running"),
+        "{said}"
+    );
 }

@@ -11,12 +11,12 @@ mod publish;
 mod room;
 mod run;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::{Instrument as _, info_span};
+use tracing::{Instrument as _, Span, info_span};
 
 use crate::config::{Config, LiveKitSettings, Secret};
 use crate::ipc::{self, FromCall, FromWorker, IpcError, JobDescription, ToWorker};
@@ -121,7 +121,16 @@ pub async fn run_process(config: Arc<Config>) -> Result<(), CallProcessError> {
     Ok(())
 }
 
-/// Holds one call with everything that is logged meanwhile carrying its ids.
+/// The span of the one call that this process holds.
+static PROCESS_SPAN: OnceLock<Span> = OnceLock::new();
+
+/// The call that everything in this process is about, for lines that are logged outside any span: by tasks and threads of the SDK and the
+/// media engine, which know nothing of calls. `None` in processes that hold none, or have no job yet.
+pub fn process_span() -> Option<&'static Span> {
+    PROCESS_SPAN.get()
+}
+
+/// Holds the one call of this process with everything that is logged meanwhile carrying its ids.
 pub async fn hold(
     job: JobDescription,
     parts: CallParts,
@@ -135,6 +144,8 @@ pub async fn hold(
         job.id = job.job_id,
         room.name = mask_room_name(&job.room_name),
     );
+    // Only processes that hold one call come here.
+    let _ = PROCESS_SPAN.set(span.clone());
     run(job, parts, from_worker, to_worker, stop)
         .instrument(span)
         .await

@@ -5,6 +5,7 @@ mod check;
 mod connect;
 #[cfg(feature = "dev")]
 mod dev;
+mod in_call;
 mod output;
 mod start;
 mod uploads;
@@ -16,7 +17,10 @@ use std::sync::Arc;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format;
+use tracing_subscriber::fmt::format::JsonFields;
 
+use self::in_call::InCall;
 use crate::config::{Config, LogConfig, LogFormat};
 
 /// What libraries may say, unless the filter names them: their `info` is our `debug`.
@@ -193,15 +197,15 @@ fn start_logging(config: &LogConfig, shown: bool) -> Result<(), BadLogFilter> {
         .with_writer(std::io::stderr)
         .log_internal_errors(false);
     if json {
+        let format = format().json().flatten_event(true).with_span_list(false);
         builder
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
+            .fmt_fields(JsonFields::new())
+            .event_format(InCall(format))
             .init();
     } else {
         builder
             .with_ansi(std::io::stderr().is_terminal())
-            .with_target(false)
+            .event_format(InCall(format().with_target(false)))
             .init();
     }
     Ok(())

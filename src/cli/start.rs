@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::CommandResult;
 use crate::config::Config;
@@ -105,5 +105,7 @@ pub async fn run(
     }
     page.await??;
     result?;
+    // Whoever reads it knows that nothing more comes.
+    info!("the worker stopped");
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
 use serde_json::Value;
-use tracing::{Instrument as _, debug, error, info, info_span, warn};
+use tracing::{Instrument as _, Span, debug, error, info, info_span, warn};
 
 use crate::recording::resolve::{FoundRecording, Resolution};
 use crate::session::{
@@ -730,7 +730,9 @@ fn conclude(record: &mut CallRecord, rule: SuccessRule, now: DateTime<Utc>) {
 pub(super) async fn on_disk<T: Send + 'static, E: Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
-    match tokio::task::spawn_blocking(work).await {
+    // What is logged there belongs to the same call.
+    let span = Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result,
         // Only a panic or the end of the runtime gets here, and both are not ours to swallow.
         Err(error) => match error.try_into_panic() {

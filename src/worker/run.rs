@@ -292,7 +292,7 @@ impl Worker {
         if let Err(error) = link.await {
             error!(%error, "the task of the connection to the server failed");
         }
-        info!("the worker stopped");
+        debug!("all calls have ended");
         Ok(())
     }
 }

@@ -150,3 +150,67 @@ async fn record_of_the_last_moment_is_delivered_before_the_worker_ends() {
     assert!(status.success(), "{status}");
     assert_eq!(world.crm.call_data().len(), 1, "{}", world.log());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_that_a_call_logs_says_which_call_it_is_and_the_worker_ends_with_its_last_line()
+{
+    let lead = json!([
+        { "when": "words", "tool": { "name": "create_lead", "arguments": { "name": "Asha", "interest": "pumps" } } },
+        { "after_tool": "create_lead", "say": ANSWER },
+    ]);
+    let settings = [
+        ("VOICEBOT__RECORDING__MODE", "egress"),
+        (
+            "VOICEBOT__LOG__LEVEL",
+            "info,voicebot=debug,livekit=debug,livekit_signaling=debug,libwebrtc=debug",
+        ),
+    ];
+    let world = World::new(lead, &settings).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("logged").await;
+    caller.ask(SHORT_LINE).await;
+    caller.hang_up().await;
+    let call = world.delivered(1).await.remove(0);
+    let session = call.record["session_id"].clone();
+    let log_file = world.data().join("worker.log");
+    worker.terminate();
+    eventually("last line", async || {
+        world.log().contains("the worker stopped").then_some(())
+    })
+    .await;
+    let mut worker = worker;
+    assert!(worker.ended().await.success());
+    let log = fs::read_to_string(log_file).expect("the log");
+    let lines: Vec<Value> = log.lines().flat_map(serde_json::from_str).collect();
+    let last = lines.last().expect("a line");
+    assert_eq!(last["message"], "the worker stopped", "{last}");
+
+    // Only processes of calls run these.
+    let of_calls = [
+        "voicebot::call",
+        "voicebot::tools",
+        "voicebot::voice",
+        "voicebot::recording::egress",
+        "voicebot::recording::recorder",
+        "livekit::",
+        "livekit_signaling",
+        "libwebrtc",
+    ];
+    for target in of_calls {
+        let of_target = lines.iter().filter(|line| {
+            let logged_by = line["target"].as_str().unwrap_or_default();
+            logged_by.starts_with(target)
+        });
+        let mut some = false;
+        for line in of_target {
+            some = true;
+            assert_eq!(line["span"]["session.id"], session, "{line}");
+        }
+        let silent = ["voicebot::voice", "voicebot::recording::recorder"];
+        assert!(
+            some || silent.contains(&target),
+            "nothing is logged by {target}"
+        );
+    }
+    assert_eq!(world.call_processes(), []);
+}

@@ -179,7 +179,8 @@ pub(super) fn report(info: &proto::EgressInfo) -> EgressReport {
     }
 }
 
-fn nanoseconds(time: i64) -> Option<DateTime<Utc>> {
+/// A time of the egress; zero is protobuf's "not set".
+pub(super) fn nanoseconds(time: i64) -> Option<DateTime<Utc>> {
     (time > 0).then(|| DateTime::from_timestamp_nanos(time))
 }
 
@@ -203,7 +204,8 @@ fn progress(info: &proto::EgressInfo) -> EgressProgress {
     }
 }
 
-fn file_results(info: &proto::EgressInfo) -> impl Iterator<Item = &proto::FileInfo> {
+/// The files that it tells of, in whichever field.
+pub(super) fn file_results(info: &proto::EgressInfo) -> impl Iterator<Item = &proto::FileInfo> {
     #[expect(deprecated, reason = "older servers fill only this")]
     let before = match &info.result {
         Some(proto::egress_info::Result::File(file)) if info.file_results.is_empty() => Some(file),

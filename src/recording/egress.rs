@@ -26,7 +26,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::directory::{EgressProgress, report};
+use super::directory::{EgressProgress, file_results, nanoseconds, report};
 use super::{RecordingConfig, SESSION_ID};
 use crate::session::{
     self, RecordingMetadata, RecordingSource, RecordingState, SessionId, SharedSession,
@@ -152,11 +152,12 @@ impl EgressRecording {
         let hangup = CancellationToken::new();
         let (asking, session, over) = (client.clone(), session.clone(), hangup.clone());
         let (records, active) = watch::channel(false);
+        let asked_at = Utc::now();
         let task = tokio::spawn(async move {
             let asked = ask(&asking, &room, &output, &over).await;
             let egress_id = note(&session, asked)?;
             let begun = over
-                .run_until_cancelled(until_active(&asking, &egress_id))
+                .run_until_cancelled(until_active(&asking, &egress_id, asked_at))
                 .await;
             if let Some(begun) = begun {
                 note_beginning(&session, &egress_id, begun);
@@ -243,8 +244,12 @@ fn note(session: &SharedSession, asked: Result<String, Fault>) -> Option<String>
 /// How the beginning of a started egress went: the time of it, or a sentence.
 type Beginning = Result<DateTime<Utc>, String>;
 
-/// Asks until the egress records.
-async fn until_active(client: &EgressClient, egress_id: &str) -> Beginning {
+/// Asks until the egress records. It says itself when its file begins, which may be a moment before it is asked.
+async fn until_active(
+    client: &EgressClient,
+    egress_id: &str,
+    asked_at: DateTime<Utc>,
+) -> Beginning {
     let asking = async {
         let (mut pause, longest) = ACTIVE_PAUSES;
         loop {
@@ -263,7 +268,12 @@ async fn until_active(client: &EgressClient, egress_id: &str) -> Beginning {
                 return Err(format!("it has ended: {why}"));
             }
             if egress.status() != proto::EgressStatus::EgressStarting {
-                return Ok(Utc::now());
+                let now = Utc::now();
+                let told = file_results(egress).find_map(|file| nanoseconds(file.started_at));
+                // Its host may have another time than this one.
+                return Ok(told
+                    .filter(|at| (asked_at..=now).contains(at))
+                    .unwrap_or(now));
             }
         }
     };

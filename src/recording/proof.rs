@@ -280,7 +280,9 @@ async fn find(
         };
         if Instant::now() >= end {
             return Err(format!(
-                "the egress has recorded, and the file is not found here: {why}"
+                "the egress has recorded, and the file is not found here: {why}; make that place visible on this machine and set \
+                 recording.local_prefix to it (recording.egress_prefix is its name there), or ask for a path that is \
+                 visible here (recording.egress_file_path)"
             ));
         }
         sleep(PAUSE).await;

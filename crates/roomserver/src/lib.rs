@@ -104,6 +104,8 @@ pub struct EgressBehaviour {
     pub refusal: Option<EgressRefusal>,
     /// How recordings end that somebody has published into.
     pub ending: EgressEnding,
+    /// Recordings stay STARTING, and record nothing, until this is cancelled: the real egress takes seconds to begin.
+    pub begins_after: Option<CancellationToken>,
     /// Recordings stay ENDING, with nothing written, until this is cancelled.
     pub held_until: Option<CancellationToken>,
 }

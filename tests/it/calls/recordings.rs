@@ -315,26 +315,81 @@ async fn a_recording_that_is_not_where_it_should_be_is_a_warning_with_the_place(
     world.nothing_is_left(worker).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_record_says_when_the_egress_began_and_the_greeting_waits_where_that_is_wanted() {
+/// A world whose egress begins when the token is cancelled, and a call in it whose caller hears the agent.
+async fn call_with_slow_egress(wait_ms: &str) -> (World, CancellationToken) {
+    let begins = CancellationToken::new();
     let settings = [
         ("VOICEBOT__RECORDING__MODE", "egress"),
-        ("VOICEBOT__RECORDING__EGRESS_START_WAIT_MS", "5000"),
+        ("VOICEBOT__RECORDING__EGRESS_START_WAIT_MS", wait_ms),
     ];
-    let (world, worker, call) = call_in(World::new(json!([]), &settings).await).await;
+    let world = World::with(json!([]), &settings, |options, _| {
+        options.egress.begins_after = Some(begins.clone());
+    })
+    .await;
+    (world, begins)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_greeting_waits_for_the_egress_where_that_is_wanted() {
+    let (world, begins) = call_with_slow_egress("5000").await;
+    let worker = world.worker().await;
+    let mut caller = world.caller("patient").await;
+    world.dispatch("patient", json!({})).await;
+    eventually("started egress", async || {
+        world.log().contains("recording started").then_some(())
+    })
+    .await;
+    assert_eq!(caller.seen().replies(), 0, "not without the egress");
+    let began_after = chrono::Utc::now();
+    begins.cancel();
+    caller.agent_has_said(1).await;
+    caller
+        .until("ear for the caller", |seen| seen.is_heard)
+        .await;
+    caller.ask(LONG_LINE).await;
+    caller.hang_up().await;
+    let call = world.delivered(1).await.remove(0);
     has_both_voices(&call);
-    let began = &call.record["recording"]["active_at"];
-    assert!(began.is_string(), "{}", call.record["recording"]);
-    assert_eq!(*began, call.call["callDetails"]["recordingStartTime"]);
-    let greeted = &call.conversation["conversation_items"][0]["timestamp"];
-    assert!(began.as_str() < greeted.as_str(), "{began} {greeted}");
+    let began = call.record["recording"]["active_at"].as_str();
+    let began = began.expect("when it began");
+    assert_eq!(call.call["callDetails"]["recordingStartTime"], began);
+    let began: chrono::DateTime<chrono::Utc> = began.parse().expect("a time");
+    assert!(began >= began_after - chrono::TimeDelta::milliseconds(1));
     let log = world.log();
-    let said = log.lines().find(|line| line.contains("the egress records"));
-    assert!(
-        said.is_some_and(|line| line.contains("missing_ms")),
-        "{said:?}"
-    );
+    let at = |message: &str| log.find(message).unwrap_or_else(|| panic!("{message}"));
+    assert!(at("the egress records") < at("first sound of the agent"));
     world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_is_greeted_without_the_egress_and_the_record_says_what_is_missing() {
+    for (wait_ms, says) in [("0", None), ("200", Some("the egress does not record yet"))] {
+        let (world, begins) = call_with_slow_egress(wait_ms).await;
+        let worker = world.worker().await;
+        let mut caller = world.call("impatient").await;
+        begins.cancel();
+        let noted = eventually("beginning of the recording", async || {
+            let log = world.log();
+            let mut lines = log.lines();
+            lines
+                .find(|line| line.contains("the egress records"))
+                .map(str::to_owned)
+        })
+        .await;
+        let noted: serde_json::Value = serde_json::from_str(&noted).expect("a line of JSON");
+        assert!(
+            noted["missing_ms"].as_i64().is_some_and(|ms| ms > 0),
+            "{noted}"
+        );
+        caller.ask(LONG_LINE).await;
+        caller.hang_up().await;
+        let call = world.delivered(1).await.remove(0);
+        assert!(call.recording.is_some() && call.record["recording"]["active_at"].is_string());
+        if let Some(says) = says {
+            assert!(world.log().contains(says), "{wait_ms}");
+        }
+        world.nothing_is_left(worker).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

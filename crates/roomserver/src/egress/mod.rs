@@ -417,6 +417,9 @@ impl RecordingJob {
             Err(end) => return Ok(Outcome::NothingPublished(end)),
         };
         drop(events);
+        if let Some(end) = self.slow_start(&mut packets).await {
+            return Ok(Outcome::NothingPublished(end));
+        }
         let (begin, started_at) = (Instant::now(), unix_now_ns());
         let position = |at: Instant| samples_in(at.saturating_duration_since(begin));
         self.egress.update(&self.egress_id, |info| {
@@ -485,6 +488,24 @@ impl RecordingJob {
         let finishing = tokio::task::spawn_blocking(move || finish.run(recorder, length, &staged));
         let (file, manifest) = finishing.await.map_err(std::io::Error::other)??;
         Ok(Outcome::Complete(end, file, manifest))
+    }
+
+    /// Takes as long to begin as tests want. What is sent meanwhile is not recorded. `Some`: it ends before it has begun.
+    async fn slow_start(&self, packets: &mut mpsc::Receiver<TappedPacket>) -> Option<End> {
+        let behaviour = &self.egress.shared.server.options().egress;
+        let begins = behaviour.begins_after.as_ref()?;
+        loop {
+            tokio::select! {
+                biased;
+                () = begins.cancelled() => return None,
+                () = self.stop.cancelled() => return Some(End::StopEgress),
+                packet = packets.recv() => {
+                    if packet.is_none() {
+                        return Some(End::SourceClosed);
+                    }
+                }
+            }
+        }
     }
 
     /// Waits until somebody publishes sound. The packet that told of it, if it was a packet, has to be recorded.

@@ -602,9 +602,8 @@ impl CallRecord {
         let times = &self.timestamps;
         // Whoever calls us hears it ring from the dispatch on, at the latest.
         let called_us = self.direction == Some(Direction::Inbound) && self.sip_call_id.is_some();
-        let begin = times
-            .ringing
-            .or_else(|| times.call_start.filter(|_| called_us))?;
+        let dispatched = times.call_start.filter(|_| called_us);
+        let begin = dispatched.or(times.ringing)?;
         let end = times.answered.or(times.call_end)?;
         Some(time::seconds_between(begin, end))
     }
@@ -1022,7 +1021,12 @@ mod tests {
             ),
             (record(ours, None, None, "no_answer", "outbound"), 0, None),
             (record(ours, None, None, "recovered", "outbound"), 0, None),
-            // An inbound call rings until our track is there.
+            // An inbound call rings from before the dispatch until our track is there, whenever we see it ring.
+            (
+                record(ours, Some(6), Some(7), "completed", "inbound"),
+                93,
+                Some(7),
+            ),
             (
                 record(ours, None, Some(1), "completed", "inbound"),
                 99,

@@ -55,9 +55,10 @@ pub struct RecordingConfig {
     pub egress_file_path: String,
     /// How long the agent's first words wait until the egress records, in milliseconds. What is said before is not in the file.
     pub egress_start_wait_ms: u64,
-    /// How long after the end of a call its recording may take to turn up, in seconds. After that the call is delivered without it.
+    /// How long the call data waits for its recording, in seconds in which somebody looked ([`crate::session::Watch`]). After that the call
+    /// is delivered without it.
     pub wait_s: u64,
-    /// How long after the end of a call a recording that did not turn up in that time is still looked for, in seconds.
+    /// How long a recording that did not turn up in that time is still looked for, in the same seconds.
     pub late_s: u64,
     /// Recordings that an egress puts into S3.
     pub s3: S3Config,

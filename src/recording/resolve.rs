@@ -20,7 +20,7 @@ use tokio_util::io::ReaderStream;
 use tracing::{Span, debug, warn};
 
 use crate::session::{
-    CallRecord, PartState, RecordingEvidence, RecordingSource, RecordingState, SessionId,
+    CallRecord, PartState, RecordingEvidence, RecordingSource, RecordingState, SessionId, Watch,
     mask_numbers, sanitise,
 };
 use crate::store::{PathError, Store};
@@ -45,7 +45,7 @@ pub(crate) const LONGEST_LOOK: Duration = Duration::from_secs(30);
 /// One that has not turned up in time is still looked for, at most this far apart.
 const LONGEST_LATE_LOOK: Duration = Duration::from_secs(3600);
 /// Between the two looks at a file of which nothing tells that it is whole.
-const SECOND_LOOK: Duration = Duration::from_secs(2);
+const SECOND_LOOK: TimeDelta = TimeDelta::seconds(2);
 /// How far the clocks of the egress host and ours may be apart.
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(2);
 /// How long a file that is written on another machine may take to be seen here.
@@ -70,6 +70,8 @@ pub enum Resolution {
         look_again: DateTime<Utc>,
         /// Bytes of a file that is there and may still grow.
         size_seen: Option<u64>,
+        /// How long it has been waited for.
+        watch: Watch,
     },
     /// It did not turn up in the time allowed: the call data goes without it.
     Missing {
@@ -79,6 +81,8 @@ pub enum Resolution {
         look_again: Option<DateTime<Utc>>,
         /// Bytes of a file that is there and may still grow.
         size_seen: Option<u64>,
+        /// How long it has been looked for.
+        watch: Watch,
     },
     /// There will be none.
     Failed {
@@ -98,6 +102,7 @@ impl Resolution {
                 let part = &mut record.uploads.recording;
                 part.size = Some(found.size);
                 part.duration = found.duration;
+                part.watch = Some(part.looked(now, true));
                 record.recording_came_to(
                     RecordingState::Resolved,
                     now,
@@ -106,9 +111,20 @@ impl Resolution {
                 );
             }
             Self::NotRecorded => {}
-            Self::Wait { size_seen, .. } => record.uploads.recording.size = *size_seen,
-            Self::Missing { why, size_seen, .. } => {
+            Self::Wait {
+                size_seen, watch, ..
+            } => {
                 record.uploads.recording.size = *size_seen;
+                record.uploads.recording.watch = Some(*watch);
+            }
+            Self::Missing {
+                why,
+                size_seen,
+                watch,
+                ..
+            } => {
+                record.uploads.recording.size = *size_seen;
+                record.uploads.recording.watch = Some(*watch);
                 record.recording_came_to(
                     RecordingState::Missing,
                     now,
@@ -219,6 +235,8 @@ enum Look {
         why: String,
         size_seen: Option<u64>,
     },
+    /// Something that had to be asked did not answer, so nothing is known. The text says what.
+    Blind(String),
     Failed {
         why: String,
         evidence: RecordingEvidence,
@@ -234,6 +252,8 @@ enum Candidate {
         why: String,
         size_seen: Option<u64>,
     },
+    /// Named, but it could not be seen whether it is there.
+    Blind(String),
     /// Nothing named.
     Nothing,
 }
@@ -249,7 +269,20 @@ impl Candidate {
     /// Whether this, of two that are nothing yet, is what to tell: a file that is there before one that is not.
     fn says_more_than(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::NotYet { .. }, Self::Nothing) => true,
+            (Self::NotYet { .. } | Self::Blind(_), Self::Nothing) => true,
+            // What could not be seen may be there.
+            (
+                Self::Blind(_),
+                Self::NotYet {
+                    size_seen: None, ..
+                },
+            )
+            | (
+                Self::NotYet {
+                    size_seen: Some(_), ..
+                },
+                Self::Blind(_),
+            ) => true,
             (
                 Self::NotYet { size_seen, .. },
                 Self::NotYet {
@@ -295,21 +328,24 @@ impl RecordingResolver {
 
     /// Looks for the recording of a call that has ended.
     pub async fn resolve(&self, record: &CallRecord, now: DateTime<Utc>) -> Resolution {
-        match self.look(record, now).await {
-            Look::Found(found) => Resolution::Found(found),
-            Look::NotRecorded => Resolution::NotRecorded,
-            Look::Failed { why, evidence } => Resolution::Failed { why, evidence },
-            Look::NotYet { why, size_seen } => patience(&self.config, record, now, why, size_seen),
-        }
+        let (why, size_seen, could_see) = match self.look(record, now).await {
+            Look::Found(found) => return Resolution::Found(found),
+            Look::NotRecorded => return Resolution::NotRecorded,
+            Look::Failed { why, evidence } => return Resolution::Failed { why, evidence },
+            Look::NotYet { why, size_seen } => (why, size_seen, true),
+            // What was seen of it earlier is still the newest that is known.
+            Look::Blind(why) => (why, record.uploads.recording.size, false),
+        };
+        patience(&self.config, record, now, why, size_seen, could_see)
     }
 
-    /// Until when the recording of a call is waited for.
-    pub fn deadline(&self, record: &CallRecord) -> Option<DateTime<Utc>> {
-        after(record.ended_at()?, self.config.wait_s)
+    /// How long the call data waits for its recording.
+    pub fn wait(&self) -> Duration {
+        Duration::from_secs(self.config.wait_s)
     }
 
     async fn look(&self, record: &CallRecord, now: DateTime<Utc>) -> Look {
-        let not_there = match self.look_here(record).await {
+        let not_there = match self.look_here(record, now).await {
             Candidate::Found(found) => return Look::Found(found),
             not_there => not_there,
         };
@@ -330,6 +366,15 @@ impl RecordingResolver {
                 size_seen: Some(size),
             },
             (asked @ (Look::Found(_) | Look::Failed { .. }), _) => asked,
+            // What is not there yet may be where the server would say that it is.
+            (
+                Look::Blind(_),
+                Candidate::NotYet {
+                    why,
+                    size_seen: None,
+                },
+            )
+            | (_, Candidate::Blind(why)) => Look::Blind(why),
             // What is here and not whole yet says more than what the server does not know.
             (_, Candidate::NotYet { why, size_seen }) => Look::NotYet { why, size_seen },
             (asked, _) => asked,
@@ -337,9 +382,9 @@ impl RecordingResolver {
     }
 
     /// Everything that can be looked for without asking the LiveKit server.
-    async fn look_here(&self, record: &CallRecord) -> Candidate {
+    async fn look_here(&self, record: &CallRecord, now: DateTime<Utc>) -> Candidate {
         let recording = record.recording.as_ref();
-        let seen_before = seen_before(record);
+        let seen_before = seen_before(record, now);
         let mut verdict = Candidate::Nothing;
         if let Some(path) = &record.files.recording {
             let ours = recording.is_some_and(|known| known.source == RecordingSource::Local);
@@ -390,6 +435,7 @@ impl RecordingResolver {
                 grows @ Candidate::NotYet {
                     size_seen: Some(_), ..
                 } => return grows,
+                blind @ Candidate::Blind(_) => return blind,
                 _ => {}
             }
         }
@@ -583,7 +629,7 @@ impl RecordingResolver {
         for report in reports {
             match (self.judge(report, wanted, record, now).await, &verdict) {
                 (found @ Look::Found(_), _) => return found,
-                (Look::Failed { .. }, Some(Look::NotYet { .. })) => {}
+                (Look::Failed { .. }, Some(Look::NotYet { .. } | Look::Blind(_))) => {}
                 (look, _) => verdict = Some(look),
             }
         }
@@ -615,6 +661,7 @@ impl RecordingResolver {
                 found.flaw = flaw;
                 Look::Found(found)
             }
+            (Candidate::Blind(why), _) => Look::Blind(why),
             (Candidate::NotYet { why, size_seen }, None) => Look::NotYet { why, size_seen },
             (Candidate::NotYet { why, size_seen }, Some(flaw)) => {
                 let among = match report.backup_storage_used {
@@ -666,7 +713,7 @@ impl RecordingResolver {
                 }
                 Candidate::Found(mut found) => {
                     let unsaid = doubtful && file.size.is_none();
-                    let grows = incomplete(&found.name, found.size, seen_before(record));
+                    let grows = incomplete(&found.name, found.size, seen_before(record, now));
                     match grows.filter(|_| unsaid) {
                         Some(why) => {
                             verdict = Candidate::NotYet {
@@ -763,7 +810,7 @@ impl RecordingResolver {
             Err(error) => {
                 let error = mask_numbers(&error);
                 warn!(error, "recording not looked for");
-                Candidate::not_yet(error)
+                Candidate::Blind(error)
             }
         }
     }
@@ -842,7 +889,7 @@ fn look_at_file(store: &Store, file: &RecordingPath, wanted: Wanted) -> Candidat
             return Candidate::not_yet(format!("the recording {name} is not there"));
         }
         Err(error) => {
-            return Candidate::not_yet(format!("the recording {name} cannot be read: {error}"));
+            return Candidate::Blind(format!("the recording {name} cannot be read: {error}"));
         }
     };
     if let Some(why) = incomplete(&name, size, wanted.whole) {
@@ -878,54 +925,60 @@ fn incomplete(name: &str, size: u64, whole: Whole) -> Option<String> {
     }
 }
 
-/// How long to go on looking: for the time allowed as something that is waited for, then as something that is missing.
+/// How long to go on looking: for the time allowed as something that is waited for, then as something that is missing. Both limits are
+/// about time in which somebody looked ([`Watch`]), however long the call is over.
 fn patience(
     config: &RecordingConfig,
     record: &CallRecord,
     now: DateTime<Utc>,
     why: String,
     size_seen: Option<u64>,
+    could_see: bool,
 ) -> Resolution {
-    // A record without any time is not waited for: there is nothing to measure the wait from.
-    let Some(ended_at) = record.ended_at() else {
-        return Resolution::Missing {
-            why,
-            look_again: None,
-            size_seen,
-        };
-    };
-    let since_end = (now - ended_at).to_std().unwrap_or_default();
-    // The longer the call is over, the less often it is worth a look. A file that grows is worth one soon.
+    let watch = record.uploads.recording.looked(now, could_see);
+    let watched = watch.watched();
+    // The longer it is looked for, the less often it is worth a look. A file that grows, or that was not there before, is worth one soon.
     let grows =
         size_seen.is_some_and(|size| size > 0) && size_seen != record.uploads.recording.size;
-    let pause = |longest: Duration| match grows {
-        true => SECOND_LOOK,
-        false => (since_end / 4).clamp(FIRST_LOOK, longest),
+    let next = |longest: Duration, left: Duration| match grows {
+        true => now + SECOND_LOOK,
+        false => later(now, (watched / 4).clamp(FIRST_LOOK, longest).min(left)),
     };
-    let next = |longest| now + TimeDelta::from_std(pause(longest)).unwrap_or(TimeDelta::hours(1));
-    if let Some(deadline) = after(ended_at, config.wait_s)
-        && now < deadline
-    {
+    let wait = Duration::from_secs(config.wait_s);
+    if watched < wait {
         return Resolution::Wait {
             why,
-            look_again: next(LONGEST_LOOK).min(deadline),
+            look_again: next(LONGEST_LOOK, wait.saturating_sub(watched)),
             size_seen,
+            watch,
         };
     }
-    let look_again = next(LONGEST_LATE_LOOK);
-    let end_of_late = after(ended_at, config.late_s.max(config.wait_s));
+    let late = Duration::from_secs(config.late_s.max(config.wait_s));
+    let look_again = match watch.left_to_give_up(late) {
+        // What still grows is not over, whatever the time: it is looked at until it is whole.
+        Duration::ZERO if grows => Some(later(now, LONGEST_LATE_LOOK)),
+        Duration::ZERO => None,
+        left => Some(next(LONGEST_LATE_LOOK, left)),
+    };
+    let since_end = record
+        .ended_at()
+        .map(|end| {
+            format!(
+                "{} s after the call ended and ",
+                (now - end).num_seconds().max(0)
+            )
+        })
+        .unwrap_or_default();
     Resolution::Missing {
-        why: format!("{why}, {} s after the call ended", config.wait_s),
-        look_again: end_of_late
-            .filter(|end| now < *end)
-            .map(|end| look_again.min(end)),
+        why: format!("{why}, {since_end}after {} s of looking", watched.as_secs()),
+        look_again,
         size_seen,
+        watch,
     }
 }
 
-fn after(time: DateTime<Utc>, seconds: u64) -> Option<DateTime<Utc>> {
-    let seconds = TimeDelta::try_seconds(i64::try_from(seconds).ok()?)?;
-    time.checked_add_signed(seconds)
+fn later(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {
+    now + TimeDelta::from_std(pause).unwrap_or(TimeDelta::hours(1))
 }
 
 fn not_yet(why: String) -> Look {
@@ -937,7 +990,7 @@ fn not_yet(why: String) -> Look {
 
 fn not_asked(error: String) -> Look {
     warn!(error, "egress not asked for");
-    not_yet(error)
+    Look::Blind(error)
 }
 
 fn failed(why: String) -> Look {
@@ -948,12 +1001,14 @@ fn failed(why: String) -> Look {
 }
 
 /// A file of which nothing tells that it is whole must have the same size as at the look before.
-fn seen_before(record: &CallRecord) -> Whole {
+fn seen_before(record: &CallRecord, now: DateTime<Utc>) -> Whole {
     let part = &record.uploads.recording;
+    let last_look = part.watch.and_then(|watch| watch.last_look);
+    // A look that was hurried must not come so soon that nothing could have grown.
+    let long_enough = last_look.is_none_or(|last| now < last || now - last >= SECOND_LOOK);
+    let waits = matches!(part.state, PartState::Waiting | PartState::Missing);
     Whole::SeenBefore {
-        size: matches!(part.state, PartState::Waiting | PartState::Missing)
-            .then_some(part.size)
-            .flatten(),
+        size: part.size.filter(|_| waits && long_enough),
     }
 }
 
@@ -985,6 +1040,7 @@ fn without_egress(record: &CallRecord, found: Candidate) -> Look {
     };
     match (found, &record.recording) {
         (Candidate::Found(found), _) => Look::Found(found),
+        (Candidate::Blind(why), _) => Look::Blind(why),
         (Candidate::NotYet { why, .. }, Some(known)) if known.source == RecordingSource::Local => {
             failed(match &known.error {
                 Some(error) => format!("{why}: {error}"),

@@ -12,6 +12,7 @@ mod record;
 mod recording;
 pub mod time;
 mod transcript;
+mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,6 +36,7 @@ pub use transcript::{
     ConversationItem, ITEM_SOURCE, Role, TranscribedItem, Transcription, TranscriptionMetadata,
     TurnMetrics,
 };
+pub use watch::Watch;
 
 /// The session of a running call, shared by everything that writes to it. A std mutex, because every critical section is short and
 /// nothing inside one waits; never hold the guard across an await.

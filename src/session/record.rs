@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::time;
 use super::{
     CallContext, CallStatus, CloseReason, CompleteSessionData, Direction, FiledRecord, ITEM_SOURCE,
-    Intent, RecordingMetadata, SessionId, Usage, sanitise,
+    Intent, RecordingMetadata, SessionId, Usage, Watch, sanitise,
 };
 
 /// Version of the metadata file that is written. Files without one are the original's.
@@ -177,6 +177,17 @@ pub struct RecordingDelivery {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub history: Vec<Attempt>,
+    /// The looks for its file and the tries to send it: how long it has been waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Watch>,
+}
+
+impl RecordingDelivery {
+    /// Its watch after a look at `now`, which could see whether it is there or not.
+    pub fn looked(&self, now: DateTime<Utc>, could_see: bool) -> Watch {
+        let watch = self.watch.unwrap_or_default();
+        watch.looked(now, self.next_attempt, could_see)
+    }
 }
 
 /// Delivery of the call data.
@@ -626,6 +637,7 @@ impl CallRecord {
             recording.state = PartState::Pending;
             recording.next_attempt = None;
             recording.attempts = 0;
+            recording.watch = None;
             anything = true;
         }
         if call_data.state != PartState::Sent {

@@ -29,7 +29,7 @@ pub struct StorageConfig {
     /// With less free space than this on the disk of the data folder, in megabytes (10⁶ bytes), the worker takes no new calls. A call
     /// that is recorded here writes half a megabyte a minute. 0: never.
     pub min_free_mb: u64,
-    /// A recording that the CRM has confirmed is deleted here this many days after it was made. 0: never.
+    /// A recording that the CRM has confirmed is deleted here this many days after it was made, or delivered if that was later. 0: never.
     pub keep_recordings_days: u64,
     /// When `recordings/` holds more than this, in megabytes, the oldest recordings that the CRM has confirmed are deleted. 0: no limit.
     pub max_recordings_mb: u64,
@@ -82,6 +82,22 @@ struct RecordingFile {
     path: String,
     bytes: u64,
     modified: SystemTime,
+}
+
+/// The archived call whose recording a file is.
+struct Owner {
+    session_id: SessionId,
+    /// When the CRM had confirmed everything.
+    delivered: Option<SystemTime>,
+}
+
+impl Owner {
+    fn of(record: &CallRecord) -> Self {
+        Self {
+            session_id: record.session_id.clone(),
+            delivered: record.timestamps.delivered.map(SystemTime::from),
+        }
+    }
 }
 
 /// Which of the recordings have to go, oldest first, as far as `may_go` lets them.
@@ -180,6 +196,15 @@ impl Store {
             return Ok(tidied);
         }
         let owners = self.owners_of(&all)?;
+        // A call of a year ago that was delivered today is not to lose its file today.
+        let delivered = |file: &RecordingFile| owners.get(&file.path)?.delivered;
+        let all: Vec<RecordingFile> = all
+            .into_iter()
+            .map(|file| RecordingFile {
+                modified: delivered(&file).map_or(file.modified, |at| at.max(file.modified)),
+                ..file
+            })
+            .collect();
         let needed = self.recordings_needed()?;
         let may_go =
             |file: &RecordingFile| owners.contains_key(&file.path) && !needed.contains(&file.path);
@@ -187,14 +212,15 @@ impl Store {
             let Some(owner) = owners.get(&file.path) else {
                 continue;
             };
-            match self.delete_recording(&file.path, owner) {
+            let session_id = &owner.session_id;
+            match self.delete_recording(&file.path, session_id) {
                 Ok(true) => {
                     tidied.deleted += 1;
                     tidied.bytes += file.bytes;
                 }
                 Ok(false) => {}
                 Err(error) => {
-                    warn!(session.id = %owner, %error, "a delivered recording could not be deleted")
+                    warn!(session.id = %session_id, %error, "a delivered recording could not be deleted")
                 }
             }
         }
@@ -228,8 +254,8 @@ impl Store {
         Ok(entries.flatten().filter_map(file).collect())
     }
 
-    /// Recordings that have an archived record whose upload is confirmed, with its session.
-    fn owners_of(&self, files: &[RecordingFile]) -> Result<HashMap<String, SessionId>, StoreError> {
+    /// Recordings that have an archived record whose upload is confirmed, with that call.
+    fn owners_of(&self, files: &[RecordingFile]) -> Result<HashMap<String, Owner>, StoreError> {
         let mut owners = HashMap::new();
         let mut others = HashSet::new();
         for file in files {
@@ -245,7 +271,7 @@ impl Store {
                 .and_then(|id| self.archived(&id));
             match record {
                 Some(record) if is_delivered(&record, &file.path) => {
-                    owners.insert(file.path.clone(), record.session_id);
+                    owners.insert(file.path.clone(), Owner::of(&record));
                 }
                 Some(_) => {}
                 None => drop(others.insert(file.path.as_str())),
@@ -266,7 +292,7 @@ impl Store {
                 && others.contains(path.as_str())
                 && is_delivered(&record, path)
             {
-                owners.insert(path.clone(), record.session_id.clone());
+                owners.insert(path.clone(), Owner::of(&record));
             }
         }
         Ok(owners)

@@ -457,3 +457,31 @@ fn only_recordings_that_the_crm_has_are_deleted_and_their_records_say_so() {
         "the archive stays"
     );
 }
+
+#[test]
+fn a_recording_that_was_delivered_late_is_kept_as_long_as_any_other() {
+    let data = DataFolder::new();
+    let id = "session_20261121_100000_aaaaaa";
+    let file = recorded(
+        &data,
+        id,
+        &format!("recordings/{id}.ogg"),
+        PartState::Sent,
+        true,
+    );
+    let now = SystemTime::now();
+    let path = format!("processed_metadata/metadata_{id}.json");
+    let mut record = data.json(&path);
+    let delivered = chrono::DateTime::<chrono::Utc>::from(now - DAY);
+    record["timestamps"]["delivered"] = delivered.to_rfc3339().into();
+    data.write(&path, record.to_string());
+    let config = StorageConfig {
+        keep_recordings_days: 7,
+        ..StorageConfig::default()
+    };
+    for (days, deleted) in [(0, 0), (5, 0), (7, 1)] {
+        let tidied = data.store.tidy_recordings(&config, now + DAY * days);
+        assert_eq!(tidied.unwrap().deleted, deleted, "after {days} days");
+    }
+    assert!(!file.exists());
+}

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::{Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::support::crm::FakeCrm;
@@ -36,6 +37,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Default)]
 struct FakeEgress {
     reports: Mutex<Vec<EgressReport>>,
+    /// It does not answer.
+    silent: AtomicBool,
     asked: Notify,
 }
 
@@ -46,7 +49,11 @@ impl EgressDirectory for FakeEgress {
             found.retain(|report| report.egress_id == *id);
         }
         self.asked.notify_one();
-        Box::pin(std::future::ready(Ok(found)))
+        let answer = match self.silent.load(Ordering::Relaxed) {
+            true => Err("the server did not answer".to_owned()),
+            false => Ok(found),
+        };
+        Box::pin(std::future::ready(answer))
     }
 }
 
@@ -240,16 +247,124 @@ async fn what_is_missing_is_still_looked_for_and_found_late() {
     assert_eq!(recording.history[2].at, at(5000));
 }
 
-#[tokio::test]
-async fn a_day_after_the_call_nobody_looks_any_more() {
-    let mut search = Search::egress(Some("EG_1"));
-    let day = 24 * 3600;
-    for (second, expected) in [(day - 100, Some(at(day + 60))), (day + 60, None)] {
-        let Resolution::Missing { look_again, .. } = search.look(second).await else {
-            panic!("the wait is over");
-        };
-        assert_eq!(look_again, expected);
+const DAY: i64 = 24 * 3600;
+
+/// Looks when it was planned, from this second on, until it is given up. Answers after how many seconds that was.
+async fn given_up_after(search: &mut Search, from: i64) -> i64 {
+    let mut second = from;
+    for _ in 0..1000 {
+        second = match search.look(second).await {
+            Resolution::Wait { look_again, .. } => look_again,
+            Resolution::Missing {
+                look_again: Some(look_again),
+                ..
+            } => look_again,
+            Resolution::Missing {
+                look_again: None, ..
+            } => return second - from,
+            other => panic!("not missing: {other:?}"),
+        }
+        .signed_duration_since(at(0))
+        .num_seconds()
+            + 1;
     }
+    panic!("it is never given up");
+}
+
+#[tokio::test]
+async fn after_a_day_of_looking_nobody_looks_any_more_however_long_ago_the_call_was() {
+    for first_look in [60, DAY, 365 * DAY, -DAY] {
+        let mut search = Search::egress(Some("EG_1"));
+        let took = given_up_after(&mut search, first_look).await;
+        assert!((DAY..DAY + 60).contains(&took), "{first_look}: {took}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_is_found_however_long_ago_the_call_was_and_whoever_did_not_look() {
+    for first_look in [61, 601, DAY, 365 * DAY] {
+        let mut search = Search::new(None);
+        search.record.files.recording = Some("recordings/a.ogg".to_owned());
+        search.data.write("recordings/a.ogg", "whole");
+        let (why, pause) = search.waits(first_look).await;
+        assert!(why.contains("may still grow"), "{why}");
+        assert_eq!(pause, 2);
+        assert_eq!(search.found(first_look + 2).await.size, 5);
+    }
+
+    // A record that tells of no time at all.
+    let mut search = Search::new(None);
+    search.record.timestamps = Default::default();
+    search.record.files.recording = Some("recordings/a.ogg".to_owned());
+    search.data.write("recordings/a.ogg", "whole");
+    search.waits(365 * DAY).await;
+    assert_eq!(search.found(365 * DAY + 2).await.size, 5);
+}
+
+#[tokio::test]
+async fn a_file_that_came_while_nobody_looked_is_looked_at_twice_though_all_limits_are_over() {
+    // The worker was down, or the clock jumped.
+    for second_look in [2 * DAY, 56 * 365 * DAY] {
+        let mut search = Search::new(None);
+        (search.config.wait_s, search.config.late_s) = (60, 600);
+        search.record.files.recording = Some("recordings/a.ogg".to_owned());
+        search.waits(61).await;
+        search.data.write("recordings/a.ogg", "some");
+        for (second, content) in [(second_look, "some"), (second_look + 3600, "some more")] {
+            search.data.write("recordings/a.ogg", content);
+            let Resolution::Missing { look_again, .. } = search.look(second).await else {
+                panic!("the wait is over");
+            };
+            assert!(look_again.is_some(), "it may still grow");
+        }
+        assert_eq!(search.found(second_look + 7200).await.size, 9);
+    }
+}
+
+#[tokio::test]
+async fn two_looks_that_are_hurried_are_no_proof_that_a_file_is_whole() {
+    let mut search = Search::new(None);
+    search.record.files.recording = Some("recordings/a.ogg".to_owned());
+    search.data.write("recordings/a.ogg", "some");
+    search.waits(61).await;
+    assert!(search.waits(62).await.0.contains("may still grow"));
+    search.data.write("recordings/a.ogg", "some more");
+    assert!(search.waits(64).await.0.contains("may still grow"));
+    assert_eq!(search.found(66).await.size, 9);
+}
+
+#[tokio::test]
+async fn a_server_that_can_not_be_asked_does_not_cost_the_recording() {
+    let mut search = Search::egress(Some("EG_1"));
+    search.egress.silent.store(true, Ordering::Relaxed);
+    let (mut second, mut missing_since) = (61, None);
+    while second < 3 * DAY {
+        let next = match search.look(second).await {
+            Resolution::Wait { look_again, .. } => look_again,
+            Resolution::Missing { look_again, .. } => {
+                missing_since.get_or_insert(second);
+                look_again.expect("nobody has been able to look yet")
+            }
+            other => panic!("not missing: {other:?}"),
+        };
+        second = next.signed_duration_since(at(0)).num_seconds() + 1;
+    }
+    let held = missing_since.expect("the call data is not held for three days");
+    assert!((660..720).contains(&held), "{held}");
+    // Neither is it waited for without end.
+    let took = given_up_after(&mut search, second).await;
+    assert!((4 * DAY - 7200..4 * DAY + 7200).contains(&took), "{took}");
+
+    let mut search = Search::egress(Some("EG_1"));
+    search.egress.silent.store(true, Ordering::Relaxed);
+    search.look(61).await;
+    for day in 1..4 {
+        search.look(day * DAY).await;
+    }
+    search.egress.silent.store(false, Ordering::Relaxed);
+    search.server_knows(report(EgressProgress::Done, "/out/recordings/a.ogg"));
+    search.data.write("recordings/a.ogg", "late");
+    assert_eq!(search.found(4 * DAY).await.size, 4);
 }
 
 #[tokio::test]
@@ -797,15 +912,18 @@ async fn a_webhook_is_heard_when_livekit_signed_it_and_tells_of_ended_egresses_o
     stop.cancel();
 }
 
-/// Tells a delivery whose clock stands still at `second` that the egress has ended, after it has looked in vain. The CRM has then so many
-/// recordings and call data.
-async fn egress_ends(second: i64, expected: (usize, usize)) -> FakeCrm {
+/// Tells a delivery whose clock stands still, and which waits for so long, that the egress has ended, after it has looked in vain. The CRM
+/// has then so many recordings and call data.
+async fn egress_ends(wait_s: u64, expected: (usize, usize)) -> FakeCrm {
     let crm = FakeCrm::start().await;
     let search = Search::egress(Some("EG_1"));
     let directory: Arc<dyn EgressDirectory> = search.egress.clone();
     let resolver = RecordingResolver::new(
         search.data.store.clone(),
-        RecordingConfig::default(),
+        RecordingConfig {
+            wait_s,
+            ..RecordingConfig::default()
+        },
         Some(directory),
     );
     let settings = CrmConfig {
@@ -820,7 +938,7 @@ async fn egress_ends(second: i64, expected: (usize, usize)) -> FakeCrm {
     let uploader = Uploader::new(store, config, settings, CrmSecrets::default(), resolver)
         .expect("the settings are good")
         // Nothing that waits is ever due.
-        .with_clock(Arc::new(move || at(second)))
+        .with_clock(Arc::new(|| at(61)))
         .hurried_by(ends);
     let delivery = tokio::spawn(uploader.run(pokes, stop.clone()));
     timeout(DEADLINE, search.egress.asked.notified())
@@ -852,12 +970,12 @@ async fn egress_ends(second: i64, expected: (usize, usize)) -> FakeCrm {
 
 #[tokio::test]
 async fn the_end_of_an_egress_sends_its_call_at_once() {
-    egress_ends(61, (1, 1)).await;
+    egress_ends(600, (1, 1)).await;
 }
 
 #[tokio::test]
 async fn the_end_of_an_egress_sends_a_recording_at_once_that_was_given_up_for_missing() {
-    let crm = egress_ends(700, (1, 2)).await;
+    let crm = egress_ends(0, (1, 2)).await;
     let calls = crm.call_data();
     assert_eq!(calls[0].body["callDetails"]["recordingUrl"], Value::Null);
     assert_eq!(calls[1].key, format!("{ID}/call_data_update"));

@@ -1,0 +1,175 @@
+//! How long somebody has really been looking for something. Pure: the time is an argument.
+//!
+//! A limit such as "ten minutes, then go on without it" means ten minutes in which somebody looked. Measured from the end of a call
+//! alone it may have passed before the first look: the record is a year old, the worker was down for a day, the clock jumped. So what
+//! counts against a limit is the time between looks, and of a gap in which nobody looked only a part.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::time;
+
+/// Of the time between two looks, this much counts at most, or twice the pause that was planned if that is longer.
+const LONGEST_GAP: TimeDelta = TimeDelta::hours(1);
+/// No planned pause counts for more than this, whatever time stands in a file.
+const LONGEST_PAUSE: TimeDelta = TimeDelta::hours(24);
+/// Looks that could not see whether the thing is there do not count against the last limit, until there are so many times more of them
+/// than the limit is long: what can never be asked must not be waited for without end.
+const BLIND_LIMITS: u32 = 6;
+
+/// The looks at one thing, as far as limits depend on them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Watch {
+    /// The first look.
+    #[serde(with = "time::option")]
+    pub first_look: Option<DateTime<Utc>>,
+    /// The latest look.
+    #[serde(with = "time::option")]
+    pub last_look: Option<DateTime<Utc>>,
+    /// Milliseconds that count against limits.
+    pub watched_ms: u64,
+    /// Of these, the milliseconds that ended with a look that could not see whether the thing is there: the server did not answer, say.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub blind_ms: u64,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+impl Watch {
+    /// The watch after a look at `now`, which was planned for `planned` and could see or not.
+    #[must_use]
+    pub fn looked(
+        self,
+        now: DateTime<Utc>,
+        planned: Option<DateTime<Utc>>,
+        could_see: bool,
+    ) -> Self {
+        let counts = match self.last_look {
+            Some(last) => {
+                let pause = planned.map_or(TimeDelta::zero(), |planned| planned - last);
+                let longest = (pause.min(LONGEST_PAUSE) * 2).max(LONGEST_GAP);
+                // A clock that was set back says nothing about how long it was.
+                (now - last).clamp(TimeDelta::zero(), longest)
+            }
+            None => TimeDelta::zero(),
+        };
+        let counts = u64::try_from(counts.num_milliseconds()).unwrap_or_default();
+        Self {
+            first_look: self.first_look.or(Some(now)),
+            last_look: Some(now),
+            watched_ms: self.watched_ms.saturating_add(counts),
+            blind_ms: self
+                .blind_ms
+                .saturating_add(if could_see { 0 } else { counts }),
+        }
+    }
+
+    /// The time that counts against a limit on waiting.
+    pub fn watched(self) -> Duration {
+        Duration::from_millis(self.watched_ms)
+    }
+
+    /// The time that counts where looks must have seen something: blind ones do not.
+    pub fn seen(self) -> Duration {
+        Duration::from_millis(self.watched_ms.saturating_sub(self.blind_ms))
+    }
+
+    /// What is left of a limit after which something is given up. Blind looks count only once there are very many.
+    pub fn left_to_give_up(self, limit: Duration) -> Duration {
+        let blind = Duration::from_millis(self.blind_ms).min(limit.saturating_mul(BLIND_LIMITS));
+        limit.saturating_sub(self.watched().saturating_sub(blind))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::seconds(second)
+    }
+
+    /// The seconds that count after looks at these seconds, each planned for so many seconds after the one before.
+    fn watched(looks: &[(i64, i64)]) -> u64 {
+        let mut watch = Watch::default();
+        for (second, pause) in looks {
+            let planned = watch
+                .last_look
+                .map(|last| last + TimeDelta::seconds(*pause));
+            watch = watch.looked(at(*second), planned, true);
+        }
+        watch.watched().as_secs()
+    }
+
+    #[test]
+    fn only_time_in_which_somebody_looked_counts() {
+        const DAY: i64 = 86_400;
+        for (looks, expected) in [
+            // Whenever the call was: nothing has passed at the first look.
+            (vec![(0, 0)], 0),
+            (vec![(365 * DAY, 0)], 0),
+            (vec![(0, 0), (1, 1), (31, 30), (61, 30)], 61),
+            // Nobody looked for a day.
+            (vec![(0, 0), (DAY, 30)], 3600),
+            (vec![(0, 0), (DAY, 30), (DAY + 5, 5)], 3605),
+            // That was the plan.
+            (vec![(0, 0), (3600, 3600), (7200, 3600)], 7200),
+            (vec![(0, 0), (DAY, 3600)], 7200),
+            // The clock was set back, or jumped ahead by years.
+            (vec![(DAY, 0), (0, 30), (30, 30)], 30),
+            (vec![(0, 0), (56 * 365 * DAY, 30)], 3600),
+            // A file tells of a pause of a thousand years.
+            (vec![(0, 0), (3 * DAY, 365_000 * DAY)], 2 * DAY as u64),
+        ] {
+            assert_eq!(watched(&looks), expected, "{looks:?}");
+        }
+    }
+
+    #[test]
+    fn looks_that_could_not_see_give_nothing_up_until_there_are_very_many() {
+        let limit = Duration::from_secs(100);
+        let mut watch = Watch::default().looked(at(0), None, true);
+        watch = watch.looked(at(60), None, true);
+        assert_eq!(watch.left_to_give_up(limit).as_secs(), 40);
+        watch = watch.looked(at(460), None, false);
+        assert_eq!(watch.left_to_give_up(limit).as_secs(), 40);
+        assert_eq!(
+            (watch.watched().as_secs(), watch.seen().as_secs()),
+            (460, 60)
+        );
+        watch = watch.looked(at(500), None, true);
+        assert_eq!(watch.left_to_give_up(limit), Duration::ZERO);
+
+        let mut blind = Watch::default();
+        let mut looks = 0;
+        while blind.left_to_give_up(limit) > Duration::ZERO {
+            looks += 1;
+            blind = blind.looked(at(looks * 10), None, false);
+        }
+        assert_eq!(looks, 71);
+    }
+
+    proptest! {
+        /// Whatever the clock does and whatever stands in a file: no panic, and nothing that counted is taken back.
+        #[test]
+        fn what_has_counted_stays(
+            looks in prop::collection::vec((any::<i32>(), prop::option::of(any::<i32>()), any::<bool>()), 0..40),
+            watched_ms in any::<u64>(), blind_ms in any::<u64>(), limit in 0_u64..10_000_000,
+        ) {
+            let mut watch = Watch { watched_ms, blind_ms, ..Watch::default() };
+            for (second, planned, could_see) in looks {
+                let next = watch.looked(at(second.into()), planned.map(|second| at(second.into())), could_see);
+                prop_assert!(next.watched() >= watch.watched());
+                let limit = Duration::from_secs(limit);
+                prop_assert!(next.left_to_give_up(limit) <= limit);
+                watch = next;
+            }
+        }
+    }
+}

@@ -214,6 +214,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         let faults: Vec<String> = [
             self.upload.check(),
+            self.crm.check(),
             self.mongodb.check(),
             self.tools.check(),
             self.recording.check(),

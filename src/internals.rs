@@ -16,6 +16,7 @@ use crate::session::{
     time,
 };
 use crate::store::journal;
+use crate::upload::ReceiptConfig;
 use crate::upload::policy::{Answer, find_url, judge, says_duplicate, shorten};
 use crate::worker::wire;
 
@@ -71,8 +72,14 @@ pub fn crm_answer(data: &[u8]) {
         date: line.filter(|_| headers & 2 == 2),
         body,
         cut: headers & 4 == 4,
+        ..Answer::default()
     };
-    let _ = judge("POST crm.example.com/upload", answer, now());
+    let _ = judge(
+        "POST crm.example.com/upload",
+        answer,
+        &ReceiptConfig::default(),
+        now(),
+    );
     if let Ok(value) = serde_json::from_slice::<Value>(body) {
         let _ = says_duplicate(&value);
         let base = "https://crm.example.com/".parse().expect("a URL");

@@ -291,12 +291,13 @@ fn report(stats: &PassStats, dry_run: bool, json: bool) -> CommandResult {
         );
     } else {
         println!(
-            "{} records delivered ({} recordings, {} call data); {} wait for their recording, {} will be tried again, {} refused, {} with errors, {} not due yet",
+            "{} records delivered ({} recordings, {} call data); {} wait for their recording, {} will be tried again, {} are held back because the CRM takes nothing, {} refused, {} with errors, {} not due yet",
             stats.files_processed,
             stats.recordings_uploaded,
             stats.call_data_sent,
             stats.waiting,
             stats.retrying,
+            stats.held_back,
             stats.failed,
             stats.errors,
             stats.not_due

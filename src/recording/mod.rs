@@ -55,8 +55,8 @@ pub struct RecordingConfig {
     pub egress_file_path: String,
     /// How long the agent's first words wait until the egress records, in milliseconds. What is said before is not in the file.
     pub egress_start_wait_ms: u64,
-    /// How long the call data waits for its recording, in seconds in which somebody looked ([`crate::session::Watch`]). After that the call
-    /// is delivered without it.
+    /// How long the call data waits for its recording, to turn up and to be taken by the CRM, in seconds in which somebody looked
+    /// ([`crate::session::Watch`]). After that the call is delivered without it.
     pub wait_s: u64,
     /// How long a recording that did not turn up in that time is still looked for, in the same seconds.
     pub late_s: u64,

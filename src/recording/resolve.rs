@@ -339,7 +339,7 @@ impl RecordingResolver {
         patience(&self.config, record, now, why, size_seen, could_see)
     }
 
-    /// How long the call data waits for its recording.
+    /// How long the call data waits for its recording: to turn up, and to be taken by the CRM.
     pub fn wait(&self) -> Duration {
         Duration::from_secs(self.config.wait_s)
     }

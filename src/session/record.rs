@@ -136,6 +136,8 @@ pub struct Progress<'a> {
     pub last_error: &'a mut Option<String>,
     /// What the CRM answered last, shortened.
     pub response: &'a mut Option<Value>,
+    /// How long the CRM has admitted no request of this part, see [`RecordingDelivery::not_admitted`].
+    pub not_admitted: &'a mut Option<Watch>,
     history: &'a mut Vec<Attempt>,
 }
 
@@ -180,6 +182,13 @@ pub struct RecordingDelivery {
     /// The looks for its file and the tries to send it: how long it has been waited for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<Watch>,
+    /// The recording is here, but was not taken: when the call data goes without it if that is so still.
+    #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
+    pub release_at: Option<DateTime<Utc>>,
+    /// How long the CRM has turned this record's requests away for reasons that have nothing to do with the record (a key, an address);
+    /// what counts is the time in which it took those of others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_admitted: Option<Watch>,
 }
 
 impl RecordingDelivery {
@@ -211,6 +220,9 @@ pub struct CallDataDelivery {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub history: Vec<Attempt>,
+    /// See [`RecordingDelivery::not_admitted`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_admitted: Option<Watch>,
 }
 
 impl CallDataDelivery {
@@ -221,6 +233,7 @@ impl CallDataDelivery {
             next_attempt: &mut self.next_attempt,
             last_error: &mut self.last_error,
             response: &mut self.response,
+            not_admitted: &mut self.not_admitted,
             history: &mut self.history,
         }
     }
@@ -251,6 +264,7 @@ impl RecordUploads {
                     next_attempt: &mut part.next_attempt,
                     last_error: &mut part.last_error,
                     response: &mut part.response,
+                    not_admitted: &mut part.not_admitted,
                     history: &mut part.history,
                 }
             }
@@ -638,12 +652,15 @@ impl CallRecord {
             recording.next_attempt = None;
             recording.attempts = 0;
             recording.watch = None;
+            recording.release_at = None;
+            recording.not_admitted = None;
             anything = true;
         }
         if call_data.state != PartState::Sent {
             call_data.state = PartState::Pending;
             call_data.next_attempt = None;
             call_data.attempts = 0;
+            call_data.not_admitted = None;
             anything = true;
         }
         if let Some(update) = &mut self.uploads.call_data_update
@@ -652,6 +669,7 @@ impl CallRecord {
             update.state = PartState::Pending;
             update.next_attempt = None;
             update.attempts = 0;
+            update.not_admitted = None;
             anything = true;
         }
         if anything {

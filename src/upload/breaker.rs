@@ -1,7 +1,7 @@
-//! The circuit breaker in front of the CRM: when many requests in a row have failed, no further records are tried for a while, then one,
+//! The circuit breaker in front of each kind of request to the CRM: when many in a row have failed, or a few were turned away at the door, no further records are tried for a while, then one,
 //! then more and more. Pure: it is told the time and what happened.
 //!
-//! It is about the CRM as a whole. Each record has its own pauses beside it, which are on disk; the breaker lives as long as the process,
+//! It is about the CRM as a whole, but recordings and call data have one each: a CRM that takes the one may not take the other. Each record has its own pauses beside it, which are on disk; the breaker lives as long as the process,
 //! because a new one finds out within a few requests.
 
 use std::time::{Duration, Instant};
@@ -178,6 +178,28 @@ impl Breaker {
     }
 }
 
+impl Breaker {
+    /// A request was turned away at the door, whatever was in it. Three of them are as good as a whole row of failures; one alone may have
+    /// to do with its record after all.
+    pub fn turned_away(&mut self, now: Instant, random: f64) -> Option<BreakerChange> {
+        if let Inside::Closed { failures } = &mut self.inside {
+            *failures += self.settings.failures.div_ceil(3) - 1;
+        }
+        self.failed(now, None, random)
+    }
+
+    /// The CRM is back, as another kind of request has found: one delivery may go and find out for this kind, too.
+    pub fn nudge(&mut self) -> Option<BreakerChange> {
+        match self.inside {
+            Inside::Open { .. } => {
+                self.inside = Inside::HalfOpen { allowed: 1 };
+                Some(BreakerChange::Probing)
+            }
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,6 +290,27 @@ mod tests {
             Some(BreakerChange::Opened(Duration::from_secs(8)))
         );
         assert_eq!(breaker.allowed(), 0);
+    }
+
+    #[test]
+    fn three_requests_turned_away_open_it_and_one_success_elsewhere_lets_a_probe_go() {
+        let (mut breaker, now) = (breaker(), Instant::now());
+        breaker.settings.failures = 10;
+        let opened = BreakerChange::Opened(Duration::from_secs(4));
+        assert_eq!(breaker.nudge(), None);
+        for _ in 0..2 {
+            // One record that is turned away among others that are not.
+            assert_eq!(breaker.turned_away(now, 1.0), None);
+            assert_eq!(breaker.succeeded(), None);
+        }
+        for expected in [None, None, Some(opened), None] {
+            assert_eq!(breaker.turned_away(now, 1.0), expected);
+        }
+        assert_eq!(breaker.allowed(), 0);
+        assert_eq!(breaker.nudge(), Some(BreakerChange::Probing));
+        assert_eq!((breaker.nudge(), breaker.allowed()), (None, 1));
+        let opened = BreakerChange::Opened(Duration::from_secs(8));
+        assert_eq!(breaker.turned_away(now, 1.0), Some(opened));
     }
 
     proptest! {

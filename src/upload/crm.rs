@@ -1,12 +1,17 @@
 //! The CRM's two requests. Knows what is sent and how; [`super::policy`] knows what the answers mean.
 
+use std::io::Read as _;
 use std::time::Duration;
 
+use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt as _;
-use reqwest::header::{CONTENT_TYPE, DATE, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderName, LOCATION, RETRY_AFTER,
+};
 use reqwest::multipart::{Form, Part};
 use reqwest::{Body, Client, RequestBuilder, Url, redirect};
 use serde_json::Value;
+use tracing::debug;
 
 use crate::config::Secret;
 use crate::recording::resolve::FoundRecording;
@@ -16,8 +21,27 @@ use super::policy::{self, Answer, Verdict};
 use super::signature::{ContentDigest, Signer};
 use super::{CrmConfig, CrmSecrets, UploadError};
 
-/// More than this of an answer is not read.
+/// More than this of an answer is not read, packed or unpacked.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// Redirects that one request follows.
+const MAX_REDIRECTS: usize = 3;
+/// Statuses of a redirect that keeps method and body (RFC 9110, sections 15.4.8 and 15.4.9).
+const KEEPS_THE_METHOD: [u16; 2] = [307, 308];
+
+/// A request of which the end is known.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub verdict: Verdict,
+    /// What the header `Location` of an accepted request leads to.
+    pub location: Option<Url>,
+}
+
+/// What one exchange came to.
+enum Exchange {
+    Answered(Answered),
+    /// The same request is to be made there.
+    Moved(Url),
+}
 
 /// A CRM that can be sent to.
 #[derive(Debug)]
@@ -40,7 +64,7 @@ impl Crm {
         let client = Client::builder()
             .user_agent(concat!("voicebot/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
-            // A POST that follows a redirect turns into a GET, and the token would go to somebody else.
+            // A POST that follows one by itself turns into a GET, or cannot be repeated, and the token might go to somebody else.
             .redirect(redirect::Policy::none())
             .build()
             .map_err(|error| UploadError::Client(error.to_string()))?;
@@ -74,49 +98,60 @@ impl Crm {
         &self,
         recording: &FoundRecording,
         key: &str,
-    ) -> Result<Verdict, String> {
-        let (who, url) = self.endpoint(&self.config.upload_path);
-        let signature = match &self.signer {
-            Some(signer) => {
-                let content = digest_of(recording).await?;
-                Some(signer.sign(time::now(), url.path(), key, &content))
-            }
-            None => None,
+    ) -> Result<Answered, String> {
+        let content = match &self.signer {
+            Some(_) => digest_of(recording).await?,
+            None => String::new(),
         };
-        let stream = recording.open().await?;
-        let name = recording.file_name();
-        let part = Part::stream_with_length(Body::wrap_stream(stream), recording.size)
-            .file_name(name.to_owned())
-            .mime_str(media_type(name))
-            .map_err(|error| format!("failed to describe {}: {error}", recording.name))?;
-        let request = self
-            .client
-            .post(url)
-            .timeout(Duration::from_secs(self.config.upload_timeout_s))
-            .multipart(Form::new().part("file", part));
-        Ok(self.send(request, &who, key, signature).await)
+        let mut url = self.endpoint(&self.config.upload_path);
+        for _ in 0..=MAX_REDIRECTS {
+            let stream = recording.open().await?;
+            let name = recording.file_name();
+            let part = Part::stream_with_length(Body::wrap_stream(stream), recording.size)
+                .file_name(name.to_owned())
+                .mime_str(media_type(name))
+                .map_err(|error| format!("failed to describe {}: {error}", recording.name))?;
+            let request = self
+                .client
+                .post(url.clone())
+                .timeout(Duration::from_secs(self.config.upload_timeout_s))
+                .multipart(Form::new().part("file", part));
+            match self.exchange(request, &url, key, &content, None).await {
+                Exchange::Answered(answered) => return Ok(answered),
+                Exchange::Moved(there) => url = there,
+            }
+        }
+        Ok(too_many_redirects(&url))
     }
 
     /// `POST {base}/call-data`.
-    pub(super) async fn call_data(&self, payload: &Value, key: &str) -> Verdict {
-        let (who, url) = self.endpoint(&self.config.call_data_path);
+    pub(super) async fn call_data(&self, payload: &Value, key: &str) -> Answered {
         let body = payload.to_string();
-        let signature = self.signer.as_ref().map(|signer| {
-            let mut content = ContentDigest::new();
-            content.update(body.as_bytes());
-            signer.sign(time::now(), url.path(), key, &content.finish())
-        });
-        let request = self
-            .client
-            .post(url)
-            .timeout(Duration::from_millis(self.config.timeout_ms))
-            .header(CONTENT_TYPE, "application/json")
-            .body(body);
-        self.send(request, &who, key, signature).await
+        let mut content = ContentDigest::new();
+        content.update(body.as_bytes());
+        let content = content.finish();
+        let body = bytes::Bytes::from(body);
+        let sent_status = payload["callDetails"]["status"].as_str();
+        let mut url = self.endpoint(&self.config.call_data_path);
+        for _ in 0..=MAX_REDIRECTS {
+            let request = self
+                .client
+                .post(url.clone())
+                .timeout(Duration::from_millis(self.config.timeout_ms))
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.clone());
+            match self
+                .exchange(request, &url, key, &content, sent_status)
+                .await
+            {
+                Exchange::Answered(answered) => return answered,
+                Exchange::Moved(there) => url = there,
+            }
+        }
+        too_many_redirects(&url)
     }
 
-    /// The name for sentences, without anything secret, and the address.
-    fn endpoint(&self, path: &str) -> (String, Url) {
+    fn endpoint(&self, path: &str) -> Url {
         let mut url = self.base.clone();
         let joined = format!(
             "{}/{}",
@@ -124,25 +159,24 @@ impl Crm {
             path.trim_start_matches('/')
         );
         url.set_path(&joined);
-        let port = url
-            .port()
-            .map(|port| format!(":{port}"))
-            .unwrap_or_default();
-        (
-            format!("POST {}{port}{joined}", url.host_str().unwrap_or_default()),
-            url,
-        )
+        url
     }
 
-    async fn send(
+    /// One request and its answer. `content` is the digest of what is sent, for the signature.
+    async fn exchange(
         &self,
         request: RequestBuilder,
-        who: &str,
+        url: &Url,
         key: &str,
-        signature: Option<(HeaderName, HeaderValue)>,
-    ) -> Verdict {
-        let mut request = request.header("Idempotency-Key", key);
-        if let Some((name, value)) = signature {
+        content: &str,
+        sent_status: Option<&str>,
+    ) -> Exchange {
+        let who = name_of(url);
+        let mut request = request
+            .header("Idempotency-Key", key)
+            .header(ACCEPT_ENCODING, "gzip");
+        if let Some(signer) = &self.signer {
+            let (name, value) = signer.sign(time::now(), url.path(), key, content);
             request = request.header(name, value);
         }
         if let Some(token) = &self.token {
@@ -158,6 +192,18 @@ impl Crm {
             Some(value.to_owned())
         };
         let (retry_after, date) = (text(RETRY_AFTER), text(DATE));
+        let encoding = text(CONTENT_ENCODING);
+        let location = text(LOCATION).and_then(|location| url.join(location.trim()).ok());
+        if KEEPS_THE_METHOD.contains(&status)
+            && let Some(there) = location.as_ref().filter(|there| is_same_site(url, there))
+        {
+            debug!(
+                from = who,
+                to = name_of(there),
+                "redirected; set crm.base_url and the paths to save a request"
+            );
+            return Exchange::Moved(there.clone());
+        }
         let (mut body, mut cut) = (Vec::new(), false);
         let mut chunks = response.bytes_stream();
         while let Some(chunk) = chunks.next().await {
@@ -177,15 +223,102 @@ impl Crm {
                 break;
             }
         }
+        let unpacked = unpack(body, encoding.as_deref(), cut);
         let answer = Answer {
             status,
             retry_after: retry_after.as_deref(),
             date: date.as_deref(),
-            body: &body,
-            cut,
+            body: &unpacked.body,
+            cut: unpacked.cut,
+            encoding: unpacked.unknown.as_deref(),
+            sent_status,
         };
-        policy::judge(who, answer, time::now())
+        let mut verdict = policy::judge(&who, answer, &self.config.receipts, time::now());
+        if let Verdict::NotAdmitted { why, .. } = &mut verdict
+            && let Some(there) = &location
+            && (300..400).contains(&status)
+        {
+            why.push_str(&format!(
+                " ({} at {})",
+                there.path(),
+                there.origin().ascii_serialization()
+            ));
+        }
+        Exchange::Answered(Answered {
+            verdict,
+            location: location.filter(|_| (200..300).contains(&status)),
+        })
     }
+}
+
+/// The request's name for sentences, without anything secret.
+fn name_of(url: &Url) -> String {
+    let port = url
+        .port()
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
+    format!(
+        "POST {}{port}{}",
+        url.host_str().unwrap_or_default(),
+        url.path()
+    )
+}
+
+/// Whether a redirect stays with whom we know: the same host and port, or the same host with encryption where there was none. Nothing
+/// else gets the token and what people said.
+fn is_same_site(from: &Url, to: &Url) -> bool {
+    let same_port = from.port_or_known_default() == to.port_or_known_default();
+    let encrypts = from.scheme() == "http" && to.scheme() == "https";
+    from.host() == to.host()
+        && ((from.scheme() == to.scheme() && same_port)
+            || (encrypts && (to.port().is_none() || same_port)))
+}
+
+fn too_many_redirects(url: &Url) -> Answered {
+    Answered {
+        verdict: Verdict::NotAdmitted {
+            why: format!(
+                "{} is the end of {MAX_REDIRECTS} redirects and leads on; set crm.base_url to the address that takes calls",
+                name_of(url)
+            ),
+            body: Value::Null,
+        },
+        location: None,
+    }
+}
+
+/// The body of an answer as it was meant.
+struct Unpacked {
+    body: Vec<u8>,
+    cut: bool,
+    /// Its encoding, when it cannot be unpacked.
+    unknown: Option<String>,
+}
+
+/// Undoes gzip, whether the header says so or not: what stands between the CRM and us may have dropped it.
+fn unpack(body: Vec<u8>, encoding: Option<&str>, cut: bool) -> Unpacked {
+    const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+    let encoding = encoding.map(|encoding| encoding.trim().to_ascii_lowercase());
+    if body.starts_with(&GZIP_MAGIC) {
+        let mut plain = Vec::new();
+        let mut reader = MultiGzDecoder::new(body.as_slice()).take(MAX_ANSWER_BYTES as u64 + 1);
+        // What came before the fault counts: packed and broken off is not different from broken off.
+        let whole = reader.read_to_end(&mut plain).is_ok();
+        let longer = plain.len() > MAX_ANSWER_BYTES;
+        plain.truncate(MAX_ANSWER_BYTES);
+        return Unpacked {
+            body: plain,
+            cut: longer || (cut && !whole),
+            unknown: None,
+        };
+    }
+    let known = ["", "identity", "gzip", "x-gzip"];
+    let unknown = encoding.filter(|encoding| {
+        // Some servers name an encoding that they have not used.
+        let readable = serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
+        !known.contains(&encoding.as_str()) && !body.is_empty() && !readable
+    });
+    Unpacked { body, cut, unknown }
 }
 
 /// Reads a recording once for its digest, in pieces.
@@ -199,12 +332,15 @@ async fn digest_of(recording: &FoundRecording) -> Result<String, String> {
     Ok(content.finish())
 }
 
-fn try_again(why: String) -> Verdict {
-    Verdict::TryAgain {
-        why,
-        body: None,
-        after: None,
-    }
+fn try_again(why: String) -> Exchange {
+    Exchange::Answered(Answered {
+        verdict: Verdict::TryAgain {
+            why,
+            body: None,
+            after: None,
+        },
+        location: None,
+    })
 }
 
 /// The innermost cause says what happened ("connection refused"); the outer ones only say that something did. Without the address,
@@ -236,5 +372,99 @@ fn media_type(file_name: &str) -> &'static str {
         "wav" => "audio/wav",
         "webm" => "audio/webm",
         _ => "application/octet-stream",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_redirect_is_followed_only_to_the_same_host() {
+        for (from, to, follows) in [
+            (
+                "https://crm.example.com/call-data",
+                "https://crm.example.com/v2/call-data",
+                true,
+            ),
+            ("https://crm.example.com/call-data", "/call-data/", true),
+            (
+                "http://crm.example.com/call-data",
+                "https://crm.example.com/call-data",
+                true,
+            ),
+            (
+                "http://crm.example.com:8080/a",
+                "https://crm.example.com/a",
+                true,
+            ),
+            (
+                "https://crm.example.com/a",
+                "https://crm.example.com:443/b",
+                true,
+            ),
+            (
+                "https://crm.example.com/a",
+                "http://crm.example.com/a",
+                false,
+            ),
+            (
+                "https://crm.example.com/a",
+                "https://crm.example.com:8443/a",
+                false,
+            ),
+            (
+                "http://crm.example.com/a",
+                "https://crm.example.com:8443/a",
+                false,
+            ),
+            (
+                "https://crm.example.com/a",
+                "https://www.crm.example.com/a",
+                false,
+            ),
+            ("https://crm.example.com/a", "//evil.example.com/a", false),
+        ] {
+            let from = Url::parse(from).unwrap();
+            let to = from.join(to).unwrap();
+            assert_eq!(is_same_site(&from, &to), follows, "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn a_packed_answer_is_unpacked_whatever_its_headers_say() {
+        let pack = |text: &[u8]| {
+            let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packer.write_all(text).unwrap();
+            packer.finish().unwrap()
+        };
+        let packed = pack(b"{\"success\":true}");
+        for encoding in [Some("gzip"), Some("X-GZIP"), None, Some("identity")] {
+            let unpacked = unpack(packed.clone(), encoding, false);
+            assert_eq!(unpacked.body, b"{\"success\":true}");
+            assert!(!unpacked.cut && unpacked.unknown.is_none());
+        }
+        for (body, encoding, unknown) in [
+            (&b"{}"[..], Some("gzip"), None),
+            (b"{}", Some("br"), None),
+            (b"\x0b\x02\x80{}\x03", Some("br"), Some("br")),
+            (b"", Some("br"), None),
+        ] {
+            let unpacked = unpack(body.to_vec(), encoding, false);
+            assert_eq!(
+                (unpacked.body, unpacked.unknown.as_deref()),
+                (body.to_vec(), unknown)
+            );
+        }
+        // A small answer that unpacks to a very large one.
+        let bomb = unpack(
+            pack(&vec![b' '; 10 * MAX_ANSWER_BYTES]),
+            Some("gzip"),
+            false,
+        );
+        assert!(bomb.cut && bomb.body.len() == MAX_ANSWER_BYTES);
+        let half = unpack(packed[..20].to_vec(), Some("gzip"), false);
+        assert!(half.body.len() < 16 && !half.cut);
     }
 }

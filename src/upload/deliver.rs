@@ -15,9 +15,10 @@ use crate::session::{
 };
 use crate::store::{Claim, PendingRecord, Store, StoreError};
 
+use super::crm::Answered;
 use super::policy::{self, Verdict};
 use super::queue::{due_of, late_look};
-use super::{SuccessRule, Uploader, later};
+use super::{Endpoint, SuccessRule, Uploader, later};
 
 /// How a record is to be treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(super) enum Mode {
     WhenDue,
     /// Its recording is said to have come: deliver it, though its time has not.
     Hurried,
+    /// The CRM takes no recordings, and the call data has waited long enough for this one: it goes without.
+    Released,
     /// Deliver it now.
     Now,
     /// Say what would be done.
@@ -48,11 +51,25 @@ pub(super) enum End {
     Retrying(DateTime<Utc>),
     Failed,
     ClaimedElsewhere,
-    /// The CRM gets nothing for a while.
-    HeldBack,
+    /// The CRM gets nothing of this kind for a while.
+    HeldBack(Endpoint),
+    /// The CRM did not let the request in; others go first.
+    TurnedAway,
     WouldDeliver,
     /// The record could not be worked on here; the log says why.
     Broken,
+}
+
+impl End {
+    /// How it goes on with a record of which two parts are open.
+    fn or_sooner(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Retrying(one), Self::Retrying(two)) => Self::Retrying(one.min(two)),
+            (Self::Retrying(due), _) | (_, Self::Retrying(due)) => Self::Retrying(due),
+            (Self::TurnedAway, _) | (_, Self::TurnedAway) => Self::TurnedAway,
+            (one, _) => one,
+        }
+    }
 }
 
 impl Delivery {
@@ -156,7 +173,7 @@ impl Uploader {
         };
         let now = self.now();
         // Another worker may have tried since the folder was listed.
-        if mode == Mode::WhenDue
+        if matches!(mode, Mode::WhenDue | Mode::Released)
             && let Some(due) = due_of(claim.record()).time(now)
             && due > now
         {
@@ -168,14 +185,14 @@ impl Uploader {
             record,
             claim: Some(claim),
             now,
-            patient: matches!(mode, Mode::WhenDue | Mode::Hurried),
-            looks_now: mode != Mode::WhenDue,
+            patient: matches!(mode, Mode::WhenDue | Mode::Hurried | Mode::Released),
+            looks_now: matches!(mode, Mode::Hurried | Mode::Now),
             tried: false,
             recording_uploaded: false,
             call_data_sent: false,
             unnoted: None,
         };
-        let end = parcel.deliver().await?;
+        let end = parcel.deliver(mode).await?;
         let Parcel {
             recording_uploaded,
             call_data_sent,
@@ -264,9 +281,12 @@ impl Parcel<'_> {
             Verdict::Accepted(_) => (AttemptOutcome::Accepted, "accepted", None),
             Verdict::Duplicate(_) => (AttemptOutcome::Duplicate, "duplicate", None),
             Verdict::TryAgain { why, .. } => (AttemptOutcome::TryAgain, "try_again", Some(why)),
+            Verdict::NotAdmitted { why, .. } => {
+                (AttemptOutcome::TryAgain, "not_admitted", Some(why))
+            }
             Verdict::Refused { why, .. } => (AttemptOutcome::Refused, "refused", Some(why)),
         };
-        self.uploader.saw(verdict);
+        self.uploader.saw(endpoint_of(part), verdict);
         metrics::counter!("voicebot_upload_attempts_total", "part" => key_of(part), "outcome" => label)
             .increment(1);
         let attempt = Attempt {
@@ -279,20 +299,33 @@ impl Parcel<'_> {
     }
 
     /// `None`: everything is confirmed and the record may be archived.
-    async fn deliver(&mut self) -> Result<Option<End>, StoreError> {
+    async fn deliver(&mut self, mode: Mode) -> Result<Option<End>, StoreError> {
         match self.record.status {
             RecordStatus::Uploaded => return Ok(None),
             RecordStatus::Failed => return Ok(Some(End::Failed)),
             RecordStatus::ReadyForUpload | RecordStatus::Uploading => {}
         }
-        if let Step::Stop(end) = self.deliver_recording().await? {
-            return Ok(Some(end));
-        }
-        let uploads = &self.record.uploads;
-        if !uploads.call_data.state.is_settled()
+        let recording = match mode {
+            Mode::Released if !self.record.uploads.recording.state.is_settled() => {
+                Step::Stop(End::HeldBack(Endpoint::Upload))
+            }
+            _ => self.deliver_recording().await?,
+        };
+        let recording = match recording {
+            Step::Go => None,
+            Step::Stop(end) if self.waits_no_longer(&end, mode) => Some(end),
+            Step::Stop(end) => return Ok(Some(end)),
+        };
+        if !self.record.uploads.call_data.state.is_settled()
             && let Step::Stop(end) = self.deliver_call_data(DeliveryPart::CallData).await?
         {
-            return Ok(Some(end));
+            return Ok(Some(match recording {
+                Some(other) => end.or_sooner(other),
+                None => end,
+            }));
+        }
+        if recording.is_some() {
+            return Ok(recording);
         }
         let update = self.record.uploads.call_data_update.as_ref();
         if update.is_some_and(|update| !update.state.is_settled())
@@ -325,6 +358,27 @@ impl Parcel<'_> {
             );
         }
         Ok(None)
+    }
+
+    /// Whether the call data goes without a recording that is here and does not get through: waiting longer has no use.
+    fn waits_no_longer(&self, end: &End, mode: Mode) -> bool {
+        let uploads = &self.record.uploads;
+        let released = uploads
+            .recording
+            .release_at
+            .is_some_and(|at| at <= self.now);
+        let long_enough = mode == Mode::Released || released;
+        // While the CRM takes nothing at all, the call data had better wait for the URL.
+        let of_use = match end {
+            End::HeldBack(_) => self.uploader.takes_no_recordings(),
+            End::Retrying(_) | End::TurnedAway => true,
+            _ => false,
+        };
+        let is_due = uploads
+            .call_data
+            .next_attempt
+            .is_none_or(|due| !self.patient || due <= self.now);
+        long_enough && of_use && is_due && !uploads.call_data.state.is_settled()
     }
 
     /// Notes in the record, before a request, that it is made: the try, and the id that the CRM will know the call by.
@@ -363,6 +417,7 @@ impl Parcel<'_> {
             let progress = record.uploads.part(part);
             *progress.state = PartState::Sent;
             *progress.next_attempt = None;
+            *progress.not_admitted = None;
             *progress.last_error = remark;
             *progress.response = Some(policy::shorten(answer));
             change(record);
@@ -401,21 +456,77 @@ impl Parcel<'_> {
                 why, attempts, "not sent to the CRM, and not tried again by itself"
             ),
         }
-        let due = pause.map(|pause| later(self.uploader.now(), pause));
+        let now = self.uploader.now();
+        let wait = self.uploader.resolver.wait();
+        let due = pause.map(|pause| later(now, pause));
         self.mark(|record| {
+            if part == DeliveryPart::Recording {
+                hold_call_data(record, wait, now);
+            }
             let progress = record.uploads.part(part);
             if due.is_none() {
                 *progress.state = PartState::Failed;
             }
+            *progress.not_admitted = None;
             *progress.next_attempt = due;
             *progress.last_error = Some(with_excerpt(why, said.as_ref()));
             *progress.response = said.map(policy::shorten);
         })
         .await?;
         Ok(match due {
-            Some(due) => Step::Stop(End::Retrying(due)),
+            Some(due) => {
+                let sooner = due_of(&self.record).time(now);
+                Step::Stop(End::Retrying(sooner.map_or(due, |sooner| due.min(sooner))))
+            }
             None => Step::Go,
         })
+    }
+
+    /// Notes that a request was turned away at the door. That is no attempt, and no fault of the record: it stays due, and the breaker says
+    /// when the next one goes. Only a record that is turned away for long while others are let in has a fault of its own.
+    async fn turned_away(
+        &mut self,
+        part: DeliveryPart,
+        why: String,
+        body: Value,
+    ) -> Result<Step, StoreError> {
+        let now = self.uploader.now();
+        let before = self
+            .record
+            .uploads
+            .part(part)
+            .not_admitted
+            .unwrap_or_default();
+        let endpoint = endpoint_of(part);
+        let others_pass = self.uploader.has_taken_since(endpoint, before.last_look);
+        let watch = before.looked(now, None, others_pass);
+        if watch.seen() >= Duration::from_secs(self.uploader.config.turned_away_s) {
+            let why = format!(
+                "turned away for {} s, while the CRM took other calls: {why}",
+                watch.seen().as_secs()
+            );
+            return self.not_sent(part, Fault::for_good(why, Some(body))).await;
+        }
+        warn!(
+            part = key_of(part),
+            why, "the CRM does not let the request in; the record waits"
+        );
+        let wait = self.uploader.resolver.wait();
+        self.mark(|record| {
+            if part == DeliveryPart::Recording {
+                hold_call_data(record, wait, now);
+            }
+            let progress = record.uploads.part(part);
+            *progress.attempts = progress.attempts.saturating_sub(1);
+            *progress.not_admitted = Some(watch);
+            // A recording that was missing would count as given up without a time.
+            let is_missing = *progress.state == PartState::Missing;
+            *progress.next_attempt = is_missing.then_some(now);
+            *progress.last_error = Some(with_excerpt(why, Some(&body)));
+            *progress.response = Some(policy::shorten(body));
+        })
+        .await?;
+        Ok(Step::Stop(End::TurnedAway))
     }
 
     async fn deliver_recording(&mut self) -> Result<Step, StoreError> {
@@ -426,6 +537,16 @@ impl Parcel<'_> {
                 .is_some_and(|due| self.looks_now || due <= self.now);
         if recording.state.is_settled() && !is_late {
             return Ok(Step::Go);
+        }
+        // At its release a recording is tried once more before the call data goes without, unless the CRM has asked for more time than that.
+        let longest = Duration::from_secs(self.uploader.config.max_backoff_s);
+        if let Some(due) = recording.next_attempt
+            && recording.release_at.is_some_and(|at| at <= self.now)
+            && recording.state == PartState::Pending
+            && !self.looks_now
+            && due > later(self.now, longest)
+        {
+            return Ok(Step::Stop(End::Retrying(due)));
         }
         let now = self.now;
         let resolution = self.uploader.resolver.resolve(&self.record, now).await;
@@ -470,9 +591,14 @@ impl Parcel<'_> {
                     .await;
             }
         };
-        if self.is_held_back() {
-            self.mark(|record| resolution.note(record, now)).await?;
-            return Ok(Step::Stop(End::HeldBack));
+        if self.is_held_back(Endpoint::Upload) {
+            let wait = self.uploader.resolver.wait();
+            self.mark(|record| {
+                resolution.note(record, now);
+                hold_call_data(record, wait, now);
+            })
+            .await?;
+            return Ok(Step::Stop(End::HeldBack(Endpoint::Upload)));
         }
         self.begin(DeliveryPart::Recording, |record| {
             resolution.note(record, now);
@@ -480,8 +606,8 @@ impl Parcel<'_> {
         .await?;
         let key = self.key(DeliveryPart::Recording);
         let started = tokio::time::Instant::now();
-        let verdict = match self.uploader.crm.upload(found, &key).await {
-            Ok(verdict) => verdict,
+        let answered = match self.uploader.crm.upload(found, &key).await {
+            Ok(answered) => answered,
             // The disk's fault, not the CRM's.
             Err(why) => {
                 let fault = Fault {
@@ -492,32 +618,36 @@ impl Parcel<'_> {
                 return self.not_sent(DeliveryPart::Recording, fault).await;
             }
         };
-        self.note(DeliveryPart::Recording, &verdict, started.elapsed());
-        self.after_upload(verdict, found, started.elapsed()).await
+        self.note(
+            DeliveryPart::Recording,
+            &answered.verdict,
+            started.elapsed(),
+        );
+        self.after_upload(answered, found, started.elapsed()).await
     }
 
     async fn after_upload(
         &mut self,
-        verdict: Verdict,
+        answered: Answered,
         found: &FoundRecording,
         took: Duration,
     ) -> Result<Step, StoreError> {
         let part = DeliveryPart::Recording;
         let crm = &self.uploader.crm;
-        let url_in = |body: &Value| policy::find_url(body, crm.url_pointers(), crm.base());
-        const UNKNOWN_PLACE: &str = "the CRM had the recording already and did not say where";
+        let Answered { verdict, location } = answered;
+        let url_in = |body: &Value| {
+            policy::find_url(body, crm.url_pointers(), crm.base())
+                .or_else(|| location.clone().map(String::from))
+        };
+        const UNKNOWN_PLACE: &str = "the CRM has the recording and did not say where";
         let (body, url) = match verdict {
             Verdict::Accepted(body) => match url_in(&body) {
                 Some(url) => (body, Some(url)),
-                None if policy::says_duplicate(&body) => (body, None),
-                // An answer that is not JSON was cut off or comes from something in between, and may be another one next time.
-                None if body.is_string() => {
-                    let fault = Fault {
-                        why: "the upload was answered with something that is not JSON".to_owned(),
-                        said: Some(body),
-                        again: Again::After(None),
-                    };
-                    return self.not_sent(part, fault).await;
+                // Nothing or a word is a receipt for a recording as for call data.
+                None if matches!(body, Value::Null | Value::Bool(true) | Value::String(_))
+                    || policy::says_duplicate(&body) =>
+                {
+                    (body, None)
                 }
                 None => {
                     let why = "the upload was accepted, but none of crm.url_pointers leads to a URL in the answer";
@@ -529,6 +659,7 @@ impl Parcel<'_> {
                 let url = url_in(&body);
                 (body, url)
             }
+            Verdict::NotAdmitted { why, body } => return self.turned_away(part, why, body).await,
             Verdict::TryAgain { why, body, after } => {
                 let fault = Fault {
                     why,
@@ -601,10 +732,19 @@ impl Parcel<'_> {
     }
 
     async fn deliver_call_data(&mut self, part: DeliveryPart) -> Result<Step, StoreError> {
-        if self.is_held_back() {
-            return Ok(Step::Stop(End::HeldBack));
+        if self.is_held_back(Endpoint::CallData) {
+            return Ok(Step::Stop(End::HeldBack(Endpoint::CallData)));
         }
-        self.begin(part, |_| {}).await?;
+        self.begin(part, |record| {
+            let recording = &record.uploads.recording;
+            if !recording.state.is_settled() {
+                warn!(
+                    why = recording.last_error.as_deref().map(mask_numbers),
+                    "the call is delivered without its recording, which is still to be uploaded"
+                );
+            }
+        })
+        .await?;
         let (store, record) = (self.uploader.store.clone(), self.record.clone());
         let payload = match on_disk(move || payload(&store, &record)).await {
             Ok(payload) => payload,
@@ -615,7 +755,8 @@ impl Parcel<'_> {
             }
         };
         let started = tokio::time::Instant::now();
-        let verdict = self.uploader.crm.call_data(&payload, &self.key(part)).await;
+        let answered = self.uploader.crm.call_data(&payload, &self.key(part)).await;
+        let verdict = answered.verdict;
         self.note(part, &verdict, started.elapsed());
         match verdict {
             Verdict::Duplicate(body) if part == DeliveryPart::CallDataUpdate => {
@@ -635,19 +776,35 @@ impl Parcel<'_> {
                 };
                 self.not_sent(part, fault).await
             }
+            Verdict::NotAdmitted { why, body } => self.turned_away(part, why, body).await,
             Verdict::Refused { why, body } => {
                 self.not_sent(part, Fault::for_good(why, Some(body))).await
             }
         }
     }
 
-    fn is_held_back(&self) -> bool {
-        self.patient && self.uploader.allowed_by_breaker() == 0
+    fn is_held_back(&self, endpoint: Endpoint) -> bool {
+        self.patient && self.uploader.allowed_by_breaker(endpoint) == 0
     }
 
     /// The idempotency key of a part's requests: the same for each repetition.
     fn key(&self, part: DeliveryPart) -> String {
         format!("{}/{}", self.record.session_id, key_of(part))
+    }
+}
+
+/// Notes for how long the call data waits for a recording that is here and did not get through.
+fn hold_call_data(record: &mut CallRecord, wait: Duration, now: DateTime<Utc>) {
+    let recording = &mut record.uploads.recording;
+    let watched = recording.watch.unwrap_or_default().watched();
+    recording.release_at = Some(later(now, wait.saturating_sub(watched)));
+}
+
+/// Where a part is sent.
+fn endpoint_of(part: DeliveryPart) -> Endpoint {
+    match part {
+        DeliveryPart::Recording => Endpoint::Upload,
+        DeliveryPart::CallData | DeliveryPart::CallDataUpdate => Endpoint::CallData,
     }
 }
 

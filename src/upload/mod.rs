@@ -9,6 +9,7 @@ mod crm;
 mod deliver;
 pub mod policy;
 mod queue;
+mod receipt;
 mod signature;
 
 use std::fmt;
@@ -31,13 +32,14 @@ use crate::config::Secret;
 use crate::recording::resolve::RecordingResolver;
 use crate::recording::webhook::EgressEnded;
 use crate::session::{CallRecord, PartState, RecordStatus, SessionId, time};
-use crate::store::{Store, StoreError};
+use crate::store::{PendingRecord, Store, StoreError};
 
 use breaker::{Breaker, BreakerChange, BreakerSettings, BreakerState};
 use crm::Crm;
 use deliver::{Delivery, End, Mode, on_disk};
 use policy::{Backoff, Verdict};
 use queue::{Due, EgressMark, Lane, Look, Queue, Schedule, due_of};
+pub use receipt::{ReceiptConfig, ReceiptRule};
 
 /// The shortest sleep between two looks at the folder, so that no mistake in a time makes the task spin.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(100);
@@ -60,6 +62,8 @@ pub struct CrmConfig {
     pub call_data_path: String,
     /// Where the recording's URL may be in the answer to an upload, as JSON pointers (RFC 6901); the first that leads to a text counts.
     pub url_pointers: Vec<String>,
+    /// Which answers 2xx say that the CRM has what was sent.
+    pub receipts: ReceiptConfig,
     /// Header that gets the signature of each request (`upload/signature.rs` says over what). Empty: requests are not signed.
     pub signature_header: String,
     /// Time for a connection, in milliseconds.
@@ -92,6 +96,7 @@ impl Default for CrmConfig {
             upload_path: "/upload".to_owned(),
             call_data_path: "/call-data".to_owned(),
             url_pointers: pointers.map(str::to_owned).to_vec(),
+            receipts: ReceiptConfig::default(),
             signature_header: String::new(),
             connect_timeout_ms: 10_000,
             timeout_ms: 30_000,
@@ -117,6 +122,20 @@ impl CrmConfig {
             ));
         }
         Ok(url)
+    }
+
+    /// Looks for mistakes that a type cannot catch. The error names the key.
+    ///
+    /// # Errors
+    /// When an entry of `receipts.require` is not a pointer and a value.
+    pub fn check(&self) -> Result<(), String> {
+        let bad = |wanted: &&String| !receipt::check_requirement(wanted);
+        match self.receipts.require.iter().find(bad) {
+            Some(wanted) => Err(format!(
+                "crm.receipts.require must have entries such as /success=true, a JSON pointer and a value, not {wanted:?}"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// The name of the header that requests are signed in, checked; nothing when they are not.
@@ -169,6 +188,8 @@ pub struct UploadConfig {
     pub success: SuccessRule,
     /// Requests that are tried for one part before it counts as failed. With the longest pause of 10 minutes, 1000 are a week.
     pub max_attempts: u32,
+    /// How long a record may be turned away (401, 403, 404, a redirect) while the CRM takes others, in seconds, before it counts as failed.
+    pub turned_away_s: u64,
 }
 
 impl Default for UploadConfig {
@@ -184,6 +205,7 @@ impl Default for UploadConfig {
             breaker_max_pause_s: 60,
             success: SuccessRule::default(),
             max_attempts: 1_000,
+            turned_away_s: 3_600,
         }
     }
 }
@@ -203,6 +225,7 @@ impl UploadConfig {
             ("breaker_failures", u64::from(self.breaker_failures)),
             ("breaker_max_pause_s", self.breaker_max_pause_s),
             ("max_attempts", u64::from(self.max_attempts)),
+            ("turned_away_s", self.turned_away_s),
         ];
         match values.iter().find(|(_, value)| *value == 0) {
             Some((key, _)) => Err(format!("upload.{key} must be above 0")),
@@ -307,7 +330,7 @@ pub struct PassStats {
     pub failed: u64,
     /// Records that another process works on.
     pub claimed_elsewhere: u64,
-    /// Records that are due but were not tried, because the CRM does not answer.
+    /// Records that are due but wait, because the CRM does not answer or does not let us in.
     pub held_back: u64,
     /// Records that would be delivered, when nothing is to be sent.
     pub would_deliver: u64,
@@ -327,12 +350,47 @@ impl PassStats {
             End::Retrying(_) => &mut self.retrying,
             End::Failed => &mut self.failed,
             End::ClaimedElsewhere => &mut self.claimed_elsewhere,
-            End::HeldBack => &mut self.held_back,
+            End::HeldBack(_) | End::TurnedAway => &mut self.held_back,
             End::WouldDeliver => &mut self.would_deliver,
             End::Broken => &mut self.errors,
         };
         *slot += 1;
     }
+}
+
+/// The two kinds of request. The CRM may take the one and not the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Endpoint {
+    /// `POST /upload`.
+    Upload,
+    /// `POST /call-data`.
+    CallData,
+}
+
+impl Endpoint {
+    const ALL: [Self; 2] = [Self::Upload, Self::CallData];
+
+    fn other(self) -> Self {
+        match self {
+            Self::Upload => Self::CallData,
+            Self::CallData => Self::Upload,
+        }
+    }
+
+    /// Its name in log and metrics.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Upload => "upload",
+            Self::CallData => "call_data",
+        }
+    }
+}
+
+/// What is known of the CRM for one kind of request.
+struct Door {
+    breaker: Breaker,
+    /// When it last took something.
+    last_taken: Option<DateTime<Utc>>,
 }
 
 /// Where the time comes from; tests bring their own.
@@ -346,7 +404,8 @@ pub struct Uploader {
     resolver: RecordingResolver,
     clock: Clock,
     queue: Queue,
-    breaker: Mutex<Breaker>,
+    /// In the order of [`Endpoint::ALL`].
+    doors: Mutex<[Door; 2]>,
     egress_ends: Option<mpsc::Receiver<EgressEnded>>,
 }
 
@@ -372,8 +431,11 @@ impl Uploader {
         resolver: RecordingResolver,
     ) -> Result<Self, UploadError> {
         let crm = Crm::new(crm, secrets)?;
-        let queue = Queue::new(store.clone());
-        let breaker = Mutex::new(Breaker::new(config.breaker()));
+        let queue = Queue::new(store.clone(), resolver.wait());
+        let doors = Endpoint::ALL.map(|_| Door {
+            breaker: Breaker::new(config.breaker()),
+            last_taken: None,
+        });
         Ok(Self {
             store,
             config,
@@ -381,7 +443,7 @@ impl Uploader {
             resolver,
             clock: Arc::new(time::now),
             queue,
-            breaker,
+            doors: Mutex::new(doors),
             egress_ends: None,
         })
     }
@@ -416,6 +478,10 @@ impl Uploader {
         };
         let look = self.look(options.only).await?;
         let batch = options.batch.unwrap_or(self.config.batch);
+        Ok(self.work_off(look, batch, mode).await)
+    }
+
+    async fn work_off(&self, look: Look, batch: usize, mode: Mode) -> PassStats {
         let mut stats = PassStats {
             not_due: look.resting,
             errors: look.unreadable,
@@ -427,10 +493,10 @@ impl Uploader {
         let mut started = 0;
         loop {
             while started < batch
-                && let Some(next) = schedule.next(self.now(), |s, lane| self.has_room(s, lane))
+                && let Some((next, how)) = self.next(&mut schedule, mode)
             {
                 started += 1;
-                running.push(self.deliver(next, mode));
+                running.push(self.deliver(next, how));
             }
             let Some((id, delivery)) = running.next().await else {
                 break;
@@ -445,14 +511,30 @@ impl Uploader {
         } else {
             stats.not_due += left_over;
         }
-        Ok(stats)
+        stats
+    }
+
+    /// Who goes next, and how.
+    fn next(&self, schedule: &mut Schedule, mode: Mode) -> Option<(PendingRecord, Mode)> {
+        let has_room = |schedule: &Schedule, lane| self.has_room(schedule, lane);
+        if let Some(next) = schedule.next(self.now(), has_room) {
+            let hurried = mode == Mode::WhenDue && schedule.is_hurried(&next.session_id);
+            return Some((next, if hurried { Mode::Hurried } else { mode }));
+        }
+        if mode != Mode::WhenDue || !self.takes_no_recordings() {
+            return None;
+        }
+        let next = schedule.next_released(self.now(), has_room)?;
+        Some((next, Mode::Released))
     }
 
     /// Delivers what is due until `stop`. `pokes` says that a record was just written; a channel of one place is enough.
     pub async fn run(mut self, mut pokes: mpsc::Receiver<()>, stop: CancellationToken) {
         info!(crm.host = self.crm.host(), "delivery to the CRM started");
         describe_metrics();
-        self.show_breaker(BreakerState::Closed);
+        for endpoint in Endpoint::ALL {
+            self.show_breaker(endpoint, BreakerState::Closed);
+        }
         let removed = self.store.remove_stray_temporaries();
         if removed > 0 {
             info!(
@@ -474,12 +556,7 @@ impl Uploader {
                 rested_at = Instant::now() + began.elapsed() * LOOK_REST;
                 look_at = rested_at.max(Instant::now() + interval);
             }
-            while let Some(next) = schedule.next(self.now(), |s, lane| self.has_room(s, lane)) {
-                let mode = if schedule.is_hurried(&next.session_id) {
-                    Mode::Hurried
-                } else {
-                    Mode::WhenDue
-                };
+            while let Some((next, mode)) = self.next(&mut schedule, Mode::WhenDue) {
                 running.push(self.deliver(next, mode));
             }
             let wake_at = look_at.min(self.next_wake(&schedule).unwrap_or(look_at));
@@ -526,10 +603,11 @@ impl Uploader {
             .next_due()
             .map(|due| Instant::now() + self.sleep_until(due));
         // Room for what is ready comes with the end of something, or of the breaker's pause.
-        let reopened = self
-            .breaker()
-            .opens_until()
-            .filter(|_| schedule.has_something_to_send())
+        let doors = self.doors();
+        let reopened = Endpoint::ALL
+            .into_iter()
+            .filter(|endpoint| schedule.has_to_send(*endpoint))
+            .filter_map(|endpoint| doors[endpoint as usize].breaker.opens_until())
             .map(Instant::from_std);
         due.into_iter().chain(reopened).min()
     }
@@ -538,8 +616,8 @@ impl Uploader {
         let now = self.now();
         match delivery.end {
             End::Waiting(due) | End::Retrying(due) => schedule.again(id, due, now),
-            End::HeldBack => schedule.held(id, now),
-            End::Broken => schedule.broke(id, self.config.backoff(), now),
+            End::HeldBack(endpoint) => schedule.held(id, endpoint, now),
+            End::Broken | End::TurnedAway => schedule.put_off(id, self.config.backoff(), now),
             End::Delivered | End::Failed | End::ClaimedElsewhere | End::WouldDeliver => {
                 schedule.done(id);
             }
@@ -555,68 +633,106 @@ impl Uploader {
         } else {
             parallel
         };
-        let allowed = if lane.sends() {
-            limit.min(self.allowed_by_breaker())
-        } else {
-            limit
-        };
-        schedule.under_way(|other| other.sends() == lane.sends()) < allowed
+        let alike = |other: Lane| other.sends().is_some() == lane.sends().is_some();
+        if schedule.under_way(alike) >= limit {
+            return false;
+        }
+        lane.sends().is_none_or(|endpoint| {
+            let same = |other: Lane| other.sends() == Some(endpoint);
+            schedule.under_way(same) < self.allowed_by_breaker(endpoint)
+        })
     }
 
-    fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    fn doors(&self) -> MutexGuard<'_, [Door; 2]> {
+        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn allowed_by_breaker(&self) -> usize {
+    fn allowed_by_breaker(&self, endpoint: Endpoint) -> usize {
         let (change, allowed) = {
-            let mut breaker = self.breaker();
+            let breaker = &mut self.doors()[endpoint as usize].breaker;
             (breaker.tick(Instant::now().into_std()), breaker.allowed())
         };
-        self.tell_breaker(change);
+        self.tell_breaker(endpoint, change);
         allowed
     }
 
-    /// Tells the breaker what came of a request.
-    fn saw(&self, verdict: &Verdict) {
-        let change = match verdict {
-            Verdict::TryAgain { after, .. } => {
-                let now = Instant::now().into_std();
-                self.breaker().failed(now, *after, rand::random())
-            }
-            _ => self.breaker().succeeded(),
-        };
-        self.tell_breaker(change);
+    /// Whether the CRM takes call data, but no recordings: then it is not worth waiting for them.
+    fn takes_no_recordings(&self) -> bool {
+        let doors = self.doors();
+        let state = |endpoint: Endpoint| doors[endpoint as usize].breaker.state();
+        state(Endpoint::Upload) == BreakerState::Open
+            && state(Endpoint::CallData) == BreakerState::Closed
     }
 
-    fn tell_breaker(&self, change: Option<BreakerChange>) {
-        let crm_host = self.crm.host();
+    /// Whether the CRM has taken something of this kind since then.
+    fn has_taken_since(&self, endpoint: Endpoint, since: Option<DateTime<Utc>>) -> bool {
+        let last_taken = self.doors()[endpoint as usize].last_taken;
+        since.is_some_and(|since| last_taken.is_some_and(|last| last >= since))
+    }
+
+    /// Tells the breaker what came of a request.
+    fn saw(&self, endpoint: Endpoint, verdict: &Verdict) {
+        let (now, random) = (Instant::now().into_std(), rand::random());
+        let mut doors = self.doors();
+        let door = &mut doors[endpoint as usize];
+        let was_closed = door.breaker.state() == BreakerState::Closed;
+        let change = match verdict {
+            Verdict::TryAgain { after, .. } => door.breaker.failed(now, *after, random),
+            Verdict::NotAdmitted { .. } => door.breaker.turned_away(now, random),
+            Verdict::Refused { .. } => door.breaker.succeeded(),
+            Verdict::Accepted(_) | Verdict::Duplicate(_) => {
+                door.last_taken = Some(self.now());
+                door.breaker.succeeded()
+            }
+        };
+        // Back after an outage, it is back for the other kind, too.
+        let is_back =
+            !was_closed && matches!(verdict, Verdict::Accepted(_) | Verdict::Duplicate(_));
+        let other = endpoint.other();
+        let nudged = match is_back {
+            true => doors[other as usize].breaker.nudge(),
+            false => None,
+        };
+        drop(doors);
+        self.tell_breaker(endpoint, change);
+        self.tell_breaker(other, nudged);
+    }
+
+    fn tell_breaker(&self, endpoint: Endpoint, change: Option<BreakerChange>) {
+        let (crm_host, request) = (self.crm.host(), endpoint.name());
         match change {
             None => return,
             Some(BreakerChange::Opened(pause)) => {
                 metrics::counter!("voicebot_crm_breaker_openings_total").increment(1);
                 warn!(
                     crm.host = crm_host,
+                    request,
                     pause_ms = pause.as_millis() as u64,
-                    "the CRM does not take anything: no record is tried for this long"
+                    "the CRM does not take anything: nothing of this kind is sent for this long"
                 );
             }
             Some(BreakerChange::Probing) => {
-                info!(crm.host = crm_host, "trying the CRM again with one record");
+                info!(
+                    crm.host = crm_host,
+                    request, "trying the CRM again with one record"
+                );
             }
             Some(BreakerChange::Closed) => {
                 info!(
                     crm.host = crm_host,
-                    "the CRM takes records again: delivering at full speed"
+                    request, "the CRM takes records again: delivering at full speed"
                 );
             }
         }
-        self.show_breaker(self.breaker().state());
+        let state = self.doors()[endpoint as usize].breaker.state();
+        self.show_breaker(endpoint, state);
     }
 
-    fn show_breaker(&self, current: BreakerState) {
+    fn show_breaker(&self, endpoint: Endpoint, current: BreakerState) {
         for state in BreakerState::ALL {
             let labels = [
                 ("host", self.crm.host().to_owned()),
+                ("request", endpoint.name().to_owned()),
                 ("state", state.name().to_owned()),
             ];
             metrics::gauge!("voicebot_crm_breaker", &labels).set(f64::from(state == current));
@@ -658,7 +774,7 @@ fn describe_metrics() {
     );
     metrics::describe_gauge!(
         "voicebot_crm_breaker",
-        "1 for the state of the circuit breaker in front of the CRM: closed, half_open or open"
+        "1 for the state of the circuit breaker in front of each kind of request to the CRM: closed, half_open or open"
     );
     metrics::describe_counter!(
         "voicebot_crm_breaker_openings_total",

@@ -5,6 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
+use super::receipt::{self, MESSAGE_CHARS, ReceiptConfig, Said};
+
 /// How much of an answer is kept in the record for the operator.
 const KEPT_BODY_CHARS: usize = 2000;
 /// Longest pause that a `Retry-After` may ask for; a CRM that names a year does not mean it.
@@ -25,6 +27,14 @@ pub enum Verdict {
         body: Option<Value>,
         /// From `Retry-After`.
         after: Option<Duration>,
+    },
+    /// Not through this door: the key is not accepted, or something else answers at this address. That is no fault of the record, and
+    /// concerns all that wait.
+    NotAdmitted {
+        /// A sentence about what happened, and what to do.
+        why: String,
+        /// What it said.
+        body: Value,
     },
     /// Never like this.
     Refused {
@@ -48,49 +58,85 @@ pub struct Answer<'a> {
     pub body: &'a [u8],
     /// There was more than was read.
     pub cut: bool,
+    /// The encoding of the body, when it is one that cannot be unpacked.
+    pub encoding: Option<&'a str>,
+    /// The status of the call that was sent.
+    pub sent_status: Option<&'a str>,
 }
 
 /// Judges an answer. `who` names the request in sentences, such as `POST crm.example.com/upload`.
-pub fn judge(who: &str, answer: Answer<'_>, now: DateTime<Utc>) -> Verdict {
-    let Answer { status, body, .. } = answer;
+pub fn judge(
+    who: &str,
+    answer: Answer<'_>,
+    receipts: &ReceiptConfig,
+    now: DateTime<Utc>,
+) -> Verdict {
+    let Answer { status, cut, .. } = answer;
+    // A mark that some programs put in front of UTF-8.
+    let body = answer
+        .body
+        .strip_prefix(b"\xEF\xBB\xBF")
+        .unwrap_or(answer.body);
     let parsed: Option<Value> = serde_json::from_slice(body).ok();
     let shown = || keep(parsed.as_ref(), body);
     let whole = || parsed.clone().unwrap_or_else(shown);
-    // Only statuses that speak of the content: a 401 whose text is "token has already been revoked" is no receipt.
-    if status == 409 || (matches!(status, 400 | 422) && says_duplicate(&whole())) {
-        return Verdict::Duplicate(whole());
-    }
     let try_again = |what: &str, after| Verdict::TryAgain {
         why: format!("{who} answered {status}{what}"),
         body: Some(shown()),
         after,
     };
+    let not_admitted = |what: &str| Verdict::NotAdmitted {
+        why: format!("{who} answered {status}{what}"),
+        body: shown(),
+    };
     match status {
-        200..=299 => match &parsed {
-            // Some servers answer 200 to everything.
-            Some(Value::Object(fields)) if fields.get("success") == Some(&Value::Bool(false)) => {
-                if says_duplicate(&whole()) {
-                    return Verdict::Duplicate(whole());
-                }
-                try_again(", but with success: false", None)
+        200..=299 => {
+            if let Some(encoding) = answer.encoding {
+                let what = format!(", but in the encoding {encoding:?}, which cannot be unpacked");
+                return try_again(&what, None);
             }
-            Some(value) => Verdict::Accepted(value.clone()),
-            None if !answer.cut && is_broken(body) => {
-                try_again(", but with something that is neither JSON nor a word", None)
+            let text = String::from_utf8_lossy(body);
+            let beginning = (cut && parsed.is_none())
+                .then(|| receipt::beginning(body))
+                .flatten();
+            let said = Said {
+                json: parsed.as_ref().or(beginning.as_ref()),
+                text: &text,
+                cut,
+                sent_status: answer.sent_status,
+            };
+            let readable = said.json.is_some() || cut || !is_broken(body);
+            if !readable && !receipt::is_named(receipts, &text) {
+                return try_again(", but with something that is neither JSON nor a word", None);
             }
-            None => Verdict::Accepted(shown()),
-        },
+            match receipt::check(receipts, said) {
+                Ok(()) => Verdict::Accepted(whole()),
+                // Some servers answer 200 to everything.
+                Err(_) if says_duplicate(&whole()) => Verdict::Duplicate(whole()),
+                Err(no) => try_again(&format!(", but {no}"), None),
+            }
+        }
+        409 => Verdict::Duplicate(whole()),
+        // Only statuses that speak of the content: a 401 whose text is "token has already been revoked" is no receipt.
+        400 | 422 if says_duplicate(&whole()) => Verdict::Duplicate(whole()),
+        400 | 422 if speaks_of_key(&whole()) => {
+            not_admitted(" and speaks of the key; set CRM_TOKEN to one that is valid")
+        }
+        401 | 403 | 407 | 511 => not_admitted(
+            ": the key is not accepted; set CRM_TOKEN to one that is valid, or let what stands in front of the CRM pass it",
+        ),
+        402 => not_admitted(": the CRM's account has to be put in order first"),
+        404 | 405 | 410 | 421 => not_admitted(
+            ": nothing takes this at this address; see whether the CRM is up, and crm.base_url and the two paths",
+        ),
+        300..=399 => not_admitted(
+            ", a redirect that is not followed; set crm.base_url to the address that it leads to",
+        ),
         408 | 425 | 429 | 500..=599 => {
             let date = answer.date.and_then(parse_date).unwrap_or(now);
             let asked = answer.retry_after;
             try_again("", asked.and_then(|text| parse_retry_after(text, date)))
         }
-        300..=399 => Verdict::Refused {
-            why: format!(
-                "{who} answered {status}, a redirect; set crm.base_url to the address that it leads to"
-            ),
-            body: shown(),
-        },
         _ => Verdict::Refused {
             why: format!("{who} answered {status}"),
             body: shown(),
@@ -108,33 +154,43 @@ fn is_broken(body: &[u8]) -> bool {
         || text.chars().any(|c| c.is_control() && !c.is_whitespace())
 }
 
-/// Longest text that is taken for a message; a longer one is an echo of what was sent.
-const MESSAGE_CHARS: usize = 300;
-
 /// Whether an answer says that the thing is there already. Only what stands where messages stand is looked at: a refusal may echo a
 /// transcript in which somebody speaks of a duplicate.
 pub fn says_duplicate(answer: &Value) -> bool {
-    fn is_message(text: &str) -> bool {
-        const WORDS: [&str; 4] = ["duplicate", "already exist", "already been", "e11000"];
-        // Four bytes a character at most; counting those of a long text would be in vain.
-        let short = text.len() <= 4 * MESSAGE_CHARS && text.chars().count() <= MESSAGE_CHARS;
-        short && {
-            let text = text.to_lowercase();
-            WORDS.iter().any(|word| text.contains(word))
-        }
-    }
-    fn look(value: &Value, named_message: bool) -> bool {
+    const WORDS: [&str; 4] = ["duplicate", "already exist", "already been", "e11000"];
+    fn is_marked(value: &Value) -> bool {
         match value {
-            Value::String(text) => named_message && is_message(text),
-            Value::Array(items) => items.iter().any(|item| look(item, named_message)),
+            Value::Array(items) => items.iter().any(is_marked),
             Value::Object(fields) => fields.iter().any(|(name, value)| {
-                let name = name.to_lowercase();
-                (name.contains("duplicate") && *value == Value::Bool(true))
-                    || look(value, MESSAGE_NAMES.contains(&name.as_str()))
+                let marks = name.to_lowercase().contains("duplicate");
+                (marks && *value == Value::Bool(true)) || is_marked(value)
             }),
             _ => false,
         }
     }
+    // "Token has already been revoked" is no duplicate.
+    (is_marked(answer) || has_message(answer, &WORDS)) && !speaks_of_key(answer)
+}
+
+/// Whether a message is about who may send, not about what was sent.
+fn speaks_of_key(answer: &Value) -> bool {
+    const WORDS: [&str; 10] = [
+        "token",
+        "api key",
+        "apikey",
+        "api_key",
+        "credential",
+        "unauthor",
+        "not authorized",
+        "authenticat",
+        "invalid_auth",
+        "jwt",
+    ];
+    has_message(answer, &WORDS)
+}
+
+/// Whether one of these words is in what stands where messages stand.
+fn has_message(answer: &Value, words: &[&str]) -> bool {
     const MESSAGE_NAMES: [&str; 16] = [
         "code",
         "description",
@@ -153,8 +209,30 @@ pub fn says_duplicate(answer: &Value) -> bool {
         "status",
         "title",
     ];
+    let is_message = |text: &str| {
+        // Four bytes a character at most; counting those of a long text would be in vain.
+        let short = text.len() <= 4 * MESSAGE_CHARS && text.chars().count() <= MESSAGE_CHARS;
+        short && {
+            let text = text.to_lowercase();
+            words.iter().any(|word| text.contains(word))
+        }
+    };
+    fn look(value: &Value, named_message: bool, is_message: &dyn Fn(&str) -> bool) -> bool {
+        match value {
+            Value::String(text) => named_message && is_message(text),
+            Value::Array(items) => {
+                let mut items = items.iter();
+                items.any(|item| look(item, named_message, is_message))
+            }
+            Value::Object(fields) => fields.iter().any(|(name, value)| {
+                let name = name.to_lowercase();
+                look(value, MESSAGE_NAMES.contains(&name.as_str()), is_message)
+            }),
+            _ => false,
+        }
+    }
     // An answer that is a text alone is all message.
-    look(answer, true)
+    look(answer, true, &is_message)
 }
 
 /// An answer as the record keeps it: JSON while it is short, else the beginning of its text.
@@ -197,13 +275,20 @@ fn parse_date(text: &str) -> Option<DateTime<Utc>> {
     httpdate::parse_http_date(text.trim()).ok().map(Into::into)
 }
 
-/// Finds the recording's URL in the answer to `POST /upload`: the first of the JSON pointers that leads to a text.
+/// Finds the recording's URL in the answer to `POST /upload`: the first of the JSON pointers that leads to a text, or an answer that is
+/// a URL and nothing else.
 pub fn find_url(body: &Value, pointers: &[String], base: &url::Url) -> Option<String> {
-    let found = pointers
-        .iter()
-        .filter_map(|pointer| body.pointer(pointer)?.as_str())
-        .map(str::trim)
-        .find(|text| is_address(text))?;
+    let found = match body {
+        // A text that is not marked as a URL is one only if it cannot be anything else.
+        Value::String(text) => Some(text.trim())
+            .filter(|text| text.starts_with('/') || text.contains("://"))
+            .filter(|text| is_address(text))?,
+        _ => pointers
+            .iter()
+            .filter_map(|pointer| body.pointer(pointer)?.as_str())
+            .map(str::trim)
+            .find(|text| is_address(text))?,
+    };
     // A path alone is meant on the same host.
     if found.starts_with('/')
         && let Ok(absolute) = base.join(found)
@@ -261,6 +346,7 @@ mod tests {
         Accepted,
         Duplicate,
         TryAgain,
+        NotAdmitted,
         Refused,
     }
 
@@ -270,10 +356,11 @@ mod tests {
             body: body.as_bytes(),
             ..Answer::default()
         };
-        match judge("POST crm/x", answer, now()) {
+        match judge("POST crm/x", answer, &ReceiptConfig::default(), now()) {
             Verdict::Accepted(_) => Kind::Accepted,
             Verdict::Duplicate(_) => Kind::Duplicate,
             Verdict::TryAgain { .. } => Kind::TryAgain,
+            Verdict::NotAdmitted { .. } => Kind::NotAdmitted,
             Verdict::Refused { .. } => Kind::Refused,
         }
     }
@@ -287,7 +374,18 @@ mod tests {
             (200, "<html>maintenance</html>", Kind::TryAgain),
             (200, r#"{"succ"#, Kind::TryAgain),
             (200, "\u{1}\u{2}", Kind::TryAgain),
-            (401, "token has already been revoked", Kind::Refused),
+            (401, "token has already been revoked", Kind::NotAdmitted),
+            (
+                200,
+                r#"{"ok":false,"error":"token has already been revoked"}"#,
+                Kind::TryAgain,
+            ),
+            (400, r#"{"message":"jwt expired"}"#, Kind::NotAdmitted),
+            (
+                400,
+                r#"{"message":"already exists","url":"https://x/a?token=1"}"#,
+                Kind::Duplicate,
+            ),
             (
                 400,
                 r#"{"errors":[{"msg":"too long","value":"we have a duplicate invoice"}]}"#,
@@ -319,10 +417,17 @@ mod tests {
             (500, "duplicate key while retrying", Kind::TryAgain),
             (503, "", Kind::TryAgain),
             (400, "bad", Kind::Refused),
-            (401, "", Kind::Refused),
-            (404, "", Kind::Refused),
+            (401, "", Kind::NotAdmitted),
+            (403, "<html>blocked by the firewall", Kind::NotAdmitted),
+            (404, "", Kind::NotAdmitted),
+            (405, "", Kind::NotAdmitted),
+            (407, "", Kind::NotAdmitted),
             (413, "", Kind::Refused),
-            (301, "", Kind::Refused),
+            (415, "", Kind::Refused),
+            (301, "", Kind::NotAdmitted),
+            (308, "", Kind::NotAdmitted),
+            (200, "\u{feff}{\"success\":true}", Kind::Accepted),
+            (200, "\u{feff}", Kind::Accepted),
         ] {
             assert_eq!(kind(status, body), expected, "{status} {body}");
         }
@@ -366,7 +471,9 @@ mod tests {
             date: Some("Wed, 29 Oct 2025 14:00:00 GMT"),
             ..Answer::default()
         };
-        let Verdict::TryAgain { after, .. } = judge("POST crm/x", answer, now()) else {
+        let Verdict::TryAgain { after, .. } =
+            judge("POST crm/x", answer, &ReceiptConfig::default(), now())
+        else {
             panic!("503 is tried again");
         };
         assert_eq!(after, Some(Duration::from_secs(30)));
@@ -381,7 +488,7 @@ mod tests {
             ..Answer::default()
         };
         assert!(matches!(
-            judge("POST crm/x", answer, now()),
+            judge("POST crm/x", answer, &ReceiptConfig::default(), now()),
             Verdict::Accepted(_)
         ));
     }
@@ -417,6 +524,13 @@ mod tests {
             (json!({"data": "ok"}), None),
             (json!({"ok": true}), None),
             (json!({"url": 5}), None),
+            (json!("https://x/a.ogg\n"), Some("https://x/a.ogg")),
+            (
+                json!("/uploads/a.ogg"),
+                Some("https://crm.example.com/uploads/a.ogg"),
+            ),
+            (json!("n/a"), None),
+            (json!("see https://x/a.ogg"), None),
         ] {
             assert_eq!(
                 find_url(&body, &pointers, &base).as_deref(),
@@ -449,8 +563,8 @@ mod tests {
             body in any_body(),
             cut in any::<bool>(),
         ) {
-            let answer = Answer { status, retry_after: after.as_deref(), date: date.as_deref(), body: &body, cut };
-            match judge("POST crm/x", answer, now()) {
+            let answer = Answer { status, retry_after: after.as_deref(), date: date.as_deref(), body: &body, cut, ..Answer::default() };
+            match judge("POST crm/x", answer, &ReceiptConfig::default(), now()) {
                 Verdict::Accepted(body) => {
                     prop_assert!((200..300).contains(&status));
                     let pointers = super::super::CrmConfig::default().url_pointers;
@@ -469,8 +583,12 @@ mod tests {
                     prop_assert!(matches!(status, 200..=299 | 408 | 425 | 429 | 500..=599));
                     prop_assert!(body.unwrap_or_default().to_string().len() <= BOUND);
                 }
+                Verdict::NotAdmitted { body, .. } => {
+                    prop_assert!(matches!(status, 300..=499 | 511));
+                    prop_assert!(body.to_string().len() <= BOUND);
+                }
                 Verdict::Refused { body, .. } => {
-                    prop_assert!(!matches!(status, 200..=299 | 408 | 409 | 425 | 429 | 500..=599));
+                    prop_assert!(!matches!(status, 200..=299 | 401 | 403 | 404 | 408 | 409 | 425 | 429 | 500..=599));
                     prop_assert!(body.to_string().len() <= BOUND);
                 }
             }

@@ -14,8 +14,8 @@ use crate::recording::resolve::LONGEST_LOOK;
 use crate::session::{CallRecord, PartState, RecordStatus, RecordingSource, SessionId};
 use crate::store::{PendingRecord, Store, StoreError};
 
-use super::later;
 use super::policy::Backoff;
+use super::{Endpoint, later};
 
 /// A call that ended less than this ago goes before the older ones: somebody may be waiting for it.
 const FRESH: TimeDelta = TimeDelta::seconds(60);
@@ -64,22 +64,30 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
         RecordStatus::ReadyForUpload | RecordStatus::Uploading => {}
     }
     let uploads = &record.uploads;
+    let last_look = uploads.recording.watch.and_then(|watch| watch.last_look);
+    let call_data_is_open = !uploads.call_data.state.is_settled();
     let (next_attempt, since) = if !uploads.recording.state.is_settled() {
         let next = uploads.recording.next_attempt;
         // A wait is no attempt, but never longer than this.
         let since = match uploads.recording.state {
-            PartState::Waiting => next.map(|due| due - LONGEST_LOOK),
+            PartState::Waiting => last_look.or(next.map(|due| due - LONGEST_LOOK)),
             _ => record.last_upload_attempt,
         };
-        (next, since)
-    } else if !uploads.call_data.state.is_settled() {
+        // The call data goes first if it may go before there is another try.
+        let release = uploads
+            .recording
+            .release_at
+            .filter(|_| call_data_is_open)
+            .map(|at| uploads.call_data.next_attempt.map_or(at, |due| due.max(at)));
+        (next.map(|due| release.map_or(due, |at| due.min(at))), since)
+    } else if call_data_is_open {
         (uploads.call_data.next_attempt, record.last_upload_attempt)
     } else if let Some(update) = &uploads.call_data_update
         && !update.state.is_settled()
     {
         (update.next_attempt, record.last_upload_attempt)
     } else if let Some(look) = late_look(record) {
-        (Some(look), record.last_upload_attempt)
+        (Some(look), last_look.or(record.last_upload_attempt))
     } else {
         // Both are settled, but it was killed before it could say so.
         (None, None)
@@ -98,12 +106,34 @@ pub(super) fn late_look(record: &CallRecord) -> Option<DateTime<Utc>> {
     uploads.recording.next_attempt.filter(|_| missed)
 }
 
-/// Whether all that is left to do about a record is to send it. If not, its recording has to be found first, CRM or no CRM: what is known
-/// about a recording is not known for ever.
-fn only_needs_sending(record: &CallRecord) -> bool {
-    let recording = record.uploads.recording.state;
-    let is_known = record.files.recording.is_some() && recording == PartState::Pending;
-    is_known || (recording.is_settled() && late_look(record).is_none())
+/// What a record is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Its recording has to be found, CRM or no CRM: what is known about a recording is not known for ever.
+    Search,
+    /// All that is left to do is to send it, this first.
+    Send(Endpoint),
+}
+
+impl Need {
+    fn of(record: &CallRecord) -> Self {
+        let recording = record.uploads.recording.state;
+        if record.files.recording.is_some() && recording == PartState::Pending {
+            Self::Send(Endpoint::Upload)
+        } else if recording.is_settled() && late_look(record).is_none() {
+            Self::Send(Endpoint::CallData)
+        } else {
+            Self::Search
+        }
+    }
+}
+
+/// When the call data of a record goes without its recording that only needs sending; none, if there is nothing to release. `otherwise`:
+/// for a record of which no try has said when.
+fn release_of(record: &CallRecord, otherwise: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let holds = Need::of(record) == Need::Send(Endpoint::Upload)
+        && !record.uploads.call_data.state.is_settled();
+    holds.then(|| record.uploads.recording.release_at.unwrap_or(otherwise))
 }
 
 /// What an egress is known by: its id, or its room where the id was lost. A number, which costs little to keep; should two ever be the
@@ -140,37 +170,54 @@ impl EgressMark {
     }
 }
 
-/// What a record waits for, in the order in which they go.
+/// What records wait for together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lane {
-    /// To be sent, and its call has just ended.
-    FreshSend,
-    /// Its recording is looked for, and its call has just ended.
-    FreshSearch,
-    /// Its recording is looked for.
-    Search,
-    /// To be sent.
-    Send,
+pub(super) struct Lane {
+    /// Their calls have just ended.
+    fresh: bool,
+    need: Need,
 }
 
-impl Lane {
-    const IN_ORDER: [Self; 4] = [Self::FreshSend, Self::FreshSearch, Self::Search, Self::Send];
+const UPLOAD: Need = Need::Send(Endpoint::Upload);
+const CALL_DATA: Need = Need::Send(Endpoint::CallData);
+const LANES: usize = 6;
 
-    fn of(sends: bool, fresh: bool) -> Self {
-        match (sends, fresh) {
-            (true, true) => Self::FreshSend,
-            (false, true) => Self::FreshSearch,
-            (false, false) => Self::Search,
-            (true, false) => Self::Send,
+impl Lane {
+    const fn new(fresh: bool, need: Need) -> Self {
+        Self { fresh, need }
+    }
+
+    /// In which they go. Call data is small, so it does not wait behind recordings.
+    const IN_ORDER: [Self; LANES] = [
+        Self::new(true, CALL_DATA),
+        Self::new(true, UPLOAD),
+        Self::new(true, Need::Search),
+        Self::new(false, Need::Search),
+        Self::new(false, CALL_DATA),
+        Self::new(false, UPLOAD),
+    ];
+
+    fn index(self) -> usize {
+        match (self.fresh, self.need) {
+            (true, CALL_DATA) => 0,
+            (true, UPLOAD) => 1,
+            (true, Need::Search) => 2,
+            (false, Need::Search) => 3,
+            (false, CALL_DATA) => 4,
+            (false, UPLOAD) => 5,
         }
     }
 
     pub(super) fn is_fresh(self) -> bool {
-        matches!(self, Self::FreshSend | Self::FreshSearch)
+        self.fresh
     }
 
-    pub(super) fn sends(self) -> bool {
-        matches!(self, Self::FreshSend | Self::Send)
+    /// What it sends, if all that is left to do is to send.
+    pub(super) fn sends(self) -> Option<Endpoint> {
+        match self.need {
+            Need::Send(endpoint) => Some(endpoint),
+            Need::Search => None,
+        }
     }
 }
 
@@ -180,8 +227,9 @@ pub(super) struct Waiting {
     pub pending: PendingRecord,
     pub due: DateTime<Utc>,
     pub ended_at: Option<DateTime<Utc>>,
-    /// See [`only_needs_sending`].
-    pub sends: bool,
+    pub need: Need,
+    /// When its call data waits for the recording no longer, where it is only the CRM that keeps it waiting.
+    pub release_at: Option<DateTime<Utc>>,
     /// Whose recording it waits for.
     pub egress: Option<EgressMark>,
 }
@@ -204,7 +252,10 @@ struct Known {
     unsure: bool,
     due: Due,
     ended_at: Option<DateTime<Utc>>,
-    sends: bool,
+    need: Need,
+    release_at: Option<DateTime<Utc>>,
+    /// When this process first saw it.
+    first_seen: DateTime<Utc>,
     egress: Option<EgressMark>,
     /// The look that last found it.
     look: u64,
@@ -214,6 +265,8 @@ struct Known {
 #[derive(Debug)]
 struct Folder {
     store: Store,
+    /// How long call data waits for its recording.
+    wait: Duration,
     known: HashMap<SessionId, Known>,
     looks: u64,
 }
@@ -225,13 +278,16 @@ type Ask = (DateTime<Utc>, mpsc::Sender<Result<Look, StoreError>>);
 #[derive(Debug, Clone)]
 pub(super) struct Queue {
     store: Store,
+    /// How long call data waits for its recording.
+    wait: Duration,
     looker: Arc<OnceLock<mpsc::Sender<Ask>>>,
 }
 
 impl Queue {
-    pub(super) fn new(store: Store) -> Self {
+    pub(super) fn new(store: Store, wait: Duration) -> Self {
         Self {
             store,
+            wait,
             looker: Arc::default(),
         }
     }
@@ -255,6 +311,7 @@ impl Queue {
         let (ask, asked) = mpsc::channel::<Ask>();
         let mut folder = Folder {
             store: self.store.clone(),
+            wait: self.wait,
             known: HashMap::new(),
             looks: 0,
         };
@@ -281,7 +338,8 @@ impl Queue {
                 pending,
                 due: now,
                 ended_at: None,
-                sends: true,
+                need: CALL_DATA,
+                release_at: None,
                 egress: None,
             })
             .collect();
@@ -312,8 +370,9 @@ impl Folder {
                 record.session_id = id.clone();
                 *known
             });
+            let first_seen = last.map_or(now, |last| last.first_seen.min(now));
             let last = last.filter(|last| last.modified == record.modified && !last.unsure);
-            let Some(current) = last.or_else(|| self.read(&record)) else {
+            let Some(current) = last.or_else(|| self.read(&record, first_seen)) else {
                 continue;
             };
             let seen = Known {
@@ -326,7 +385,8 @@ impl Folder {
                     pending: record,
                     due,
                     ended_at: current.ended_at,
-                    sends: current.sends,
+                    need: current.need,
+                    release_at: current.release_at,
                     egress: current.egress,
                 }),
                 None if current.due == Due::Unreadable => look.unreadable += 1,
@@ -342,14 +402,15 @@ impl Folder {
     }
 
     /// `None` when it has been archived since the folder was listed.
-    fn read(&self, pending: &PendingRecord) -> Option<Known> {
+    fn read(&self, pending: &PendingRecord, first_seen: DateTime<Utc>) -> Option<Known> {
         // Asked for before it is read.
         let age = pending.modified.elapsed();
-        let (due, ended_at, sends, egress) = match self.store.read_pending(pending) {
+        let (due, ended_at, need, release_at, egress) = match self.store.read_pending(pending) {
             Ok(Some(record)) => (
                 due_of(&record),
                 record.timestamps.call_end,
-                only_needs_sending(&record),
+                Need::of(&record),
+                release_of(&record, later(first_seen, self.wait)),
                 EgressMark::awaited_by(&record),
             ),
             Ok(None) => return None,
@@ -357,7 +418,7 @@ impl Folder {
                 // Said once per version of the file: when a person repairs it, its time of change is new.
                 error!(session.id = %pending.session_id, %error, "record left out");
                 metrics::counter!("voicebot_records_unreadable_total").increment(1);
-                (Due::Unreadable, None, false, None)
+                (Due::Unreadable, None, Need::Search, None, None)
             }
         };
         Some(Known {
@@ -365,7 +426,9 @@ impl Folder {
             unsure: due != Due::Unreadable && age.is_ok_and(|age| age < TICK),
             due,
             ended_at,
-            sends,
+            need,
+            release_at,
+            first_seen,
             egress,
             look: 0,
         })
@@ -383,7 +446,7 @@ struct PutOff {
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     /// Due, by lane, oldest first.
-    ready: [BTreeMap<SessionId, Waiting>; 4],
+    ready: [BTreeMap<SessionId, Waiting>; LANES],
     /// Not due yet, by time.
     later: BTreeMap<(DateTime<Utc>, SessionId), Waiting>,
     under_way: HashMap<SessionId, (Lane, Waiting)>,
@@ -450,7 +513,7 @@ impl Schedule {
             self.later.insert((next.due, id), next);
         } else {
             let fresh = next.ended_at.is_some_and(|end| now - end < FRESH);
-            self.ready[Lane::of(next.sends, fresh) as usize].insert(id, next);
+            self.ready[Lane::new(fresh, next.need).index()].insert(id, next);
         }
     }
 
@@ -467,11 +530,39 @@ impl Schedule {
             self.add(next, now);
         }
         for lane in Lane::IN_ORDER {
-            if !self.ready[lane as usize].is_empty()
+            if !self.ready[lane.index()].is_empty()
                 && has_room(self, lane)
-                && let Some((id, next)) = self.ready[lane as usize].pop_first()
+                && let Some((id, next)) = self.ready[lane.index()].pop_first()
             {
                 let pending = next.pending.clone();
+                self.under_way.insert(id, (lane, next));
+                return Some(pending);
+            }
+        }
+        None
+    }
+
+    /// Takes the next record whose recording the CRM does not take and whose call data has waited for that long enough: it goes as call
+    /// data.
+    pub(super) fn next_released(
+        &mut self,
+        now: DateTime<Utc>,
+        has_room: impl Fn(&Self, Lane) -> bool,
+    ) -> Option<PendingRecord> {
+        for fresh in [true, false] {
+            let lane = Lane::new(fresh, CALL_DATA);
+            if !has_room(self, lane) {
+                continue;
+            }
+            let held = &mut self.ready[Lane::new(fresh, UPLOAD).index()];
+            let released = |next: &Waiting| next.release_at.is_some_and(|at| at <= now);
+            let first = held.iter().find(|(_, next)| released(next));
+            if let Some(id) = first.map(|(id, _)| id.clone())
+                && let Some(mut next) = held.remove(&id)
+            {
+                let pending = next.pending.clone();
+                // Once: if it comes back to wait for the CRM, a look at its file says how it stands.
+                next.release_at = None;
                 self.under_way.insert(id, (lane, next));
                 return Some(pending);
             }
@@ -501,16 +592,16 @@ impl Schedule {
         }
     }
 
-    /// What was under way has found its recording, or that there is none, and waits for the CRM.
-    pub(super) fn held(&mut self, id: &SessionId, now: DateTime<Utc>) {
+    /// What was under way has only to be sent, and waits for the CRM.
+    pub(super) fn held(&mut self, id: &SessionId, endpoint: Endpoint, now: DateTime<Utc>) {
         if let Some((_, next)) = self.under_way.get_mut(id) {
-            next.sends = true;
+            next.need = Need::Send(endpoint);
         }
         self.again(id, now, now);
     }
 
-    /// What was under way could not be worked on here.
-    pub(super) fn broke(&mut self, id: &SessionId, backoff: Backoff, now: DateTime<Utc>) {
+    /// What was under way could not be worked on here, or was turned away by the CRM: the others go first.
+    pub(super) fn put_off(&mut self, id: &SessionId, backoff: Backoff, now: DateTime<Utc>) {
         let times = self.put_off.get(id).map_or(0, |state| state.times) + 1;
         let until = later(now, backoff.pause(times, 1.0, None));
         if let Some((_, mut next)) = self.under_way.remove(id) {
@@ -530,10 +621,10 @@ impl Schedule {
         self.ready.iter().map(BTreeMap::len).sum()
     }
 
-    /// Whether any of those has only to be sent.
-    pub(super) fn has_something_to_send(&self) -> bool {
+    /// Whether any of those has only this to be sent.
+    pub(super) fn has_to_send(&self, endpoint: Endpoint) -> bool {
         let mut lanes = Lane::IN_ORDER.into_iter();
-        lanes.any(|lane| lane.sends() && !self.ready[lane as usize].is_empty())
+        lanes.any(|lane| lane.sends() == Some(endpoint) && !self.ready[lane.index()].is_empty())
     }
 
     /// How many are not due yet.
@@ -559,7 +650,8 @@ mod tests {
             pending: PendingRecord::new(name.parse().unwrap(), SystemTime::UNIX_EPOCH),
             due: seconds(due),
             ended_at: Some(seconds(ended)),
-            sends,
+            need: if sends { CALL_DATA } else { Need::Search },
+            release_at: None,
             egress: Some(EgressMark::of_id(name)),
         }
     }
@@ -600,16 +692,51 @@ mod tests {
             ],
             now(),
         );
-        let search_only = |_: &Schedule, lane: Lane| !lane.sends();
+        let search_only = |_: &Schedule, lane: Lane| lane.sends().is_none();
         let next = schedule.next(now(), search_only).unwrap();
         assert_eq!(next.session_id.as_str(), "b");
         assert!(schedule.next(now(), search_only).is_none());
         assert_eq!(schedule.ready(), 2);
 
         // It has found its recording while the CRM is away.
-        schedule.held(&next.session_id, now());
+        schedule.held(&next.session_id, Endpoint::CallData, now());
         assert!(schedule.next(now(), search_only).is_none());
         assert_eq!(take_all(&mut schedule, now()), ["c", "a", "b"]);
+    }
+
+    #[test]
+    fn call_data_goes_without_a_recording_that_the_crm_does_not_take_once_it_has_waited_long_enough()
+     {
+        let mut schedule = Schedule::default();
+        let held = |name: &str, release: Option<i64>| Waiting {
+            need: UPLOAD,
+            release_at: release.map(seconds),
+            ..waiting(name, 0, -9000, true)
+        };
+        let all = vec![
+            held("a", Some(60)),
+            held("b", Some(30)),
+            held("c", None),
+            waiting("d", 0, -9000, true),
+        ];
+        schedule.replace(all, now());
+        let no_recordings = |_: &Schedule, lane: Lane| lane.sends() != Some(Endpoint::Upload);
+        let take = |schedule: &mut Schedule, second: i64| {
+            let next = schedule.next_released(seconds(second), no_recordings);
+            next.map(|next| next.session_id.to_string())
+        };
+        let d = schedule.next(now(), no_recordings).unwrap();
+        assert_eq!(d.session_id.as_str(), "d");
+        assert!(schedule.next(now(), no_recordings).is_none());
+        assert_eq!(take(&mut schedule, 29), None);
+        assert_eq!(take(&mut schedule, 61).as_deref(), Some("a"));
+        let call_data = |lane: Lane| lane.sends() == Some(Endpoint::CallData);
+        assert_eq!(schedule.under_way(call_data), 2);
+        // Its call data is there, its recording still has to go: it is not released again.
+        schedule.held(&"a".parse().unwrap(), Endpoint::Upload, seconds(61));
+        assert_eq!(take(&mut schedule, 61).as_deref(), Some("b"));
+        assert_eq!(take(&mut schedule, 9000), None);
+        assert_eq!(take_all(&mut schedule, seconds(61)), ["a", "c"]);
     }
 
     #[test]
@@ -622,11 +749,11 @@ mod tests {
         let all = || vec![waiting("a", 0, -9000, true), waiting("b", 0, -8000, true)];
         schedule.replace(all(), now());
         let bad = schedule.next(now(), |_, _| true).unwrap().session_id;
-        schedule.broke(&bad, backoff, now());
+        schedule.put_off(&bad, backoff, now());
         schedule.replace(all(), seconds(1));
         assert_eq!(take_all(&mut schedule, seconds(1)), ["b"]);
         assert_eq!(take_all(&mut schedule, seconds(10)), ["a"]);
-        schedule.broke(&bad, backoff, seconds(10));
+        schedule.put_off(&bad, backoff, seconds(10));
         assert_eq!(schedule.next_due(), Some(seconds(30)));
         // Gone from the folder: forgotten.
         schedule.replace(Vec::new(), seconds(11));

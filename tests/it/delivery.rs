@@ -23,27 +23,27 @@ use voicebot::upload::{
     self, CrmConfig, CrmSecrets, PassOptions, PassStats, SuccessRule, UploadConfig, Uploader,
 };
 
-const ID: &str = "session_20261121_100000_aaaaaa";
+pub(crate) const ID: &str = "session_20261121_100000_aaaaaa";
 /// More than the pieces in which a recording is read.
 const SOUND_BYTES: usize = 300_000;
 
 /// A data folder, a CRM, an uploader between them, and a clock that only the test moves.
-struct World {
-    data: DataFolder,
-    crm: FakeCrm,
-    now: Arc<Mutex<DateTime<Utc>>>,
-    egress: Arc<FakeEgress>,
-    config: UploadConfig,
-    recording: RecordingConfig,
-    secrets: CrmSecrets,
-    signature_header: &'static str,
+pub(crate) struct World {
+    pub(crate) data: DataFolder,
+    pub(crate) crm: FakeCrm,
+    pub(crate) now: Arc<Mutex<DateTime<Utc>>>,
+    pub(crate) egress: Arc<FakeEgress>,
+    pub(crate) config: UploadConfig,
+    pub(crate) recording: RecordingConfig,
+    pub(crate) secrets: CrmSecrets,
+    pub(crate) signature_header: &'static str,
 }
 
 /// The server's egress API as a table.
 #[derive(Default)]
-struct FakeEgress {
-    by_id: Mutex<HashMap<String, EgressReport>>,
-    questions: Mutex<Vec<EgressQuery>>,
+pub(crate) struct FakeEgress {
+    pub(crate) by_id: Mutex<HashMap<String, EgressReport>>,
+    pub(crate) questions: Mutex<Vec<EgressQuery>>,
 }
 
 impl EgressDirectory for FakeEgress {
@@ -59,7 +59,7 @@ impl EgressDirectory for FakeEgress {
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self {
             data: DataFolder::new(),
             crm: FakeCrm::start().await,
@@ -75,7 +75,7 @@ impl World {
         }
     }
 
-    fn uploader_to(&self, base_url: &str) -> Uploader {
+    pub(crate) fn uploader_to(&self, base_url: &str) -> Uploader {
         let crm = CrmConfig {
             base_url: base_url.to_owned(),
             signature_header: self.signature_header.to_owned(),
@@ -100,16 +100,16 @@ impl World {
         .with_clock(Arc::new(move || *now.lock().unwrap()))
     }
 
-    fn uploader(&self) -> Uploader {
+    pub(crate) fn uploader(&self) -> Uploader {
         self.uploader_to(self.crm.base_url())
     }
 
-    fn advance(&self, seconds: i64) {
+    pub(crate) fn advance(&self, seconds: i64) {
         *self.now.lock().unwrap() += TimeDelta::seconds(seconds);
     }
 
     /// One pass of a new uploader, as after a restart.
-    async fn pass(&self) -> PassStats {
+    pub(crate) async fn pass(&self) -> PassStats {
         self.uploader()
             .pass(PassOptions::default())
             .await
@@ -117,7 +117,7 @@ impl World {
     }
 
     /// A call that was recorded by its own process.
-    fn recorded_call(&self, id: &str) {
+    pub(crate) fn recorded_call(&self, id: &str) {
         let (session, lock) = self.data.running_call(id, Some(CALLER));
         let (relative, path) = self.data.store.recording_path(&session_id(id), "ogg");
         fs::write(path, sound()).unwrap();
@@ -132,7 +132,7 @@ impl World {
     }
 
     /// A call that an egress has recorded.
-    fn egress_call(&self, id: &str, egress_id: &str) {
+    pub(crate) fn egress_call(&self, id: &str, egress_id: &str) {
         let (session, lock) = self.data.running_call(id, Some(CALLER));
         session::lock(&session).set_recording_metadata(RecordingMetadata {
             egress_id: Some(egress_id.to_owned()),
@@ -143,7 +143,7 @@ impl World {
         self.data.store.finish(&session, lock).unwrap();
     }
 
-    fn manifest(&self, egress_id: &str, filename: &str, location: &str) {
+    pub(crate) fn manifest(&self, egress_id: &str, filename: &str, location: &str) {
         let manifest = json!({
             "egress_id": egress_id, "room_id": "RM_1", "room_name": "r",
             "started_at": 1_000_000_000_i64, "ended_at": 61_000_000_000_i64,
@@ -155,16 +155,16 @@ impl World {
         );
     }
 
-    fn waiting(&self) -> Value {
+    pub(crate) fn waiting(&self) -> Value {
         self.data.json(&format!("call_metadata/metadata_{ID}.json"))
     }
 
-    fn archived(&self) -> Value {
+    pub(crate) fn archived(&self) -> Value {
         self.data
             .json(&format!("processed_metadata/metadata_{ID}.json"))
     }
 
-    fn is_archived(&self, id: &str) -> bool {
+    pub(crate) fn is_archived(&self, id: &str) -> bool {
         self.data
             .path(&format!("processed_metadata/metadata_{id}.json"))
             .exists()
@@ -175,11 +175,11 @@ impl World {
     }
 }
 
-fn sound() -> Vec<u8> {
+pub(crate) fn sound() -> Vec<u8> {
     (0..SOUND_BYTES).map(|n| (n % 251) as u8).collect()
 }
 
-fn delivered(recordings: u64) -> PassStats {
+pub(crate) fn delivered(recordings: u64) -> PassStats {
     PassStats {
         files_processed: 1,
         recordings_uploaded: recordings,
@@ -593,7 +593,7 @@ async fn one_of_the_two_parts_is_enough_where_the_operator_says_so() {
     world.data.finished_call(third, Some(CALLER));
     world
         .crm
-        .answer_call_data([Answer::Say(403, json!("no such token"))]);
+        .answer_call_data([Answer::Say(422, json!("no such campaign"))]);
     assert_eq!(world.pass().await.failed, 1);
     assert!(!world.is_archived(third));
 }

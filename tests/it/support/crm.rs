@@ -30,6 +30,8 @@ pub enum Answer {
     Text(u16, &'static str),
     /// This status, with `Retry-After` in seconds.
     Later(u16, u64),
+    /// This status, these headers and these bytes; taken if the status is 2xx.
+    Raw(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// Accepted, but the answer breaks off in the middle.
     AcceptAndBreakOff,
     /// Accepted, but never answered.
@@ -66,9 +68,19 @@ pub struct CallData {
 #[derive(Default)]
 struct Inside {
     upload_answers: VecDeque<Answer>,
+    /// By the beginning of the idempotency key, before the others.
+    standing_answers: Vec<(String, Answer)>,
     call_data_answers: VecDeque<Answer>,
     uploads: Vec<Upload>,
     call_data: Vec<CallData>,
+}
+
+impl Inside {
+    fn standing_answer(&self, key: &str) -> Option<Answer> {
+        let mut standing = self.standing_answers.iter();
+        let found = standing.find(|(beginning, _)| key.starts_with(beginning.as_str()));
+        found.map(|(_, answer)| answer.clone())
+    }
 }
 
 #[derive(Clone, Default)]
@@ -98,6 +110,9 @@ impl FakeCrm {
         let app = Router::new()
             .route("/api/public/upload", post(upload))
             .route("/api/public/call-data", post(call_data))
+            // Where a redirect may lead.
+            .route("/v2/upload", post(upload))
+            .route("/v2/call-data", post(call_data))
             .layer(DefaultBodyLimit::disable())
             .with_state(shared.clone());
         let base_url = format!(
@@ -138,6 +153,13 @@ impl FakeCrm {
             .unwrap()
             .call_data_answers
             .extend(answers);
+    }
+
+    /// Answers every request whose idempotency key begins like this in this way, until it is told otherwise; nothing: as usual.
+    pub fn always_answer(&self, key: &str, answer: Option<Answer>) {
+        let standing = &mut self.shared.inside.lock().unwrap().standing_answers;
+        standing.retain(|(known, _)| known != key);
+        standing.extend(answer.map(|answer| (key.to_owned(), answer)));
     }
 
     pub fn uploads(&self) -> Vec<Upload> {
@@ -188,13 +210,17 @@ async fn upload(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -
     };
     let (answer, number) = {
         let mut inside = shared.inside.lock().unwrap();
-        let answer = inside.upload_answers.pop_front().unwrap_or(Answer::Accept);
+        let key = text(&headers, "idempotency-key").unwrap_or_default();
+        let standing = inside.standing_answer(&key);
+        let answer = standing
+            .or_else(|| inside.upload_answers.pop_front())
+            .unwrap_or(Answer::Accept);
         inside.uploads.push(Upload {
             file_name: file_name.clone(),
             content_type: part_type,
             content_length: text(&headers, header::CONTENT_LENGTH)
                 .and_then(|length| length.parse().ok()),
-            key: text(&headers, "idempotency-key").unwrap_or_default(),
+            key,
             authorization: text(&headers, header::AUTHORIZATION),
             signature: text(&headers, SIGNATURE),
             bytes,
@@ -212,12 +238,13 @@ async fn call_data(State(shared): State<Shared>, headers: HeaderMap, raw: Bytes)
     };
     let answer = {
         let mut inside = shared.inside.lock().unwrap();
-        let answer = inside
-            .call_data_answers
-            .pop_front()
+        let key = text(&headers, "idempotency-key").unwrap_or_default();
+        let standing = inside.standing_answer(&key);
+        let answer = standing
+            .or_else(|| inside.call_data_answers.pop_front())
             .unwrap_or(Answer::Accept);
         inside.call_data.push(CallData {
-            key: text(&headers, "idempotency-key").unwrap_or_default(),
+            key,
             authorization: text(&headers, header::AUTHORIZATION),
             signature: text(&headers, SIGNATURE),
             text: raw,
@@ -237,7 +264,10 @@ async fn call_data(State(shared): State<Shared>, headers: HeaderMap, raw: Bytes)
 fn accepts(answer: &Answer) -> bool {
     matches!(
         answer,
-        Answer::Accept | Answer::AcceptAndBreakOff | Answer::AcceptAndHang
+        Answer::Accept
+            | Answer::Raw(200..=299, ..)
+            | Answer::AcceptAndBreakOff
+            | Answer::AcceptAndHang
     )
 }
 
@@ -251,6 +281,15 @@ async fn give(answer: Answer, accepted: Value) -> Response<Body> {
             response
                 .headers_mut()
                 .insert(header::RETRY_AFTER, seconds.into());
+            response
+        }
+        Answer::Raw(status, headers, body) => {
+            let mut response = plain(status, "");
+            *response.body_mut() = Body::from(body);
+            for (name, value) in headers {
+                let value = value.parse().expect("a header's value");
+                response.headers_mut().insert(name, value);
+            }
             response
         }
         Answer::AcceptAndBreakOff => {

@@ -123,7 +123,7 @@ impl From<OutcomeArgument> for CallStatus {
     }
 }
 
-fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
+pub(super) fn parse_since(text: &str) -> Result<DateTime<Utc>, String> {
     since(text, Utc::now()).ok_or_else(|| {
         "give a length such as 30m, 12h or 7d, a day such as 2026-11-21, or a time such as 2026-11-21T10:00:00Z"
             .to_owned()
@@ -149,7 +149,7 @@ fn since(text: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     now.checked_sub_signed(length)
 }
 
-fn parse_digits(text: &str) -> Result<String, String> {
+pub(super) fn parse_digits(text: &str) -> Result<String, String> {
     let digits: String = text.chars().filter(char::is_ascii_digit).collect();
     if digits.is_empty() {
         Err("give the number, or its last digits".to_owned())

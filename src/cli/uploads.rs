@@ -1,14 +1,18 @@
 //! `voicebot uploads`: the delivery of records, seen and pushed by an operator.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Subcommand;
+use chrono::{DateTime, Utc};
+use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
 use serde_json::json;
 
 use super::CommandResult;
+use super::calls::{parse_digits, parse_since};
 use crate::call::{Persona, http_address};
 use crate::config::Config;
 use crate::ledger::{self, Query};
@@ -16,7 +20,7 @@ use crate::recording::resolve::{EgressDirectory, LiveKitEgress, RecordingResolve
 use crate::session::{CampaignIds, SessionId};
 use crate::store::{ScanOptions, ScanReport, Store};
 use crate::upload::{
-    self, CrmSecrets, ListedRecord, PassOptions, PassStats, UploadError, Uploader,
+    self, CrmSecrets, FailedFilter, ListedRecord, PassOptions, PassStats, UploadError, Uploader,
 };
 
 #[derive(Debug, Subcommand)]
@@ -42,10 +46,16 @@ pub enum UploadsCommand {
         #[arg(long, requires = "once")]
         json: bool,
     },
-    /// Try a record again that the CRM has refused
+    /// Try a record again that the CRM has refused, or all of them
     Retry {
         /// An id that names one call: of its session, call, job, egress, lead or room
-        id: String,
+        #[arg(required_unless_present = "all_failed", conflicts_with = "all_failed")]
+        id: Option<String>,
+        /// Every record that the CRM has refused, as far as the filters mean it
+        #[arg(long)]
+        all_failed: bool,
+        #[command(flatten)]
+        filter: RetryFilter,
         /// Only say whether there is anything to try again
         #[arg(long)]
         dry_run: bool,
@@ -68,6 +78,23 @@ pub enum UploadsCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Which of the refused records to try again.
+#[derive(Debug, Args)]
+pub struct RetryFilter {
+    /// Only calls that began since then: 30m, 12h, 7d, 2026-11-21 or 2026-11-21T10:00:00Z (UTC)
+    #[arg(long, value_parser = parse_since, value_name = "TIME", requires = "all_failed")]
+    since: Option<DateTime<Utc>>,
+    /// Only calls with this number, or one that ends with these digits
+    #[arg(long, value_parser = parse_digits, requires = "all_failed")]
+    number: Option<String>,
+    /// Only calls of the campaign with this id
+    #[arg(long, value_name = "ID", requires = "all_failed")]
+    campaign: Option<String>,
+    /// Only calls in whose last error this text stands, such as "answered 401"
+    #[arg(long, value_name = "TEXT", requires = "all_failed")]
+    error: Option<String>,
 }
 
 /// Runs one of the commands.
@@ -121,7 +148,27 @@ pub async fn run(command: UploadsCommand, config: &Config) -> CommandResult {
             };
             scan(&store, options, json)
         }
-        UploadsCommand::Retry { id, dry_run, json } => {
+        UploadsCommand::Retry {
+            id: None,
+            filter,
+            dry_run,
+            json,
+            ..
+        } => {
+            let filter = FailedFilter {
+                since: filter.since,
+                number: filter.number,
+                campaign: filter.campaign,
+                error: filter.error,
+            };
+            retry_all(config, &store, &filter, dry_run, json).await
+        }
+        UploadsCommand::Retry {
+            id: Some(id),
+            dry_run,
+            json,
+            ..
+        } => {
             let session_id = one_call(&store, &id)?;
             if dry_run {
                 let record = store.read_record(&session_id)?;
@@ -304,6 +351,72 @@ fn report(stats: &PassStats, dry_run: bool, json: bool) -> CommandResult {
         );
     }
     Ok(if stats.failed + stats.errors == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Puts every refused record that is meant back among those that wait, then delivers them. Whatever ends this in between, a worker goes
+/// on with the rest.
+async fn retry_all(
+    config: &Config,
+    store: &Store,
+    filter: &FailedFilter,
+    dry_run: bool,
+    json: bool,
+) -> CommandResult {
+    let records = upload::failed(store, filter)?;
+    if dry_run {
+        if json {
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&json!({ "would_try_again": records }))?
+            );
+        } else {
+            println!("{} records would be tried again", records.len());
+            records.iter().for_each(|record| println!("  {record}"));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Its settings are checked before anything is changed.
+    let uploader = uploader(config, store)?;
+    let mut again = HashSet::new();
+    let mut left: Vec<String> = Vec::new();
+    for record in records {
+        match upload::retry(store, &record) {
+            Ok(true) => drop(again.insert(record)),
+            Ok(false) => {}
+            Err(error) => left.push(error.to_string()),
+        }
+    }
+    // Draws nothing where standard error is no terminal.
+    let bar = ProgressBar::new(again.len() as u64);
+    let stats = uploader
+        .deliver_these(&again, |stats| {
+            bar.set_position(stats.ended());
+            bar.set_message(format!("{} delivered", stats.files_processed));
+        })
+        .await?;
+    bar.finish_and_clear();
+    if json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(
+                &json!({ "tried_again": again.len(), "left": left, "stats": stats })
+            )?
+        );
+    } else {
+        println!(
+            "{} records tried again: {} delivered, {} refused, {} will be tried again by themselves",
+            again.len(),
+            stats.files_processed,
+            stats.failed,
+            (again.len() as u64).saturating_sub(stats.files_processed + stats.failed)
+        );
+        left.iter().for_each(|error| println!("  left: {error}"));
+    }
+    Ok(if stats.failed + stats.errors == 0 && left.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -12,6 +12,7 @@ mod queue;
 mod receipt;
 mod signature;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,14 +32,14 @@ use url::Url;
 use crate::config::Secret;
 use crate::recording::resolve::RecordingResolver;
 use crate::recording::webhook::EgressEnded;
-use crate::session::{CallRecord, PartState, RecordStatus, SessionId, time};
+use crate::session::{CallRecord, CampaignIds, PartState, RecordStatus, SessionId, time};
 use crate::store::{PendingRecord, Store, StoreError};
 
 use breaker::{Breaker, BreakerChange, BreakerSettings, BreakerState};
 use crm::Crm;
 use deliver::{Delivery, End, Mode, on_disk};
 use policy::{Backoff, Verdict};
-use queue::{Due, EgressMark, Lane, Look, Queue, Schedule, due_of};
+use queue::{Due, EgressMark, Lane, Look, Queue, Schedule, Waiting, due_of};
 pub use receipt::{ReceiptConfig, ReceiptRule};
 
 /// The shortest sleep between two looks at the folder, so that no mistake in a time makes the task spin.
@@ -341,6 +342,22 @@ pub struct PassStats {
 }
 
 impl PassStats {
+    /// Records of which this pass knows what became of them.
+    pub fn ended(&self) -> u64 {
+        [
+            self.files_processed,
+            self.waiting,
+            self.retrying,
+            self.failed,
+            self.claimed_elsewhere,
+            self.held_back,
+            self.would_deliver,
+            self.errors,
+        ]
+        .iter()
+        .sum()
+    }
+
     fn count(&mut self, delivery: &Delivery) {
         self.recordings_uploaded += u64::from(delivery.recording_uploaded);
         self.call_data_sent += u64::from(delivery.call_data_sent);
@@ -478,10 +495,32 @@ impl Uploader {
         };
         let look = self.look(options.only).await?;
         let batch = options.batch.unwrap_or(self.config.batch);
-        Ok(self.work_off(look, batch, mode).await)
+        Ok(self.work_off(look, batch, mode, |_| {}).await)
     }
 
-    async fn work_off(&self, look: Look, batch: usize, mode: Mode) -> PassStats {
+    /// Delivers these records as far as they are due, once, and tells after each how far it is.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed. What goes wrong with one record is counted and logged, and the others go on.
+    pub async fn deliver_these(
+        &self,
+        records: &HashSet<SessionId>,
+        tell: impl FnMut(&PassStats),
+    ) -> Result<PassStats, UploadError> {
+        let mut look = self.look(None).await?;
+        let is_meant = |next: &Waiting| records.contains(&next.pending.session_id);
+        look.waiting.retain(is_meant);
+        (look.resting, look.unreadable) = (0, 0);
+        Ok(self.work_off(look, usize::MAX, Mode::WhenDue, tell).await)
+    }
+
+    async fn work_off(
+        &self,
+        look: Look,
+        batch: usize,
+        mode: Mode,
+        mut tell: impl FnMut(&PassStats),
+    ) -> PassStats {
         let mut stats = PassStats {
             not_due: look.resting,
             errors: look.unreadable,
@@ -503,6 +542,7 @@ impl Uploader {
             };
             schedule.done(&id);
             stats.count(&delivery);
+            tell(&stats);
         }
         stats.not_due += schedule.later() as u64;
         let left_over = schedule.ready() as u64;
@@ -877,4 +917,61 @@ fn listed(record: &CallRecord) -> ListedRecord {
 /// When there is no such record, or another process works on it.
 pub fn retry(store: &Store, id: &SessionId) -> Result<bool, StoreError> {
     store.reset_for_retry(id)
+}
+
+/// Which of the records that the CRM has refused are meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FailedFilter {
+    /// Only calls that began since then.
+    pub since: Option<DateTime<Utc>>,
+    /// Only calls with a number that ends with these digits.
+    pub number: Option<String>,
+    /// Only calls of the campaign with this id.
+    pub campaign: Option<String>,
+    /// Only calls in whose last errors this text stands; upper and lower case are the same.
+    pub error: Option<String>,
+}
+
+impl FailedFilter {
+    fn means(&self, record: &CallRecord) -> bool {
+        let digits =
+            |number: &str| -> String { number.chars().filter(char::is_ascii_digit).collect() };
+        let campaign = CampaignIds::from_campaign_metadata(&record.campaign_metadata).campaign_id;
+        let update = record.uploads.call_data_update.as_ref();
+        let errors = [
+            record.uploads.recording.last_error.as_deref(),
+            record.uploads.call_data.last_error.as_deref(),
+            update.and_then(|update| update.last_error.as_deref()),
+        ];
+        record.status == RecordStatus::Failed
+            && self
+                .since
+                .is_none_or(|since| record.started_at().is_none_or(|start| start >= since))
+            && self.number.as_ref().is_none_or(|number| {
+                let other = record.other_party().map(digits);
+                other.is_some_and(|other| other.ends_with(number.as_str()))
+            })
+            && self
+                .campaign
+                .as_ref()
+                .is_none_or(|wanted| campaign.as_ref() == Some(wanted))
+            && self.error.as_ref().is_none_or(|wanted| {
+                let wanted = wanted.to_lowercase();
+                let mut errors = errors.iter().flatten();
+                errors.any(|error| error.to_lowercase().contains(&wanted))
+            })
+    }
+}
+
+/// The records that the CRM has refused, oldest first. What cannot be read is not among them; [`list`] shows it.
+///
+/// # Errors
+/// When the folder cannot be listed.
+pub fn failed(store: &Store, filter: &FailedFilter) -> Result<Vec<SessionId>, StoreError> {
+    let pending = store.pending()?.into_iter();
+    let records = pending.filter_map(|pending| store.read_pending(&pending).ok().flatten());
+    Ok(records
+        .filter(|record| filter.means(record))
+        .map(|record| record.session_id)
+        .collect())
 }

@@ -1,13 +1,13 @@
 //! What CRMs, and what stands in front of them, answer: which answers are receipts, where the recording's URL is, and what happens to the
 //! records when nobody is let in.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 use voicebot::config::Secret;
-use voicebot::session::RecordStatus;
-use voicebot::upload::{self, PassOptions, PassStats};
+use voicebot::upload::{self, FailedFilter, PassOptions, PassStats};
 
 use crate::delivery::{ID, World, delivered, sound};
 use crate::support::crm::{Answer, SIGNATURE};
@@ -327,7 +327,10 @@ async fn a_record_that_alone_is_turned_away_for_an_hour_fails_and_holds_nobody_u
     );
     let started = *world.now.lock().unwrap();
     let mut others = 0;
-    while upload::list(&world.data.store).unwrap()[0].status != Some(RecordStatus::Failed) {
+    while upload::failed(&world.data.store, &FailedFilter::default())
+        .unwrap()
+        .is_empty()
+    {
         assert!(others < 60);
         let id = format!("session_20261121_100000_{others:06x}");
         world.data.finished_call(&id, Some(CALLER));
@@ -410,4 +413,126 @@ async fn a_redirect_that_keeps_the_method_is_followed_on_the_same_host() {
         world.crm.always_answer(ID, None);
         assert_eq!(world.pass().await, delivered(0), "{there}");
     }
+}
+
+#[tokio::test]
+async fn all_that_failed_can_be_tried_again_at_once_or_the_part_that_is_meant() {
+    let world = World::new().await;
+    *world.now.lock().unwrap() = at(10_000);
+    for (number, caller) in [(0, CALLER), (1, CALLER), (2, "+15550100999")] {
+        let id = format!("session_20261121_100000_{number:06x}");
+        world.data.finished_call(&id, Some(caller));
+    }
+    world.data.finished_call(ID, Some(CALLER));
+    let refused = || Answer::Say(422, json!({ "message": "campaignId is not known" }));
+    world.crm.answer_call_data([
+        refused(),
+        refused(),
+        refused(),
+        Answer::Text(413, "too large"),
+    ]);
+    let stats = world.pass().await;
+    assert_eq!(stats.failed, 4, "{stats:?}");
+
+    let of = |filter: &FailedFilter| upload::failed(&world.data.store, filter).unwrap().len();
+    let filter = FailedFilter::default;
+    for (filter, expected) in [
+        (filter(), 4),
+        (
+            FailedFilter {
+                number: Some("0999".to_owned()),
+                ..filter()
+            },
+            1,
+        ),
+        (
+            FailedFilter {
+                error: Some("Answered 413".to_owned()),
+                ..filter()
+            },
+            1,
+        ),
+        (
+            FailedFilter {
+                campaign: Some("c1".to_owned()),
+                ..filter()
+            },
+            4,
+        ),
+        (
+            FailedFilter {
+                campaign: Some("c2".to_owned()),
+                ..filter()
+            },
+            0,
+        ),
+        (
+            FailedFilter {
+                since: Some(at(-5)),
+                ..filter()
+            },
+            4,
+        ),
+        (
+            FailedFilter {
+                since: Some(at(5)),
+                ..filter()
+            },
+            0,
+        ),
+    ] {
+        assert_eq!(of(&filter), expected, "{filter:?}");
+    }
+
+    let run = |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_voicebot"));
+        command
+            .args(["uploads", "retry", "--all-failed"])
+            .args(arguments)
+            .current_dir(world.data.path(""))
+            .env("VOICEBOT__DATA_DIR", world.data.path(""))
+            .env("CRM_BASE_URL", world.crm.base_url())
+            .env("RUST_LOG", "off")
+            .env_remove("LIVEKIT_URL")
+            .env_remove("VOICEBOT_CONFIG");
+        async move {
+            let output = command.output().await.expect("the program runs");
+            assert_eq!(
+                String::from_utf8_lossy(&output.stderr),
+                "",
+                "no bar outside a terminal"
+            );
+            let said = String::from_utf8(output.stdout).expect("text");
+            (output.status.success(), said)
+        }
+    };
+    let (well, said) = run(&["--number", "0999", "--dry-run"]).await;
+    assert!(
+        well && said.contains("1 records would be tried again"),
+        "{said}"
+    );
+    assert_eq!(of(&filter()), 4, "nothing has changed");
+    let (well, said) = run(&["--number", "0999"]).await;
+    assert!(
+        well && said.contains("1 records tried again: 1 delivered"),
+        "{said}"
+    );
+    assert_eq!(of(&filter()), 3);
+    world.crm.always_answer(ID, Some(refused()));
+    let (well, said) = run(&["--json"]).await;
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    assert!(!well, "one was refused again");
+    assert_eq!(said["tried_again"], 3);
+    assert_eq!(
+        (&said["stats"]["files_processed"], &said["stats"]["failed"]),
+        (&json!(2), &json!(1))
+    );
+    let keys: HashSet<String> = world
+        .crm
+        .call_data()
+        .into_iter()
+        .filter(|call| call.accepted)
+        .map(|call| call.key)
+        .collect();
+    assert_eq!(keys.len(), 3);
 }

@@ -8,11 +8,12 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use crate::support::bad_crm::BadCrm;
+use crate::support::bad_crm::{BadCrm, HOSTILE, UNRELIABLE};
 use crate::support::data::{DataFolder, at, call_start, hangup};
 use chrono::TimeDelta;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use voicebot::session::{
     self, CallMetadata, ConversationItem, RecordingMetadata, RecordingSource, RecordingState,
@@ -78,9 +79,100 @@ fn finished_calls(count: u64, random: &mut StdRng) -> (DataFolder, HashMap<Strin
     (data, sounds)
 }
 
+/// What a record of the original tells of its recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// Its path.
+    Path,
+    /// Its path on another machine.
+    PathElsewhere,
+    /// Its path as Windows has it.
+    PathOnWindows,
+    /// The id of an egress that has left a manifest.
+    Manifest,
+    /// The id of an egress that nobody knows any more.
+    Lost,
+    /// There was none.
+    Nothing,
+}
+
+impl Told {
+    const ALL: [Self; 6] = [
+        Self::Path,
+        Self::PathElsewhere,
+        Self::PathOnWindows,
+        Self::Manifest,
+        Self::Lost,
+        Self::Nothing,
+    ];
+}
+
+/// A backlog as the original left it a year ago, copied here just now: the records and files are new, the calls are not. Answers with what
+/// each record tells, and the bytes of its recording.
+fn backlog(count: u64, random: &mut StdRng) -> (DataFolder, HashMap<String, (Told, Vec<u8>)>) {
+    let data = DataFolder::in_memory();
+    let mut calls = HashMap::new();
+    for number in 0..count {
+        let start = chrono::Utc::now() - TimeDelta::days(365 + (number % DAYS) as i64);
+        let iso = |second: i64| {
+            let time = start + TimeDelta::seconds(second);
+            // As Python writes an aware time and a Z behind it.
+            format!("{}+00:00Z", time.format("%Y-%m-%dT%H:%M:%S%.6f"))
+        };
+        let id = format!("session_{}_{number:06x}", start.format("%Y%m%d_%H%M%S"));
+        let told = Told::ALL[(number % 6) as usize];
+        let name = format!("number-_1555010{:04}-{number}.ogg", number / DAYS % NUMBERS);
+        let path = match told {
+            Told::Path => json!(format!("recordings/{name}")),
+            Told::PathElsewhere => json!(format!("/srv/bot/recordings/{name}")),
+            Told::PathOnWindows => json!(format!("C:\\bot\\recordings\\{name}")),
+            Told::Manifest | Told::Lost | Told::Nothing => Value::Null,
+        };
+        let mut sound = Vec::new();
+        if !matches!(told, Told::Lost | Told::Nothing) {
+            sound = vec![0; random.random_range(1..3000)];
+            random.fill_bytes(&mut sound);
+            data.write(&format!("recordings/{name}"), &sound);
+        }
+        let mut campaign = json!({ "campaignId": "c1", "voiceAgentId": "v1", "client": "k1" });
+        if matches!(told, Told::Manifest | Told::Lost) {
+            campaign["egressId"] = json!(format!("back{number}"));
+        }
+        if told == Told::Manifest {
+            let manifest = json!({
+                "egress_id": format!("EG_back{number}"), "room_name": "r",
+                "started_at": 1_000_000_000_i64, "ended_at": 61_000_000_000_i64,
+                "files": [{ "filename": format!("recordings/{name}"), "location": format!("/out/recordings/{name}") }],
+            });
+            let file = format!("recordings/EG_back{number}.json");
+            data.write(&file, manifest.to_string());
+        }
+        let conversation = format!("conversations/conversation_{id}.json");
+        let said = json!({
+            "session_id": id, "start_time": iso(0), "end_time": iso(60), "duration_seconds": 60, "total_items": 1,
+            "conversation_items": [{ "role": "user", "content": format!("Call {number}."), "timestamp": iso(5) }],
+            "lead_generated": false, "metadata": { "auto_saved": true },
+        });
+        data.write(&conversation, said.to_string());
+        let record = json!({
+            "session_id": id, "dialed_number": format!("+1555010{:04}", number / DAYS % NUMBERS),
+            "campaign_metadata": campaign,
+            "files": { "recording": path, "conversation": format!("/srv/bot/{conversation}"), "lead": null },
+            "timestamps": { "call_start": iso(0), "call_end": iso(60), "metadata_saved": iso(61) },
+            "status": "ready_for_upload", "upload_attempts": 0, "last_upload_attempt": null,
+        });
+        let file = format!("call_metadata/metadata_{id}.json");
+        data.write(&file, record.to_string());
+        calls.insert(id, (told, sound));
+    }
+    (data, calls)
+}
+
 struct World {
     data: DataFolder,
     crm: BadCrm,
+    /// Further settings of the uploaders.
+    settings: &'static [(&'static str, &'static str)],
 }
 
 impl World {
@@ -97,6 +189,7 @@ impl World {
             .env("VOICEBOT__UPLOAD__FIRST_BACKOFF_MS", "20")
             .env("VOICEBOT__UPLOAD__MAX_BACKOFF_S", "1")
             .env("VOICEBOT__UPLOAD__BREAKER_MAX_PAUSE_S", "1")
+            .envs(self.settings.iter().copied())
             .env("RUST_LOG", "off")
             .env_remove("LIVEKIT_URL")
             .env_remove("VOICEBOT_CONFIG")
@@ -181,7 +274,8 @@ async fn whatever_the_crm_does_and_whoever_is_killed_it_has_each_call_once() {
     let (data, sounds) = finished_calls(calls, &mut StdRng::seed_from_u64(seed));
     let world = World {
         data,
-        crm: BadCrm::start(seed).await,
+        crm: BadCrm::start(UNRELIABLE, seed).await,
+        settings: &[],
     };
 
     let kills = AtomicU64::new(0);
@@ -228,4 +322,65 @@ async fn whatever_the_crm_does_and_whoever_is_killed_it_has_each_call_once() {
         "every record is archived"
     );
     world.data.assert_nothing_left_over();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_of_a_year_ago_is_delivered_each_call_once_and_each_recording_byte_for_byte() {
+    const CALLS: u64 = 300;
+    const KILLS: u64 = 30;
+    let seed = setting("VOICEBOT_TEST_SEED", 20_261_121);
+    let (data, calls) = backlog(CALLS, &mut StdRng::seed_from_u64(seed));
+    let world = World {
+        data,
+        crm: BadCrm::start(HOSTILE, seed).await,
+        // Long enough for the second look at a file, even between kills.
+        settings: &[
+            ("VOICEBOT__RECORDING__WAIT_S", "8"),
+            ("VOICEBOT__RECORDING__LATE_S", "10"),
+        ],
+    };
+    let kills = AtomicU64::new(0);
+    let workers = (0..WORKERS).map(|n| world.kill_workers(&kills, KILLS, seed + n));
+    futures_util::future::join_all(workers).await;
+    world
+        .run_until("everything is delivered", || world.records_left() == 0)
+        .await;
+
+    let books = world.crm.take_books();
+    println!(
+        "seed {seed}: {CALLS} calls, {} kills, {} requests, {} repeated, {} updates, faults {:?}",
+        kills.load(Ordering::Relaxed),
+        world.crm.requests(),
+        books.repeated,
+        books.updates.len(),
+        books.faults
+    );
+    assert_eq!(books.complaints, Vec::<String>::new());
+    assert_eq!(books.calls.len() as u64, CALLS);
+    let recorded = calls.values().filter(|(_, sound)| !sound.is_empty());
+    assert_eq!(books.recordings.len(), recorded.count());
+    for (call_id, call) in &books.calls {
+        let id = call.key.strip_suffix("/call_data").expect("the key");
+        let (told, sound) = &calls[id];
+        assert_eq!(call.body["transcription"]["session_id"], *id, "{call_id}");
+        // The CRM may have heard of the recording in a second message.
+        let latest = books.updates.get(call_id).unwrap_or(&call.body);
+        let details = &latest["callDetails"];
+        let record = world
+            .data
+            .json(&format!("processed_metadata/metadata_{id}.json"));
+        let state = record["uploads"]["recording"]["state"].as_str();
+        if sound.is_empty() {
+            assert_eq!(details["recordingUrl"], Value::Null, "{id}");
+            assert_eq!(state, Some("missing"), "{id}");
+            continue;
+        }
+        assert_eq!(state, Some("sent"), "{id}, {told:?}: {record}");
+        let key = format!("{id}/recording");
+        assert!(books.recordings[&key] == sound[..], "{id}: byte for byte");
+        let url = format!("https://crm.example.com/recordings/{key}");
+        assert_eq!(details["recordingUrl"], url, "{id}, {told:?}");
+        assert_eq!(details["recordingSize"], sound.len(), "{id}");
+    }
+    assert_eq!(world.data.files("processed_metadata").len() as u64, CALLS);
 }

@@ -3,6 +3,7 @@
 //! It speaks HTTP/1.1 by hand, one request a connection, because its faults are below what a server library would let it do.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,10 +37,24 @@ pub enum Fault {
     NoHttpBefore,
     DripsAfter,
     DripsForEverAfter,
+    /// Status 200, and a body that says that nothing was taken.
+    SaysNoBefore,
+    /// The key is not accepted, or a proxy has nobody behind it.
+    Says401Before,
+    Says404Before,
+    /// A bare URL for a recording, nothing at all for a call.
+    SaysLittleAfter,
+    /// Packed, with a mark in front.
+    PacksAfter,
+    /// To the same place with a slash behind it.
+    RedirectsBefore,
 }
 
-/// Of 100 requests.
-const PLAN: [(Fault, u32); 16] = [
+/// How often each fault happens, in shares of the whole.
+type Plan = &'static [(Fault, u32)];
+
+/// A CRM on a bad day.
+pub const UNRELIABLE: Plan = &[
     (Fault::None, 64),
     (Fault::HangsBefore, 1),
     (Fault::HangsAfter, 1),
@@ -58,12 +73,46 @@ const PLAN: [(Fault, u32); 16] = [
     (Fault::DripsForEverAfter, 1),
 ];
 
+/// One that also says no in every way, shuts its doors, sends elsewhere, and says little when it has taken something.
+pub const HOSTILE: Plan = &[
+    (Fault::None, 56),
+    (Fault::HangsBefore, 1),
+    (Fault::HangsAfter, 1),
+    (Fault::ResetBefore, 3),
+    (Fault::ResetAfter, 3),
+    (Fault::Says500, 3),
+    (Fault::Says503, 3),
+    (Fault::Says429, 2),
+    (Fault::BreaksOffBefore, 2),
+    (Fault::BreaksOffAfter, 2),
+    (Fault::PageBefore, 2),
+    (Fault::PageAfter, 1),
+    (Fault::BrokenJsonBefore, 2),
+    (Fault::NoHttpBefore, 1),
+    (Fault::DripsAfter, 1),
+    (Fault::DripsForEverAfter, 1),
+    (Fault::SaysNoBefore, 5),
+    (Fault::Says401Before, 1),
+    (Fault::Says404Before, 1),
+    (Fault::SaysLittleAfter, 3),
+    (Fault::PacksAfter, 3),
+    (Fault::RedirectsBefore, 3),
+];
+/// Ways of saying no with status 200.
+const NOES: [&str; 5] = [
+    r#"{"success":false,"message":"database unavailable"}"#,
+    r#"{"status":"error"}"#,
+    r#"{"errors":[{"message":"quota"}],"data":null}"#,
+    "false",
+    "Delivery failed, try again later",
+];
+
 impl Fault {
-    fn draw(random: &mut StdRng) -> Self {
-        let mut number = random.random_range(0..PLAN.iter().map(|(_, share)| share).sum());
-        for (fault, share) in PLAN {
-            if number < share {
-                return fault;
+    fn draw(plan: Plan, random: &mut StdRng) -> Self {
+        let mut number = random.random_range(0..plan.iter().map(|(_, share)| share).sum());
+        for (fault, share) in plan {
+            if number < *share {
+                return *fault;
             }
             number -= share;
         }
@@ -81,6 +130,8 @@ impl Fault {
                 | Self::PageAfter
                 | Self::DripsAfter
                 | Self::DripsForEverAfter
+                | Self::SaysLittleAfter
+                | Self::PacksAfter
         )
     }
 }
@@ -99,6 +150,8 @@ pub struct Books {
     pub recordings: HashMap<String, Bytes>,
     /// By the CRM's id of the call.
     pub calls: HashMap<String, TakenCall>,
+    /// Calls that were sent once more with the URL of their recording, by the CRM's id of the call.
+    pub updates: HashMap<String, Value>,
     /// How often each fault happened.
     pub faults: BTreeMap<Fault, u32>,
     /// Things that were sent again although the CRM had them.
@@ -107,6 +160,7 @@ pub struct Books {
 }
 
 struct Inside {
+    plan: Plan,
     books: Books,
     random: StdRng,
 }
@@ -121,12 +175,13 @@ pub struct BadCrm {
 }
 
 impl BadCrm {
-    pub async fn start(seed: u64) -> Self {
+    pub async fn start(plan: Plan, seed: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a free port on loopback");
         let base_url = format!("http://{}/api", listener.local_addr().expect("the port"));
         let inside = Arc::new(Mutex::new(Inside {
+            plan,
             books: Books::default(),
             random: StdRng::seed_from_u64(seed),
         }));
@@ -180,7 +235,8 @@ struct Request {
 async fn serve(inside: Arc<Mutex<Inside>>, count: watch::Sender<u64>, mut stream: TcpStream) {
     let fault = {
         let mut inside = inside.lock().unwrap();
-        Fault::draw(&mut inside.random)
+        let plan = inside.plan;
+        Fault::draw(plan, &mut inside.random)
     };
     if fault == Fault::ResetBefore {
         let _ = stream.read(&mut [0; 1]).await;
@@ -199,6 +255,20 @@ async fn serve(inside: Arc<Mutex<Inside>>, count: watch::Sender<u64>, mut stream
         (Fault::Says500, _) => plain(500, "", r#"{"error":"duplicate key while writing"}"#),
         (Fault::Says503, _) => plain(503, "", "busy"),
         (Fault::Says429, _) => later(&inside),
+        (Fault::SaysNoBefore, _) => {
+            let way = inside.lock().unwrap().random.random_range(0..NOES.len());
+            plain(200, "", NOES[way])
+        }
+        (Fault::Says401Before, _) => plain(401, "", r#"{"message":"token expired"}"#),
+        (Fault::Says404Before, _) => plain(404, "", "<html>nobody behind</html>"),
+        (Fault::RedirectsBefore, _) => {
+            let path = if request.is_upload {
+                "upload"
+            } else {
+                "call-data"
+            };
+            plain(308, &format!("Location: /api/{path}/\r\n"), "")
+        }
         (Fault::BrokenJsonBefore, _) => plain(200, "", r#"{"success":true,"data":{"url":"ht"#),
         _ => plain(200, "", "<html><body>Maintenance</body></html>"),
     };
@@ -215,6 +285,28 @@ async fn serve(inside: Arc<Mutex<Inside>>, count: watch::Sender<u64>, mut stream
         Fault::PageAfter => {
             let page = plain(200, "", "<html><body>Maintenance</body></html>");
             let _ = stream.write_all(page.as_bytes()).await;
+        }
+        Fault::SaysLittleAfter => {
+            let little = match request.is_upload {
+                true => plain(201, "", &url_of(&request.key)),
+                false => "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n".to_owned(),
+            };
+            let _ = stream.write_all(little.as_bytes()).await;
+        }
+        Fault::PacksAfter => {
+            let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+            let status = head.lines().next().expect("a status line");
+            let mut packer = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+            let packed = packer
+                .write_all(format!("\u{feff}{body}").as_bytes())
+                .and_then(|()| packer.finish())
+                .expect("it is packed in memory");
+            let head = format!(
+                "{status}\r\nConnection: close\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n\r\n",
+                packed.len()
+            );
+            let _ = stream.write_all(head.as_bytes()).await;
+            let _ = stream.write_all(&packed).await;
         }
         Fault::NoHttpBefore => {
             let _ = stream.write_all(b"\x16\x03\x01\x00\xa5\xff\r\n\r\n").await;
@@ -281,7 +373,7 @@ fn take(inside: &Mutex<Inside>, request: &Request) -> String {
             ));
             return plain(400, "", "no file");
         };
-        let url = format!("https://crm.example.com/recordings/{}", request.key);
+        let url = url_of(&request.key);
         let known = books.recordings.get(&request.key);
         if known.is_some_and(|known| *known != bytes) {
             let complaint = format!("{}: other bytes under the same key", request.key);
@@ -297,6 +389,16 @@ fn take(inside: &Mutex<Inside>, request: &Request) -> String {
             return plain(400, "", "no JSON");
         };
         let call_id = body["callDetails"]["callId"].as_str().unwrap_or_default();
+        if let Some(first) = request.key.strip_suffix("_update") {
+            let complaint = match books.calls.get(call_id) {
+                Some(call) if call.key == first => None,
+                _ => Some(format!("{}: no call that it belongs to", request.key)),
+            };
+            books.complaints.extend(complaint);
+            let accepted = json!({ "success": true, "id": call_id });
+            books.updates.insert(call_id.to_owned(), body);
+            return plain(200, "", &accepted.to_string());
+        }
         let known = books.calls.get(call_id);
         if known.is_some_and(|known| known.key != request.key || known.body != body) {
             let complaint = format!("{}: other call data under {call_id}", request.key);
@@ -320,6 +422,10 @@ fn take(inside: &Mutex<Inside>, request: &Request) -> String {
         ),
         _ => plain(201, "", &accepted.to_string()),
     }
+}
+
+fn url_of(key: &str) -> String {
+    format!("https://crm.example.com/recordings/{key}")
 }
 
 fn plain(status: u16, headers: &str, body: &str) -> String {
@@ -354,7 +460,7 @@ async fn read_request(stream: &mut TcpStream) -> Option<Request> {
         }
     }
     Some(Request {
-        is_upload: head.starts_with("POST /api/upload "),
+        is_upload: head.starts_with("POST /api/upload"),
         key: header("idempotency-key")?,
         content_type: header("content-type")?,
         body: Bytes::from(bytes.split_off(head_end + 4)),

@@ -18,7 +18,7 @@ const BUILT_IN: &str = include_str!("../../config/personas/default.json");
 /// The largest persona that is read from anywhere.
 const MAX_PERSONA_BYTES: usize = 1024 * 1024;
 /// Long texts that belong to the conversation and are left out of the campaign metadata in the record.
-const NOT_FOR_THE_RECORD: [&str; 8] = [
+const NOT_FOR_THE_RECORD: [&str; 11] = [
     "instructions",
     "systemPrompt",
     "system_prompt",
@@ -26,6 +26,9 @@ const NOT_FOR_THE_RECORD: [&str; 8] = [
     "greeting",
     "firstMessage",
     "first_message",
+    "goodbye",
+    "endCallMessage",
+    "end_call_message",
     "script",
 ];
 
@@ -87,6 +90,8 @@ pub struct Persona {
     pub instructions: String,
     /// What the agent says first.
     pub greeting: Option<String>,
+    /// What the agent says before it hangs up, when the model does so without a word.
+    pub goodbye: Option<String>,
     /// BCP 47 language of the call, for speech recognition.
     pub language: Option<String>,
     /// Voice for speech synthesis.
@@ -132,6 +137,7 @@ impl Persona {
                 .to_owned(),
             instructions,
             greeting: text_of(&["greeting", "firstMessage", "first_message"]),
+            goodbye: text_of(&["goodbye", "endCallMessage", "end_call_message"]),
             language: text_of(&["language"]),
             voice: text_of(&["voice"]),
             full: value,
@@ -349,14 +355,17 @@ mod tests {
     #[test]
     fn texts_may_lie_in_the_voice_agent_and_stay_out_of_the_record() {
         let text = r#"{"data": {"campaigns": [{"_id": "c1", "client": "k1", "voiceAgents": [{"_id": "v1", "systemPrompt": "You sell."}]}],
-                       "egressId": "EG_1", "greeting": "Hello."}}"#;
+                       "egressId": "EG_1", "greeting": "Hello.", "endCallMessage": "Bye."}}"#;
         let persona = Persona::read(text, "5550100").unwrap();
         assert_eq!(persona.instructions, "You sell.");
         assert_eq!(persona.name, "5550100");
         let metadata = persona.campaign_metadata();
         assert_eq!(metadata["egressId"], "EG_1");
         assert_eq!(metadata["campaigns"][0]["_id"], "c1");
-        assert!(!metadata.contains_key("greeting"));
+        assert_eq!(persona.goodbye.as_deref(), Some("Bye."));
+        for text in ["greeting", "endCallMessage"] {
+            assert!(!metadata.contains_key(text));
+        }
     }
 
     #[test]

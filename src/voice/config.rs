@@ -63,6 +63,13 @@ pub struct TurnConfig {
     pub hang_up_after_ms: u64,
     /// The caller has spoken and hears nothing for this long: the agent asks them to say it again, in milliseconds.
     pub no_reply_timeout_ms: u64,
+    /// The caller hears nothing of an answer for this long, whatever the model and its tools are doing, in
+    /// milliseconds: the answer is given up and the caller is asked to say it again. Longer than
+    /// `no_reply_timeout_ms` and `tools.timeout_ms` together, so that one slow tool does not come to it.
+    pub max_thinking_ms: u64,
+    /// Speech of at least this length in which recognition finds no words is asked for again, in
+    /// milliseconds; 0 for never. Shorter sounds are coughs and noises.
+    pub wordless_speech_ms: u64,
     /// The agent is speaking, but no sound has been taken by the output for this long, in milliseconds.
     pub stalled_playout_ms: u64,
     /// No sound at all has come from the caller for this long, in milliseconds.
@@ -103,6 +110,8 @@ impl Default for TurnConfig {
             ask_after_ms: 10_000,
             hang_up_after_ms: 20_000,
             no_reply_timeout_ms: 8_000,
+            max_thinking_ms: 20_000,
+            wordless_speech_ms: 2_000,
             stalled_playout_ms: 2_000,
             no_input_ms: 5_000,
             deaf_ms: 8_000,
@@ -190,10 +199,12 @@ pub struct LinesConfig {
     pub still_there: String,
     /// Before hanging up on silence; empty for nothing.
     pub silence_goodbye: String,
-    /// When a provider failed once.
+    /// When a provider failed once, the model had no words, or the caller's had none.
     pub say_again: String,
     /// When a provider stays down, before hanging up.
     pub apology: String,
+    /// Before hanging up, when the model ends the call without a word and the persona has no `goodbye`.
+    pub goodbye: String,
 }
 
 impl Default for LinesConfig {
@@ -204,6 +215,7 @@ impl Default for LinesConfig {
             say_again: "Sorry, I did not get that. Could you say it again?".to_owned(),
             apology: "I am sorry, we have a technical problem. We will call you back. Goodbye."
                 .to_owned(),
+            goodbye: "Thank you for calling. Goodbye.".to_owned(),
         }
     }
 }

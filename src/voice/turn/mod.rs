@@ -30,6 +30,10 @@ pub use vocabulary::{
 /// How many lines may wait to be said; more than that are refused with a report.
 const MAX_WAITING_LINES: usize = 8;
 
+/// How often in a row the caller is asked to repeat speech without words. After that it is taken for the
+/// silence that it may be: a television, or music on hold.
+const MAX_WORDLESS: u32 = 3;
+
 /// See the module's own words.
 #[derive(Debug)]
 pub struct TurnMachine {
@@ -47,6 +51,10 @@ pub struct TurnMachine {
     watch: LineWatch,
     /// Failures of providers since the last answer that was heard.
     failures: u32,
+    /// Stretches of speech in a row in which there were no words.
+    wordless: u32,
+    /// When the agent's last reply ended.
+    agent_quiet_since: Time,
     /// Answers to this turn that were given up because the caller went on.
     retries: u32,
     next_segment: u32,
@@ -70,7 +78,7 @@ impl TurnMachine {
             waiting: VecDeque::new(),
             silence: Silence {
                 since: Time::ZERO,
-                asked: false,
+                asked: None,
             },
             watch: LineWatch {
                 last_audio: Time::ZERO,
@@ -78,6 +86,8 @@ impl TurnMachine {
                 loud_since: None,
             },
             failures: 0,
+            wordless: 0,
+            agent_quiet_since: Time::ZERO,
             retries: 0,
             next_segment: 0,
             next_reply: 0,
@@ -197,11 +207,14 @@ impl TurnMachine {
                     reply.tools = ToolUse::Idle;
                     reply.ends_call |= end_call;
                     reply.last_progress = now;
+                    // It is told what they answered.
+                    reply.waits_for = Component::Llm;
                 }
             }
             Input::Progress { reply } => {
                 if let Some(reply) = self.reply_mut(reply) {
                     reply.last_progress = now;
+                    reply.unheard_since = now;
                     reply.stalled = false;
                 }
             }
@@ -267,7 +280,7 @@ impl TurnMachine {
             return;
         }
         self.caller = Caller::Speaking { onset };
-        self.heard_from_caller();
+        self.watch.loud_since = None;
         let id = SegmentId(self.next_segment);
         self.next_segment += 1;
         self.turn.push(Segment {
@@ -279,6 +292,7 @@ impl TurnMachine {
             early_requests: 0,
             origin: Origin::Speech,
             announced: false,
+            failed: false,
         });
     }
 
@@ -329,7 +343,6 @@ impl TurnMachine {
             return;
         };
         self.caller = Caller::Quiet;
-        self.silence.since = self.now;
         let Some(segment) = self
             .turn
             .last_mut()
@@ -360,11 +373,15 @@ impl TurnMachine {
                 is_final,
             });
         } else if !matches!(segment.words, Words::Heard { .. }) {
+            let has_words = !text.is_empty();
             segment.words = Words::Heard {
                 text,
                 confidence,
                 at: now,
             };
+            if has_words {
+                self.heard_words();
+            }
         }
         self.watch.loud_since = None;
     }
@@ -387,6 +404,7 @@ impl TurnMachine {
             confidence: None,
             at: now,
         };
+        segment.failed = failure.kind != FailureKind::BadInput;
         if failure.kind == FailureKind::BadInput {
             self.report(failure.component.as_str(), &failure.message, true);
         } else {
@@ -399,8 +417,8 @@ impl TurnMachine {
         if text.is_empty() || !matches!(self.stage, Stage::New | Stage::Talking) {
             return;
         }
-        self.heard_from_caller();
-        self.silence.since = self.now;
+        self.heard_words();
+        self.watch.loud_since = None;
         if self.reply().is_some_and(|reply| {
             reply.interruptible && !reply.ends_call && reply.tools != ToolUse::Running
         }) {
@@ -419,6 +437,7 @@ impl TurnMachine {
             early_requests: 0,
             origin: Origin::Typed,
             announced: true,
+            failed: false,
         };
         self.next_segment += 1;
         // The open segment stays the last one.
@@ -437,7 +456,7 @@ impl TurnMachine {
         if reply.kind != ReplyKind::StillThere {
             self.silence = Silence {
                 since: self.now,
-                asked: false,
+                asked: None,
             };
         }
         let boundary = self
@@ -456,14 +475,31 @@ impl TurnMachine {
                 Origin::Noted
             };
         }
-        // An answer without a word is an answer: asking again would bring the same.
+        let unheard = match &self.floor {
+            Floor::Preparing(reply)
+                if reply.kind == ReplyKind::Answer && !reply.ends_call && !reply.audio_ready =>
+            {
+                Some(reply.waits_for)
+            }
+            _ => None,
+        };
         self.reply_over(true);
+        if let Some(component) = unheard {
+            self.provider_failed(Failure {
+                component,
+                message: "the answer ended without a sound".to_owned(),
+                kind: FailureKind::Temporary,
+            });
+        }
     }
 
-    /// The caller is there.
-    fn heard_from_caller(&mut self) {
-        self.silence.asked = false;
-        self.watch.loud_since = None;
+    /// The caller is there. Sound without words does not tell.
+    fn heard_words(&mut self) {
+        self.wordless = 0;
+        self.silence = Silence {
+            since: self.now,
+            asked: None,
+        };
     }
 
     // ---- acts ----
@@ -503,6 +539,7 @@ impl TurnMachine {
             tools: ToolUse::Idle,
             ends_call: false,
             last_progress: self.now,
+            unheard_since: self.now,
             stalled: false,
             speech_ended,
         });
@@ -546,12 +583,16 @@ impl TurnMachine {
             self.commit_covered();
         }
         let floor = std::mem::replace(&mut self.floor, Floor::Free);
+        let is_unheard = matches!(floor, Floor::Preparing(_));
         if let Floor::Preparing(reply) | Floor::Playing(reply) | Floor::Paused(reply) = floor {
+            self.agent_quiet_since = self.now;
             if reply.kind != ReplyKind::StillThere {
                 self.silence.since = self.now;
             }
             if reply.ends_call {
-                self.close(VoiceEnd::EndCall, None);
+                // Nobody is hung up on without a word.
+                let goodbye = is_unheard.then(|| self.lines.goodbye.clone());
+                self.close(VoiceEnd::EndCall, goodbye);
             }
         }
     }
@@ -589,8 +630,10 @@ impl TurnMachine {
             failure.kind == FailureKind::Config || self.failures >= self.config.max_failures;
         self.report(failure.component.as_str(), &failure.message, !gives_up);
         if let Stage::Closing(closing) = &mut self.stage {
-            // There is no way left to say goodbye.
-            closing.farewell = None;
+            if failure.component == Component::Tts {
+                // There is no way left to say goodbye.
+                closing.farewell = None;
+            }
             return;
         }
         if gives_up {
@@ -606,15 +649,18 @@ impl TurnMachine {
                 },
                 apology,
             );
-        } else if !self
-            .waiting
-            .iter()
-            .any(|line| line.text == self.lines.say_again)
-            && self.waiting.len() < MAX_WAITING_LINES
+        } else {
+            self.ask_to_say_again();
+        }
+    }
+
+    fn ask_to_say_again(&mut self) {
+        let text = &self.lines.say_again;
+        if self.waiting.len() < MAX_WAITING_LINES
+            && self.waiting.iter().all(|line| line.text != *text)
         {
-            let text = self.lines.say_again.clone();
             self.waiting.push_back(Line {
-                text,
+                text: text.clone(),
                 interruptible: true,
                 kind: ReplyKind::Line,
             });

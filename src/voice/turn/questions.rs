@@ -31,7 +31,7 @@ impl TurnMachine {
     pub(super) fn user_state(&self) -> UserState {
         match self.caller {
             Caller::Speaking { .. } | Caller::Pausing { .. } => UserState::Speaking,
-            Caller::Quiet if self.silence.asked => UserState::Away,
+            Caller::Quiet if self.silence.asked.is_some() => UserState::Away,
             Caller::Quiet => UserState::Listening,
         }
     }
@@ -194,7 +194,10 @@ impl TurnMachine {
     }
 
     pub(super) fn playout_overdue_at(&self, reply: &Reply) -> Time {
-        reply.last_progress + ms(self.config.no_reply_timeout_ms) + self.tool_allowance(reply)
+        let stands_still =
+            reply.last_progress + ms(self.config.no_reply_timeout_ms) + self.tool_allowance(reply);
+        // Rounds of tools are progress, but not to the caller.
+        stands_still.min(reply.unheard_since + ms(self.config.max_thinking_ms))
     }
 
     pub(super) fn reply_overdue_at(&self, reply: &Reply) -> Option<Time> {
@@ -202,17 +205,20 @@ impl TurnMachine {
         let turn_over = self
             .turn_over_at(&self.turn[..reply.covers.min(self.turn.len())])
             .unwrap_or_default();
-        let quiet_since = if self.caller == Caller::Quiet {
-            reply.last_progress
-        } else {
-            self.now
+        let since = |time: Time| {
+            let quiet_since = if self.caller == Caller::Quiet {
+                time
+            } else {
+                self.now
+            };
+            turn_over.max(quiet_since)
         };
         let is_held_back = reply.audio_ready || reply.tools == ToolUse::Wanted;
-        (!is_held_back).then(|| {
-            turn_over.max(quiet_since)
-                + ms(self.config.no_reply_timeout_ms)
-                + self.tool_allowance(reply)
-        })
+        let stands_still = since(reply.last_progress)
+            + ms(self.config.no_reply_timeout_ms)
+            + self.tool_allowance(reply);
+        let thinks = since(reply.unheard_since) + ms(self.config.max_thinking_ms);
+        (!is_held_back).then(|| stands_still.min(thinks))
     }
 
     pub(super) fn tool_allowance(&self, reply: &Reply) -> Duration {
@@ -246,13 +252,40 @@ impl TurnMachine {
     }
 
     pub(super) fn ask_at(&self) -> Option<Time> {
-        let after =
-            Some(self.config.ask_after_ms).filter(|after| *after > 0 && !self.silence.asked)?;
+        let after = Some(self.config.ask_after_ms)
+            .filter(|after| *after > 0 && self.silence.asked.is_none())?;
         (self.caller == Caller::Quiet).then(|| self.silence.since + ms(after))
     }
 
     pub(super) fn hang_up_at(&self) -> Option<Time> {
-        let after = Some(self.config.hang_up_after_ms).filter(|after| *after > 0)?;
-        (self.caller == Caller::Quiet).then(|| self.silence.since + ms(after))
+        let (ask, hang_up) = (self.config.ask_after_ms, self.config.hang_up_after_ms);
+        if hang_up == 0 || self.caller != Caller::Quiet {
+            return None;
+        }
+        let at = self.silence.since + ms(hang_up);
+        if ask == 0 || ask >= hang_up {
+            return Some(at);
+        }
+        // Whoever was not asked yet, because there was sound without words all the time, is asked first.
+        let asked = self.silence.asked?;
+        Some(at.max(asked + ms(hang_up - ask)))
+    }
+
+    /// The caller has spoken for long, and there were no words in it. How long, when that is so.
+    pub(super) fn wordless_speech(&self) -> Option<Duration> {
+        let spoken: Duration = self
+            .turn
+            .iter()
+            .filter(|segment| {
+                // An echo of the agent is no question, and what has failed has been dealt with.
+                segment.origin == Origin::Speech
+                    && segment.onset >= self.agent_quiet_since
+                    && !segment.failed
+            })
+            .filter_map(|segment| Some(segment.ended?.saturating_sub(segment.onset)))
+            .sum();
+        let least = ms(self.config.wordless_speech_ms);
+        (!least.is_zero() && spoken >= least && self.wordless < super::MAX_WORDLESS)
+            .then_some(spoken)
     }
 }

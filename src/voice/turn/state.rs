@@ -59,6 +59,8 @@ pub(super) struct Reply {
     pub(super) ends_call: bool,
     /// It stands still since before this time: its start, its last sound taken, its tools' end.
     pub(super) last_progress: Time,
+    /// The caller has heard nothing of it since then: its start, or its last sound taken.
+    pub(super) unheard_since: Time,
     /// No sound has come for a while; the caller hears nothing.
     pub(super) stalled: bool,
     /// End of the speech that it answers.
@@ -108,6 +110,8 @@ pub(super) struct Segment {
     pub(super) early_requests: u32,
     pub(super) origin: Origin,
     pub(super) announced: bool,
+    /// Recognition has failed, and that has been dealt with.
+    pub(super) failed: bool,
 }
 
 /// What is known of the words of a segment.
@@ -157,7 +161,8 @@ pub(super) struct LineWatch {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Silence {
     pub(super) since: Time,
-    pub(super) asked: bool,
+    /// When we asked whether the caller is there.
+    pub(super) asked: Option<Time>,
 }
 
 impl Segment {

@@ -4,7 +4,7 @@ use super::TurnMachine;
 use super::state::{
     Caller, Floor, Line, Origin, ReplyKind, Segment, Stage, ToolUse, Words, joined,
 };
-use super::vocabulary::{Failure, FailureKind, Output, Prompt};
+use super::vocabulary::{Failure, FailureKind, Output, Prompt, Time};
 use crate::providers::Component;
 use crate::voice::VoiceEnd;
 use crate::voice::config::ms;
@@ -138,6 +138,7 @@ impl TurnMachine {
                     confidence: None,
                     at: now,
                 };
+                segment.failed = true;
                 self.out.push(Output::DropTranscription {
                     segment: segment.id,
                 });
@@ -183,14 +184,27 @@ impl TurnMachine {
                 segment.origin = Origin::Speech;
             }
             let text = joined(&self.turn);
+            let certain = self
+                .turn_over_at(&self.turn)
+                .is_none_or(|at| self.now >= at);
             if text.is_empty() {
+                if let Some(spoken) = self.wordless_speech() {
+                    if !certain {
+                        return false;
+                    }
+                    self.wordless += 1;
+                    let spoken_ms = spoken.as_millis();
+                    self.report(
+                        "stt",
+                        &format!("recognition found no words in {spoken_ms} ms of speech; the caller is asked to say it again"),
+                        true,
+                    );
+                    self.ask_to_say_again();
+                }
                 self.turn.clear();
                 self.retries = 0;
                 return true;
             }
-            let certain = self
-                .turn_over_at(&self.turn)
-                .is_none_or(|at| self.now >= at);
             if certain
                 || (self.config.preemptive && self.retries < self.config.preemptive_max_retries)
             {
@@ -219,7 +233,7 @@ impl TurnMachine {
             return true;
         }
         if self.ask_at().is_some_and(|at| self.now >= at) {
-            self.silence.asked = true;
+            self.silence.asked = Some(self.now);
             let text = self.lines.still_there.clone();
             self.start_line(Line {
                 text,
@@ -256,10 +270,7 @@ impl TurnMachine {
             .reply_overdue_at(reply)
             .is_some_and(|at| self.now >= at)
         {
-            let message = format!(
-                "no sound of the answer within {} ms",
-                self.config.no_reply_timeout_ms
-            );
+            let message = self.silent_for(reply.unheard_since);
             let component = reply.waits_for;
             self.cancel_and_commit();
             self.provider_failed(Failure {
@@ -306,6 +317,7 @@ impl TurnMachine {
             });
             if let Floor::Preparing(mut reply) = std::mem::replace(&mut self.floor, Floor::Free) {
                 reply.last_progress = self.now;
+                reply.unheard_since = self.now;
                 self.floor = Floor::Playing(reply);
             }
             return true;
@@ -342,8 +354,7 @@ impl TurnMachine {
             }
         }
         if self.now >= gave_up_at {
-            self.report("playout", "the reply stands still and is given up", true);
-            self.cancel();
+            self.give_up_playing();
             return true;
         }
         if !stalled && self.now >= stalled_at {
@@ -361,6 +372,37 @@ impl TurnMachine {
             return true;
         }
         false
+    }
+
+    /// The reply has come to a halt in the middle.
+    fn give_up_playing(&mut self) {
+        let Floor::Playing(reply) = &self.floor else {
+            return;
+        };
+        let waits_for_words = reply.tools != ToolUse::Idle || reply.waits_for == Component::Llm;
+        if !waits_for_words {
+            self.report("playout", "the reply stands still and is given up", true);
+            self.cancel();
+            return;
+        }
+        // What was said before the tools was not all that the caller is to hear.
+        let message = self.silent_for(reply.unheard_since);
+        let component = reply.waits_for;
+        if reply.ends_call {
+            let goodbye = self.lines.goodbye.clone();
+            self.close(VoiceEnd::EndCall, Some(goodbye));
+        }
+        self.cancel();
+        self.provider_failed(Failure {
+            component,
+            message,
+            kind: FailureKind::Temporary,
+        });
+    }
+
+    fn silent_for(&self, since: Time) -> String {
+        let ms = self.now.saturating_sub(since).as_millis();
+        format!("no sound of the answer for {ms} ms")
     }
 
     pub(super) fn step_paused(&mut self) -> bool {
@@ -393,6 +435,7 @@ impl TurnMachine {
             let now = self.now;
             self.move_floor(|mut reply| {
                 reply.last_progress = now;
+                reply.unheard_since = now;
                 Floor::Playing(reply)
             });
             return true;
@@ -423,6 +466,7 @@ impl TurnMachine {
                     let now = self.now;
                     self.move_floor(|mut reply| {
                         reply.last_progress = now;
+                        reply.unheard_since = now;
                         Floor::Playing(reply)
                     });
                     true

@@ -628,6 +628,211 @@ fn a_typed_message_stops_the_agent_and_is_answered_at_once() {
     assert_eq!(table.committed()[1..], ["what is your address"]);
 }
 
+#[test]
+fn rounds_of_tools_without_a_word_are_noticed() {
+    for heard_before in [false, true] {
+        let mut table = Table::new();
+        table.speak(1_000, 3_000);
+        table.heard("What does it cost?");
+        let reply = table.reply();
+        if heard_before {
+            table.input(Input::WordsReady { reply });
+            table.until(3_500);
+            table.plays();
+        }
+        // A round each second is progress to everybody but the caller.
+        while table.machine.active_reply() == Some(reply) {
+            table.input(Input::ToolsWanted { reply });
+            let next = table.now.as_millis() as u64 + 1_000;
+            table.until(next);
+            table.input(Input::ToolsDone {
+                reply,
+                end_call: false,
+            });
+            assert!(next < 60_000, "nobody notices");
+        }
+        let given_up = table.at(&is_cancel).expect("it is given up");
+        assert!((23_000..25_000).contains(&given_up), "{given_up}");
+        assert!(table.prompts()[1].contains("say it again"));
+    }
+}
+
+#[test]
+fn an_answer_without_a_sound_is_none() {
+    let mut table = Table::new();
+    table.speak(1_000, 3_000);
+    table.heard("What does it cost?");
+    let reply = table.reply();
+    table.input(Input::ReplyFinished { reply });
+    assert!(table.prompts()[1].contains("say it again"));
+    assert_eq!(table.committed(), ["What does it cost?"]);
+}
+
+#[test]
+fn a_goodbye_that_cannot_be_made_is_replaced_by_the_line() {
+    let goodbye = LinesConfig::default().goodbye;
+    for (way, component) in [
+        ("fails", Component::Llm),
+        ("is silent", Component::Llm),
+        ("is late", Component::Llm),
+        ("is mute", Component::Tts),
+    ] {
+        let mut table = Table::new();
+        table.speak(1_000, 3_000);
+        table.heard("Goodbye.");
+        let reply = table.reply();
+        table.input(Input::ToolsWanted { reply });
+        table.until(3_500);
+        table.input(Input::ToolsDone {
+            reply,
+            end_call: true,
+        });
+        match way {
+            "is silent" => table.input(Input::ReplyFinished { reply }),
+            "is late" => table.until(15_000),
+            _ => table.input(Input::ReplyFailed {
+                reply,
+                failure: failure(component, FailureKind::Temporary),
+            }),
+        }
+        if component == Component::Tts {
+            // There is no voice to say it with.
+            assert_eq!(table.prompts().len(), 1, "{way}");
+        } else {
+            assert_eq!(table.prompts()[1], format!("say: {goodbye}"), "{way}");
+            let reply = table.plays();
+            table.input(Input::ReplyFinished { reply });
+        }
+        assert_eq!(table.ended(), Some(VoiceEnd::EndCall), "{way}");
+    }
+}
+
+#[test]
+fn a_recogniser_that_fails_at_the_end_does_not_take_the_last_line_away() {
+    let mut table = Table::new();
+    let reply = table.answer_plays("tell me everything");
+    table.speak(5_000, 5_200);
+    let segment = table.last_segment();
+    table.input(Input::Close {
+        say: Some("We have to stop here.".to_owned()),
+    });
+    table.input(Input::TranscriptionFailed {
+        segment,
+        failure: failure(Component::Stt, FailureKind::Temporary),
+    });
+    table.input(Input::ReplyFinished { reply });
+    assert_eq!(table.prompts()[1..], ["say: We have to stop here."]);
+}
+
+#[test]
+fn speech_without_words_is_asked_for_again_and_noise_is_not() {
+    for (speech_ms, expected) in [
+        (
+            3_000,
+            vec!["say: Sorry, I did not get that. Could you say it again?"],
+        ),
+        (1_000, vec![]),
+    ] {
+        let mut table = Table::new();
+        table.speak(1_000, 1_000 + speech_ms);
+        table.heard("");
+        table.until(1_000 + speech_ms + 499);
+        assert!(table.prompts().is_empty(), "the caller may go on");
+        table.until(1_000 + speech_ms + 500);
+        assert_eq!(table.prompts(), expected);
+    }
+    // Two halves are one.
+    let mut table = Table::new();
+    table.speak(1_000, 2_200);
+    table.speak(2_600, 3_800);
+    table.heard("");
+    table.until(5_000);
+    assert_eq!(
+        table.prompts().len(),
+        0,
+        "recognition of the first half is still to come"
+    );
+    table.input(Input::Transcript {
+        segment: SegmentId(0),
+        text: String::new(),
+        confidence: None,
+        is_final: true,
+    });
+    assert_eq!(table.prompts().len(), 1);
+}
+
+#[test]
+fn a_recogniser_that_fails_is_complained_about_once() {
+    let mut table = Table::new();
+    table.speak(1_000, 5_000);
+    let segment = table.last_segment();
+    table.input(Input::TranscriptionFailed {
+        segment,
+        failure: failure(Component::Stt, FailureKind::Temporary),
+    });
+    let reply = table.plays();
+    table.until(9_000);
+    table.input(Input::ReplyFinished { reply });
+    table.until(12_000);
+    assert_eq!(table.prompts().len(), 1);
+}
+
+#[test]
+fn sound_without_words_is_silence_in_the_end() {
+    let mut table = Table::new();
+    let mut at = 1_000;
+    let mut speaks = |table: &mut Table| {
+        at = at.max(table.now.as_millis() as u64);
+        table.speak(at, at + 2_500);
+        table.heard("");
+        table.until(at + 3_100);
+        at += 4_000;
+        if let Some(reply) = table.machine.active_reply() {
+            table.input(Input::AudioReady { reply });
+            table.until(at);
+            table.input(Input::ReplyFinished { reply });
+        }
+    };
+    // A television.
+    while table.ended().is_none() {
+        speaks(&mut table);
+        assert!(
+            table.now < Duration::from_secs(120),
+            "{:#?}",
+            table.prompts()
+        );
+    }
+    let prompts = table.prompts();
+    assert_eq!(prompts.len(), 4, "{prompts:#?}");
+    assert!(
+        prompts[..3]
+            .iter()
+            .all(|prompt| prompt.contains("say it again"))
+    );
+    assert!(prompts[3].contains("still there"));
+    assert_eq!(table.ended(), Some(VoiceEnd::SilenceHangup));
+    let (asked, ended) = (
+        table.at(&|o| matches!(o, Output::UserState(UserState::Away))),
+        table.at(&|o| matches!(o, Output::End(_))),
+    );
+    assert!(
+        ended.unwrap() - asked.unwrap() >= 10_000,
+        "{asked:?} {ended:?}"
+    );
+}
+
+#[test]
+fn a_noise_does_not_put_the_question_off() {
+    let mut table = Table::new();
+    table.speak(9_000, 9_500);
+    table.heard("");
+    table.until(11_000);
+    assert_eq!(
+        table.at(&|o| matches!(o, Output::StartReply { .. })),
+        Some(10_000)
+    );
+}
+
 impl Table {
     /// The caller says `text` in the first three seconds, and the answer to it begins.
     fn answer_plays(&mut self, text: &str) -> ReplyId {

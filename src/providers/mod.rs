@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use error::{Component, ProviderError};
-use llm::ChatModel;
+use llm::{ChatModel, ChatOption};
 use stt::SpeechToText;
 use tts::TextToSpeech;
 
@@ -48,6 +48,9 @@ pub struct ProvidersConfig {
     pub llm_temperature: Option<f32>,
     /// The longest answer in tokens; the model's own limit when not set.
     pub llm_max_tokens: Option<u32>,
+    /// What the server of the language model is known to refuse. Each call finds the rest out for
+    /// itself, at the price of one request for each.
+    pub llm_refuses: Vec<ChatOption>,
     /// Model of `audio/speech`.
     pub tts_model: String,
     /// Voice of `audio/speech`, when the persona has none.
@@ -65,6 +68,7 @@ impl Default for ProvidersConfig {
             llm_model: "gpt-4.1-mini".to_owned(),
             llm_temperature: None,
             llm_max_tokens: None,
+            llm_refuses: Vec::new(),
             tts_model: "gpt-4o-mini-tts".to_owned(),
             tts_voice: "alloy".to_owned(),
             script: None,
@@ -116,12 +120,7 @@ pub fn build(config: &ProvidersConfig, http: reqwest::Client) -> Result<Provider
                     api.clone(),
                     &config.stt_model,
                 )),
-                llm: Arc::new(llm::openai::OpenAiChat::new(
-                    api.clone(),
-                    &config.llm_model,
-                    config.llm_temperature,
-                    config.llm_max_tokens,
-                )),
+                llm: Arc::new(llm::openai::OpenAiChat::new(api.clone(), config)),
                 tts: Arc::new(tts::openai::OpenAiTextToSpeech::new(
                     api,
                     &config.tts_model,

@@ -13,6 +13,17 @@ const KEY: &str = "OPENAI_API_KEY";
 /// How much of an error's body is read for its message, bytes.
 const MAX_ERROR_BODY: usize = 8 * 1024;
 
+/// The longest explanation of an error that is passed on, characters.
+const MAX_SAID: usize = 300;
+
+/// A request that brought no answer.
+pub(super) struct Refusal {
+    /// What it means for the conversation.
+    pub error: ProviderError,
+    /// What the server said, when it objects to the request itself; a text when it is no JSON.
+    pub body: Option<Value>,
+}
+
 /// An OpenAI-compatible server. Cheap to clone; all clones share the client's connections.
 #[derive(Clone)]
 pub(super) struct Api {
@@ -76,9 +87,24 @@ impl Api {
         }
     }
 
+    /// Host and port, for logs.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     /// Sends a request and makes an error of every answer that is none.
     pub async fn send(&self, request: RequestBuilder) -> Result<Response, ProviderError> {
-        let response = request.send().await.map_err(|error| self.broken(error))?;
+        self.try_send(request)
+            .await
+            .map_err(|refusal| refusal.error)
+    }
+
+    /// As [`Api::send`], for a caller who can change a request that the server does not take.
+    pub async fn try_send(&self, request: RequestBuilder) -> Result<Response, Refusal> {
+        let response = request.send().await.map_err(|error| Refusal {
+            error: self.broken(error),
+            body: None,
+        })?;
         if response.status().is_success() {
             Ok(response)
         } else {
@@ -103,33 +129,29 @@ impl Api {
         ProviderError::temporary(format!("{} answered with {what}", self.host))
     }
 
-    async fn refused(&self, mut response: Response) -> ProviderError {
+    async fn refused(&self, mut response: Response) -> Refusal {
         let status = response.status();
         let retry_after = response
             .headers()
             .get(reqwest::header::RETRY_AFTER)
             .and_then(|value| value.to_str().ok()?.trim().parse().ok())
             .map(Duration::from_secs);
-        let mut body = Vec::new();
+        let mut bytes = Vec::new();
         while let Ok(Some(chunk)) = response.chunk().await {
-            body.extend_from_slice(&chunk);
-            if body.len() >= MAX_ERROR_BODY {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() >= MAX_ERROR_BODY {
                 break;
             }
         }
-        let said = serde_json::from_slice::<Value>(&body)
-            .ok()
-            .and_then(|body| {
-                body.pointer("/error/message")
-                    .and_then(Value::as_str)
-                    .map(str::to_owned)
-            })
-            .map_or(String::new(), |message| format!(": {message}"));
+        let body = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        let said = said(&body).map_or(String::new(), |message| format!(": {message}"));
         let host = &self.host;
-        match status {
+        let error = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 // The message of a refused key quotes the key.
-                ProviderError::config(format!("{host} refuses {KEY} ({status})"))
+                let error = ProviderError::config(format!("{host} refuses {KEY} ({status})"));
+                return Refusal { error, body: None };
             }
             StatusCode::NOT_FOUND => ProviderError::config(format!(
                 "{host} does not know the address or the model ({status}; OPENAI_BASE_URL, providers.*_model){said}"
@@ -137,10 +159,14 @@ impl Api {
             StatusCode::REQUEST_TIMEOUT
             | StatusCode::TOO_EARLY
             | StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::CONFLICT => ProviderError::Temporary {
-                message: format!("{host} asks us to wait ({status}){said}"),
-                retry_after,
-            },
+            | StatusCode::CONFLICT => {
+                let error = ProviderError::Temporary {
+                    message: format!("{host} asks us to wait ({status}){said}"),
+                    retry_after,
+                };
+                return Refusal { error, body: None };
+            }
+            // Some servers fail over a request that they should refuse, so that their words count.
             status if status.is_server_error() => ProviderError::Temporary {
                 message: format!("{host} failed ({status}){said}"),
                 retry_after,
@@ -148,6 +174,75 @@ impl Api {
             status => {
                 ProviderError::bad_input(format!("{host} refused the request ({status}){said}"))
             }
+        };
+        Refusal {
+            error,
+            body: Some(body),
+        }
+    }
+}
+
+/// The explanation in the body of an error, wherever servers put it. Checks of single fields repeat
+/// what was sent, that is, what people said; only which field it is and why goes on.
+fn said(body: &Value) -> Option<String> {
+    let text = match body {
+        Value::Object(body) => ["error", "message", "detail"]
+            .iter()
+            .find_map(|key| said(body.get(*key)?))?,
+        Value::Array(checks) => {
+            let checks: Vec<String> = checks
+                .iter()
+                .filter_map(|check| {
+                    let path: Vec<&str> = check
+                        .get("loc")
+                        .and_then(Value::as_array)?
+                        .iter()
+                        .filter_map(Value::as_str)
+                        .collect();
+                    let why = check
+                        .get("msg")
+                        .and_then(Value::as_str)
+                        .unwrap_or("refused");
+                    Some(format!("{}: {why}", path.join(".")))
+                })
+                .collect();
+            checks.join("; ")
+        }
+        Value::String(text) => text.clone(),
+        _ => return None,
+    };
+    // A page for people is no explanation.
+    let is_page = text.trim_start().starts_with('<');
+    (!text.trim().is_empty() && !is_page).then(|| text.chars().take(MAX_SAID).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_explanation_of_an_error_is_found_and_nothing_that_was_said_in_it() {
+        for (body, expected) in [
+            (
+                json!({"error": {"message": "no such model"}}),
+                Some("no such model"),
+            ),
+            (json!({"error": "no such model"}), Some("no such model")),
+            (
+                json!({"object": "error", "message": "roles"}),
+                Some("roles"),
+            ),
+            (
+                json!({"message": {"detail": [{"loc": ["body", "x", 0], "msg": "not permitted", "input": "My name is Asha"}]}}),
+                Some("body.x: not permitted"),
+            ),
+            (json!({"detail": "not found"}), Some("not found")),
+            (json!("<html>no</html>"), None),
+            (json!(""), None),
+            (json!(7), None),
+        ] {
+            assert_eq!(said(&body).as_deref(), expected, "{body}");
         }
     }
 }

@@ -236,6 +236,7 @@ async fn ask(
             }
             ChatChunk::ToolCall(call) => answer.calls.push(call),
             ChatChunk::Usage(usage) => tokens = usage,
+            ChatChunk::CutShort(_) => {}
         }
         if answer.text.len() > limits.max_reply_bytes {
             break;

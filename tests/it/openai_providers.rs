@@ -6,7 +6,9 @@ use crate::support::openai::{Behaviour, FakeService};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use voicebot::providers::llm::{ChatChunk, ChatMessage, ChatRequest, TokenUsage, ToolCall};
+use voicebot::providers::llm::{
+    ChatChunk, ChatMessage, ChatOption, ChatRequest, CutShort, TokenUsage, ToolCall,
+};
 use voicebot::providers::stt::{SpeechSegment, Transcript};
 use voicebot::providers::tts::SpeechRequest;
 use voicebot::providers::{ProviderError, Providers, ProvidersConfig, build, http_client};
@@ -345,46 +347,27 @@ async fn nobody_at_the_address_is_temporary_and_named() {
 }
 
 #[tokio::test]
-async fn half_an_answer_is_an_error_and_not_an_answer() {
-    let half = br#"data: {"choices":[{"delta":{"content":"We op"}}]}"#.to_vec();
-    let whole = [half.clone(), b"\n\n".to_vec()].concat();
-    let garbage: &[&[u8]] = &[
-        b"data: {\"choices\": 7}\n\n",
-        b"data: not json\n\n",
-        b"data: {\"error\": {\"message\": \"overloaded\"}}\n\n",
+async fn what_is_no_answer_is_an_error() {
+    let piece = b"data: {\"choices\":[{\"delta\":{\"content\":\"We op\"}}]}\n\n".to_vec();
+    let bodies: &[(&str, &[u8])] = &[
+        (SSE, b"data: {\"choices\": 7}\n\n"),
+        (SSE, b"data: not json\n\n"),
+        (SSE, b"data: {\"error\": {\"message\": \"overloaded\"}}\n\n"),
+        (SSE, b"data: {\"choices\":[{\"delta\":{\"cont"),
+        (SSE, b""),
+        ("text/html", b"<html>welcome</html>"),
+        ("application/json", b"{\"choices\": []}"),
     ];
-    let cases = [
-        Behaviour::Answer {
-            media_type: SSE,
-            body: half,
-            piece: 10,
-        },
-        Behaviour::Answer {
-            media_type: SSE,
-            body: whole.clone(),
-            piece: 10,
-        },
-        Behaviour::Break {
-            media_type: SSE,
-            body: whole,
-        },
-        Behaviour::Answer {
-            media_type: SSE,
-            body: Vec::new(),
-            piece: 10,
-        },
-        Behaviour::Answer {
-            media_type: "text/html",
-            body: b"<html>welcome</html>".to_vec(),
-            piece: 10,
-        },
-    ];
-    let garbage = garbage.iter().map(|body| Behaviour::Answer {
-        media_type: SSE,
+    let answers = bodies.iter().map(|(media_type, body)| Behaviour::Answer {
+        media_type,
         body: body.to_vec(),
         piece: 5,
     });
-    for behaviour in cases.into_iter().chain(garbage) {
+    let broken = Behaviour::Break {
+        media_type: SSE,
+        body: piece,
+    };
+    for behaviour in answers.chain([broken]) {
         let service = FakeService::start(behaviour.clone()).await;
         let answer = timeout(Duration::from_secs(5), ask(&providers(&service)))
             .await
@@ -395,6 +378,177 @@ async fn half_an_answer_is_an_error_and_not_an_answer() {
             "{behaviour:?}: {error}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_just_ends_is_what_has_come_of_it() {
+    let half = br#"data: {"choices":[{"delta":{"content":"We op"}}]}"#.to_vec();
+    let whole = [half.clone(), b"\n\n".to_vec()].concat();
+    let cut = [whole.clone(), b"data: {\"choices\":[{\"del".to_vec()].concat();
+    // The connection breaks, or stays open, after the answer has said that it is complete.
+    let done = br#"data: {"choices":[{"delta":{"content":"We op"},"finish_reason":"stop"}]}"#;
+    let done = [done.to_vec(), b"\n\n".to_vec()].concat();
+    let ends = [half, whole, cut].map(|body| Behaviour::Answer {
+        media_type: SSE,
+        body,
+        piece: 10,
+    });
+    let broken = Behaviour::Break {
+        media_type: SSE,
+        body: done.clone(),
+    };
+    let open = Behaviour::Stall {
+        media_type: SSE,
+        body: done,
+    };
+    for behaviour in ends.into_iter().chain([broken, open]) {
+        let service = FakeService::start(behaviour.clone()).await;
+        let answer = timeout(Duration::from_secs(5), ask(&providers(&service)))
+            .await
+            .expect("no hang");
+        assert_eq!(
+            answer.expect("it is an answer"),
+            [ChatChunk::Text("We op".to_owned())],
+            "{behaviour:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_refuses_is_left_out_and_remembered() {
+    let accepted =
+        sse(&[json!({ "choices": [{ "delta": { "content": "Yes." }, "finish_reason": "stop" }] })]);
+    // A server that takes nothing but messages of user and assistant in turns.
+    let service = FakeService::start_with(move |request| {
+        let body = request.json();
+        let refuse = |status, body: &'static str| Behaviour::Refuse {
+            status,
+            headers: vec![],
+            body,
+        };
+        let has = |key: &str| body.get(key).is_some();
+        let roles: Vec<&str> = body["messages"]
+            .as_array()
+            .expect("messages")
+            .iter()
+            .map(|message| message["role"].as_str().expect("a role"))
+            .collect();
+        if has("stream_options") {
+            refuse(422, r#"{"detail": [{"loc": ["body", "stream_options"], "msg": "no", "input": {"tools": 1}}]}"#)
+        } else if has("max_completion_tokens") {
+            refuse(400, r#"{"error": {"message": "Unknown parameter: 'max_completion_tokens'"}}"#)
+        } else if has("temperature") {
+            refuse(400, r#"{"error": {"message": "Unsupported value", "param": "temperature"}}"#)
+        } else if has("tools") {
+            refuse(400, r#"{"error": "the model does not support tools"}"#)
+        } else if roles.contains(&"system") {
+            refuse(500, r#"{"message": "System role not supported"}"#)
+        } else if !roles.iter().enumerate().all(|(at, role)| *role == ["user", "assistant"][at % 2]) {
+            refuse(500, r#"{"message": "Conversation roles must alternate user/assistant"}"#)
+        } else {
+            assert_eq!(body["max_tokens"], json!(50));
+            Behaviour::Answer {
+                media_type: SSE,
+                body: accepted.clone(),
+                piece: 1_000,
+            }
+        }
+    })
+    .await;
+    let config = ProvidersConfig {
+        openai_base_url: service.base_url(),
+        llm_temperature: Some(0.5),
+        llm_max_tokens: Some(50),
+        ..ProvidersConfig::default()
+    };
+    let providers =
+        build(&config, http_client().expect("a client")).expect("the settings are right");
+    for requests in [7, 8] {
+        assert_eq!(
+            ask(&providers).await.expect("it answers"),
+            [ChatChunk::Text("Yes.".to_owned())]
+        );
+        assert_eq!(
+            service.requests().len(),
+            requests,
+            "each refusal costs one request, once"
+        );
+    }
+    let messages = service.requests()[7].json()["messages"].clone();
+    assert_eq!(
+        messages,
+        json!([{ "role": "user", "content": "Be brief.\n\nHello\n[done]" }])
+    );
+    // What the settings tell need not be found out.
+    let service = FakeService::start(Behaviour::Answer {
+        media_type: SSE,
+        body: sse(&[]),
+        piece: 1_000,
+    })
+    .await;
+    let config = ProvidersConfig {
+        openai_base_url: service.base_url(),
+        llm_refuses: vec![ChatOption::StreamOptions],
+        ..ProvidersConfig::default()
+    };
+    let providers =
+        build(&config, http_client().expect("a client")).expect("the settings are right");
+    ask(&providers).await.expect("it answers");
+    assert!(service.requests()[0].json().get("stream_options").is_none());
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_about_something_else_is_passed_on() {
+    let service = FakeService::start(Behaviour::Refuse {
+        status: 400,
+        headers: vec![],
+        body: r#"{"error": {"message": "the context is too long", "param": "messages"}}"#,
+    })
+    .await;
+    let error = ask(&providers(&service)).await.expect_err("it refuses");
+    assert!(error.to_string().contains("too long"), "{error}");
+    assert_eq!(service.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_a_filter_refuses_names_the_filter() {
+    let service = FakeService::start(Behaviour::Refuse {
+        status: 400,
+        headers: vec![],
+        body: r#"{"error": {"code": "content_filter", "message": "…", "innererror": {"content_filter_result": {"violence": {"filtered": true}}}}}"#,
+    })
+    .await;
+    let filter = CutShort::Filter("content_filter: violence".to_owned());
+    assert_eq!(
+        ask(&providers(&service))
+            .await
+            .expect("an answer of its own"),
+        [ChatChunk::CutShort(filter)]
+    );
+}
+
+#[tokio::test]
+async fn arguments_that_are_no_json_are_not_sent_back_to_the_server() {
+    let service = FakeService::start(Behaviour::Answer {
+        media_type: SSE,
+        body: sse(&[]),
+        piece: 1_000,
+    })
+    .await;
+    let mut question = question();
+    if let ChatMessage::Assistant { tool_calls, .. } = &mut question.messages[2] {
+        tool_calls[0].arguments = "{\"name\": ".to_owned();
+    }
+    let _ = providers(&service)
+        .llm
+        .chat(question)
+        .await
+        .expect("it takes it");
+    let sent = service.requests()[0].json();
+    assert_eq!(
+        sent["messages"][2]["tool_calls"][0]["function"]["arguments"],
+        json!("{}")
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The language model: what to say next, and which tools to use for it.
 
+mod arguments;
 pub(super) mod openai;
 
 #[cfg(feature = "internals")]
@@ -7,6 +8,7 @@ pub(crate) use openai::read_pieces as read_openai_pieces;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
 
 use super::ProviderError;
 use crate::tools::ToolDefinition;
@@ -18,7 +20,7 @@ pub struct ToolCall {
     pub id: String,
     /// Name of the tool.
     pub name: String,
-    /// A JSON object, as the model wrote it: it may be invalid.
+    /// A JSON object. Where the model wrote something else, that, as it is.
     pub arguments: String,
 }
 
@@ -72,8 +74,55 @@ pub enum ChatChunk {
     Text(String),
     /// A whole request for a tool.
     ToolCall(ToolCall),
-    /// What the request cost, at most once.
+    /// What the request has cost so far; the last one counts.
     Usage(TokenUsage),
+    /// The model did not say all that it wanted to.
+    CutShort(CutShort),
+}
+
+/// Why an answer is shorter than the model meant it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CutShort {
+    /// A filter of the provider stopped it; its name, as the provider gives it.
+    Filter(String),
+    /// It had used all the tokens that it may use.
+    Length,
+}
+
+/// Something of a request that some servers do not take. What a server has refused once is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatOption {
+    /// `stream_options`: asks for the usage. Without it, tokens are not counted.
+    StreamOptions,
+    /// `temperature`.
+    Temperature,
+    /// `max_completion_tokens`. Without it, `max_tokens` is sent.
+    MaxCompletionTokens,
+    /// `max_tokens`.
+    MaxTokens,
+    /// `tools`. Without them the model can only talk.
+    Tools,
+    /// A message of the role `system`. Without it, its words begin the first message of the user.
+    SystemRole,
+    /// Messages in the order in which they were said. Without it, user and assistant take turns, and
+    /// the user begins.
+    RoleOrder,
+}
+
+impl ChatOption {
+    /// Its name in the settings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::StreamOptions => "stream_options",
+            Self::Temperature => "temperature",
+            Self::MaxCompletionTokens => "max_completion_tokens",
+            Self::MaxTokens => "max_tokens",
+            Self::Tools => "tools",
+            Self::SystemRole => "system_role",
+            Self::RoleOrder => "role_order",
+        }
+    }
 }
 
 /// The answer as it is written. It ends after the last chunk; an error ends it early.

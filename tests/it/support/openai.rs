@@ -50,8 +50,17 @@ pub struct Request {
     pub body: Bytes,
 }
 
+impl Request {
+    /// The body, which is JSON.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).expect("JSON")
+    }
+}
+
+type Rule = Box<dyn Fn(&Request) -> Behaviour + Send + Sync>;
+
 struct Shared {
-    behaviour: Behaviour,
+    rule: Rule,
     requests: Mutex<Vec<Request>>,
     connections: AtomicUsize,
 }
@@ -65,8 +74,13 @@ pub struct FakeService {
 
 impl FakeService {
     pub async fn start(behaviour: Behaviour) -> Self {
+        Self::start_with(move |_| behaviour.clone()).await
+    }
+
+    /// One that looks at each request before it answers.
+    pub async fn start_with(rule: impl Fn(&Request) -> Behaviour + Send + Sync + 'static) -> Self {
         let shared = Arc::new(Shared {
-            behaviour,
+            rule: Box::new(rule),
             requests: Mutex::default(),
             connections: AtomicUsize::new(0),
         });
@@ -119,6 +133,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: axum::extract::Reque
         path: parts.uri.path().to_owned(),
         body,
     };
+    let behaviour = (shared.rule)(&request);
     shared.requests.lock().unwrap().push(request);
     let pieces = |body: Vec<u8>, piece: usize| {
         let pieces: Vec<Bytes> = body
@@ -131,7 +146,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: axum::extract::Reque
             Ok::<_, std::io::Error>(piece)
         })
     };
-    match shared.behaviour.clone() {
+    match behaviour {
         Behaviour::Answer {
             media_type,
             body,

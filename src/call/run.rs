@@ -556,6 +556,7 @@ impl<'a> Call<'a> {
             config: parts.config.voice.clone(),
             instructions: persona.instructions,
             greeting: persona.greeting,
+            goodbye: persona.goodbye,
             language: persona.language,
             voice: persona.voice,
             stt: parts.providers.stt.clone(),

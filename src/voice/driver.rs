@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -143,6 +144,7 @@ impl Driver {
             config,
             instructions,
             greeting,
+            goodbye,
             language,
             voice,
             stt,
@@ -163,18 +165,28 @@ impl Driver {
             }
             .boxed()
         };
+        let goodbye = goodbye.filter(|line| !line.trim().is_empty());
+        let goodbye_is_own = goodbye.is_some();
+        let mut lines = config.lines;
+        if let Some(goodbye) = goodbye {
+            lines.goodbye = goodbye;
+        }
         Self {
-            machine: TurnMachine::new(config.turn, config.lines, tools.timeout()),
-            vad: Vad::new(config.vad, early_pause),
             studio: Arc::new(Studio {
                 limits: config.limits,
+                say_again: lines.say_again.clone(),
+                goodbye: lines.goodbye.clone(),
+                goodbye_is_own,
+                begins_in_thought: AtomicBool::new(false),
                 voice,
                 language,
                 llm,
                 tts,
-                tools,
+                tools: tools.clone(),
                 output,
             }),
+            machine: TurnMachine::new(config.turn, lines, tools.timeout()),
+            vad: Vad::new(config.vad, early_pause),
             stt,
             instructions,
             greeting,
@@ -421,8 +433,8 @@ impl Driver {
             }
             ReplyEvent::LlmFirstToken(took) => {
                 active.metrics.llm_ttft_ms.get_or_insert(millis(took));
-                self.tell(Input::WordsReady { reply });
             }
+            ReplyEvent::WordsReady => self.tell(Input::WordsReady { reply }),
             ReplyEvent::TtsFirstByte(took) => active.metrics.tts_ttfb_ms = Some(millis(took)),
             ReplyEvent::Usage(usage) => self.emit(VoiceEvent::Usage(usage)),
             ReplyEvent::Trouble(failure) => {

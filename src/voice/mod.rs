@@ -8,6 +8,7 @@
 mod config;
 mod driver;
 mod event;
+mod markup;
 pub mod playout;
 mod reply;
 mod resample;
@@ -92,6 +93,9 @@ pub struct Conversation {
     pub instructions: String,
     /// What the agent says first; nothing if it is to wait for the caller.
     pub greeting: Option<String>,
+    /// What the agent says before it hangs up, when the model ends the call without a word. When there
+    /// is none, the model is asked for one, and `voice.lines.goodbye` is said if it stays silent.
+    pub goodbye: Option<String>,
     /// ISO 639-1 code of the language, when the persona has one.
     pub language: Option<String>,
     /// The provider's name of the voice, when the persona has one.

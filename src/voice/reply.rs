@@ -6,6 +6,7 @@
 //! all of it at once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -17,10 +18,13 @@ use tokio::time::{Instant, sleep, timeout};
 use super::config::{LimitsConfig, ms};
 use super::playout::Track;
 use super::resample::Resampler;
-use super::speech_text::{SentenceSplitter, speakable};
+use super::speech_text::Speech;
 use super::turn::{Failure, FailureKind};
 use super::{AudioOutput, OutputClosed, Tools};
-use crate::providers::llm::{ChatChunk, ChatMessage, ChatModel, ChatRequest, TokenUsage, ToolCall};
+use crate::providers::llm::written::{Piece, Written};
+use crate::providers::llm::{
+    ChatChunk, ChatMessage, ChatModel, ChatRequest, CutShort, TokenUsage, ToolCall,
+};
 use crate::providers::tts::{SpeechRequest, SpeechStream, TextToSpeech};
 use crate::providers::{Component, ProviderError};
 use crate::session::Usage;
@@ -38,12 +42,25 @@ const FRAMES_PER_PROGRESS: u32 = 10;
 /// An output whose queue does not empty for this long has stopped.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The slowest speaker says this many characters a second, after a pause of this long; a voice that goes
+/// on for longer has lost its way.
+const SLOWEST_CHARS_PER_S: f64 = 2.0;
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
 /// Sentences that may wait for their sound. The model is not read further while they do.
 const SENTENCES_AHEAD: usize = 64;
 
 /// What is used for making replies, for the whole conversation.
 pub(super) struct Studio {
     pub limits: LimitsConfig,
+    /// What is said when a provider failed in the middle of a reply.
+    pub say_again: String,
+    /// What is said before hanging up when the model ends the call without a word; may be empty.
+    pub goodbye: String,
+    /// Whether `goodbye` is the persona's own. If not, the model is asked for one first.
+    pub goodbye_is_own: bool,
+    /// The model begins its answers in mid thought; learnt from an answer that closed one.
+    pub begins_in_thought: AtomicBool,
     pub voice: Option<String>,
     pub language: Option<String>,
     pub llm: Arc<dyn ChatModel>,
@@ -73,6 +90,8 @@ pub(super) enum ReplyEvent {
     },
     /// The model's first token came this long after the request.
     LlmFirstToken(Duration),
+    /// There are words to be made sound of.
+    WordsReady,
     /// The first sound came this long after its sentence.
     TtsFirstByte(Duration),
     /// A request has been paid for.
@@ -121,63 +140,157 @@ async fn write(
     sentences: mpsc::Sender<Sentence>,
     events: &mpsc::Sender<ReplyEvent>,
 ) -> Result<(), Failure> {
+    let mut writer = Writer {
+        studio,
+        sentences,
+        events,
+        step: 0,
+        has_spoken: false,
+        last_words: None,
+    };
     match source {
         Source::Line(line) => {
-            let mut splitter = SentenceSplitter::default();
-            let parts = splitter.push(&line);
-            for text in parts.into_iter().chain(splitter.finish()) {
-                say(&sentences, 0, &text).await;
-            }
+            writer.say(&line).await;
             Ok(())
         }
-        Source::Model(messages) => converse(studio, messages, sentences, events).await,
+        Source::Model(messages) => writer.converse(messages).await,
     }
 }
 
-/// Rounds of model and tools.
-async fn converse(
-    studio: &Studio,
-    mut messages: Vec<ChatMessage>,
+/// Why there is no answer of the model.
+enum AskFailure {
+    /// It could not be asked, after all retries.
+    NotAsked(Failure),
+    /// Its answer broke off before a word of it was said.
+    BrokeOff(Failure),
+}
+
+/// What the model said in one round.
+#[derive(Default)]
+struct Answer {
+    text: String,
+    calls: Vec<ToolCall>,
+    /// Some of it is spoken.
+    is_spoken: bool,
+    cut_short: Option<CutShort>,
+}
+
+/// Writes the words of one reply.
+struct Writer<'a> {
+    studio: &'a Studio,
     sentences: mpsc::Sender<Sentence>,
-    events: &mpsc::Sender<ReplyEvent>,
-) -> Result<(), Failure> {
-    let mut may_use_tools = true;
-    let mut spoken = false;
-    for step in 0.. {
-        let tools = if may_use_tools {
-            studio.tools.definitions()
-        } else {
-            Vec::new()
-        };
-        let request = ChatRequest {
-            messages: messages.clone(),
-            tools,
-        };
-        let answer = ask(studio, request, step, &sentences, events, spoken).await?;
-        spoken |= !answer.text.is_empty();
-        if answer.calls.is_empty() {
-            return Ok(());
+    events: &'a mpsc::Sender<ReplyEvent>,
+    /// Rounds of tools so far.
+    step: usize,
+    /// The caller will hear something of this reply.
+    has_spoken: bool,
+    /// The round of the last words.
+    last_words: Option<usize>,
+}
+
+impl Writer<'_> {
+    /// Rounds of model and tools. Whatever the model answers, there are at most `max_tool_steps` rounds
+    /// of tools, one answer after them, and one request more than that; and either something is said,
+    /// or the reply fails, so that the caller is asked to say it again.
+    async fn converse(&mut self, mut messages: Vec<ChatMessage>) -> Result<(), Failure> {
+        let mut ends_call = false;
+        let mut has_asked_again = false;
+        loop {
+            let may_use_tools =
+                !ends_call && self.step < self.studio.limits.max_tool_steps as usize;
+            let request = ChatRequest {
+                messages: messages.clone(),
+                tools: if may_use_tools {
+                    self.studio.tools.definitions()
+                } else {
+                    Vec::new()
+                },
+            };
+            let answer = match self.ask(request, has_asked_again).await {
+                Ok(answer) => answer,
+                Err(AskFailure::BrokeOff(failure)) if !has_asked_again && !self.has_spoken => {
+                    has_asked_again = true;
+                    self.trouble(failure).await;
+                    continue;
+                }
+                Err(AskFailure::NotAsked(failure) | AskFailure::BrokeOff(failure)) => {
+                    return self.give_up(failure, ends_call).await;
+                }
+            };
+            if may_use_tools && !answer.calls.is_empty() {
+                let is_spoken = answer.is_spoken;
+                let Some(ended) = self.use_tools(answer, &mut messages).await else {
+                    return Ok(());
+                };
+                ends_call = ended;
+                self.step += 1;
+                if ends_call && is_spoken {
+                    // It has said goodbye along with the request; asking again would say it twice.
+                    return Ok(());
+                }
+                if ends_call && self.studio.goodbye_is_own {
+                    self.say(&self.studio.goodbye).await;
+                    return Ok(());
+                }
+                continue;
+            }
+            let wants_tools = !answer.calls.is_empty();
+            if wants_tools {
+                let rounds = self.step;
+                self.trouble(model_failure(format!(
+                    "{} asks for tools again after {rounds} rounds of them (voice.limits.max_tool_steps); they are not run",
+                    self.studio.llm.name()
+                )))
+                .await;
+            }
+            if answer.is_spoken {
+                return Ok(());
+            }
+            let failure = self.wordless(&answer, wants_tools);
+            if ends_call || self.has_spoken {
+                // After what was said along with its request for a tool the model may have nothing to
+                // add; a filter or a loop is no such silence.
+                if ends_call || wants_tools || answer.cut_short.is_some() {
+                    return self.give_up(failure, ends_call).await;
+                }
+                return Ok(());
+            }
+            let asking_helps =
+                !wants_tools && !matches!(answer.cut_short, Some(CutShort::Filter(_)));
+            if has_asked_again || !asking_helps {
+                return Err(failure);
+            }
+            has_asked_again = true;
+            self.trouble(failure).await;
         }
-        let (outputs, outputs_in) = oneshot::channel();
-        send(
-            events,
-            ReplyEvent::ToolsWanted {
-                calls: answer.calls.clone(),
-                outputs,
-            },
-        )
-        .await;
-        // Nobody answers any more when the conversation is over.
-        let Ok(outputs) = outputs_in.await else {
-            return Ok(());
+    }
+
+    /// There will be no answer. What the caller hears instead is said here when the reply has begun to
+    /// be heard, or ends the call; else the machine knows what to say.
+    async fn give_up(&mut self, failure: Failure, ends_call: bool) -> Result<(), Failure> {
+        let line = if ends_call {
+            &self.studio.goodbye
+        } else if self.has_spoken {
+            &self.studio.say_again
+        } else {
+            return Err(failure);
         };
+        self.trouble(failure).await;
+        self.say(line).await;
+        Ok(())
+    }
+
+    /// Runs what the model asks for and adds it to `messages`. Answers whether that ends the call;
+    /// nothing when the conversation is over.
+    async fn use_tools(&mut self, answer: Answer, messages: &mut Vec<ChatMessage>) -> Option<bool> {
+        let (outputs, outputs_in) = oneshot::channel();
+        let calls = answer.calls.clone();
+        self.tell(ReplyEvent::ToolsWanted { calls, outputs }).await;
+        // Nobody answers any more when the conversation is over.
+        let outputs = outputs_in.await.ok()?;
         let ends_call = outputs
             .iter()
             .any(|output| output.effect == ToolEffect::EndCall);
-        if ends_call && spoken {
-            // It has said goodbye along with the request; asking again would say it twice.
-            return Ok(());
-        }
         let ids: Vec<String> = answer.calls.iter().map(|call| call.id.clone()).collect();
         messages.push(ChatMessage::Assistant {
             text: answer.text,
@@ -191,92 +304,179 @@ async fn converse(
                     output: output.text,
                 }),
         );
-        may_use_tools = !ends_call && step as u32 + 1 < studio.limits.max_tool_steps;
+        Some(ends_call)
     }
-    Ok(())
-}
 
-/// What the model said in one round.
-#[derive(Default)]
-struct Answer {
-    text: String,
-    calls: Vec<ToolCall>,
-}
+    /// An answer without a word, as a failure that says what there was instead.
+    fn wordless(&self, answer: &Answer, wants_tools: bool) -> Failure {
+        let name = self.studio.llm.name();
+        model_failure(match &answer.cut_short {
+            Some(CutShort::Filter(filter)) => {
+                format!("{name} gave no answer: its filter stopped it ({filter})")
+            }
+            Some(CutShort::Length) => format!(
+                "{name} used all its tokens without a word for the caller (finish_reason length; providers.llm_max_tokens)"
+            ),
+            None if wants_tools => format!("{name} asks for tools instead of answering"),
+            None => format!("{name} answered without a word for the caller"),
+        })
+    }
 
-/// One request to the model; its sentences go out as they are complete.
-async fn ask(
-    studio: &Studio,
-    request: ChatRequest,
-    step: usize,
-    sentences: &mpsc::Sender<Sentence>,
-    events: &mpsc::Sender<ReplyEvent>,
-    mut spoken: bool,
-) -> Result<Answer, Failure> {
-    let asked = Instant::now();
-    let limits = &studio.limits;
-    let open = || -> BoxFuture<'_, Result<_, ProviderError>> {
-        let request = request.clone();
-        Box::pin(
-            async move { open_stream(limits, studio.llm.name(), studio.llm.chat(request)).await },
-        )
-    };
-    let (first, mut rest) = with_retries(limits, Component::Llm, open).await?;
-    send(events, ReplyEvent::LlmFirstToken(asked.elapsed())).await;
-    let mut answer = Answer::default();
-    let mut splitter = SentenceSplitter::default();
-    let mut tokens = TokenUsage::default();
-    let mut next = first;
-    while let Some(chunk) = next {
-        match chunk {
-            ChatChunk::Text(text) => {
-                answer.text.push_str(&text);
-                for text in splitter.push(&text) {
-                    spoken |= say(sentences, step, &text).await;
-                }
-            }
-            ChatChunk::ToolCall(call) => answer.calls.push(call),
-            ChatChunk::Usage(usage) => tokens = usage,
-            ChatChunk::CutShort(_) => {}
-        }
-        if answer.text.len() > limits.max_reply_bytes {
-            break;
-        }
-        next = match next_chunk(limits, studio.llm.name(), &mut rest).await {
-            Ok(next) => next,
-            Err(error) => {
-                let failure = failure(Component::Llm, error);
-                if !spoken {
-                    return Err(failure);
-                }
-                // Half an answer that the caller has heard is better finished than taken back.
-                send(events, ReplyEvent::Trouble(failure)).await;
-                None
-            }
+    /// One request to the model; its sentences go out as they are complete. In the last attempt half a
+    /// sentence is better than none.
+    async fn ask(&mut self, request: ChatRequest, is_last: bool) -> Result<Answer, AskFailure> {
+        let studio = self.studio;
+        let asked = Instant::now();
+        let limits = &studio.limits;
+        let open = || -> BoxFuture<'_, Result<_, ProviderError>> {
+            let request = request.clone();
+            Box::pin(async move {
+                open_stream(limits, studio.llm.name(), studio.llm.chat(request)).await
+            })
         };
+        let (first, mut rest) = with_retries(limits, Component::Llm, open)
+            .await
+            .map_err(AskFailure::NotAsked)?;
+        self.tell(ReplyEvent::LlmFirstToken(asked.elapsed())).await;
+        let mut answer = Answer::default();
+        let begins_in_thought = studio.begins_in_thought.load(Ordering::Relaxed);
+        let mut written = Written::new(&request.tools, begins_in_thought);
+        let mut speech = Speech::default();
+        let mut tokens = TokenUsage::default();
+        // Unique in the history, and nine letters or digits, as Mistral's interface wants them.
+        let next_id = |calls: &[ToolCall]| {
+            let number = request.messages.len() * 100 + calls.len();
+            format!("call{:05}", number % 100_000)
+        };
+        let mut next = first;
+        loop {
+            let is_over = next.is_none();
+            let pieces = match next {
+                Some(ChatChunk::Text(text)) => written.push(&text),
+                Some(ChatChunk::ToolCall(call)) => {
+                    answer.calls.push(call);
+                    Vec::new()
+                }
+                Some(ChatChunk::Usage(usage)) => {
+                    tokens = usage;
+                    Vec::new()
+                }
+                Some(ChatChunk::CutShort(cut)) => {
+                    answer.cut_short = Some(cut);
+                    Vec::new()
+                }
+                None => written.finish(),
+            };
+            for piece in pieces {
+                match piece {
+                    Piece::Text(text) => {
+                        answer.text.push_str(&text);
+                        for text in speech.push(&text) {
+                            self.sentence(text).await;
+                            answer.is_spoken = true;
+                        }
+                    }
+                    Piece::Call { name, arguments } => {
+                        let id = next_id(&answer.calls);
+                        answer.calls.push(ToolCall {
+                            id,
+                            name,
+                            arguments,
+                        });
+                    }
+                    Piece::Dropped => {
+                        self.trouble(model_failure(format!(
+                            "{} wrote a request for a tool or other JSON into its text that cannot be run; it is not spoken",
+                            studio.llm.name()
+                        )))
+                        .await;
+                    }
+                    Piece::ThoughtsBefore => {
+                        speech = Speech::default();
+                        answer.text.clear();
+                        if !studio.begins_in_thought.swap(true, Ordering::Relaxed) {
+                            self.trouble(model_failure(format!(
+                                "{} closed a thought that it had not opened; from now on its answers count from there",
+                                studio.llm.name()
+                            )))
+                            .await;
+                        }
+                    }
+                }
+            }
+            if is_over || answer.text.len() > limits.max_reply_bytes {
+                break;
+            }
+            next = match next_chunk(limits, studio.llm.name(), &mut rest).await {
+                Ok(next) => next,
+                Err(error) => {
+                    let failure = failure(Component::Llm, error);
+                    let has_words = answer.is_spoken || self.has_spoken;
+                    let says_half = is_last && !answer.text.trim().is_empty();
+                    if !has_words && !says_half {
+                        return Err(AskFailure::BrokeOff(failure));
+                    }
+                    // Half an answer that the caller has heard is better finished than taken back.
+                    self.trouble(failure).await;
+                    None
+                }
+            };
+        }
+        for text in speech.finish() {
+            self.sentence(text).await;
+            answer.is_spoken = true;
+        }
+        if answer.is_spoken
+            && let Some(CutShort::Filter(filter)) = &answer.cut_short
+        {
+            self.trouble(model_failure(format!(
+                "the filter of {} stopped the answer in the middle ({filter})",
+                studio.llm.name()
+            )))
+            .await;
+        }
+        let usage = Usage {
+            llm_requests: 1,
+            llm_prompt_tokens: tokens.prompt,
+            llm_prompt_cached_tokens: tokens.prompt_cached,
+            llm_completion_tokens: tokens.completion,
+            ..Usage::default()
+        };
+        self.tell(ReplyEvent::Usage(usage)).await;
+        Ok(answer)
     }
-    if let Some(text) = splitter.finish() {
-        say(sentences, step, &text).await;
+
+    /// Says a fixed line.
+    async fn say(&mut self, line: &str) {
+        let mut speech = Speech::default();
+        let parts = speech.push(line);
+        for text in parts.into_iter().chain(speech.finish()) {
+            self.sentence(text).await;
+        }
     }
-    let usage = Usage {
-        llm_requests: 1,
-        llm_prompt_tokens: tokens.prompt,
-        llm_prompt_cached_tokens: tokens.prompt_cached,
-        llm_completion_tokens: tokens.completion,
-        ..Usage::default()
-    };
-    send(events, ReplyEvent::Usage(usage)).await;
-    Ok(answer)
+
+    /// Passes a sentence on.
+    async fn sentence(&mut self, text: String) {
+        let step = self.step;
+        self.has_spoken = true;
+        if self.last_words.replace(step) != Some(step) {
+            self.tell(ReplyEvent::WordsReady).await;
+        }
+        // The receiver lives as long as this future.
+        let _ = self.sentences.send(Sentence { step, text }).await;
+    }
+
+    async fn trouble(&self, failure: Failure) {
+        self.tell(ReplyEvent::Trouble(failure)).await;
+    }
+
+    async fn tell(&self, event: ReplyEvent) {
+        send(self.events, event).await;
+    }
 }
 
-/// Passes a sentence on. False if there is nothing in it to say.
-async fn say(sentences: &mpsc::Sender<Sentence>, step: usize, text: &str) -> bool {
-    let text = speakable(text);
-    if text.is_empty() {
-        return false;
-    }
-    // The receiver lives as long as this future.
-    let _ = sentences.send(Sentence { step, text }).await;
-    true
+fn model_failure(message: String) -> Failure {
+    failure(Component::Llm, ProviderError::temporary(message))
 }
 
 // ---- sound ----
@@ -334,6 +534,8 @@ async fn fetch(
     {
         let mut resampler = Resampler::new(input_rate, studio.output.sample_rate_hz());
         let characters = sentence.text.chars().count() as u64;
+        let longest = LONGEST_PAUSE.as_secs_f64() + characters as f64 / SLOWEST_CHARS_PER_S;
+        let longest = (longest * f64::from(input_rate)) as u64;
         let mut received = 0;
         track.lock().begin_sentence(sentence.text, sentence.step);
         let mut next = Some(first);
@@ -347,6 +549,16 @@ async fn fetch(
                     is_ready = true;
                     send(events, ReplyEvent::AudioReady).await;
                 }
+            }
+            if received > longest {
+                let message = format!(
+                    "{} goes on speaking after {} s for {characters} characters; the rest is left out",
+                    studio.tts.name(),
+                    received / u64::from(input_rate.max(1))
+                );
+                let failure = failure(Component::Tts, ProviderError::temporary(message));
+                send(events, ReplyEvent::Trouble(failure)).await;
+                break;
             }
             let chunk = next_chunk(&studio.limits, studio.tts.name(), &mut rest).await;
             next = chunk.map_err(|error| failure(Component::Tts, error))?;

@@ -1,5 +1,7 @@
 //! From what the model writes to what is spoken: sentences, without markup and pictures. Pure.
 
+use super::markup::Markup;
+
 /// Shorter sentences are spoken together with the next one: a synthesiser needs some words to find its melody.
 const MIN_SENTENCE_CHARS: usize = 20;
 
@@ -12,12 +14,58 @@ const FIRST_CLAUSE_CHARS: usize = 45;
 /// A sentence without an end is cut at a space.
 const MAX_SENTENCE_CHARS: usize = 400;
 
-/// Words that end in a dot without ending a sentence.
+/// Words that end in a dot without ending a sentence: titles, units of address, Latin and trade.
 const ABBREVIATIONS: &[&str] = &[
-    "approx", "apt", "ave", "blvd", "capt", "co", "col", "corp", "dept", "dr", "e.g", "est", "ext",
-    "fig", "gen", "gov", "i.e", "inc", "jr", "lt", "ltd", "mr", "mrs", "ms", "mt", "no", "nr",
-    "prof", "rev", "sr", "st", "tel", "u.k", "u.s", "vs", "z.b",
+    "approx", "appt", "apt", "assn", "asst", "attn", "ave", "avg", "blvd", "bzw", "ca", "capt",
+    "cf", "co", "col", "corp", "dept", "dott", "dr", "dra", "encl", "esp", "esq", "est", "evtl",
+    "excl", "ext", "fig", "gen", "ggf", "gov", "govt", "hon", "hrs", "inc", "incl", "inkl", "jr",
+    "lbs", "lt", "ltd", "max", "messrs", "mfg", "mgr", "min", "mins", "misc", "mlle", "mme", "mr",
+    "mrs", "ms", "mt", "nos", "nr", "núm", "oz", "pág", "ph", "pp", "prof", "qty", "rd", "rev",
+    "sig", "sr", "sra", "srta", "st", "str", "tel", "univ", "vol", "vs",
 ];
+
+/// Days and months, in the languages that shorten them with a dot. Several of them are words as well,
+/// so that they count only with a capital letter, or in a language that writes them small.
+const CALENDAR: &[&str] = &[
+    "Mon", "Tue", "Tues", "Wed", "Weds", "Thu", "Thur", "Thurs", "Fri", "Sat", "Sun", "Jan", "Feb",
+    "Mar", "Apr", "Jun", "Jul", "Aug", "Sep", "Sept", "Oct", "Nov", "Dec", "Mo", "Di", "Mi", "Do",
+    "Fr", "Sa", "So", "Mär", "Okt", "Dez", "lun", "mié", "jue", "vie", "sáb", "dom", "mer", "jeu",
+    "ven", "sam", "janv", "févr", "avr", "juil", "déc", "gen", "gio",
+];
+
+/// The sentences of a text, as they are spoken. Pieces go in, whole sentences come out.
+#[derive(Debug, Default)]
+pub struct Speech {
+    markup: Markup,
+    splitter: SentenceSplitter,
+}
+
+impl Speech {
+    /// Takes more text and returns the sentences that are complete with it.
+    pub fn push(&mut self, more: &str) -> Vec<String> {
+        let text = self.markup.push(more);
+        self.said(|splitter| splitter.push(&text))
+    }
+
+    /// The rest, at the end of the text.
+    pub fn finish(&mut self) -> Vec<String> {
+        let text = self.markup.finish();
+        self.said(|splitter| {
+            let mut rest = splitter.push(&text);
+            rest.extend(splitter.finish());
+            rest
+        })
+    }
+
+    fn said(&mut self, cut: impl FnOnce(&mut SentenceSplitter) -> Vec<String>) -> Vec<String> {
+        let sentences = cut(&mut self.splitter);
+        sentences
+            .iter()
+            .map(|sentence| speakable(sentence))
+            .filter(|sentence| !sentence.is_empty())
+            .collect()
+    }
+}
 
 /// Cuts a stream of text into sentences.
 #[derive(Debug, Default)]
@@ -87,7 +135,7 @@ impl SentenceSplitter {
                     // of the text will tell.
                     closed.starts_with(char::is_whitespace)
                         && chars >= min
-                        && !(c == '.' && is_abbreviation(&self.text[..at]))
+                        && !(c == '.' && is_abbreviation(&self.text[..at], closed.trim_start()))
                 }
                 ',' | ';' | ':' | '—' if !self.past_first => {
                     chars >= FIRST_CLAUSE_CHARS && rest.starts_with(char::is_whitespace)
@@ -133,10 +181,11 @@ fn wide_chars(text: &str) -> usize {
         .sum()
 }
 
-/// Whether the dot after `before` belongs to its last word.
-fn is_abbreviation(before: &str) -> bool {
+/// Whether the dot after `before` belongs to its last word. `after` is what follows, as far as it is
+/// known.
+fn is_abbreviation(before: &str, after: &str) -> bool {
     let word = before
-        .rsplit(|c: char| c.is_whitespace() || matches!(c, '(' | '"' | '“'))
+        .rsplit(|c: char| c.is_whitespace() || matches!(c, '(' | '"' | '“' | '-' | '–' | '/'))
         .next()
         .unwrap_or_default();
     let mut letters = word.chars();
@@ -154,8 +203,20 @@ fn is_abbreviation(before: &str) -> bool {
         }
         _ => {}
     }
-    let word = word.to_lowercase();
-    ABBREVIATIONS.contains(&word.as_str()) || matches!(word.as_str(), "a.m" | "p.m")
+    // "No. 5" is a number, "No." an answer; the next character tells.
+    if word.eq_ignore_ascii_case("no") {
+        return after.is_empty() || after.starts_with(|c: char| c.is_ascii_digit());
+    }
+    // "e.g.", "a.m.", "U.S.", "Ph.D."
+    let mut parts = word.split('.');
+    if word.contains('.')
+        && parts.all(|part| {
+            (1..=2).contains(&part.chars().count()) && part.chars().all(char::is_alphabetic)
+        })
+    {
+        return true;
+    }
+    CALENDAR.contains(&word) || ABBREVIATIONS.contains(&word.to_lowercase().as_str())
 }
 
 /// What a sentence sounds like: markdown and emoji are taken out, links keep their text.
@@ -191,12 +252,24 @@ pub fn speakable(sentence: &str) -> String {
             before.is_some_and(char::is_alphanumeric) && rest.starts_with(char::is_alphanumeric);
         match c {
             '`' => {}
+            // What parts the cells of a table.
+            '|' => {
+                spoken.truncate(spoken.trim_end().len());
+                if !spoken.is_empty() {
+                    spoken.push(',');
+                }
+            }
+            // Something was left out before it.
+            '.' | ',' if before == Some(' ') && !rest.starts_with(char::is_alphanumeric) => {
+                spoken.truncate(spoken.trim_end().len());
+                spoken.push(c);
+            }
             // "2 * 3" keeps its star, "snake_case" its underscore.
             '*' | '_' | '~' if between_words || (before == Some(' ') && rest.starts_with(' ')) => {
                 spoken.push(c)
             }
             '*' | '_' | '~' => {}
-            c if is_picture(c) => {}
+            c if is_picture(c) || is_invisible(c) => {}
             c if c.is_whitespace() => {
                 if before.is_some_and(|before| before != ' ') {
                     spoken.push(' ');
@@ -212,6 +285,12 @@ pub fn speakable(sentence: &str) -> String {
     } else {
         String::new()
     }
+}
+
+/// Control characters and marks of the writing direction, which some voices read out.
+fn is_invisible(c: char) -> bool {
+    (c.is_control() && !c.is_whitespace())
+        || matches!(c, '\u{ad}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// Emoji and the marks that glue them together.
@@ -346,6 +425,81 @@ mod tests {
             ("Café für Jörg, 5 °C", "Café für Jörg, 5 °C"),
         ] {
             assert_eq!(speakable(written), spoken, "{written:?}");
+        }
+    }
+
+    #[test]
+    fn a_dot_that_belongs_to_a_word_does_not_cut_a_sentence() {
+        // Only the first sentence is cut at commas.
+        let second = |text: &str| split_by(&format!("Hello to you. {text}"), 3)[1].clone();
+        for text in [
+            "We open at 9 a.m. on Mon. to Fri. only. Come and see us then.",
+            "Ask for Messrs. Smith, approx. at noon, e.g. on the 3rd of Sept. please. Bye for now.",
+            "Please ring the bell at No. 5, Main St. to the left, next to Acme Corp. and wait. Bye for now.",
+            "Wir sind von Mo. bis Fr. ab ca. neun Uhr da, z.B. morgen, bzw. bis Dez. hier. Bis dann also.",
+            "The seminar of the Ph.D. students of the U.S. is on Thurs. at nine, vs. noon. Bye for now.",
+        ] {
+            let end = text[..text.len() - 1].rfind(". ").expect("two sentences") + 1;
+            assert_eq!(second(text), text[..end]);
+        }
+        for (text, expected) in [
+            (
+                "I am afraid that the answer is no. We close at five.",
+                "I am afraid that the answer is no.",
+            ),
+            (
+                "It was so nice that he sat. Then he left the room.",
+                "It was so nice that he sat.",
+            ),
+            (
+                "We are happy to enjoy the sun. Come and see us.",
+                "We are happy to enjoy the sun.",
+            ),
+        ] {
+            assert_eq!(second(text), expected);
+        }
+    }
+
+    #[test]
+    fn markup_is_not_spoken() {
+        let said = |text: &str, piece: usize| {
+            let mut speech = Speech::default();
+            let chars: Vec<char> = text.chars().collect();
+            let mut sentences: Vec<String> = chars
+                .chunks(piece)
+                .flat_map(|piece| speech.push(&piece.iter().collect::<String>()))
+                .collect();
+            sentences.extend(speech.finish());
+            sentences
+        };
+        let case = |name: &str| {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/fixtures/cases/markup-spoken")
+                .join(name);
+            std::fs::read_to_string(path).expect("the case is there")
+        };
+        for piece in [1, 3, 1_000] {
+            assert_eq!(
+                said(&case("text.md"), piece),
+                [
+                    "Great news!",
+                    "Our plans:",
+                    "Plan, Price",
+                    "Small, 20",
+                    "1. First one",
+                    "2. Second one",
+                    "See here",
+                    "and."
+                ]
+            );
+            assert_eq!(
+                said(&case("ssml.txt"), piece).concat(),
+                "Hello there, this is important news for you."
+            );
+            assert_eq!(
+                said("Plan | Price\n--- | ---\nSmall | 20", piece),
+                ["Plan, Price", "Small, 20"]
+            );
         }
     }
 

@@ -1,21 +1,22 @@
 //! Whole conversations in virtual time: real speech through the real detector, scripted providers, an ear that plays in real time.
 
+use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::caller::{Call, fixture};
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use tokio::time::sleep;
-use voicebot::providers::llm::{ChatChunk, ChatModel, ChatRequest, ChatStream};
+use voicebot::providers::llm::{ChatChunk, ChatModel, ChatRequest, ChatStream, ToolCall};
 use voicebot::providers::scripted::{Script, Scripted};
 use voicebot::providers::stt::{SpeechSegment, SpeechToText, Transcript};
 use voicebot::providers::tts::{SpeechRequest, SpeechStream, TextToSpeech};
 use voicebot::providers::{Component, ProviderError, Providers};
 use voicebot::session::Role;
-use voicebot::voice::{AgentState, VoiceCommand, VoiceConfig, VoiceEnd, VoiceEvent};
+use voicebot::voice::{AgentState, TurnConfig, VoiceCommand, VoiceConfig, VoiceEnd, VoiceEvent};
 
 const LONG: &str = "We have three plans for every kind of customer. The first plan is small and covers one person. \
                     The second plan is larger and covers a whole family.";
@@ -327,6 +328,190 @@ async fn a_model_that_stalls_in_mid_answer_is_heard_as_far_as_it_got() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn speech_without_words_is_asked_for_again() {
+    let call = Call::start(
+        Providers {
+            stt: Heard::in_turn(&["", "What do your plans cost?"]),
+            ..providers("", "Twenty a month.")
+        },
+        None,
+        VoiceConfig {
+            turn: TurnConfig {
+                preemptive: false,
+                ..TurnConfig::default()
+            },
+            ..VoiceConfig::default()
+        },
+    );
+    let (_, ended) = call.say(&fixture("hello.wav")).await;
+    call.agent_has_said(1).await;
+    let heard = call.ear.first_sound_after(ended).expect("it is asked");
+    assert!(
+        heard - ended < Duration::from_secs(2),
+        "{:?}",
+        heard - ended
+    );
+    call.say(&fixture("hello.wav")).await;
+    call.agent_has_said(2).await;
+    assert_eq!(
+        call.transcript(),
+        [
+            format!("agent: {}", VoiceConfig::default().lines.say_again),
+            "caller: What do your plans cost?".to_owned(),
+            "agent: Twenty a month.".to_owned(),
+        ]
+    );
+    assert!(
+        call.troubles()[0].contains("no words"),
+        "{:?}",
+        call.troubles()
+    );
+    call.commands.send(VoiceCommand::Stop).await.unwrap();
+    call.end().await;
+}
+
+/// A caller who has asked hears `said` when the model gives these answers, one for each request.
+async fn model_answers(answers: Vec<ModelAnswer>, said: &str) -> Vec<String> {
+    let call = Call::start(
+        Providers {
+            llm: Arc::new(Answers {
+                answers: Mutex::new(answers.into()),
+            }),
+            ..providers("", "")
+        },
+        None,
+        VoiceConfig::default(),
+    );
+    let question = VoiceCommand::UserText("Where are you?".to_owned());
+    call.commands.send(question).await.unwrap();
+    call.agent_has_said(1).await;
+    assert_eq!(call.transcript()[1..], [format!("agent: {said}")]);
+    let troubles = call.troubles();
+    call.commands.send(VoiceCommand::Stop).await.unwrap();
+    call.end().await;
+    troubles
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_model_has_said_is_heard_whatever_happens_to_it_then() {
+    let text = |text: &str| Ok(ChatChunk::Text(text.to_owned()));
+    let broken = || Err(ProviderError::temporary("model.example hung up"));
+    let refused = || Err(ProviderError::bad_input("model.example refused"));
+    let lead = || {
+        Ok(ChatChunk::ToolCall(ToolCall {
+            id: "1".to_owned(),
+            name: "create_lead".to_owned(),
+            arguments: "{}".to_owned(),
+        }))
+    };
+    let say_again = VoiceConfig::default().lines.say_again;
+    let cases = [
+        // Half a sentence is taken back while nobody has heard it, and said when there is no more.
+        (
+            vec![
+                vec![text("We are"), broken()],
+                vec![text("We are at the station.")],
+            ],
+            "We are at the station.".to_owned(),
+        ),
+        (
+            vec![
+                vec![text("We are"), broken()],
+                vec![text("We are at the"), broken()],
+            ],
+            "We are at the".to_owned(),
+        ),
+        (
+            vec![vec![text("We are at the station. And"), broken()]],
+            "We are at the station. And".to_owned(),
+        ),
+        // The caller was told to wait, and there is no answer.
+        (
+            vec![vec![text("One moment, please."), lead()], vec![refused()]],
+            format!("One moment, please. {say_again}"),
+        ),
+        // Nothing more is to be said after the tool.
+        (
+            vec![vec![text("We are at the station."), lead()], vec![]],
+            "We are at the station.".to_owned(),
+        ),
+        // A request for a tool that cannot be run is no answer.
+        (
+            vec![
+                vec![text("{\"name\": \"delete_everything\"}")],
+                vec![text("We are at the station.")],
+            ],
+            "We are at the station.".to_owned(),
+        ),
+        (vec![vec![text("👍")], vec![text("👍")]], say_again.clone()),
+    ];
+    for (answers, said) in cases {
+        let is_odd = answers.iter().flatten().any(Result::is_err) || said == say_again;
+        let troubles = model_answers(answers, &said).await;
+        assert!(!is_odd || !troubles.is_empty(), "{said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_only_closes_its_thoughts_is_understood_from_then_on() {
+    let text = |text: &str| vec![Ok(ChatChunk::Text(text.to_owned()))];
+    let call = Call::start(
+        Providers {
+            llm: Arc::new(Answers {
+                answers: Mutex::new(
+                    vec![
+                        text("Hm, where is it</think>\n\nAt the station."),
+                        text("Let me think. He asks for the time. </think> At nine."),
+                        text("Bye."),
+                    ]
+                    .into(),
+                ),
+            }),
+            ..providers("", "")
+        },
+        None,
+        VoiceConfig::default(),
+    );
+    for turn in 1..=3 {
+        let question = VoiceCommand::UserText("?!".to_owned());
+        call.commands.send(question).await.unwrap();
+        call.agent_has_said(turn).await;
+    }
+    let said: Vec<String> = call
+        .transcript()
+        .into_iter()
+        .filter(|line| line.starts_with("agent"))
+        .collect();
+    assert_eq!(
+        said,
+        ["agent: At the station.", "agent: At nine.", "agent: Bye."]
+    );
+    call.commands.send(VoiceCommand::Stop).await.unwrap();
+    call.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_voice_that_never_ends_is_cut() {
+    let call = Call::start(
+        Providers {
+            tts: Arc::new(EndlessVoice),
+            ..providers("", "")
+        },
+        Some("Hello!"),
+        VoiceConfig::default(),
+    );
+    call.agent_has_said(1).await;
+    assert_eq!(call.transcript(), ["agent: Hello!"]);
+    assert!(
+        call.troubles()[0].starts_with("tts: "),
+        "{:?}",
+        call.troubles()
+    );
+    call.commands.send(VoiceCommand::Stop).await.unwrap();
+    call.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dropped_conversation_leaves_nothing_running() {
     let call = Call::start(providers("", LONG), Some(LONG), VoiceConfig::default());
     call.until("speech", |event| {
@@ -391,6 +576,47 @@ impl ChatModel for DownModel {
     async fn chat(&self, _: ChatRequest) -> Result<ChatStream, ProviderError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         Err(ProviderError::temporary("model.example has a fault (500)"))
+    }
+}
+
+type ModelAnswer = Vec<Result<ChatChunk, ProviderError>>;
+
+/// A model that gives these answers, one for each request.
+struct Answers {
+    answers: Mutex<VecDeque<ModelAnswer>>,
+}
+
+#[async_trait]
+impl ChatModel for Answers {
+    fn name(&self) -> &str {
+        "answers"
+    }
+
+    async fn chat(&self, _: ChatRequest) -> Result<ChatStream, ProviderError> {
+        let answer = self.answers.lock().unwrap().pop_front();
+        Ok(stream::iter(answer.expect("it is asked no more often")).boxed())
+    }
+}
+
+/// A voice that says "aaaa" for ever, in real time.
+struct EndlessVoice;
+
+#[async_trait]
+impl TextToSpeech for EndlessVoice {
+    fn name(&self) -> &str {
+        "endless"
+    }
+
+    fn sample_rate_hz(&self) -> u32 {
+        24_000
+    }
+
+    async fn synthesize(&self, _: SpeechRequest) -> Result<SpeechStream, ProviderError> {
+        let sound = stream::repeat_with(|| Ok(vec![3_000; 2_400])).then(|piece| async {
+            sleep(Duration::from_millis(100)).await;
+            piece
+        });
+        Ok(sound.boxed())
     }
 }
 

@@ -14,6 +14,7 @@ mod kills;
 mod ledger;
 mod line;
 mod mirror;
+mod model_answers;
 mod openai_providers;
 mod recordings;
 mod records;

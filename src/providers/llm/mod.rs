@@ -2,6 +2,7 @@
 
 mod arguments;
 pub(super) mod openai;
+pub mod written;
 
 #[cfg(feature = "internals")]
 pub(crate) use openai::read_pieces as read_openai_pieces;

@@ -138,7 +138,14 @@ pub struct NotePad {
 #[async_trait]
 impl Tools for NotePad {
     fn definitions(&self) -> Vec<ToolDefinition> {
-        Vec::new()
+        let tool = |name: &str| ToolDefinition {
+            name: name.to_owned(),
+            description: String::new(),
+            parameters: serde_json::json!({ "type": "object" }),
+        };
+        ["create_lead", "detect_intent", "end_call"]
+            .map(tool)
+            .to_vec()
     }
 
     async fn call(&self, name: &str, arguments_json: &str) -> ToolOutput {
@@ -179,12 +186,23 @@ pub struct Call {
 impl Call {
     /// Begins one.
     pub fn start(providers: Providers, greeting: Option<&str>, config: VoiceConfig) -> Self {
+        Self::start_with_goodbye(providers, greeting, None, config)
+    }
+
+    /// Begins one whose persona has a goodbye of its own.
+    pub fn start_with_goodbye(
+        providers: Providers,
+        greeting: Option<&str>,
+        goodbye: Option<&str>,
+        config: VoiceConfig,
+    ) -> Self {
         let ear = Arc::new(Ear::default());
         let tools = Arc::new(NotePad::default());
         let conversation = Conversation {
             config,
             instructions: "You are a test.".to_owned(),
             greeting: greeting.map(str::to_owned),
+            goodbye: goodbye.map(str::to_owned),
             language: None,
             voice: None,
             stt: providers.stt,
@@ -313,6 +331,18 @@ impl Call {
             format!("{who}: {}", item.content)
         };
         self.items().into_iter().map(line).collect()
+    }
+
+    /// What went wrong so far, as `component: message`.
+    pub fn troubles(&self) -> Vec<String> {
+        let log = self.log.lock().unwrap();
+        let troubles = log.iter().filter_map(|(_, event)| match event {
+            VoiceEvent::Error {
+                component, message, ..
+            } => Some(format!("{component}: {message}")),
+            _ => None,
+        });
+        troubles.collect()
     }
 
     /// Drops the conversation in the middle.

@@ -354,6 +354,8 @@ impl Driver {
                 });
             }
             Some(VoiceCommand::UserText(text)) => self.tell(Input::UserText(text)),
+            Some(VoiceCommand::LineLost) => self.tell(Input::LineLost),
+            Some(VoiceCommand::LineBack { say }) => self.tell(Input::LineBack { say }),
             Some(VoiceCommand::Close { reason, say }) => {
                 tracing::debug!(reason, "the conversation is to end");
                 self.tell(Input::Close { say });

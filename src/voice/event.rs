@@ -67,6 +67,13 @@ pub enum VoiceCommand {
     },
     /// The caller wrote this (`lk.chat`): stop talking and answer it.
     UserText(String),
+    /// Neither side hears the other until [`VoiceCommand::LineBack`]: stop in mid sentence, and wait with everything.
+    LineLost,
+    /// They hear each other again: end the sentence that was interrupted, or answer, or else say `say`. Silence counts from now.
+    LineBack {
+        /// What to say when nothing else is to be said.
+        say: Option<String>,
+    },
     /// End politely: let the sentence finish, say `say`, write down what the caller was just saying. Bounded by
     /// [`super::TurnConfig::close_timeout_ms`].
     Close {

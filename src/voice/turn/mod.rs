@@ -84,6 +84,7 @@ impl TurnMachine {
                 last_audio: Time::ZERO,
                 missing_reported: false,
                 loud_since: None,
+                lost: false,
             },
             failures: 0,
             wordless: 0,
@@ -234,6 +235,8 @@ impl TurnMachine {
                     None
                 };
             }
+            Input::LineLost => self.line_lost(),
+            Input::LineBack { say } => self.line_back(say),
             Input::Say {
                 text,
                 interruptible,
@@ -272,6 +275,44 @@ impl TurnMachine {
                 }
             }
             Input::Tick => {}
+        }
+    }
+
+    fn line_lost(&mut self) {
+        if std::mem::replace(&mut self.watch.lost, true) || self.stage != Stage::Talking {
+            return;
+        }
+        if let Floor::Playing(reply) = &self.floor {
+            self.out.push(Output::Pause { reply: reply.id });
+            self.move_floor(Floor::Paused);
+        }
+    }
+
+    fn line_back(&mut self, say: Option<String>) {
+        let now = self.now;
+        if !std::mem::take(&mut self.watch.lost) {
+            return;
+        }
+        self.silence.since = now;
+        self.watch.last_audio = now;
+        self.watch.loud_since = None;
+        match &mut self.floor {
+            Floor::Free => {}
+            Floor::Preparing(reply) | Floor::Playing(reply) | Floor::Paused(reply) => {
+                reply.last_progress = now;
+            }
+        }
+        let nothing_to_say =
+            self.floor == Floor::Free && self.turn.is_empty() && self.waiting.is_empty();
+        if self.stage == Stage::Talking
+            && nothing_to_say
+            && let Some(text) = say
+        {
+            self.waiting.push_back(Line {
+                text,
+                interruptible: true,
+                kind: ReplyKind::Line,
+            });
         }
     }
 

@@ -117,6 +117,7 @@ impl TurnMachine {
         let mut deadlines = Vec::with_capacity(6);
         match &self.stage {
             Stage::New | Stage::Over => return deadlines,
+            Stage::Talking if self.watch.lost => return deadlines,
             Stage::Talking => {
                 deadlines.extend([
                     self.no_input_at(),

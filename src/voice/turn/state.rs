@@ -155,6 +155,8 @@ pub(super) struct LineWatch {
     pub(super) last_audio: Time,
     pub(super) missing_reported: bool,
     pub(super) loud_since: Option<Time>,
+    /// Neither side hears the other: nothing is said, and nobody's silence counts.
+    pub(super) lost: bool,
 }
 
 /// Since when nobody has said anything.

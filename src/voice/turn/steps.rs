@@ -19,6 +19,9 @@ const MAX_HELLO_WORDS: usize = 3;
 impl TurnMachine {
     /// One thing that the state asks for. False when there is nothing.
     pub(super) fn step(&mut self) -> bool {
+        if self.watch.lost && self.stage == Stage::Talking {
+            return self.settle_segments();
+        }
         self.settle_segments()
             || self.watch_line()
             || match &self.stage {

@@ -856,6 +856,72 @@ impl Table {
 }
 
 /// Any input at all, mostly about segments and replies that exist.
+#[test]
+fn a_sentence_that_a_lost_line_cut_off_goes_on_when_the_line_is_back() {
+    let mut table = Table::new();
+    table.speak(1_000, 2_000);
+    table.heard("What do you sell?");
+    table.until(2_400);
+    let reply = table.plays();
+    table.playing_until(reply, 3_000);
+    table.input(Input::LineLost);
+    assert!(table.has(&|o| *o == Output::Pause { reply }));
+    // Longer than any patience with a caller who hears us.
+    table.until(90_000);
+    assert!(!table.has(&|o| matches!(o, Output::Resume { .. } | Output::End(_))));
+    table.input(Input::LineBack {
+        say: Some("Here again.".to_owned()),
+    });
+    assert!(table.has(&|o| *o == Output::Resume { reply }));
+    table.playing_until(reply, 92_000);
+    table.input(Input::ReplyFinished { reply });
+    table.until(95_000);
+    assert_eq!(table.machine.active_reply(), None, "nothing else is said");
+}
+
+#[test]
+fn nobody_is_asked_over_a_lost_line_and_silence_counts_from_its_return() {
+    let mut table = Table::new();
+    table.until(9_000);
+    table.input(Input::LineLost);
+    table.until(60_000);
+    assert_eq!(table.machine.active_reply(), None);
+    table.input(Input::LineBack {
+        say: Some("Here again.".to_owned()),
+    });
+    let said = Output::StartReply {
+        reply: table.reply(),
+        prompt: Prompt::Say {
+            text: "Here again.".to_owned(),
+        },
+    };
+    assert!(table.has(&|o| *o == said));
+    let reply = table.plays();
+    table.playing_until(reply, 61_000);
+    table.input(Input::ReplyFinished { reply });
+    table.until(70_500);
+    assert_eq!(table.machine.active_reply(), None);
+    table.until(71_500);
+    assert!(
+        table.machine.active_reply().is_some(),
+        "asks ten seconds later"
+    );
+}
+
+#[test]
+fn an_answer_that_was_being_made_is_heard_when_the_line_is_back() {
+    let mut table = Table::new();
+    table.speak(1_000, 2_000);
+    table.heard("What do you sell?");
+    let reply = table.reply();
+    table.input(Input::LineLost);
+    table.input(Input::AudioReady { reply });
+    table.until(30_000);
+    assert!(!table.has(&|o| matches!(o, Output::Play { .. } | Output::Cancel { .. })));
+    table.input(Input::LineBack { say: None });
+    assert!(table.has(&|o| matches!(o, Output::Play { reply: r, .. } if *r == reply)));
+}
+
 fn any_input() -> impl Strategy<Value = Input> {
     let segment = (0u32..6).prop_map(SegmentId);
     let reply = || (0u32..8).prop_map(ReplyId);
@@ -883,6 +949,8 @@ fn any_input() -> impl Strategy<Value = Input> {
         4 => Just(Input::SpeechEnded { end: Time::MAX }),
         6 => (segment.clone(), text.clone(), any::<bool>())
             .prop_map(|(segment, text, is_final)| Input::Transcript { segment, text, confidence: None, is_final }),
+        1 => Just(Input::LineLost),
+        1 => Just(Input::LineBack { say: Some("Here again.".to_owned()) }),
         1 => (segment, failure.clone()).prop_map(|(segment, failure)| Input::TranscriptionFailed { segment, failure }),
         6 => reply().prop_map(|reply| Input::AudioReady { reply }),
         1 => reply().prop_map(|reply| Input::WordsReady { reply }),
@@ -950,6 +1018,10 @@ proptest! {
             let outputs = machine.handle(now, input.clone());
             check(&machine, now, &input, outputs)?;
         }
+        // A line that stays lost is the call's affair.
+        let back = Input::LineBack { say: None };
+        let outputs = machine.handle(now, back.clone());
+        check(&machine, now, &back, outputs)?;
         // Left alone, with a caller who says nothing and providers that do nothing, it asks, waits and hangs up.
         let end = Input::SpeechEnded { end: now };
         let outputs = machine.handle(now, end.clone());

@@ -122,6 +122,13 @@ pub enum Input {
         /// It is louder than a quiet line.
         loud: bool,
     },
+    /// Neither side hears the other.
+    LineLost,
+    /// They hear each other again.
+    LineBack {
+        /// What to say when nothing else is to be said.
+        say: Option<String>,
+    },
     /// Say something.
     Say {
         /// The words.

@@ -22,6 +22,8 @@ pub const WORKER: &str = "AW_";
 pub const EGRESS: &str = "EG_";
 /// `SCL_`, a telephone call.
 pub const SIP_CALL: &str = "SCL_";
+/// `SDR_`, a dispatch rule for telephone calls.
+pub const SIP_DISPATCH_RULE: &str = "SDR_";
 /// `EV_`, a webhook.
 pub const EVENT: &str = "EV_";
 /// `DTR_`, a published data track.

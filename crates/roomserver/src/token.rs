@@ -284,6 +284,11 @@ impl Claims {
         granted(self.video.agent, "agent")
     }
 
+    /// Fails unless the bearer may set up the telephone service.
+    pub fn require_sip_admin(&self) -> Result<(), TokenError> {
+        granted(self.sip.admin, "sip.admin")
+    }
+
     /// Fails unless the bearer may place and transfer telephone calls.
     pub fn require_sip_call(&self) -> Result<(), TokenError> {
         granted(self.sip.call, "sip.call")

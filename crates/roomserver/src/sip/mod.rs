@@ -1,8 +1,8 @@
 //! `livekit.SIP`, simulated: telephone calls without a telephone network.
 //!
 //! `CreateSIPParticipant` puts a participant of kind SIP into the room whose `sip.callStatus` goes from `dialing` over `ringing` to
-//! `active`, and who then publishes silence. `TransferSIPParticipant` ends that call as a successful transfer does. There are no trunks, no
-//! numbers are looked up, nothing is dialled, DTMF is not played, and all waiting is much shorter than in life; whatever else the service
+//! `active`, and who then publishes silence. `TransferSIPParticipant` ends that call as a successful transfer does. Dispatch rules are kept
+//! and listed, but no call comes in. There are no trunks, no numbers are looked up, nothing is dialled, DTMF is not played, and all waiting is much shorter than in life; whatever else the service
 //! has is refused as unimplemented.
 //!
 //! What happens to a call is written in the number: one that ends in `0000` and a SIP status of three digits fails with it
@@ -86,6 +86,7 @@ struct Shared {
     server: Server,
     /// The calls in progress by their ids, each with the way to transfer it.
     calls: Mutex<HashMap<String, mpsc::Sender<Transfer>>>,
+    rules: Mutex<Vec<proto::SipDispatchRuleInfo>>,
 }
 
 struct Transfer {
@@ -105,6 +106,14 @@ pub(crate) async fn serve(sip: &Sip, method: &str, call: Call) -> Option<axum::r
             call.serve(async |claims, request| sip.transfer_participant(claims, &request).await)
                 .await
         }
+        "CreateSIPDispatchRule" => {
+            call.serve(async |claims, request| sip.create_rule(claims, request))
+                .await
+        }
+        "ListSIPDispatchRule" => {
+            call.serve(async |claims, request| sip.list_rules(claims, &request))
+                .await
+        }
         _ => return None,
     };
     Some(response)
@@ -116,8 +125,38 @@ impl Sip {
             shared: Arc::new(Shared {
                 server,
                 calls: Mutex::default(),
+                rules: Mutex::default(),
             }),
         }
+    }
+
+    fn create_rule(
+        &self,
+        claims: &Claims,
+        request: proto::CreateSipDispatchRuleRequest,
+    ) -> Result<proto::SipDispatchRuleInfo, TwirpError> {
+        claims.require_sip_admin()?;
+        let rule = request
+            .dispatch_rule
+            .filter(|info| info.rule.as_ref().is_some_and(|rule| rule.rule.is_some()))
+            .ok_or_else(|| TwirpError::invalid("missing rule"))?;
+        let rule = proto::SipDispatchRuleInfo {
+            sip_dispatch_rule_id: ids::new_id(ids::SIP_DISPATCH_RULE),
+            ..rule
+        };
+        self.shared.rules.lock().push(rule.clone());
+        Ok(rule)
+    }
+
+    fn list_rules(
+        &self,
+        claims: &Claims,
+        _request: &proto::ListSipDispatchRuleRequest,
+    ) -> Result<proto::ListSipDispatchRuleResponse, TwirpError> {
+        claims.require_sip_admin()?;
+        Ok(proto::ListSipDispatchRuleResponse {
+            items: self.shared.rules.lock().clone(),
+        })
     }
 
     async fn create_participant(

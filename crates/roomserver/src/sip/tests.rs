@@ -291,3 +291,35 @@ async fn a_call_needs_its_grant_a_number_and_a_trunk() {
     );
     server.shutdown().await;
 }
+
+#[tokio::test]
+async fn dispatch_rules_are_kept_and_listed() {
+    let server = start().await;
+    let rule = json!({ "dispatch_rule": {
+        "rule": { "dispatch_rule_individual": { "room_prefix": "call-" } },
+    } });
+    let (status, _) = call(
+        &server,
+        &token(VideoGrants::default()),
+        "SIP/CreateSIPDispatchRule",
+        rule.clone(),
+    )
+    .await;
+    assert_eq!(status, 401);
+    let (status, answer) = call(
+        &server,
+        &admin(""),
+        "SIP/CreateSIPDispatchRule",
+        json!({ "dispatch_rule": {} }),
+    )
+    .await;
+    assert_eq!(
+        (status, answer["code"].as_str()),
+        (400, Some("invalid_argument"))
+    );
+    let kept = call_ok(&server, "", "SIP/CreateSIPDispatchRule", rule).await;
+    let id = kept["sip_dispatch_rule_id"].as_str().expect("an id");
+    assert!(id.starts_with("SDR_"), "{id}");
+    let listed = call_ok(&server, "", "SIP/ListSIPDispatchRule", json!({})).await;
+    assert_eq!(listed["items"], json!([kept]));
+}

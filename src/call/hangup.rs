@@ -4,12 +4,15 @@
 
 use crate::session::{CallStatus, CloseReason};
 
+/// Why a caller is not there who was in the room before we were.
+pub const GAVE_UP: &str = "CALLER_GAVE_UP";
+
 /// What ended the call. The first one counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HangupCause {
     /// The caller is gone; LiveKit's reason, such as `CLIENT_INITIATED`.
     CallerLeft {
-        /// LiveKit's name of the reason.
+        /// LiveKit's name of the reason, or [`GAVE_UP`].
         reason: &'static str,
     },
     /// We are out of the room without having left it.
@@ -25,6 +28,18 @@ pub enum HangupCause {
     AgentEnded,
     /// Nobody said anything for too long.
     Silence,
+    /// No sound arrived from the caller, not even silence.
+    NoMedia {
+        /// Whether some had arrived before.
+        ever: bool,
+        /// For how long none did, s.
+        seconds: u64,
+    },
+    /// Another agent of our name is in the room, and it was there first.
+    AnotherAgent {
+        /// Its identity.
+        identity: String,
+    },
     /// The longest a call may last is over.
     MaxDuration,
     /// A provider stayed down.
@@ -43,6 +58,17 @@ pub enum HangupCause {
         /// The sentence for the operator.
         message: String,
     },
+}
+
+/// What the agent leaves behind when a call has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftBehind {
+    /// The call's own room, which is of no use any more.
+    OurRoom,
+    /// A room that others decide about.
+    OthersRoom,
+    /// A room that we could not enter, or lost: somebody may be waiting there for an agent that does not come.
+    PerhapsACaller,
 }
 
 /// What the record and the job say about the end of a call.
@@ -78,7 +104,7 @@ impl HangupCause {
         let (close_reason, disconnect_reason, call_status) = match self {
             Self::CallerLeft { reason } | Self::RoomGone { reason } => {
                 let status = match *reason {
-                    "USER_UNAVAILABLE" => CallStatus::NoAnswer,
+                    "USER_UNAVAILABLE" | GAVE_UP => CallStatus::NoAnswer,
                     "USER_REJECTED" => CallStatus::Busy,
                     "SIP_TRUNK_FAILURE" => CallStatus::Failed,
                     "CLIENT_INITIATED" | "ROOM_DELETED" | "ROOM_CLOSED" | "PARTICIPANT_REMOVED" => {
@@ -112,6 +138,20 @@ impl HangupCause {
                 "SILENCE".into(),
                 CallStatus::Completed,
             ),
+            Self::NoMedia { ever, .. } => (
+                CloseReason::Error,
+                "NO_MEDIA".into(),
+                // A call that lost its sound had been held until then.
+                match ever {
+                    true => CallStatus::Completed,
+                    false => CallStatus::Failed,
+                },
+            ),
+            Self::AnotherAgent { .. } => (
+                CloseReason::JobShutdown,
+                "ANOTHER_AGENT".into(),
+                completed(CallStatus::Failed),
+            ),
             Self::MaxDuration => (
                 CloseReason::TaskCompleted,
                 "MAX_DURATION".into(),
@@ -143,6 +183,12 @@ impl HangupCause {
                 Some(format!("{component} provider failed: {message}"))
             }
             Self::SetUpFailed { message } => Some(message.clone()),
+            Self::NoMedia { seconds, .. } => Some(format!(
+                "no sound arrived from the caller for {seconds} s (call.no_media_s): the SIP service, or the way from it or the caller's browser to the server, is broken"
+            )),
+            Self::AnotherAgent { identity } => Some(format!(
+                "another agent of this name ({identity}) was in the room before: it was dispatched more than once"
+            )),
             _ => None,
         };
         Ending {
@@ -154,8 +200,32 @@ impl HangupCause {
     }
 
     /// Whether the same identity usually comes back within a moment after this reason.
+    ///
+    /// `UNKNOWN_REASON` is not the server's word: the SDK forgets everybody when it connects anew (livekit `room/mod.rs`,
+    /// `handle_restarting`), and says so before it says that the connection was lost.
     pub fn may_return(reason: &str) -> bool {
-        matches!(reason, "DUPLICATE_IDENTITY" | "MIGRATION")
+        matches!(
+            reason,
+            "DUPLICATE_IDENTITY" | "MIGRATION" | "UNKNOWN_REASON"
+        )
+    }
+
+    /// What the agent leaves behind in the room.
+    pub fn leaves_behind(&self) -> LeftBehind {
+        match self {
+            Self::AnotherAgent { .. } => LeftBehind::OthersRoom,
+            Self::SetUpFailed { .. } => LeftBehind::PerhapsACaller,
+            Self::RoomGone { reason } => match *reason {
+                // Somebody has decided this, and knows of the caller.
+                "ROOM_DELETED"
+                | "ROOM_CLOSED"
+                | "PARTICIPANT_REMOVED"
+                | "DUPLICATE_IDENTITY"
+                | "SERVER_SHUTDOWN" => LeftBehind::OthersRoom,
+                _ => LeftBehind::PerhapsACaller,
+            },
+            _ => LeftBehind::OurRoom,
+        }
     }
 }
 
@@ -176,6 +246,7 @@ mod tests {
             ("ROOM_DELETED", true, CallStatus::Completed),
             ("SIGNAL_CLOSE", true, CallStatus::Completed),
             ("UNKNOWN_REASON", false, CallStatus::Failed),
+            (GAVE_UP, false, CallStatus::NoAnswer),
         ] {
             let ending = HangupCause::CallerLeft { reason }.ending(answered);
             assert_eq!(ending.call_status, status, "{reason} {answered}");
@@ -195,6 +266,47 @@ mod tests {
         assert_eq!(ending.call_status, CallStatus::Failed);
         assert_eq!(ending.disconnect_reason, "TTS_FAILED");
         assert!(!ending.job_succeeded() && ending.error.unwrap().contains("503"));
+    }
+
+    #[test]
+    fn sound_that_does_not_arrive_is_no_silence_of_the_caller() {
+        for (ever, status) in [(true, CallStatus::Completed), (false, CallStatus::Failed)] {
+            let ending = HangupCause::NoMedia { ever, seconds: 15 }.ending(true);
+            assert_eq!(ending.call_status, status);
+            assert_eq!(ending.close_reason, CloseReason::Error);
+            assert_eq!(ending.disconnect_reason, "NO_MEDIA");
+            assert!(ending.error.unwrap().contains("call.no_media_s"));
+        }
+    }
+
+    #[test]
+    fn agent_that_leaves_the_room_to_another_one_leaves_the_room_alone() {
+        let cause = HangupCause::AnotherAgent {
+            identity: "agent-AJ_1".into(),
+        };
+        assert_eq!(cause.leaves_behind(), LeftBehind::OthersRoom);
+        assert_eq!(HangupCause::Silence.leaves_behind(), LeftBehind::OurRoom);
+        let ending = cause.ending(false);
+        assert_eq!(ending.disconnect_reason, "ANOTHER_AGENT");
+        assert_eq!(ending.call_status, CallStatus::Failed);
+        assert!(!ending.job_succeeded() && ending.error.unwrap().contains("agent-AJ_1"));
+    }
+
+    #[test]
+    fn a_room_that_we_lost_is_not_forgotten() {
+        for (reason, left) in [
+            ("CONNECTION_TIMEOUT", LeftBehind::PerhapsACaller),
+            ("UNKNOWN_REASON", LeftBehind::PerhapsACaller),
+            ("ROOM_DELETED", LeftBehind::OthersRoom),
+            ("PARTICIPANT_REMOVED", LeftBehind::OthersRoom),
+            ("SERVER_SHUTDOWN", LeftBehind::OthersRoom),
+        ] {
+            let cause = HangupCause::RoomGone { reason };
+            assert_eq!(cause.leaves_behind(), left, "{reason}");
+        }
+        let message = "no answer".to_owned();
+        let cause = HangupCause::SetUpFailed { message };
+        assert_eq!(cause.leaves_behind(), LeftBehind::PerhapsACaller);
     }
 
     #[test]

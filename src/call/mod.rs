@@ -1,17 +1,21 @@
 //! One call: the process that the worker starts for it, from joining the room to leaving it.
 //!
-//! `run` tells the story; `room` is the LiveKit room; `dispatch`, `numbers`, `persona` and `hangup` answer single questions; `publish` tells the
-//! room what is said. A call never talks to the CRM: it leaves a record on disk and the worker delivers it.
+//! `run` tells the story; `room` is the LiveKit room; `party` says whom to talk to, `media` whether anything arrives; `dispatch`, `numbers`,
+//! `persona` and `hangup` answer single questions; `publish` tells the room what is said; `room_service` is the server's API for rooms. A call never talks to the CRM: it leaves a record on disk and the worker delivers it.
 
 mod dispatch;
 mod hangup;
+mod media;
 mod numbers;
+mod party;
 mod persona;
 mod publish;
 mod room;
+mod room_service;
 mod run;
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,7 +30,9 @@ use crate::store::{Store, StoreError};
 pub use dispatch::told_by;
 pub use hangup::{Ending, HangupCause};
 pub use numbers::{Numbers, mask, mask_room_name, normalise};
+pub(crate) use party::{AGENT_SINCE, AfterDeath, after_death};
 pub use persona::{Persona, PersonaConfig, PersonaError, Personas};
+pub(crate) use room_service::{RoomService, RoomServiceError};
 pub use run::{CallError, CallParts, http_address, run};
 
 /// The bearer token for the persona source.
@@ -46,6 +52,17 @@ pub struct CallConfig {
     pub max_duration_s: u64,
     /// What the agent says when the call has lasted too long; empty: nothing.
     pub max_duration_goodbye: String,
+    /// How long our own connection to the room may be lost, and then how long the caller may take to be there again, s: a server that
+    /// is started again needs some seconds, and so does its SIP service. Meanwhile the conversation waits.
+    pub reconnect_wait_s: u64,
+    /// What the agent says when the two are together again after that, unless it was interrupted in mid sentence, which it then ends;
+    /// empty: nothing.
+    pub reconnected_line: String,
+    /// How long no sound may arrive from the caller, not even silence, before the call is given up, s; 0: for ever. A microphone that
+    /// is muted does not count, nor does a caller who writes.
+    pub no_media_s: u64,
+    /// What the agent says then, because the caller may hear it all the same; empty: nothing.
+    pub no_media_goodbye: String,
     /// Delete the room at the end of the call, which hangs up the caller's telephone.
     pub delete_room: bool,
 }
@@ -59,6 +76,12 @@ impl Default for CallConfig {
             max_duration_s: 15 * 60,
             max_duration_goodbye: "I am sorry, our time is up. Thank you for calling, goodbye."
                 .into(),
+            reconnect_wait_s: 20,
+            reconnected_line: "Sorry, the line was interrupted. I am here again.".into(),
+            // LiveKit's SIP service hangs up a telephone 15 s after its last packet (`media_timeout`), which would look like a caller
+            // who left.
+            no_media_s: 12,
+            no_media_goodbye: "I am sorry, I cannot hear you. Please call again. Goodbye.".into(),
             delete_room: true,
         }
     }
@@ -66,9 +89,26 @@ impl Default for CallConfig {
 
 impl CallConfig {
     fn goodbye(&self) -> Option<String> {
-        let text = self.max_duration_goodbye.trim();
-        (!text.is_empty()).then(|| text.to_owned())
+        line(&self.max_duration_goodbye)
     }
+
+    fn back_again(&self) -> Option<String> {
+        line(&self.reconnected_line)
+    }
+
+    fn not_heard(&self) -> Option<String> {
+        line(&self.no_media_goodbye)
+    }
+
+    fn no_media(&self) -> Option<Duration> {
+        (self.no_media_s > 0).then(|| Duration::from_secs(self.no_media_s))
+    }
+}
+
+/// A line to be said, unless it is empty.
+fn line(text: &str) -> Option<String> {
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// Why a call process could not do its work.

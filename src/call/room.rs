@@ -16,11 +16,16 @@ use livekit::webrtc::audio_frame::AudioFrame as RtcAudioFrame;
 use livekit::webrtc::audio_source::native::NativeAudioSource;
 use livekit::webrtc::audio_source::{AudioSourceOptions, RtcAudioSource};
 use livekit::webrtc::audio_stream::native::NativeAudioStream;
+use livekit::webrtc::stats::RtcStats;
 use livekit::{SendTextOptions, StreamTextOptions, StreamWriter as _, TextStreamWriter};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
+use super::media::Packets;
+use super::party::{Party, Role};
+use super::room_service::is_machine;
 use crate::session::CallParticipant;
 use crate::voice::{AudioFrame, AudioOutput, OutputClosed};
 
@@ -40,6 +45,8 @@ const TRANSCRIPTION_TOPIC: &str = "lk.transcription";
 const CHAT_TOPIC: &str = "lk.chat";
 /// Attribute with what the agent is doing.
 const AGENT_STATE: &str = "lk.agent.state";
+/// How long the engine may take to count packets. It answers at once, or is hung.
+const STATS_WAIT: Duration = Duration::from_millis(500);
 /// The largest chat message that is taken, bytes.
 const MAX_CHAT_BYTES: usize = 16 * 1024;
 
@@ -76,57 +83,63 @@ pub enum RoomLinkError {
     },
 }
 
-/// Somebody in the room who may be our caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    /// LiveKit identity.
-    pub identity: String,
-    /// Whether the caller is on the telephone.
-    pub sip: bool,
-    /// All attributes, with the `sip.*` ones.
-    pub attributes: HashMap<String, String>,
+/// We are not in the room.
+#[derive(Debug)]
+pub struct JoinFailure {
+    /// Why.
+    pub error: RoomLinkError,
+    /// What still leaves the room properly, if it came to that.
+    pub leaving: Option<JoinHandle<()>>,
 }
 
-/// `sip.callStatus` of callers on the telephone.
-const SIP_CALL_STATUS: &str = "sip.callStatus";
-
-impl Caller {
-    fn of(participant: &RemoteParticipant) -> Option<Self> {
-        let sip = match participant.kind() {
-            ParticipantKind::Sip => true,
-            ParticipantKind::Standard | ParticipantKind::Connector | ParticipantKind::Bridge => {
-                false
-            }
-            ParticipantKind::Agent | ParticipantKind::Egress | ParticipantKind::Ingress => {
-                return None;
-            }
-        };
-        Some(Self {
-            identity: participant.identity().to_string(),
-            sip,
-            attributes: participant.attributes(),
-        })
+impl JoinFailure {
+    fn of(error: RoomLinkError) -> Self {
+        Self {
+            error,
+            leaving: None,
+        }
     }
+}
 
-    /// Whether the caller can hear us: on the telephone only once the call was answered.
-    pub fn has_answered(&self) -> bool {
-        !self.sip
-            || self
-                .attributes
-                .get(SIP_CALL_STATUS)
-                .is_none_or(|status| status == "active" || status == "automation")
+/// What a participant is to us, with what is known of it now.
+fn party(participant: &RemoteParticipant) -> Party {
+    let machine = participant
+        .permission()
+        .is_some_and(|permission| is_machine(&permission));
+    Party {
+        identity: participant.identity().to_string(),
+        role: match participant.kind() {
+            ParticipantKind::Agent => Role::Agent,
+            ParticipantKind::Egress | ParticipantKind::Ingress => Role::Machine,
+            _ if machine => Role::Machine,
+            // Connectors bring calls of telephone and messenger networks.
+            ParticipantKind::Sip | ParticipantKind::Connector => Role::Telephone,
+            ParticipantKind::Standard | ParticipantKind::Bridge => Role::Person,
+        },
+        attributes: participant.attributes(),
+        microphone: participant
+            .track_publications()
+            .values()
+            .any(|publication| {
+                publication.kind() == TrackKind::Audio
+                    && publication.source() != TrackSource::ScreenshareAudio
+                    && !publication.is_muted()
+            }),
+        joined_at_ms: participant.joined_at(),
     }
 }
 
 /// What happens in the room, as far as a call cares.
 #[derive(Debug)]
 pub enum RoomHappening {
-    /// Somebody who may be the caller is here; told again when the attributes change.
-    CallerHere(Caller),
-    /// A participant who may have been the caller has gone.
+    /// Somebody has come, or has other attributes or tracks than before: look at everybody again.
+    Changed,
+    /// Somebody in the room has taken our track: an inbound telephone is answered by that.
+    AgentHeard,
+    /// A participant has gone.
     Left {
-        /// Who.
-        identity: String,
+        /// Who, as they were last.
+        party: Party,
         /// Why, in LiveKit's words, such as `CLIENT_INITIATED`.
         reason: &'static str,
     },
@@ -137,6 +150,11 @@ pub enum RoomHappening {
         /// The sound.
         track: CallerTrack,
     },
+    /// That track has ended.
+    Inaudible {
+        /// Its sid.
+        sid: String,
+    },
     /// A chat message to the agent.
     Chat {
         /// From whom.
@@ -144,6 +162,8 @@ pub enum RoomHappening {
         /// The words.
         text: String,
     },
+    /// Our own connection is lost. The SDK goes on trying; until it is back, nobody who seems to leave has hung up.
+    LinkLost,
     /// The connection was lost and is back.
     Reconnected,
     /// We are out of the room for good.
@@ -163,6 +183,23 @@ impl CallerTrack {
     /// The caller's sound, mono, in frames of 10 ms at the given rate. It ends with the track.
     pub fn listen(&self, sample_rate_hz: u32) -> NativeAudioStream {
         listen(self.track.rtc_track(), sample_rate_hz)
+    }
+
+    /// How many packets have come so far.
+    pub async fn packets(&self) -> Packets {
+        if self.track.is_muted() {
+            return Packets::Excused;
+        }
+        let stats = tokio::time::timeout(STATS_WAIT, self.track.get_stats()).await;
+        let Ok(Ok(stats)) = stats else {
+            return Packets::Excused;
+        };
+        // Before the first packet, there is no entry.
+        let received = stats.iter().filter_map(|entry| match entry {
+            RtcStats::InboundRtp(inbound) => Some(inbound.received.packets_received),
+            _ => None,
+        });
+        Packets::Came(received.sum())
     }
 
     /// The sid that transcriptions of this track carry.
@@ -197,7 +234,7 @@ impl CallRoom {
         token: &str,
         room_name: &str,
         timeout: Duration,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<RoomEvent>), RoomLinkError> {
+    ) -> Result<(Self, mpsc::UnboundedReceiver<RoomEvent>), JoinFailure> {
         let connect = {
             let (url, token) = (url.to_owned(), token.to_owned());
             async move {
@@ -210,29 +247,29 @@ impl CallRoom {
                 Room::connect(&url, &token, options).await
             }
         };
-        let joined = bounded(connect, timeout, |connected| {
-            // It came too late: leave properly, or its sockets stay open for the life of the process.
+        let joined = bounded(connect, timeout, |connected| async move {
+            // It came too late: leave properly, or the server keeps an agent in the room that is not there.
             if let Ok((room, _)) = connected {
-                tokio::spawn(async move { room.close().await });
+                close(&room).await;
             }
         });
         let place = || (room_name.to_owned(), url.to_owned());
         let (room, events) = match joined.await {
-            Some(Ok(connected)) => connected,
-            Some(Err(source)) => {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(source)) => {
                 let (room, url) = place();
-                return Err(RoomLinkError::Join {
-                    room,
-                    url,
-                    source: Box::new(source),
-                });
+                let source = Box::new(source);
+                return Err(JoinFailure::of(RoomLinkError::Join { room, url, source }));
             }
-            None => {
+            Err(leaving) => {
                 let (room, url) = place();
-                return Err(RoomLinkError::JoinTimeout {
-                    room,
-                    url,
-                    seconds: timeout.as_secs(),
+                return Err(JoinFailure {
+                    error: RoomLinkError::JoinTimeout {
+                        room,
+                        url,
+                        seconds: timeout.as_secs(),
+                    },
+                    leaving: Some(leaving),
                 });
             }
         };
@@ -256,11 +293,12 @@ impl CallRoom {
             .await;
         let room = Arc::new(room);
         if let Err(source) = published {
-            let room = room.clone();
-            tokio::spawn(async move { room.close().await });
-            return Err(RoomLinkError::Publish {
-                room: room_name.to_owned(),
-                source: Box::new(source),
+            return Err(JoinFailure {
+                error: RoomLinkError::Publish {
+                    room: room_name.to_owned(),
+                    source: Box::new(source),
+                },
+                leaving: Some(tokio::spawn(async move { close(&room).await })),
             });
         }
         Ok((
@@ -278,13 +316,25 @@ impl CallRoom {
         self.room.maybe_sid().map(|sid| sid.to_string())
     }
 
-    /// Everybody here now who may be the caller.
-    pub fn callers(&self) -> Vec<Caller> {
+    /// Everybody else who is here now.
+    pub fn parties(&self) -> Vec<Party> {
         self.room
             .remote_participants()
             .values()
-            .filter_map(Caller::of)
+            .map(party)
             .collect()
+    }
+
+    /// We, as the others see us.
+    pub fn us(&self) -> Party {
+        let us = self.room.local_participant();
+        Party {
+            identity: us.identity().to_string(),
+            role: Role::Agent,
+            attributes: us.attributes(),
+            microphone: true,
+            joined_at_ms: us.joined_at(),
+        }
     }
 
     /// The agent's mouth.
@@ -324,11 +374,9 @@ impl CallRoom {
             if let Err(error) = room.local_participant().unpublish_track(&track.sid()).await {
                 debug!(%error, "the agent's track could not be unpublished");
             }
-            if let Err(error) = room.close().await {
-                debug!(%error, "the room was closed already");
-            }
+            close(&room).await;
         };
-        if bounded(leave, timeout, drop).await.is_none() {
+        if bounded(leave, timeout, |()| async {}).await.is_err() {
             warn!(
                 seconds = timeout.as_secs_f32(),
                 "leaving the room took too long"
@@ -384,23 +432,27 @@ impl RoomVoice {
     }
 }
 
-/// Runs a future that must not be cancelled as a task; waits for it only for so long. `late` gets what comes afterwards.
-async fn bounded<T: Send + 'static>(
+async fn close(room: &Room) {
+    if let Err(error) = room.close().await {
+        debug!(%error, "the room was closed already");
+    }
+}
+
+/// Runs a future that must not be cancelled as a task; waits for it only for so long. `late` gets what comes afterwards, in the task
+/// that is given back then.
+async fn bounded<T: Send + 'static, Late: Future<Output = ()> + Send>(
     future: impl Future<Output = T> + Send + 'static,
     timeout: Duration,
-    late: impl FnOnce(T) + Send + 'static,
-) -> Option<T> {
+    late: impl FnOnce(T) -> Late + Send + 'static,
+) -> Result<T, JoinHandle<()>> {
     let mut task = tokio::spawn(future);
     match tokio::time::timeout(timeout, &mut task).await {
-        Ok(joined) => Some(joined.expect("the future under a bounded wait does not panic")),
-        Err(_) => {
-            tokio::spawn(async move {
-                if let Ok(value) = task.await {
-                    late(value);
-                }
-            });
-            None
-        }
+        Ok(joined) => Ok(joined.expect("the future under a bounded wait does not panic")),
+        Err(_) => Err(tokio::spawn(async move {
+            if let Ok(value) = task.await {
+                late(value).await;
+            }
+        })),
     }
 }
 
@@ -441,35 +493,45 @@ impl AgentWords {
 /// Turns LiveKit's events into what a call cares about; the rest is dropped.
 pub fn happening(event: RoomEvent) -> Option<RoomHappening> {
     match event {
-        RoomEvent::ParticipantConnected(participant) => {
-            Caller::of(&participant).map(RoomHappening::CallerHere)
-        }
-        RoomEvent::ParticipantAttributesChanged {
-            participant: Participant::Remote(participant),
+        RoomEvent::ParticipantConnected(_)
+        | RoomEvent::ParticipantAttributesChanged {
+            participant: Participant::Remote(_),
             ..
-        } => Caller::of(&participant).map(RoomHappening::CallerHere),
-        RoomEvent::ParticipantDisconnected(participant) => {
-            Caller::of(&participant)?;
-            Some(RoomHappening::Left {
-                identity: participant.identity().to_string(),
-                reason: left_reason(participant.disconnect_reason()),
-            })
         }
+        | RoomEvent::ParticipantPermissionChanged {
+            participant: Participant::Remote(_),
+            ..
+        }
+        | RoomEvent::TrackPublished { .. }
+        | RoomEvent::TrackUnpublished { .. }
+        | RoomEvent::TrackMuted {
+            participant: Participant::Remote(_),
+            ..
+        }
+        | RoomEvent::TrackUnmuted {
+            participant: Participant::Remote(_),
+            ..
+        } => Some(RoomHappening::Changed),
+        RoomEvent::LocalTrackSubscribed { .. } => Some(RoomHappening::AgentHeard),
+        RoomEvent::ParticipantDisconnected(participant) => Some(RoomHappening::Left {
+            party: party(&participant),
+            reason: left_reason(participant.disconnect_reason()),
+        }),
         RoomEvent::TrackSubscribed {
             track: RemoteTrack::Audio(track),
             participant,
             ..
         } => {
-            Caller::of(&participant)?;
-            Some(RoomHappening::Audible {
-                identity: participant.identity().to_string(),
+            let party = party(&participant);
+            party.may_be_caller().then(|| RoomHappening::Audible {
+                identity: party.identity,
                 track: CallerTrack { track },
             })
         }
-        RoomEvent::Reconnecting => {
-            info!("connection to the room lost, reconnecting");
-            None
-        }
+        RoomEvent::TrackUnsubscribed { publication, .. } => Some(RoomHappening::Inaudible {
+            sid: publication.sid().to_string(),
+        }),
+        RoomEvent::Reconnecting => Some(RoomHappening::LinkLost),
         RoomEvent::Reconnected => Some(RoomHappening::Reconnected),
         RoomEvent::Disconnected { reason } => Some(RoomHappening::Gone {
             reason: reason.as_str_name(),

@@ -14,20 +14,23 @@ use livekit::RoomEvent;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
-use tracing::{debug, error, info, warn};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tracing::{Instrument as _, debug, error, info, warn};
 
 use super::dispatch::{self, numbers_metadata};
-use super::hangup::{Ending, HangupCause};
+use super::hangup::{Ending, GAVE_UP, HangupCause, LeftBehind};
+use super::media::{MediaNews, MediaWatch, Packets};
 use super::numbers::{Numbers, mask};
+use super::party::{self, AfterDeath, Choice, Party, Role};
 use super::persona::{Persona, Personas};
 use super::publish::{Publisher, Words};
-use super::room::{self, CallRoom, Caller, CallerTrack, LISTEN_SAMPLE_RATE_HZ, RoomHappening};
+use super::room::{self, CallRoom, CallerTrack, LISTEN_SAMPLE_RATE_HZ, RoomHappening};
+use super::room_service::{RoomService, RoomServiceError};
 use crate::config::{Config, LiveKitSettings};
 use crate::ipc::{FromCall, FromWorker, JobDescription, ShutdownReason, ToCall, ToWorker};
 use crate::providers::{Component, Providers};
 use crate::recording::Recorder;
-use crate::session::{self, CallMetadata, Outcome, SharedSession};
+use crate::session::{self, CallMetadata, CallParticipant, Outcome, SharedSession};
 use crate::store::{Store, StoreError, Unfinished};
 use crate::tools::Toolbox;
 use crate::voice::{AudioFrame, Conversation, VoiceCommand, VoiceEnd, VoiceEvent};
@@ -36,8 +39,26 @@ use crate::voice::{AudioFrame, Conversation, VoiceCommand, VoiceEnd, VoiceEvent}
 const AUDIO_QUEUE: usize = 50;
 /// Events and commands of the conversation that may wait.
 const VOICE_QUEUE: usize = 64;
-/// How long somebody whose connection was replaced may take to come back.
+/// How long somebody whose connection was replaced may take to come back: as long as a call that is over may keep its slot, less what
+/// leaving takes.
 const RETURN_GRACE: Duration = Duration::from_secs(1);
+/// How long whoever was in the room before us, and was not there when we came, may take to be seen after all.
+const GIVEN_UP_GRACE: Duration = Duration::from_millis(500);
+/// How long before us somebody may have come who is taken for the caller that we were dispatched for. The server finds an agent within
+/// some seconds, or none.
+const JUST_CAME: Duration = Duration::from_secs(30);
+/// How long somebody without a microphone may take to switch it on before the agent begins to talk all the same. A browser asks its user
+/// first; a telephone may be about to come.
+const MICROPHONE_WAIT: Duration = Duration::from_secs(2);
+/// How long after our track was taken a telephone that called us may still be said to ring. Its bridge answers at once and
+/// then waits for the first packet of sound.
+const STALE_RINGING: Duration = Duration::from_secs(2);
+/// After an absence of this length the caller is told that we are there again.
+const NOTICED_ABSENCE: Duration = Duration::from_secs(2);
+/// LiveKit's word for a connection that did not come back (`livekit_models.proto`, `DisconnectReason`).
+const CONNECTION_LOST: &str = "CONNECTION_TIMEOUT";
+/// How often the caller's packets are counted.
+const MEDIA_LOOK: Duration = Duration::from_secs(1);
 /// How long the conversation may take to say its last words after it was told to close.
 const LAST_WORDS: Duration = Duration::from_secs(8);
 /// How long the conversation may take to stop at once and commit what was heard.
@@ -50,8 +71,6 @@ const LATE_RECORD_LIMIT: Duration = Duration::from_secs(50);
 const LATE_RECORD_PAUSE: Duration = Duration::from_secs(2);
 /// How long leaving the room may take.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
-/// How long the server may take to delete the room.
-const DELETE_WAIT: Duration = Duration::from_secs(3);
 
 /// What a call needs besides its job.
 pub struct CallParts {
@@ -90,13 +109,16 @@ pub async fn run(
     let numbers = Numbers::read(&job_metadata, &nothing_more, &job.room_name);
     session::lock(&session).set_call_metadata(numbers_metadata(&numbers));
 
-    let timeout = Duration::from_secs(parts.config.call.join_timeout_s);
+    let join_limit = Duration::from_secs(parts.config.call.join_timeout_s);
+    let mut before_us = look_into(&parts, &job.room_name);
+    let mut leaving = None;
     let (cause, answered, room, recorder) =
-        match CallRoom::join(&job.url, &job.token, &job.room_name, timeout).await {
-            Err(error) => {
+        match CallRoom::join(&job.url, &job.token, &job.room_name, join_limit).await {
+            Err(failure) => {
                 identify(&job, &parts, &session, &job_metadata, &nothing_more).await;
+                leaving = failure.leaving;
                 let cause = HangupCause::SetUpFailed {
-                    message: error.to_string(),
+                    message: failure.error.to_string(),
                 };
                 (cause, false, None, None)
             }
@@ -110,12 +132,13 @@ pub async fn run(
                 to_worker.send(FromCall::Running);
                 let mut call = Call::new(&job, &parts, &session, &room, job_metadata);
                 let cause = call
-                    .until_end(&mut events, &mut from_worker, &mut stop)
+                    .until_end(&mut events, &mut before_us, &mut from_worker, &mut stop)
                     .await;
                 let (cause, answered, recorder) = call.close(cause, &mut events).await;
                 (cause, answered, Some(room), recorder)
             }
         };
+    before_us.take().inspect(JoinHandle::abort);
 
     let ending = cause.ending(answered);
     match &ending.error {
@@ -157,14 +180,17 @@ pub async fn run(
     if let Some(room) = room {
         room.leave(LEAVE_WAIT).await;
     }
+    if let Some(leaving) = leaving {
+        // Whoever is late for longer leaves with the process.
+        let _ = timeout(LEAVE_WAIT, leaving).await;
+    }
     // Last of all: a room that the server ends under us is the one that leaks (rust-sdks#1443).
-    if parts.config.call.delete_room
-        && !matches!(
-            cause,
-            HangupCause::SetUpFailed { .. } | HangupCause::RoomGone { .. }
-        )
-    {
-        delete_room(&parts, &job.room_name).await;
+    if parts.config.call.delete_room {
+        match cause.leaves_behind() {
+            LeftBehind::OurRoom => delete_room(&parts, &job.room_name).await,
+            LeftBehind::PerhapsACaller => hang_up_on_who_waits(&parts, &job).await,
+            LeftBehind::OthersRoom => {}
+        }
     }
     if let Err(unfinished) = written {
         write_late(&parts.store, &session, unfinished).await?;
@@ -203,22 +229,76 @@ fn read_job_metadata(job: &JobDescription) -> Value {
     })
 }
 
+/// What the server says of the room while we are on our way there.
+#[derive(Debug, Default)]
+struct BeforeUs {
+    /// Who is in it.
+    parties: Vec<Party>,
+    /// The SIP service made it for a caller, and for nobody else.
+    of_one_call: bool,
+}
+
+/// Asks the server about the room while we are still on our way there: a caller who has gone when we arrive has given up. Without
+/// the server's keys, or its answers, nothing is known.
+fn look_into(parts: &CallParts, room: &str) -> Option<JoinHandle<BeforeUs>> {
+    let service = RoomService::new(parts.livekit.as_ref()?);
+    let room = room.to_owned();
+    let looking = async move {
+        let parties = service.parties(&room).await.unwrap_or_else(|error| {
+            debug!(%error, "it is not known who was in the room before us");
+            Vec::new()
+        });
+        if parties.iter().any(Party::may_be_caller) {
+            debug!("somebody is in the room before the agent");
+            return BeforeUs {
+                parties,
+                of_one_call: false,
+            };
+        }
+        // The caller may have come and gone before us; only the room's name can tell of that.
+        let prefixes = service.call_room_prefixes().await.unwrap_or_else(|error| {
+            debug!(%error, "it is not known who makes rooms like this one");
+            Vec::new()
+        });
+        BeforeUs {
+            of_one_call: party::is_room_of_one_call(&room, &prefixes),
+            parties,
+        }
+    };
+    Some(tokio::spawn(looking.in_current_span()))
+}
+
+/// Ends a room that we could not enter, or lost, if somebody waits there and no other agent has come.
+async fn hang_up_on_who_waits(parts: &CallParts, job: &JobDescription) {
+    let Some(livekit) = &parts.livekit else {
+        return;
+    };
+    let service = RoomService::new(livekit);
+    let parties = match service.parties(&job.room_name).await {
+        Ok(parties) => parties,
+        Err(RoomServiceError::NotFound) => return,
+        Err(error) => {
+            warn!(%error, "it is not known whether somebody waits in the room");
+            return;
+        }
+    };
+    let us = &job.participant_identity;
+    if parties.iter().any(Party::may_be_caller)
+        && party::after_death(us, &job.agent_name, &parties, true) == AfterDeath::DeleteRoom
+    {
+        info!("somebody waits in the room for an agent that does not come: the room is deleted");
+        delete_room(parts, &job.room_name).await;
+    }
+}
+
 async fn delete_room(parts: &CallParts, room: &str) {
     let Some(livekit) = &parts.livekit else {
         return;
     };
-    let client = livekit_api::services::room::RoomClient::with_api_key(
-        &http_address(&livekit.url),
-        &livekit.api_key,
-        livekit.api_secret.expose(),
-    );
-    match tokio::time::timeout(DELETE_WAIT, client.delete_room(room)).await {
-        Ok(Ok(())) => debug!("room deleted"),
-        Ok(Err(error)) => debug!(%error, "the room could not be deleted; it may be gone already"),
-        Err(_) => warn!(
-            "the server did not delete the room within {} s",
-            DELETE_WAIT.as_secs()
-        ),
+    match RoomService::new(livekit).delete(room).await {
+        Ok(()) => debug!("room deleted"),
+        Err(RoomServiceError::NotFound) => debug!("the room is gone already"),
+        Err(error) => warn!(%error, "the room could not be deleted"),
     }
 }
 
@@ -268,23 +348,32 @@ async fn identify(
 
 /// How far the call has come.
 enum Stage {
-    /// Nobody is here yet.
+    /// Nobody is here to talk to yet.
     WaitingForCaller,
     /// The caller's telephone is ringing.
-    Ringing(Caller),
+    Ringing(Party),
     /// Caller and agent can hear each other.
     Talking(Box<Talk>),
 }
 
 /// The conversation in progress.
 struct Talk {
-    caller: String,
+    caller: Party,
     commands: mpsc::Sender<VoiceCommand>,
     audio: mpsc::Sender<AudioFrame>,
     events: mpsc::Receiver<VoiceEvent>,
     conversation: JoinHandle<VoiceEnd>,
-    /// Set while the caller's connection is being replaced.
-    gone_until: Option<(Instant, &'static str)>,
+    media: MediaWatch,
+    /// The caller has said or written something: from then on nobody takes their place.
+    was_heard: bool,
+}
+
+/// A caller who is not there any more and may come back.
+struct Away {
+    party: Party,
+    reason: &'static str,
+    since: Instant,
+    until: Instant,
 }
 
 /// The state of one call between joining and hanging up.
@@ -299,6 +388,18 @@ struct Call<'a> {
     /// The sound of everybody who may be the caller, by identity: it may come before or after the caller is chosen.
     audible: Vec<(String, CallerTrack)>,
     recorder: Option<Recorder>,
+    /// Somebody was talked to.
+    answered: bool,
+    /// The last one who was the caller, or looked like it.
+    seen: Option<Party>,
+    /// Set while the caller is away.
+    away: Option<Away>,
+    /// When our own connection was lost; set while it is.
+    link_lost: Option<Instant>,
+    /// Set while only people without a microphone are here.
+    microphone_until: Option<Instant>,
+    /// From when on a telephone that called us does not ring any more, whatever is said of it.
+    ringing_until: Option<Instant>,
     deadline: Instant,
     longest: Instant,
 }
@@ -310,6 +411,8 @@ enum Event {
     Worker(Option<ToCall>),
     Voice(VoiceEvent),
     ConversationEnded(VoiceEnd),
+    BeforeUs(BeforeUs),
+    MediaLook,
     Stop,
     Deadline,
 }
@@ -333,6 +436,12 @@ impl<'a> Call<'a> {
             stage: Stage::WaitingForCaller,
             audible: Vec::new(),
             recorder: None,
+            answered: false,
+            seen: None,
+            away: None,
+            link_lost: None,
+            microphone_until: None,
+            ringing_until: None,
             deadline: Instant::now() + Duration::from_secs(config.caller_wait_s),
             longest: Instant::now() + Duration::from_secs(config.max_duration_s),
         }
@@ -341,6 +450,7 @@ impl<'a> Call<'a> {
     async fn until_end(
         &mut self,
         events: &mut mpsc::UnboundedReceiver<RoomEvent>,
+        before_us: &mut Option<JoinHandle<BeforeUs>>,
         from_worker: &mut FromWorker,
         stop: &mut mpsc::Receiver<()>,
     ) -> HangupCause {
@@ -349,12 +459,15 @@ impl<'a> Call<'a> {
             room_sid: self.room.sid(),
             ..Default::default()
         });
-        for caller in self.room.callers() {
-            self.caller_here(caller).await;
+        let mut media_looks = interval(MEDIA_LOOK);
+        media_looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if let Some(cause) = self.look().await {
+            return cause;
         }
         loop {
             let event = {
                 let deadline = self.next_deadline();
+                let talking = matches!(self.stage, Stage::Talking(_));
                 let (voice, ended) = match &mut self.stage {
                     Stage::Talking(talk) => (Some(&mut talk.events), Some(&mut talk.conversation)),
                     _ => (None, None),
@@ -368,6 +481,8 @@ impl<'a> Call<'a> {
                     Some(message) = chats.recv() => Event::Chat(message),
                     message = from_worker.next() => Event::Worker(message),
                     Some(()) = stop.recv() => Event::Stop,
+                    before_us = joined_or_pending(before_us) => Event::BeforeUs(before_us),
+                    _ = media_looks.tick(), if talking => Event::MediaLook,
                     () = sleep_until(deadline) => Event::Deadline,
                 }
             };
@@ -376,7 +491,7 @@ impl<'a> Call<'a> {
                     self.voice_event(event);
                     None
                 }
-                Event::ConversationEnded(end) => Some(conversation_cause(end)),
+                Event::ConversationEnded(end) => Some(self.conversation_cause(end)),
                 Event::Room(None) => Some(HangupCause::RoomGone {
                     reason: "UNKNOWN_REASON",
                 }),
@@ -400,7 +515,15 @@ impl<'a> Call<'a> {
                     warn!("the worker is gone; the call goes on without it");
                     None
                 }
-                Event::Deadline => self.deadline_passed(),
+                Event::BeforeUs(before_us) => {
+                    self.was_before_us(before_us);
+                    None
+                }
+                Event::MediaLook => self.look_at_media().await,
+                Event::Deadline => match self.deadline_passed() {
+                    Some(cause) => Some(cause),
+                    None => self.look().await,
+                },
             };
             if let Some(cause) = cause {
                 return cause;
@@ -408,125 +531,421 @@ impl<'a> Call<'a> {
         }
     }
 
+    fn reconnect_wait(&self) -> Duration {
+        Duration::from_secs(self.parts.config.call.reconnect_wait_s)
+    }
+
+    /// The next moment at which [`Self::deadline_passed`] or [`Self::look`] has something to do.
     fn next_deadline(&self) -> Instant {
-        match &self.stage {
-            Stage::Talking(talk) => talk
-                .gone_until
-                .map_or(self.longest, |(until, _)| until.min(self.longest)),
-            _ => self.deadline.min(self.longest),
-        }
+        let talking = matches!(self.stage, Stage::Talking(_));
+        let here = self.away.is_none() && self.link_lost.is_none();
+        let choosing = [
+            Some(self.deadline),
+            self.microphone_until,
+            // When it has passed, it was looked at.
+            self.ringing_until.filter(|until| *until > Instant::now()),
+        ];
+        let choosing = choosing.into_iter().flatten().filter(|_| !talking && here);
+        let away = self.away.iter().map(|away| away.until);
+        let link = self.link_lost.map(|lost| lost + self.reconnect_wait());
+        let all = choosing.chain(away).chain(link);
+        all.min()
+            .map_or(self.longest, |first| first.min(self.longest))
     }
 
     fn deadline_passed(&self) -> Option<HangupCause> {
+        let now = Instant::now();
+        let lost = self.link_lost;
+        if lost.is_some_and(|lost| now >= lost + self.reconnect_wait()) {
+            return Some(HangupCause::RoomGone {
+                reason: CONNECTION_LOST,
+            });
+        }
+        if let Some(away) = &self.away
+            && now >= away.until
+        {
+            return Some(HangupCause::CallerLeft {
+                reason: away.reason,
+            });
+        }
+        let over = now >= self.longest;
+        let waited = self.away.is_none() && lost.is_none() && now >= self.deadline;
         match &self.stage {
-            Stage::WaitingForCaller => Some(HangupCause::CallerNeverCame),
-            Stage::Ringing(_) => Some(HangupCause::NeverAnswered),
-            Stage::Talking(talk) => match talk.gone_until {
-                Some((until, reason)) if until <= Instant::now() => {
-                    Some(HangupCause::CallerLeft { reason })
-                }
-                _ => Some(HangupCause::MaxDuration),
-            },
+            Stage::WaitingForCaller if over || waited => Some(HangupCause::CallerNeverCame),
+            Stage::Ringing(_) if over || waited => Some(HangupCause::NeverAnswered),
+            Stage::Talking(_) if over => Some(HangupCause::MaxDuration),
+            _ => None,
         }
     }
 
     async fn happened(&mut self, happening: RoomHappening) -> Option<HangupCause> {
         match happening {
-            RoomHappening::CallerHere(caller) => self.caller_here(caller).await,
+            RoomHappening::Changed => {}
+            RoomHappening::AgentHeard => {
+                self.ringing_until
+                    .get_or_insert(Instant::now() + STALE_RINGING);
+            }
             RoomHappening::Audible { identity, track } => {
                 self.audible.retain(|(known, _)| *known != identity);
                 self.audible.push((identity.clone(), track));
                 self.connect_sound(&identity);
             }
-            RoomHappening::Left { identity, reason } => {
-                self.audible.retain(|(known, _)| *known != identity);
-                match &mut self.stage {
-                    Stage::Talking(talk) if talk.caller == identity => {
-                        if HangupCause::may_return(reason) {
-                            talk.gone_until = Some((Instant::now() + RETURN_GRACE, reason));
-                        } else {
-                            return Some(HangupCause::CallerLeft { reason });
-                        }
-                    }
-                    Stage::Ringing(caller) if caller.identity == identity => {
-                        return Some(HangupCause::CallerLeft { reason });
-                    }
-                    _ => {}
+            RoomHappening::Inaudible { sid } => {
+                self.audible.retain(|(_, track)| track.sid() != sid);
+            }
+            RoomHappening::Left { party, reason } => {
+                let cause = self.left(party, reason);
+                if cause.is_some() {
+                    return cause;
                 }
             }
-            RoomHappening::Chat { identity, text } => {
-                if let Stage::Talking(talk) = &self.stage
-                    && talk.caller == identity
-                {
-                    // A conversation that is too busy for chat has lost its caller's patience anyway.
-                    let _ = talk.commands.try_send(VoiceCommand::UserText(text));
-                }
-            }
-            RoomHappening::Reconnected => info!("back in the room"),
+            RoomHappening::Chat { identity, text } => return self.typed(identity, text).await,
+            RoomHappening::LinkLost => self.link_is_lost(),
+            RoomHappening::Reconnected => self.link_is_back(),
             RoomHappening::Gone { reason } => {
-                let left = match &self.stage {
-                    Stage::Talking(talk) => talk.gone_until,
-                    _ => None,
-                };
-                return Some(match left {
+                return Some(match &self.away {
                     // The room goes with its caller: what the caller did is the better word for it.
-                    Some((_, reason)) => HangupCause::CallerLeft { reason },
-                    None => HangupCause::RoomGone { reason },
+                    Some(away) if self.link_lost.is_none() => HangupCause::CallerLeft {
+                        reason: away.reason,
+                    },
+                    _ => HangupCause::RoomGone { reason },
                 });
             }
+        }
+        self.look().await
+    }
+
+    /// Looks at everybody who is here and does what follows from it.
+    async fn look(&mut self) -> Option<HangupCause> {
+        let parties = self.room.parties();
+        if let Some(elder) = party::elder_agent(&self.room.us(), &parties) {
+            return Some(HangupCause::AnotherAgent {
+                identity: elder.identity.clone(),
+            });
+        }
+        if self.link_lost.is_some() {
+            return None;
+        }
+        let agent_heard = self
+            .ringing_until
+            .is_some_and(|until| until <= Instant::now());
+        let is_back = |away: &mut Away| {
+            let mut here = parties.iter();
+            here.find(|party| party.is_same_caller(&away.party))
+                .cloned()
+        };
+        if let Some(back) = self.away.as_mut().and_then(is_back) {
+            self.caller_is_back(back);
+        }
+        if let Stage::Talking(talk) = &mut self.stage {
+            if self.away.is_some() {
+                return None;
+            }
+            // Attributes come one after the other.
+            let mut here = parties.iter();
+            let changed = here
+                .find(|party| party.identity == talk.caller.identity)
+                .filter(|now| **now != talk.caller);
+            if let Some(now) = changed {
+                talk.caller.clone_from(now);
+            }
+            let better = match talk.was_heard {
+                true => None,
+                false => party::better(&talk.caller, &parties, agent_heard),
+            };
+            if let Some(now) = changed {
+                self.note_participant(&now.identity);
+            }
+            if let Some(better) = better {
+                self.change_caller(better.clone()).await;
+            }
+            return None;
+        }
+        self.choose(party::choose(&parties, agent_heard)).await;
+        None
+    }
+
+    /// Nobody is talked to yet, and this is who could be.
+    async fn choose(&mut self, choice: Choice<'_>) {
+        let now = Instant::now();
+        if !matches!(choice, Choice::Silent(_)) {
+            self.microphone_until = None;
+        }
+        match choice {
+            Choice::Nobody => {}
+            // Whoever watches a telephone being called is not called instead when it gives up.
+            Choice::Silent(_) if self.telephone_gave_up() => {}
+            Choice::Silent(party) => {
+                self.away = None;
+                self.seen = Some(party.clone());
+                let until = *self.microphone_until.get_or_insert(now + MICROPHONE_WAIT);
+                if now >= until {
+                    self.answered(party.clone()).await;
+                }
+            }
+            Choice::Ringing(party) => {
+                self.away = None;
+                self.seen = Some(party.clone());
+                if !matches!(self.stage, Stage::Ringing(_)) {
+                    info!("the caller's telephone is ringing");
+                    session::lock(self.session).set_ringing(Utc::now());
+                    self.deadline = now + Duration::from_secs(self.parts.config.call.ring_wait_s);
+                }
+                self.note_participant(&party.identity);
+                self.stage = Stage::Ringing(party.clone());
+            }
+            Choice::Talk(party) => {
+                self.away = None;
+                self.answered(party.clone()).await;
+            }
+        }
+    }
+
+    fn telephone_gave_up(&self) -> bool {
+        let away = self.away.as_ref();
+        away.is_some_and(|away| away.party.role == Role::Telephone)
+    }
+
+    /// Somebody is not here any more.
+    fn left(&mut self, party: Party, reason: &'static str) -> Option<HangupCause> {
+        self.audible
+            .retain(|(identity, _)| *identity != party.identity);
+        let is_ours = match &self.stage {
+            Stage::Talking(talk) => talk.caller.identity == party.identity,
+            Stage::Ringing(caller) => caller.identity == party.identity,
+            Stage::WaitingForCaller => {
+                let mut seen = self.seen.iter();
+                seen.any(|seen| seen.identity == party.identity)
+                    && party.leaves_nobody_to_wait_for(self.telephone_is_expected())
+            }
+        };
+        if !is_ours || self.away.is_some() {
+            return None;
+        }
+        let waiting = matches!(self.stage, Stage::WaitingForCaller);
+        if !HangupCause::may_return(reason) && !waiting {
+            return Some(HangupCause::CallerLeft { reason });
+        }
+        self.is_away(party, reason);
+        None
+    }
+
+    /// The caller is not there, and is waited for.
+    fn is_away(&mut self, party: Party, reason: &'static str) {
+        let since = Instant::now();
+        let (patience, reason) = match self.link_lost {
+            Some(_) if reason != GAVE_UP => (self.reconnect_wait(), CONNECTION_LOST),
+            _ if reason == GAVE_UP => (GIVEN_UP_GRACE, reason),
+            _ => (RETURN_GRACE, reason),
+        };
+        self.away = Some(Away {
+            party,
+            reason,
+            since,
+            until: since + patience,
+        });
+        if let Stage::Talking(talk) = &self.stage {
+            // A conversation that is full of commands has other troubles.
+            let _ = talk.commands.try_send(VoiceCommand::LineLost);
+        }
+    }
+
+    fn caller_is_back(&mut self, caller: Party) {
+        let Some(away) = self.away.take() else {
+            return;
+        };
+        let absence = away.since.elapsed();
+        info!(
+            duration_ms = absence.as_millis() as u64,
+            "the caller is back"
+        );
+        if let Stage::Talking(talk) = &mut self.stage {
+            let say = self.parts.config.call.back_again();
+            let say = say.filter(|_| absence >= NOTICED_ABSENCE);
+            let _ = talk.commands.try_send(VoiceCommand::LineBack { say });
+            let identity = caller.identity.clone();
+            talk.caller = caller;
+            self.connect_sound(&identity);
+        }
+    }
+
+    /// Our own connection is lost. Whoever seems to leave from now on may only be out of our sight.
+    fn link_is_lost(&mut self) {
+        let lost = Instant::now();
+        warn!(
+            limit_s = self.reconnect_wait().as_secs(),
+            "the connection to the room is lost, connecting again"
+        );
+        self.link_lost = Some(lost);
+        let until = lost + self.reconnect_wait();
+        if let Some(away) = &mut self.away
+            && away.reason != GAVE_UP
+        {
+            away.until = until;
+            away.reason = CONNECTION_LOST;
+        }
+    }
+
+    fn link_is_back(&mut self) {
+        let lost = self.link_lost.take();
+        let duration_ms = lost.map(|lost| lost.elapsed().as_millis() as u64);
+        info!(
+            duration_ms,
+            caller_is_here = self.away.is_none(),
+            "back in the room"
+        );
+        let now = Instant::now();
+        // Whoever was connected through the same server needs about as long as we did.
+        let until = now + self.reconnect_wait();
+        if let Some(away) = &mut self.away
+            && away.reason != GAVE_UP
+        {
+            away.until = until;
+        }
+        self.deadline = self.deadline.max(until);
+    }
+
+    /// Whether the dispatch says that a telephone is to be called: others in the room are not waited for.
+    fn telephone_is_expected(&self) -> bool {
+        let told = Numbers::read(&self.job_metadata, &HashMap::new(), "");
+        told.dialed_number.is_some() || told.direction == Some(session::Direction::Outbound)
+    }
+
+    /// What the room was like when the call began. A caller who is not there any more has given up while we were joining.
+    fn was_before_us(&mut self, before_us: BeforeUs) {
+        let nobody_came = matches!(self.stage, Stage::WaitingForCaller) && self.seen.is_none();
+        if !nobody_came || self.away.is_some() {
+            return;
+        }
+        let expected = self.telephone_is_expected();
+        // A server that was restarted still lists who was there before, and does not expect them to have left.
+        let joined_at_ms = self.room.us().joined_at_ms;
+        let just_came =
+            |party: &Party| joined_at_ms - party.joined_at_ms < JUST_CAME.as_millis() as i64;
+        let mut gone = before_us.parties.into_iter().filter(|party| {
+            party.may_be_caller() && party.leaves_nobody_to_wait_for(expected) && just_came(party)
+        });
+        let gone = match gone.next() {
+            Some(party) => {
+                let said = CallParticipant::new(&party.identity, "", "", &party.attributes);
+                session::lock(self.session).set_participant(said);
+                party
+            }
+            None if before_us.of_one_call && !expected => Party::unknown_telephone(),
+            None => return,
+        };
+        info!("the caller was in the room before the agent and is not there any more");
+        self.seen = Some(gone.clone());
+        self.is_away(gone, GAVE_UP);
+    }
+
+    /// A chat message for the agent.
+    async fn typed(&mut self, identity: String, text: String) -> Option<HangupCause> {
+        if matches!(self.stage, Stage::WaitingForCaller)
+            && self.microphone_until.is_some()
+            && self.seen.iter().any(|seen| seen.identity == identity)
+        {
+            // Somebody who writes is there, microphone or not.
+            self.microphone_until = Some(Instant::now());
+            let cause = self.look().await;
+            if cause.is_some() {
+                return cause;
+            }
+        }
+        if let Stage::Talking(talk) = &mut self.stage
+            && talk.caller.identity == identity
+        {
+            talk.was_heard = true;
+            talk.media = MediaWatch::new(Instant::now(), None);
+            // A conversation that is too busy for chat has lost its caller's patience anyway.
+            let _ = talk.commands.try_send(VoiceCommand::UserText(text));
         }
         None
     }
 
-    /// Somebody who may be the caller is in the room, or has new attributes.
-    async fn caller_here(&mut self, caller: Caller) {
-        if matches!(&self.stage, Stage::Talking(talk) if talk.caller == caller.identity) {
-            self.note_participant(&caller.identity);
-        }
-        match &mut self.stage {
-            Stage::Talking(talk) => {
-                if talk.caller == caller.identity && talk.gone_until.take().is_some() {
-                    info!("the caller is back");
-                }
+    /// Looks whether anything arrives from the caller.
+    async fn look_at_media(&mut self) -> Option<HangupCause> {
+        let Stage::Talking(talk) = &mut self.stage else {
+            return None;
+        };
+        let mut audible = self.audible.iter();
+        let track = audible.find(|(identity, _)| *identity == talk.caller.identity);
+        let packets = match track {
+            // Nobody can send anything while there is no connection.
+            _ if self.link_lost.is_some() || self.away.is_some() => Packets::Excused,
+            Some((_, track)) => track.packets().await,
+            None => Packets::NoTrack,
+        };
+        let now = Instant::now();
+        let missing_s = talk.media.missing_for(now).as_secs();
+        match talk.media.look(now, packets) {
+            MediaNews::Nothing => None,
+            MediaNews::Missing => {
+                warn!(
+                    missing_s,
+                    has_track = track.is_some(),
+                    "no sound arrives from the caller, not even silence"
+                );
+                None
             }
-            Stage::Ringing(ringing) if ringing.identity != caller.identity => {}
-            Stage::WaitingForCaller | Stage::Ringing(_) if caller.has_answered() => {
-                self.answered(caller).await
+            MediaNews::Back => {
+                info!(missing_s, "sound arrives from the caller again");
+                None
             }
-            Stage::WaitingForCaller => {
-                info!("the caller's telephone is ringing");
-                session::lock(self.session).set_ringing(Utc::now());
-                self.note_participant(&caller.identity);
-                self.deadline =
-                    Instant::now() + Duration::from_secs(self.parts.config.call.ring_wait_s);
-                self.stage = Stage::Ringing(caller);
-            }
-            // Attributes come one after the other.
-            Stage::Ringing(ringing) => *ringing = caller,
+            MediaNews::GivenUp => Some(HangupCause::NoMedia {
+                ever: talk.media.ever(),
+                seconds: missing_s,
+            }),
         }
     }
 
     /// From here on the two can hear each other: persona, recording, conversation.
-    async fn answered(&mut self, caller: Caller) {
+    async fn answered(&mut self, caller: Party) {
         self.note_participant(&caller.identity);
         let persona = self.identify(&caller.attributes).await;
+        self.microphone_until = None;
+        self.seen = Some(caller.clone());
         session::lock(self.session).set_answered(Utc::now());
-        self.recorder = Recorder::start(
-            &self.parts.config.recording,
-            self.parts.livekit.as_ref(),
-            &self.parts.store,
-            self.session,
-            &self.job.room_name,
-            || self.room.listen_to_agent(),
-        );
-        if let Some(recorder) = &self.recorder {
-            let limit = self.parts.config.recording.egress_start_wait_ms;
-            recorder.records_within(Duration::from_millis(limit)).await;
+        if !std::mem::replace(&mut self.answered, true) {
+            self.recorder = Recorder::start(
+                &self.parts.config.recording,
+                self.parts.livekit.as_ref(),
+                &self.parts.store,
+                self.session,
+                &self.job.room_name,
+                || self.room.listen_to_agent(),
+            );
+            if let Some(recorder) = &self.recorder {
+                let limit = self.parts.config.recording.egress_start_wait_ms;
+                recorder.records_within(Duration::from_millis(limit)).await;
+            }
         }
-        self.stage = Stage::Talking(Box::new(
-            self.start_conversation(caller.identity.clone(), persona),
-        ));
-        self.connect_sound(&caller.identity);
+        let identity = caller.identity.clone();
+        self.stage = Stage::Talking(Box::new(self.start_conversation(caller, persona)));
+        self.connect_sound(&identity);
+    }
+
+    /// The one we talk to has not been heard, and somebody has come who goes first: they get a conversation of their own.
+    async fn change_caller(&mut self, caller: Party) {
+        info!("somebody goes before the one who was taken for the caller and has not been heard");
+        let stage = std::mem::replace(&mut self.stage, Stage::WaitingForCaller);
+        if let Stage::Talking(mut talk) = stage {
+            let _ = talk.commands.try_send(VoiceCommand::Stop);
+            let limit = Instant::now() + STOP_AT_ONCE;
+            loop {
+                tokio::select! {
+                    event = talk.events.recv() => match event {
+                        Some(event) => self.voice_event(event),
+                        None => break,
+                    },
+                    () = sleep_until(limit) => {
+                        talk.conversation.abort();
+                        break;
+                    }
+                }
+            }
+        }
+        self.answered(caller).await;
     }
 
     /// Keeps what the caller's participant says about itself: the record and the CRM get it.
@@ -547,7 +966,7 @@ impl<'a> Call<'a> {
         .await
     }
 
-    fn start_conversation(&self, caller: String, persona: Persona) -> Talk {
+    fn start_conversation(&self, caller: Party, persona: Persona) -> Talk {
         let parts = self.parts;
         let (audio, heard) = mpsc::channel(AUDIO_QUEUE);
         let (commands, inbox) = mpsc::channel(VOICE_QUEUE);
@@ -575,7 +994,8 @@ impl<'a> Call<'a> {
             audio,
             events,
             conversation: tokio::spawn(conversation.run(heard, inbox, outbox)),
-            gone_until: None,
+            media: MediaWatch::new(Instant::now(), parts.config.call.no_media()),
+            was_heard: false,
         }
     }
 
@@ -584,7 +1004,7 @@ impl<'a> Call<'a> {
         let Stage::Talking(talk) = &self.stage else {
             return;
         };
-        if talk.caller != identity {
+        if talk.caller.identity != identity {
             return;
         }
         let Some((_, track)) = self.audible.iter().find(|(known, _)| known == identity) else {
@@ -608,6 +1028,9 @@ impl<'a> Call<'a> {
                 text,
                 is_final,
             } => {
+                if let Stage::Talking(talk) = &mut self.stage {
+                    talk.was_heard |= !text.trim().is_empty();
+                }
                 self.publisher.words(Words::Caller {
                     segment_id,
                     text,
@@ -646,6 +1069,29 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// What the end of the conversation means. The silence of a line that is dead is not the caller's.
+    fn conversation_cause(&self, end: VoiceEnd) -> HangupCause {
+        let now = Instant::now();
+        match (end, &self.stage) {
+            (VoiceEnd::EndCall | VoiceEnd::Closed, _) => HangupCause::AgentEnded,
+            (VoiceEnd::SilenceHangup, _) if self.link_lost.is_some() => HangupCause::RoomGone {
+                reason: CONNECTION_LOST,
+            },
+            (VoiceEnd::SilenceHangup, Stage::Talking(talk)) if talk.media.is_missing(now) => {
+                HangupCause::NoMedia {
+                    ever: talk.media.ever(),
+                    seconds: talk.media.missing_for(now).as_secs(),
+                }
+            }
+            (VoiceEnd::SilenceHangup, _) => HangupCause::Silence,
+            (VoiceEnd::ProviderFailed { component, message }, _) => HangupCause::ProviderFailed {
+                component: component.to_string(),
+                message,
+            },
+            (VoiceEnd::Stopped, _) => HangupCause::Finalised,
+        }
+    }
+
     /// Ends the conversation as the cause allows and commits what was said until then. Gives back the cause, which what happens
     /// meanwhile may tell better, whether the call was answered, and the recorder, which is still running.
     async fn close(
@@ -658,14 +1104,12 @@ impl<'a> Call<'a> {
         let mut talk = match stage {
             Stage::Talking(talk) => talk,
             // Who is told to stop at once asks nobody whose call it was.
-            _ if cause == HangupCause::Finalised => return (cause, false, recorder),
-            Stage::Ringing(caller) => {
-                self.identify(&caller.attributes).await;
-                return (cause, false, recorder);
-            }
-            Stage::WaitingForCaller => {
-                self.identify(&HashMap::new()).await;
-                return (cause, false, recorder);
+            _ if cause == HangupCause::Finalised => return (cause, self.answered, recorder),
+            Stage::Ringing(_) | Stage::WaitingForCaller => {
+                let seen = self.seen.take();
+                let attributes = seen.map(|seen| seen.attributes).unwrap_or_default();
+                self.identify(&attributes).await;
+                return (cause, self.answered, recorder);
             }
         };
         let (command, limit) = match &cause {
@@ -673,6 +1117,14 @@ impl<'a> Call<'a> {
                 VoiceCommand::Close {
                     reason: "max_duration".into(),
                     say: self.parts.config.call.goodbye(),
+                },
+                LAST_WORDS,
+            ),
+            // They may hear us all the same.
+            HangupCause::NoMedia { .. } => (
+                VoiceCommand::Close {
+                    reason: "no_media".into(),
+                    say: self.parts.config.call.not_heard(),
                 },
                 LAST_WORDS,
             ),
@@ -698,7 +1150,7 @@ impl<'a> Call<'a> {
                     None => break,
                 },
                 event = events.recv(), if gone.is_none() => {
-                    gone = nobody_listens(event, &talk.caller);
+                    gone = nobody_listens(event, &talk.caller.identity);
                     if gone.is_some() {
                         // Whatever was still to be said is said to nobody.
                         let _ = talk.commands.try_send(VoiceCommand::Stop);
@@ -716,7 +1168,7 @@ impl<'a> Call<'a> {
         while gone.is_none()
             && let Ok(event) = events.try_recv()
         {
-            gone = nobody_listens(Some(event), &talk.caller);
+            gone = nobody_listens(Some(event), &talk.caller.identity);
         }
         let cause = match (cause, gone) {
             // The server terminates the job of an agent that it sends away, too.
@@ -736,22 +1188,10 @@ fn nobody_listens(event: Option<RoomEvent>, caller: &str) -> Option<HangupCause>
     };
     match room::happening(event)? {
         RoomHappening::Gone { reason } => Some(HangupCause::RoomGone { reason }),
-        RoomHappening::Left { identity, reason } if identity == caller => {
+        RoomHappening::Left { party, reason } if party.identity == caller => {
             Some(HangupCause::CallerLeft { reason })
         }
         _ => None,
-    }
-}
-
-fn conversation_cause(end: VoiceEnd) -> HangupCause {
-    match end {
-        VoiceEnd::EndCall | VoiceEnd::Closed => HangupCause::AgentEnded,
-        VoiceEnd::SilenceHangup => HangupCause::Silence,
-        VoiceEnd::ProviderFailed { component, message } => HangupCause::ProviderFailed {
-            component: component.to_string(),
-            message,
-        },
-        VoiceEnd::Stopped => HangupCause::Finalised,
     }
 }
 
@@ -762,6 +1202,18 @@ async fn next_or_never(events: Option<&mut mpsc::Receiver<VoiceEvent>>) -> Voice
             // The end of the conversation says why.
             None => pending().await,
         },
+        None => pending().await,
+    }
+}
+
+/// The result of a task that may be there, once.
+async fn joined_or_pending(task: &mut Option<JoinHandle<BeforeUs>>) -> BeforeUs {
+    match task {
+        Some(running) => {
+            let joined = running.await;
+            *task = None;
+            joined.unwrap_or_default()
+        }
         None => pending().await,
     }
 }

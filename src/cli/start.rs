@@ -84,7 +84,8 @@ pub async fn run(
         program,
         poke,
     )?
-    .with_storage(config.storage);
+    .with_storage(config.storage)
+    .with_room_deletion(config.call.delete_room);
     let page = tokio::spawn(http.serve(worker.status(), Some(metrics), hears, stop.clone()));
     let result = worker.run(signals).await;
 

@@ -107,6 +107,16 @@ pub(crate) fn parse(text: &[u8], path: &Path) -> Journal {
     journal
 }
 
+/// The events that can be read of it, for a look that says nothing about the others.
+pub(super) fn glance(path: &Path) -> io::Result<Vec<Line>> {
+    let mut text = Vec::new();
+    File::open(path)?.read_to_end(&mut text)?;
+    let lines = text.split(|byte| *byte == b'\n');
+    Ok(lines
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect())
+}
+
 /// The first line, without reading the rest.
 pub(super) fn read_first(path: &Path) -> io::Result<Option<Line>> {
     let mut line = Vec::new();

@@ -145,6 +145,14 @@ pub struct OrphanJournal {
     pub alive: bool,
     /// When it was last written. A journal that nobody holds and that is a few seconds old may belong to a call that is just starting.
     pub last_written: DateTime<Utc>,
+    /// The room's name; empty when the journal's first line is not readable.
+    pub room_name: String,
+    /// The room's id, as far as it is known.
+    pub room_sid: Option<String>,
+    /// The name that the worker was registered under.
+    pub agent_name: String,
+    /// The call was in its room. Known only of calls that do not run.
+    pub joined: bool,
 }
 
 /// The data folder. Cheap to clone.
@@ -530,17 +538,37 @@ impl Store {
     fn inspect(&self, session_id: SessionId, path: &Path) -> Option<OrphanJournal> {
         let modified = fs::metadata(path).and_then(|m| m.modified()).ok()?;
         let alive = journal::is_held(path).ok()?;
-        let first = journal::read_first(path).ok()?;
-        let job_id = match first.map(|line| line.event) {
-            Some(SessionEvent::Dispatched(start)) => start.job_id,
-            _ => String::new(),
-        };
-        Some(OrphanJournal {
+        let mut orphan = OrphanJournal {
             session_id,
-            job_id,
+            job_id: String::new(),
             alive,
             last_written: modified.into(),
-        })
+            room_name: String::new(),
+            room_sid: None,
+            agent_name: String::new(),
+            joined: false,
+        };
+        // Journals of calls that run are looked at often, and are long.
+        let lines = match alive {
+            true => journal::read_first(path).ok()?.into_iter().collect(),
+            false => journal::glance(path).ok()?,
+        };
+        for line in lines {
+            match line.event {
+                SessionEvent::Dispatched(start) => {
+                    orphan.job_id = start.job_id;
+                    orphan.room_name = start.room_name;
+                    orphan.room_sid = start.room_sid;
+                    orphan.agent_name = start.agent_name;
+                }
+                SessionEvent::CallMetadata(call) if call.room_sid.is_some() => {
+                    orphan.room_sid = call.room_sid;
+                }
+                SessionEvent::Joined { .. } => orphan.joined = true,
+                _ => {}
+            }
+        }
+        Some(orphan)
     }
 
     /// Reads the file of a record that names it, refusing paths that leave the data folder. `None` when it is not there.

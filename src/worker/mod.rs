@@ -3,10 +3,11 @@
 //!
 //! It never touches media and never talks to the CRM (the upload task does). By file: `run` is the one task that decides, fed by events;
 //! `registration` keeps the connection to the server; `admission` counts slots; `process` follows one call's process from its
-//! start to its record; `disk` watches the room for records; `orphans` looks after calls that an earlier worker left, `leftovers` after records
+//! start to its record; `abandoned` ends the rooms of calls that died; `disk` watches the room for records; `orphans` looks after calls that an earlier worker left, `leftovers` after records
 //! that could not be written; `wire` alone knows the worker protocol;
 //! `http` and `metrics` show the worker to operators.
 
+mod abandoned;
 mod admission;
 mod config;
 mod disk;

@@ -1,5 +1,5 @@
 //! Calls that an earlier worker left: those that still run are counted until they end, and whichever of them ends without
-//! a record gets one from its journal.
+//! a record gets one from its journal, and its room is ended.
 //!
 //! Only journals that were there before this worker's first call are looked at, so its own calls are never touched here.
 
@@ -12,7 +12,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::info;
 
+use super::abandoned::AbandonedRoom;
 use super::process::{Recovered, recover};
+use super::run::agent_identity;
 use crate::session::{Outcome, SessionId};
 use crate::store::{OrphanJournal, Store};
 
@@ -32,6 +34,7 @@ pub(super) async fn follow(
     store: Store,
     found: Vec<OrphanJournal>,
     running: watch::Sender<HashSet<SessionId>>,
+    abandoned: mpsc::Sender<AbandonedRoom>,
     upload_poke: mpsc::Sender<()>,
 ) {
     let mut left: HashSet<SessionId> = found
@@ -64,7 +67,8 @@ pub(super) async fn follow(
             }
             let age = Utc::now().signed_duration_since(journal.last_written);
             let starting = age.to_std().is_ok_and(|age| age < MAY_BE_STARTING);
-            if starting && !seen_alive.contains(&journal.session_id) {
+            // A call that was in its room had begun.
+            if starting && !journal.joined && !seen_alive.contains(&journal.session_id) {
                 still_left.insert(journal.session_id);
                 continue;
             }
@@ -79,7 +83,13 @@ pub(super) async fn follow(
             let why = "the call's process ended while no worker looked after it";
             // When it ended is told by the journal's last line.
             match recover(&store, &journal.session_id, Outcome::recovered(why, None)).await {
-                Recovered::Made | Recovered::NotNeeded => {}
+                Recovered::Made => {
+                    if let Some(room) = abandoned_room(journal) {
+                        // Whoever ends rooms lives longer than this task.
+                        let _ = abandoned.send(room).await;
+                    }
+                }
+                Recovered::NotNeeded => {}
                 // A full disk, perhaps. What can never be read is set aside and not found again.
                 Recovered::Failed => {
                     not_before.insert(journal.session_id.clone(), now + TRY_AGAIN_AFTER);
@@ -99,6 +109,17 @@ pub(super) async fn follow(
             changed
         });
     }
+}
+
+/// The room that the call of this journal may have left behind. Without the room's id it cannot be told from one that came later.
+fn abandoned_room(journal: OrphanJournal) -> Option<AbandonedRoom> {
+    Some(AbandonedRoom {
+        room_sid: Some(journal.room_sid?),
+        agent_identity: agent_identity(&journal.job_id),
+        session_id: journal.session_id,
+        room_name: journal.room_name,
+        agent_name: journal.agent_name,
+    })
 }
 
 /// All journals in the data folder.

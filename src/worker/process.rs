@@ -1,7 +1,7 @@
 //! One call's process, from its start to its record.
 //!
-//! A call is followed by one task of its own. However its process ends, [`Call::ended`] is what happens next: the record is made if the
-//! process has not made it, the server is told if it was not told, the upload task is poked. The slot is given back by the worker's
+//! A call is followed by one task of its own. However its process ends, [`Call::ended`] is what happens next: a room that it did not leave is
+//! ended, the record is made if the process has not made it, the server is told if it was not told, the upload task is poked. The slot is given back by the worker's
 //! main task when this one ends. Nothing here decides whether a call may start.
 
 use std::ffi::OsString;
@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::codec::{FramedRead, LinesCodec};
 use tracing::{debug, error, info, warn};
 
+use super::abandoned::AbandonedRoom;
 use super::leftovers::Leftover;
 use super::metrics as names;
 use super::wire::JobState;
@@ -131,6 +132,7 @@ pub(super) struct Call {
     pub reports: mpsc::Sender<CallReport>,
     pub upload_poke: mpsc::Sender<()>,
     pub leftovers: mpsc::Sender<Leftover>,
+    pub abandoned: mpsc::Sender<AbandonedRoom>,
     pub ready_timeout: Duration,
     pub hung_after: Duration,
     pub memory_warn_bytes: u64,
@@ -212,6 +214,10 @@ impl Call {
     /// The one thing that happens after a call's process, however it ended.
     async fn ended(&self, end: ProcessEnd, has_journal: bool, said: Said, started: Instant) {
         let problem = end.problem();
+        if problem.is_some() {
+            // First of all: somebody may be waiting in silence.
+            self.abandon_room(&said).await;
+        }
         let outcome = Outcome {
             close_reason: CloseReason::Error,
             disconnect_reason: None,
@@ -276,6 +282,22 @@ impl Call {
         }
         counter!(names::CALLS, "outcome" => label).increment(1);
         histogram!(names::CALL_DURATION).record(started.elapsed().as_secs_f64());
+    }
+
+    /// The process is gone and has not left its room, or never came there.
+    async fn abandon_room(&self, said: &Said) {
+        let job = &self.job;
+        // One that had said its last word may have left long ago, and the next call be in a room of the same name.
+        let room_sid = job.room_sid.clone().filter(|_| said.final_state.is_some());
+        let room = AbandonedRoom {
+            session_id: job.session_id.clone(),
+            room_name: job.room_name.clone(),
+            room_sid,
+            agent_identity: job.participant_identity.clone(),
+            agent_name: job.agent_name.clone(),
+        };
+        // Whoever ends rooms lives as long as there are calls.
+        let _ = self.abandoned.send(room).await;
     }
 
     async fn report(&self, state: JobState, written: Option<oneshot::Sender<()>>) {

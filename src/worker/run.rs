@@ -1,7 +1,8 @@
 //! The worker's main task: hears everything, decides, and never waits for anything slow.
 //!
 //! Three things run beside it and speak to it through channels: the connection to the server ([`super::registration`]), one task for
-//! each call ([`super::process`]) and the watch over the calls of an earlier worker ([`super::orphans`]). All state is in [`Desk`],
+//! each call ([`super::process`]) and the watch over the calls of an earlier worker ([`super::orphans`]). Records and rooms that a call could
+//! not finish itself go to [`super::leftovers`] and [`super::abandoned`]. All state is in [`Desk`],
 //! which this task alone owns.
 
 use std::collections::{HashMap, HashSet};
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::WorkerConfig;
+use super::abandoned;
 use super::admission::{Admission, Assigned, Decision, Pressure, Report};
 use super::disk;
 use super::leftovers;
@@ -33,7 +35,7 @@ use super::wire::{
     self, AgentParticipant, Assignment, Availability, BadLiveKitUrl, FromServer, Job, JobState,
     JobStatus, ToServer,
 };
-use crate::call::mask_room_name;
+use crate::call::{AGENT_SINCE, RoomService, mask_room_name};
 use crate::config::LiveKitSettings;
 use crate::ipc::JobDescription;
 use crate::session::SessionId;
@@ -138,6 +140,9 @@ impl WorkerStatus {
 pub struct Worker {
     config: WorkerConfig,
     registration: Registration,
+    livekit: LiveKitSettings,
+    /// Rooms are deleted at the end of calls, of those that died as well.
+    delete_rooms: bool,
     /// Where calls join, unless an assignment names another address.
     room_url: String,
     agent_name: String,
@@ -163,7 +168,7 @@ impl Worker {
         upload_poke: mpsc::Sender<()>,
     ) -> Result<Self, WorkerError> {
         let room_url = wire::websocket_url(&livekit.url)?.to_string();
-        let registration = Registration::new(livekit, agent_name.clone())?;
+        let registration = Registration::new(livekit.clone(), agent_name.clone())?;
         let status = WorkerStatus {
             agent_name: agent_name.clone(),
             worker_id: None,
@@ -177,6 +182,8 @@ impl Worker {
         Ok(Self {
             config,
             registration,
+            livekit,
+            delete_rooms: true,
             room_url,
             agent_name,
             store,
@@ -191,6 +198,13 @@ impl Worker {
     #[must_use]
     pub fn with_storage(mut self, storage: StorageConfig) -> Self {
         self.storage = storage;
+        self
+    }
+
+    /// Whether rooms are deleted at the end of calls (`call.delete_room`); they are unless this says otherwise.
+    #[must_use]
+    pub fn with_room_deletion(mut self, delete_rooms: bool) -> Self {
+        self.delete_rooms = delete_rooms;
         self
     }
 
@@ -214,10 +228,17 @@ impl Worker {
             .map(|journal| journal.session_id.clone())
             .collect();
         let (inherited_sender, mut inherited) = watch::channel::<HashSet<SessionId>>(alive);
+        let (abandoned_sender, abandoned_inbox) = mpsc::channel(EVENTS);
+        let room_ends = tokio::spawn(abandoned::end_rooms(
+            RoomService::new(&self.livekit),
+            self.delete_rooms,
+            abandoned_inbox,
+        ));
         let orphans = tokio::spawn(orphans::follow(
             self.store.clone(),
             found,
             inherited_sender,
+            abandoned_sender.clone(),
             self.upload_poke.clone(),
         ));
 
@@ -249,6 +270,7 @@ impl Worker {
             reports: report_sender,
             upload_poke: self.upload_poke,
             leftovers: leftover_sender,
+            abandoned: abandoned_sender,
         };
         let mut desk = Desk::new(self.config, starter, self.status);
         desk.inherited_changed(inherited.borrow_and_update().clone());
@@ -286,6 +308,9 @@ impl Worker {
         disk.abort();
         // All calls have ended, so nobody else sends any more, and what is left is tried once again.
         drop(desk);
+        if let Err(error) = room_ends.await {
+            error!(%error, "the task that ends the rooms of calls that died failed");
+        }
         if let Err(error) = leftovers.await {
             error!(%error, "the task that writes what could not be written failed");
         }
@@ -327,6 +352,7 @@ struct CallStarter {
     reports: mpsc::Sender<CallReport>,
     upload_poke: mpsc::Sender<()>,
     leftovers: mpsc::Sender<leftovers::Leftover>,
+    abandoned: mpsc::Sender<abandoned::AbandonedRoom>,
 }
 
 impl CallStarter {
@@ -352,6 +378,7 @@ impl CallStarter {
             reports: self.reports.clone(),
             upload_poke: self.upload_poke.clone(),
             leftovers: self.leftovers.clone(),
+            abandoned: self.abandoned.clone(),
             ready_timeout: self.config.ready_timeout(),
             hung_after: self.config.hung_call(),
             memory_warn_bytes: self.config.call_memory_warn_bytes,
@@ -360,7 +387,7 @@ impl CallStarter {
 }
 
 /// LiveKit's own workers name their agents in the same way.
-fn agent_identity(job_id: &str) -> String {
+pub(super) fn agent_identity(job_id: &str) -> String {
     format!("agent-{job_id}")
 }
 
@@ -600,10 +627,13 @@ impl Desk {
         let accept = (decision == Decision::Accept).then(|| AgentParticipant {
             identity: agent_identity(&job.job_id),
             name: self.starter.agent_name.clone(),
-            attributes: HashMap::from([(
-                "lk.agent.name".to_owned(),
-                self.starter.agent_name.clone(),
-            )]),
+            attributes: HashMap::from([
+                ("lk.agent.name".to_owned(), self.starter.agent_name.clone()),
+                (
+                    AGENT_SINCE.to_owned(),
+                    Utc::now().timestamp_millis().to_string(),
+                ),
+            ]),
         });
         self.send(ToServer::Availability(Availability {
             job_id: job.job_id.clone(),

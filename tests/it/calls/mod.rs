@@ -4,6 +4,7 @@
 
 mod commands;
 mod crashes;
+mod dark;
 mod endings;
 mod phone;
 mod recordings;

@@ -72,6 +72,8 @@ pub struct Seen {
     pub is_heard: bool,
     /// The agent has left the room.
     pub agent_gone: bool,
+    /// How often our own connection was lost.
+    pub lost: usize,
     /// We are out of the room; why, in LiveKit's word.
     pub ended: Option<&'static str>,
     /// Every value that `lk.agent.state` had, in order.
@@ -120,13 +122,7 @@ pub struct LiveCaller {
 impl LiveCaller {
     /// Joins and switches the microphone on.
     pub async fn join(url: &str, token: &str) -> Self {
-        let mut options = RoomOptions::default();
-        options.auto_subscribe = true;
-        let (room, events) = timeout(DEADLINE, Room::connect(url, token, options))
-            .await
-            .expect("the caller joins in time")
-            .expect("the caller joins");
-        let room = std::sync::Arc::new(room);
+        let mut caller = Self::watch(url, token).await;
         let source = NativeAudioSource::new(
             AudioSourceOptions::default(),
             SAMPLE_RATE_HZ,
@@ -143,23 +139,37 @@ impl LiveCaller {
             red: false,
             ..Default::default()
         };
-        let publication = room
+        let publication = caller
+            .room
             .local_participant()
             .publish_track(LocalTrack::Audio(track), publish)
             .await
             .expect("the microphone is published");
+        caller.track = publication.sid().to_string();
         let (microphone, lines) = mpsc::channel(1);
+        caller.microphone = microphone;
+        caller.tasks.push(tokio::spawn(speak(source, lines)));
+        caller
+    }
+
+    /// Joins without a microphone.
+    pub async fn watch(url: &str, token: &str) -> Self {
+        let mut options = RoomOptions::default();
+        options.auto_subscribe = true;
+        let (room, events) = timeout(DEADLINE, Room::connect(url, token, options))
+            .await
+            .expect("the caller joins in time")
+            .expect("the caller joins");
+        let room = std::sync::Arc::new(room);
+        let (microphone, _) = mpsc::channel(1);
         let (see, seen) = watch::channel(Seen::default());
         Self {
             identity: room.local_participant().identity().to_string(),
-            track: publication.sid().to_string(),
+            track: String::new(),
             room,
             microphone,
             seen,
-            tasks: vec![
-                tokio::spawn(speak(source, lines)),
-                tokio::spawn(watch_room(events, see)),
-            ],
+            tasks: vec![tokio::spawn(watch_room(events, see))],
         }
     }
 
@@ -291,6 +301,11 @@ async fn watch_room(mut events: mpsc::UnboundedReceiver<RoomEvent>, see: watch::
                 let stream = NativeAudioStream::new(track.rtc_track(), SAMPLE_RATE_HZ as i32, 1);
                 ears.push(tokio::spawn(listen(stream, see.clone())));
             }
+            RoomEvent::Reconnecting => see.send_modify(|seen| {
+                seen.lost += 1;
+                seen.is_heard = false;
+                seen.agent_track = None;
+            }),
             RoomEvent::LocalTrackSubscribed { .. } => see.send_modify(|seen| seen.is_heard = true),
             RoomEvent::ParticipantDisconnected(participant)
                 if participant.kind() == ParticipantKind::Agent =>

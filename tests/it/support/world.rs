@@ -18,6 +18,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
+use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::support::crm::{FakeCrm, Upload};
@@ -31,6 +32,9 @@ const API_SECRET: &str = "secret";
 pub const AGENT_NAME: &str = "tester";
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_voicebot");
+
+/// The number of the telephone that calls.
+pub const PHONE: &str = "+15550100142";
 
 /// Recorded lines of the caller.
 pub const SHORT_LINE: &str = "goodbye.wav";
@@ -51,6 +55,15 @@ pub fn script(agent: Value) -> Value {
         "otherwise": ANSWER,
         "delays": { "stt_ms": 20, "llm_ms": 20, "word_ms": 1, "tts_ms": 20 },
     })
+}
+
+/// What a room server runs on.
+fn machine() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("threads")
 }
 
 /// Waits until `look` gives something. For what tells nobody that it has changed: files and processes.
@@ -111,6 +124,10 @@ impl Delivered {
 /// Everything around the program.
 pub struct World {
     server: Option<RoomServer>,
+    /// What the server runs on, so that it can be switched off.
+    machine: Option<Runtime>,
+    /// As it was started, and where it listens.
+    options: Options,
     pub crm: FakeCrm,
     folder: TempDir,
     settings: HashMap<String, String>,
@@ -137,9 +154,11 @@ impl World {
             ..Options::default()
         };
         change(&mut options, &data);
-        let server = RoomServer::start(options)
-            .await
-            .expect("the room server starts");
+        let machine = machine();
+        let server = machine.spawn(RoomServer::start(options.clone()));
+        let server = server.await.expect("the machine runs");
+        let server = server.expect("the room server starts");
+        options.bind = server.address();
         let script_file = data.join("script.json");
         fs::write(&script_file, script(agent).to_string()).expect("the script");
         fs::create_dir(data.join("personas")).expect("the folder of personas");
@@ -179,6 +198,8 @@ impl World {
         );
         Self {
             server: Some(server),
+            machine: Some(machine),
+            options,
             crm,
             folder,
             settings: all,
@@ -193,6 +214,41 @@ impl World {
     pub async fn server_goes_away(&mut self) {
         let server = self.server.take().expect("the server is there");
         server.shutdown().await;
+    }
+
+    /// The room server is gone without a word, and then there is another one at its address, which knows nothing.
+    pub async fn server_is_restarted(&mut self) {
+        self.switch_server_off();
+        self.switch_server_on().await;
+    }
+
+    /// Another server at the address of the one that was switched off.
+    pub async fn switch_server_on(&mut self) {
+        drop(self.server.take());
+        let machine = machine();
+        let server = eventually("room server at the same address", async || {
+            let server = machine.spawn(RoomServer::start(self.options.clone()));
+            server.await.expect("the machine runs").ok()
+        });
+        self.server = Some(server.await);
+        self.machine = Some(machine);
+    }
+
+    /// All its sockets close, and nobody is told anything.
+    pub fn switch_server_off(&mut self) {
+        if let Some(machine) = self.machine.take() {
+            machine.shutdown_background();
+        }
+    }
+
+    /// From now on, everything of the program goes to the server by this address.
+    pub fn server_is_reached_by(&mut self, url: String) {
+        self.settings.insert("LIVEKIT_URL".into(), url);
+    }
+
+    /// Where the room server listens.
+    pub fn server_address(&self) -> std::net::SocketAddr {
+        self.server().address()
     }
 
     pub fn data(&self) -> PathBuf {
@@ -258,17 +314,46 @@ impl World {
 
     /// A caller joins a room.
     pub async fn caller(&self, room: &str) -> LiveCaller {
+        let token = self.token(room, "caller", "", &[]);
+        LiveCaller::join(&self.server().url(), &token).await
+    }
+
+    /// Somebody without a microphone joins a room.
+    pub async fn observer(&self, room: &str) -> LiveCaller {
+        let token = self.token(room, "observer", "", &[]);
+        LiveCaller::watch(&self.server().url(), &token).await
+    }
+
+    /// A telephone's bridge joins a room, with a microphone or without; `status` is that of the call.
+    pub async fn telephone_joins(&self, room: &str, status: &str, microphone: bool) -> LiveCaller {
+        let attributes = [
+            ("sip.callID", "SCL_test"),
+            ("sip.callStatus", status),
+            ("sip.phoneNumber", PHONE),
+            // It has called us.
+            ("sip.ruleID", "SDR_test"),
+        ];
+        let token = self.token(room, "sip_phone", "sip", &attributes);
+        let url = self.server().url();
+        match microphone {
+            true => LiveCaller::join(&url, &token).await,
+            false => LiveCaller::watch(&url, &token).await,
+        }
+    }
+
+    fn token(&self, room: &str, identity: &str, kind: &str, attributes: &[(&str, &str)]) -> String {
         let grants = VideoGrants {
             room_join: true,
             room: room.into(),
             ..Default::default()
         };
-        let token = AccessToken::with_api_key(API_KEY, API_SECRET)
-            .with_identity("caller")
+        AccessToken::with_api_key(API_KEY, API_SECRET)
+            .with_identity(identity)
+            .with_kind(kind)
+            .with_attributes(attributes.iter().copied())
             .with_grants(grants)
             .to_jwt()
-            .expect("a token");
-        LiveCaller::join(&self.server().url(), &token).await
+            .expect("a token")
     }
 
     fn api(&self) -> String {
@@ -467,6 +552,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        self.switch_server_off();
         for process in self.call_processes() {
             // It may have ended meanwhile.
             let _ = rustix::process::kill_process(process, Signal::KILL);

@@ -1,0 +1,358 @@
+//! Callers are not left in the dark: whatever breaks, they hear somebody soon, or are hung up on.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use livekit_api::services::sip::CreateSIPDispatchRuleOptions;
+use livekit_protocol::{self as proto, JobStatus};
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+use crate::support::world::{
+    ANSWER, Delivered, GREETING, LONG_LINE, PHONE, SHORT_LINE, WORDS, World, eventually,
+};
+
+/// What was said, without what is only said after an interruption.
+fn words(call: &Delivered) -> Vec<String> {
+    let mut words = call.transcript();
+    words.retain(|line| !line.contains("interrupted"));
+    words
+}
+
+fn exchange() -> [String; 2] {
+    [format!("user: {WORDS}"), format!("assistant: {ANSWER}")]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_call_is_hung_up_on_and_its_record_is_made_once() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("killed").await;
+    kill_process(world.the_call_process(), Signal::KILL).expect("killed");
+    let seen = caller
+        .until("end of the room", |seen| seen.ended.is_some())
+        .await;
+    assert_eq!(seen.ended, Some("ROOM_DELETED"));
+
+    let call = &world.delivered(1).await[0];
+    call.ended("recovered", "error", None);
+    assert_eq!(call.transcript(), [format!("assistant: {GREETING}")]);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn call_that_died_with_its_worker_is_hung_up_on_by_the_next_one() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("both killed").await;
+    let call = world.the_call_process();
+    worker.kill().await;
+    kill_process(call, Signal::KILL).expect("killed");
+    caller
+        .until("agent that is gone", |seen| seen.agent_gone)
+        .await;
+
+    let worker = world.worker().await;
+    let seen = caller
+        .until("end of the room", |seen| seen.ended.is_some())
+        .await;
+    assert_eq!(seen.ended, Some("ROOM_DELETED"));
+    let call = &world.delivered(1).await[0];
+    call.ended("recovered", "error", None);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conversation_goes_on_with_its_history_when_the_server_was_restarted() {
+    let mut world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("restarted").await;
+    caller.ask(SHORT_LINE).await;
+    world.server_is_restarted().await;
+    caller
+        .until("agent that is back and hears", |seen| {
+            seen.lost > 0 && seen.agent_track.is_some() && seen.is_heard
+        })
+        .await;
+    caller.ask(LONG_LINE).await;
+    caller.hang_up().await;
+
+    let call = &world.delivered(1).await[0];
+    call.ended(
+        "completed",
+        "participant_disconnected",
+        Some("CLIENT_INITIATED"),
+    );
+    let mut expected = vec![format!("assistant: {GREETING}")];
+    expected.extend(exchange());
+    expected.extend(exchange());
+    assert_eq!(words(call), expected);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caller_who_does_not_come_back_after_a_restart_ends_the_call() {
+    let settings = [("VOICEBOT__CALL__RECONNECT_WAIT_S", "3")];
+    let mut world = World::new(json!([]), &settings).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("alone").await;
+    caller.ask(SHORT_LINE).await;
+    world.switch_server_off();
+    // Nobody can be told.
+    caller.hang_up().await;
+    world.switch_server_on().await;
+
+    let call = &world.delivered(1).await[0];
+    let told = call.record["outcome"]["disconnect_reason"].as_str();
+    assert!(
+        matches!(told, Some("CONNECTION_TIMEOUT" | "UNKNOWN_REASON")),
+        "{told:?}"
+    );
+    assert_eq!(words(call).len(), 3, "{:?}", call.transcript());
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn telephone_with_an_old_status_is_greeted() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    // As its bridge comes back after a restart of the server.
+    let mut phone = world.telephone_joins("old status", "ringing", true).await;
+    world.dispatch("old status", Value::Null).await;
+    phone.agent_has_said(1).await;
+    phone.hang_up().await;
+
+    let call = &world.delivered(1).await[0];
+    call.ended(
+        "completed",
+        "participant_disconnected",
+        Some("CLIENT_INITIATED"),
+    );
+    assert_eq!(call.record["dialed_number"], PHONE);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn telephone_that_sends_nothing_is_no_silent_caller() {
+    let world = World::new(json!([]), &[("VOICEBOT__CALL__NO_MEDIA_S", "2")]).await;
+    let worker = world.worker().await;
+    let mut phone = world.telephone_joins("mute", "active", false).await;
+    world.dispatch("mute", Value::Null).await;
+    phone.hung_up_on().await;
+
+    let call = &world.delivered(1).await[0];
+    call.ended("failed", "error", Some("NO_MEDIA"));
+    let error = call.record["outcome"]["error"].as_str().unwrap_or_default();
+    assert!(error.contains("call.no_media_s"), "{error}");
+    assert_eq!(call.record["dialed_number"], PHONE);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn observer_who_came_first_is_not_the_caller() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let observer = world.observer("observed").await;
+    world.dispatch("observed", Value::Null).await;
+    world.agent_joins("observed").await;
+    let mut phone = world.telephone_joins("observed", "active", true).await;
+    phone.agent_has_said(1).await;
+    phone
+        .until("ear for the telephone", |seen| seen.is_heard)
+        .await;
+    phone.ask(SHORT_LINE).await;
+    phone.hang_up().await;
+
+    // It ends with the telephone, though the observer is still there.
+    let call = &world.delivered(1).await[0];
+    call.ended(
+        "completed",
+        "participant_disconnected",
+        Some("CLIENT_INITIATED"),
+    );
+    assert_eq!(call.record["dialed_number"], PHONE);
+    let said = call.transcript();
+    assert_eq!(said[said.len() - 2..], exchange());
+    drop(observer);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_caller_is_given_up_for_a_telephone() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut observer = world.observer("given up").await;
+    world.dispatch("given up", Value::Null).await;
+    // Nobody else has come for a while: the agent talks to who is there.
+    observer.agent_has_said(1).await;
+    let mut phone = world.telephone_joins("given up", "active", true).await;
+    phone.agent_has_said(1).await;
+    phone
+        .until("ear for the telephone", |seen| seen.is_heard)
+        .await;
+    phone.ask(SHORT_LINE).await;
+    phone.hang_up().await;
+
+    let call = &world.delivered(1).await[0];
+    assert_eq!(call.record["dialed_number"], PHONE);
+    let mut expected = vec![format!("assistant: {GREETING}"); 2];
+    expected.extend(exchange());
+    assert_eq!(call.transcript(), expected);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn room_that_is_dispatched_twice_has_one_agent() {
+    let world = World::new(json!([]), &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.caller("twice").await;
+    tokio::join!(
+        world.dispatch("twice", Value::Null),
+        world.dispatch("twice", Value::Null)
+    );
+    let second = &world.delivered(1).await[0];
+    second.ended("failed", "job_shutdown", Some("ANOTHER_AGENT"));
+    assert_eq!(second.transcript(), [""; 0]);
+    world.job_is("twice", JobStatus::JsFailed).await;
+
+    // The room and the conversation are the other one's.
+    caller.agent_has_said(1).await;
+    caller
+        .until("ear for the caller", |seen| seen.is_heard)
+        .await;
+    caller.ask(SHORT_LINE).await;
+    caller.hang_up().await;
+    let calls = world.delivered(2).await;
+    let mut talked = calls.iter().filter(|call| !call.transcript().is_empty());
+    let call = talked.next().expect("one of the two talked");
+    assert!(talked.next().is_none(), "both have talked");
+    call.ended(
+        "completed",
+        "participant_disconnected",
+        Some("CLIENT_INITIATED"),
+    );
+    assert_eq!(call.transcript().len(), 3, "{:?}", call.transcript());
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caller_in_a_room_that_the_agent_cannot_join_is_hung_up_on() {
+    let world = World::new(json!([]), &[("VOICEBOT__CALL__JOIN_TIMEOUT_S", "0")]).await;
+    let worker = world.worker().await;
+    let mut caller = world.caller("closed").await;
+    world.dispatch("closed", Value::Null).await;
+    let seen = caller
+        .until("end of the room", |seen| seen.ended.is_some())
+        .await;
+    assert_eq!(seen.ended, Some("ROOM_DELETED"));
+
+    let call = &world.delivered(1).await[0];
+    call.ended("failed", "error", Some("SET_UP_FAILED"));
+    world.nothing_is_left(worker).await;
+}
+
+/// A way to the room server that holds back whoever wants to join a room, until it is opened.
+struct Gate {
+    url: String,
+    somebody_waits: Arc<Notify>,
+    opened: Arc<Notify>,
+}
+
+impl Gate {
+    async fn before(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let (somebody_waits, opened) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (told, open) = (somebody_waits.clone(), opened.clone());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass(client, server, told.clone(), open.clone()));
+            }
+        });
+        Self {
+            url: format!("ws://{address}"),
+            somebody_waits,
+            opened,
+        }
+    }
+}
+
+async fn pass(
+    mut client: TcpStream,
+    server: SocketAddr,
+    told: Arc<Notify>,
+    open: Arc<Notify>,
+) -> std::io::Result<()> {
+    let mut beginning = [0; 8];
+    client.read_exact(&mut beginning).await?;
+    if beginning.starts_with(b"GET /rtc") {
+        told.notify_one();
+        open.notified().await;
+        open.notify_one();
+    }
+    let mut upstream = TcpStream::connect(server).await?;
+    upstream.write_all(&beginning).await?;
+    copy_bidirectional(&mut client, &mut upstream).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caller_who_gave_up_before_the_agent_was_asked_leaves_no_slot_taken() {
+    let world = World::new(json!([]), &[]).await;
+    let rule = proto::SipDispatchRuleIndividual {
+        room_prefix: "call-".into(),
+        ..Default::default()
+    };
+    let rule = proto::sip_dispatch_rule::Rule::DispatchRuleIndividual(rule);
+    let telephone = world.telephone();
+    let made = telephone.create_sip_dispatch_rule(rule, CreateSIPDispatchRuleOptions::default());
+    made.await.expect("the rule is made");
+    let worker = world.worker().await;
+    // Rooms of this rule are made by their callers, and this one's is not there any more.
+    let room = format!("call-_{PHONE}_x44dWZvLdPSC");
+    world
+        .dispatch(&room, json!({ "campaignId": "campaign-1" }))
+        .await;
+
+    let call = &world.delivered(1).await[0];
+    call.ended(
+        "no_answer",
+        "participant_disconnected",
+        Some("CALLER_GAVE_UP"),
+    );
+    assert_eq!(call.record["dialed_number"], PHONE);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caller_who_gives_up_while_the_agent_joins_leaves_no_slot_taken() {
+    let mut world = World::new(json!([]), &[]).await;
+    let gate = Gate::before(world.server_address()).await;
+    world.server_is_reached_by(gate.url.clone());
+    let worker = world.worker().await;
+    let phone = world.telephone_joins("gave up", "ringing", true).await;
+    world.dispatch("gave up", Value::Null).await;
+    gate.somebody_waits.notified().await;
+    eventually("look into the room", async || {
+        world
+            .log()
+            .contains("somebody is in the room before the agent")
+            .then_some(())
+    })
+    .await;
+    phone.hang_up().await;
+    gate.opened.notify_one();
+
+    // Long before the room server closes an empty room, and the agent stops to wait for somebody.
+    let call = &world.delivered(1).await[0];
+    call.ended(
+        "no_answer",
+        "participant_disconnected",
+        Some("CALLER_GAVE_UP"),
+    );
+    assert_eq!(call.record["dialed_number"], PHONE);
+    world.nothing_is_left(worker).await;
+}

@@ -13,7 +13,7 @@ use crate::support::world::{AGENT_NAME, GREETING, World, eventually};
 const TRUNK: &str = "+15550100001";
 
 /// The agent waits in a room; then this number is called from there.
-async fn telephone(world: &World, room: &str, number: &str, ringing_timeout: Option<Duration>) {
+pub async fn telephone(world: &World, room: &str, number: &str, ringing_timeout: Option<Duration>) {
     world.dispatch(room, Value::Null).await;
     world.agent_joins(room).await;
     let options = CreateSIPParticipantOptions {

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::runtime::Runtime;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::support::crm::{FakeCrm, Upload};
@@ -218,12 +219,10 @@ impl World {
 
     /// The room server is gone without a word, and then there is another one at its address, which knows nothing.
     pub async fn server_is_restarted(&mut self) {
-        self.switch_server_off();
-        self.switch_server_on().await;
-    }
-
-    /// Another server at the address of the one that was switched off.
-    pub async fn switch_server_on(&mut self) {
+        let stopped = self.machine.take().expect("the machine runs");
+        // Nothing of it may run when the server is dropped, which says goodbye.
+        let off = spawn_blocking(move || stopped.shutdown_timeout(DEADLINE));
+        off.await.expect("the machine is off");
         drop(self.server.take());
         let machine = machine();
         let server = eventually("room server at the same address", async || {
@@ -232,13 +231,6 @@ impl World {
         });
         self.server = Some(server.await);
         self.machine = Some(machine);
-    }
-
-    /// All its sockets close, and nobody is told anything.
-    pub fn switch_server_off(&mut self) {
-        if let Some(machine) = self.machine.take() {
-            machine.shutdown_background();
-        }
     }
 
     /// From now on, everything of the program goes to the server by this address.
@@ -552,7 +544,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.switch_server_off();
+        if let Some(machine) = self.machine.take() {
+            machine.shutdown_background();
+        }
         for process in self.call_processes() {
             // It may have ended meanwhile.
             let _ = rustix::process::kill_process(process, Signal::KILL);

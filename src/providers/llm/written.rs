@@ -623,7 +623,7 @@ impl Written {
                 let named = NAME_KEYS.iter().find_map(|key| {
                     let name = object.get(*key)?.as_str()?;
                     let name = name.strip_prefix("functions.").unwrap_or(name);
-                    self.is_offered(name).then_some((*key, name))
+                    self.is_offered(name).then_some(name)
                 });
                 let given = |value: &Value| match value {
                     Value::Object(arguments) => Some(arguments.clone()),
@@ -631,7 +631,7 @@ impl Written {
                     Value::Null => Some(Map::new()),
                     _ => None,
                 };
-                if let Some((_, name)) = named {
+                if let Some(name) = named {
                     let key = ARGUMENT_KEYS.iter().find_map(|key| object.get(*key));
                     let arguments = match key {
                         Some(value) => given(value),

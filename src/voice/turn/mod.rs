@@ -300,6 +300,7 @@ impl TurnMachine {
             Floor::Free => {}
             Floor::Preparing(reply) | Floor::Playing(reply) | Floor::Paused(reply) => {
                 reply.last_progress = now;
+                reply.unheard_since = now;
             }
         }
         let nothing_to_say =

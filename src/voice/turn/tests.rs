@@ -855,7 +855,6 @@ impl Table {
     }
 }
 
-/// Any input at all, mostly about segments and replies that exist.
 #[test]
 fn a_sentence_that_a_lost_line_cut_off_goes_on_when_the_line_is_back() {
     let mut table = Table::new();
@@ -909,6 +908,21 @@ fn nobody_is_asked_over_a_lost_line_and_silence_counts_from_its_return() {
 }
 
 #[test]
+fn an_answer_that_is_still_being_made_when_the_line_is_back_is_waited_for() {
+    let mut table = Table::new();
+    table.speak(1_000, 2_000);
+    table.heard("What do you sell?");
+    let reply = table.reply();
+    table.input(Input::LineLost);
+    table.until(60_000);
+    table.input(Input::LineBack { say: None });
+    table.until(62_000);
+    assert!(!table.has(&is_cancel), "the caller has waited for 2 s");
+    table.input(Input::AudioReady { reply });
+    assert!(table.has(&is_play));
+}
+
+#[test]
 fn an_answer_that_was_being_made_is_heard_when_the_line_is_back() {
     let mut table = Table::new();
     table.speak(1_000, 2_000);
@@ -922,6 +936,7 @@ fn an_answer_that_was_being_made_is_heard_when_the_line_is_back() {
     assert!(table.has(&|o| matches!(o, Output::Play { reply: r, .. } if *r == reply)));
 }
 
+/// Any input at all, mostly about segments and replies that exist.
 fn any_input() -> impl Strategy<Value = Input> {
     let segment = (0u32..6).prop_map(SegmentId);
     let reply = || (0u32..8).prop_map(ReplyId);

@@ -289,7 +289,8 @@ data: [DONE]
     };
     let own = "It was a pleasure. Goodbye!";
     let general = VoiceConfig::default().lines.goodbye;
-    let cases: [(Option<&str>, fn() -> Behaviour, &str, usize); 5] = [
+    type AfterTool = fn() -> Behaviour;
+    let cases: [(Option<&str>, AfterTool, &str, usize); 5] = [
         // The persona's own line needs no second request.
         (Some(own), || words("Not asked."), own, 1),
         (None, || words("Bye now!"), "Bye now!", 2),

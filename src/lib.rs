@@ -15,6 +15,7 @@
 //! 6. [`ledger`] finds calls again, on disk at whatever stage they are, and tells what happened to them; `ledger::mongodb`, a task of the worker,
 //!    keeps the copy of them in MongoDB.
 //!
+//! [`phone`] reads telephone numbers in every form, for calls and leads.
 //! [`cli`] has the commands; what `demo` and `dev` build around a worker is in `cli::dev`, which exists only with the feature `dev`.
 //! [`config`] puts the settings together. Beside this
 //! package: `crates/libwebrtc`, the media engine under the official `livekit` crate; `crates/roomserver`, the room server for
@@ -45,6 +46,7 @@ pub mod config;
 pub mod internals;
 pub mod ipc;
 pub mod ledger;
+pub mod phone;
 pub mod providers;
 pub mod recording;
 pub mod session;

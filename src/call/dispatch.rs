@@ -5,32 +5,44 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Numbers;
 use crate::ipc::JobDescription;
+use crate::phone::{self, CountryCode};
 use crate::session::{CallMetadata, SessionEvent};
 
 /// Keys of the job metadata that belong to the campaign, beside the object `campaign_metadata`.
 const CAMPAIGN_KEYS: [&str; 4] = ["egressId", "campaignId", "voiceAgentId", "client"];
 
-/// The dispatcher's metadata as JSON; null when there is none.
+/// How often metadata that is a JSON text is read again: dispatchers encode an object that was JSON
+/// already.
+const MAX_ENCODINGS: usize = 3;
+
+/// The dispatcher's metadata as a JSON object; null when there is none. A telephone number alone,
+/// bare or as JSON, is the object that says so.
 ///
 /// # Errors
 /// The rest of a sentence that begins with "the job metadata".
 pub(super) fn job_metadata(job: &JobDescription) -> Result<Value, String> {
-    let Some(text) = job
-        .job_metadata
-        .as_deref()
-        .filter(|text| !text.trim().is_empty())
-    else {
-        return Ok(Value::Null);
-    };
-    match serde_json::from_str::<Value>(text) {
-        Ok(value) if value.is_object() => Ok(value),
-        Ok(_) => Err("is JSON but no object".to_owned()),
-        Err(error) => Err(format!("is not JSON: {error}")),
+    let mut text = job.job_metadata.clone().unwrap_or_default();
+    for _ in 0..=MAX_ENCODINGS {
+        // Files from a spreadsheet begin with a byte order mark.
+        let bare = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+        if bare.is_empty() {
+            return Ok(Value::Null);
+        }
+        if phone::number(bare, &CountryCode::default()).is_some() {
+            return Ok(json!({ "phone_number": bare }));
+        }
+        match serde_json::from_str::<Value>(bare) {
+            Ok(value @ (Value::Object(_) | Value::Null)) => return Ok(value),
+            Ok(Value::String(inner)) => text = inner,
+            Ok(_) => return Err("is JSON but no object".to_owned()),
+            Err(error) => return Err(format!("is not JSON: {error}")),
+        }
     }
+    Err("is JSON in JSON in JSON, and no object".to_owned())
 }
 
 /// The campaign's metadata: what is known of it already, and what came with the job, which wins.
@@ -63,9 +75,9 @@ pub(super) fn numbers_metadata(numbers: &Numbers) -> CallMetadata {
 }
 
 /// The events that a dispatch is: numbers and direction, persona, campaign. Metadata that is no JSON tells nothing; the call says so.
-pub fn told_by(job: &JobDescription) -> Vec<SessionEvent> {
+pub fn told_by(job: &JobDescription, country: &CountryCode) -> Vec<SessionEvent> {
     let metadata = job_metadata(job).unwrap_or_default();
-    let numbers = Numbers::read(&metadata, &HashMap::new(), &job.room_name);
+    let numbers = Numbers::read(&metadata, &HashMap::new(), &job.room_name, country);
     let persona = metadata.get("persona").and_then(Value::as_str);
     let mut told = vec![SessionEvent::CallMetadata(CallMetadata {
         persona: persona.map(str::to_owned),
@@ -81,7 +93,6 @@ pub fn told_by(job: &JobDescription) -> Vec<SessionEvent> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn job(metadata: Option<&str>, room: &str) -> JobDescription {
         JobDescription {
@@ -106,7 +117,7 @@ mod tests {
             "campaign_metadata": { "campaignId": "c1", "client": "k1", "region": "x" },
         })
         .to_string();
-        let told = told_by(&job(Some(&metadata), "room"));
+        let told = told_by(&job(Some(&metadata), "room"), &CountryCode::default());
         let SessionEvent::CallMetadata(call) = &told[0] else {
             panic!("{told:?}");
         };
@@ -125,11 +136,40 @@ mod tests {
     #[test]
     fn metadata_that_is_no_object_leaves_the_room_name() {
         for text in [None, Some(""), Some("[]"), Some("{"), Some("hello")] {
-            let told = told_by(&job(text, "number-_918655066243-1698567890"));
+            let job = job(text, "number-_918655066243-1698567890");
+            let told = told_by(&job, &CountryCode::default());
             let [SessionEvent::CallMetadata(call)] = &told[..] else {
                 panic!("{told:?}");
             };
             assert_eq!(call.dialed_number.as_deref(), Some("+918655066243"));
         }
+    }
+
+    /// Each line of `metadata.txt` is the metadata of one dispatch.
+    #[test]
+    fn the_number_of_a_dispatch_is_found_whatever_its_form() {
+        let case = include_str!("../../tests/fixtures/cases/job-metadata-forms/metadata.txt");
+        let extra = [
+            "\"+91 86550 66243\"",
+            "\"918655066243\"",
+            "918655066243.0",
+            "{\"phone_number\": 918655066243.0}",
+            "\"\\\"{\\\\\\\"to\\\\\\\": \\\\\\\"+918655066243\\\\\\\"}\\\"\"",
+        ];
+        let mut seen = 0;
+        for (at, text) in case.lines().chain(extra).enumerate() {
+            let expected = if at == 0 {
+                "1120742267"
+            } else {
+                "+918655066243"
+            };
+            let told = told_by(&job(Some(text), "room"), &CountryCode::default());
+            let [SessionEvent::CallMetadata(call)] = &told[..] else {
+                panic!("{text}: {told:?}");
+            };
+            assert_eq!(call.dialed_number.as_deref(), Some(expected), "{text}");
+            seen += 1;
+        }
+        assert_eq!(seen, 6 + extra.len());
     }
 }

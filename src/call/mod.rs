@@ -24,12 +24,13 @@ use tracing::{Instrument as _, Span, info_span};
 
 use crate::config::{Config, LiveKitSettings, Secret};
 use crate::ipc::{self, FromCall, FromWorker, IpcError, JobDescription, ToWorker};
+use crate::phone::CountryCode;
 use crate::providers::{self, ProviderError};
 use crate::store::{Store, StoreError};
 
 pub use dispatch::told_by;
 pub use hangup::{Ending, HangupCause};
-pub use numbers::{Numbers, mask, mask_room_name, normalise};
+pub use numbers::{Numbers, mask, mask_room_name};
 pub(crate) use party::{AGENT_SINCE, AfterDeath, after_death};
 pub use persona::{Persona, PersonaConfig, PersonaError, Personas};
 pub(crate) use room_service::{RoomService, RoomServiceError};
@@ -65,6 +66,9 @@ pub struct CallConfig {
     pub no_media_goodbye: String,
     /// Delete the room at the end of the call, which hangs up the caller's telephone.
     pub delete_room: bool,
+    /// Where numbers without a country code belong. Empty: they stay as they were dialled, without
+    /// `+`.
+    pub country_code: CountryCode,
 }
 
 impl Default for CallConfig {
@@ -83,6 +87,7 @@ impl Default for CallConfig {
             no_media_s: 12,
             no_media_goodbye: "I am sorry, I cannot hear you. Please call again. Goodbye.".into(),
             delete_room: true,
+            country_code: CountryCode::default(),
         }
     }
 }

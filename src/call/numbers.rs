@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
+use crate::phone::{self, CountryCode};
 use crate::session::Direction;
 
 /// The remote party: the caller on inbound calls, the callee on outbound ones (livekit/protocol `attrs.go`).
@@ -32,15 +33,13 @@ const NUMBER_KEYS: [&str; 6] = [
 /// Keys of the job metadata that may hold our own number.
 const TRUNK_KEYS: [&str; 3] = ["trunk_number", "trunkNumber", "from"];
 
-/// The shortest and longest numbers that we take for phone numbers (E.164 allows up to 15 digits).
-const DIGITS: std::ops::RangeInclusive<usize> = 7..=15;
-
 /// What is known about the two ends of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Numbers {
-    /// The number the call is filed under, that is the other party, with a leading `+`.
+    /// The number the call is filed under, that is the other party: with a leading `+` where its
+    /// country is known.
     pub dialed_number: Option<String>,
-    /// Our own number, with a leading `+`.
+    /// Our own number, likewise.
     pub trunk_number: Option<String>,
     /// Who called whom, where something tells.
     pub direction: Option<Direction>,
@@ -51,25 +50,29 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// Reads the numbers of a call. `attributes` are the caller's, empty while the caller has not joined yet.
+    /// Reads the numbers of a call. `attributes` are the caller's, empty while the caller has not
+    /// joined yet; `country` is where numbers without a country code belong.
     pub fn read(
         job_metadata: &Value,
         attributes: &HashMap<String, String>,
         room_name: &str,
+        country: &CountryCode,
     ) -> Self {
         let from_job = |keys: &[&str]| {
             keys.iter().find_map(|key| {
-                job_metadata
-                    .get(key)
-                    .and_then(Value::as_str)
-                    .and_then(normalise)
+                let text = match job_metadata.get(key)? {
+                    Value::String(text) => text.clone(),
+                    Value::Number(number) => number.to_string(),
+                    _ => return None,
+                };
+                phone::number(&text, country)
             })
         };
-        let from_sip = |name: &str| attributes.get(name).map(String::as_str).and_then(normalise);
+        let from_sip = |name: &str| phone::number(attributes.get(name)?, country);
         Self {
             dialed_number: from_job(&NUMBER_KEYS)
                 .or_else(|| from_sip(SIP_PHONE_NUMBER))
-                .or_else(|| in_room_name(room_name)),
+                .or_else(|| phone::number(in_room_name(room_name)?, country)),
             trunk_number: from_job(&TRUNK_KEYS).or_else(|| from_sip(SIP_TRUNK_PHONE_NUMBER)),
             direction: direction(job_metadata, attributes),
             sip_call_id: attributes.get(SIP_CALL_ID).cloned(),
@@ -90,36 +93,25 @@ fn direction(job_metadata: &Value, attributes: &HashMap<String, String>) -> Opti
     }
 }
 
-/// `+` and the digits of a phone number written in any usual way; nothing for what is no phone number.
-pub fn normalise(text: &str) -> Option<String> {
-    let text = text.trim();
-    let text = text.strip_prefix("tel:").unwrap_or(text);
-    if !text
-        .chars()
-        .all(|c| c.is_ascii_digit() || "+-_ ().".contains(c))
-    {
-        return None;
-    }
-    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
-    DIGITS.contains(&digits.len()).then(|| format!("+{digits}"))
-}
-
-/// The number inside a room name such as `number-_918655066243-1698567890` or `call-_+15550999_x44dWZvLdPSC`.
+/// The number inside a room name such as `number-_918655066243-1698567890` or
+/// `call-_+15550999_x44dWZvLdPSC`, with its `+`.
 ///
-/// A number counts only behind `+`, `_` or the word `number-`: a bare run of digits is far more often a time stamp.
-fn in_room_name(room_name: &str) -> Option<String> {
-    let mut rest = room_name;
-    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
-        let before = &rest[..start];
-        let digits: String = rest[start..]
-            .chars()
-            .take_while(char::is_ascii_digit)
-            .collect();
-        let marked = before.ends_with(['+', '_']) || before.ends_with("number-");
-        if marked && DIGITS.contains(&digits.len()) {
-            return Some(format!("+{digits}"));
+/// A number counts only behind `+`, `_` or the word `number-`: a bare run of digits is far more
+/// often a time stamp.
+fn in_room_name(room_name: &str) -> Option<&str> {
+    let mut from = 0;
+    while let Some(start) = room_name[from..].find(|c: char| c.is_ascii_digit()) {
+        let start = from + start;
+        let run = &room_name[start..];
+        let end = start + run.find(|c: char| !c.is_ascii_digit()).unwrap_or(run.len());
+        let before = &room_name[..start];
+        let has_plus = before.ends_with('+');
+        let number = &room_name[start - usize::from(has_plus)..end];
+        let is_marked = has_plus || before.ends_with('_') || before.ends_with("number-");
+        if is_marked && phone::number(number, &CountryCode::default()).is_some() {
+            return Some(number);
         }
-        rest = &rest[start + digits.len()..];
+        from = end;
     }
     None
 }
@@ -133,7 +125,7 @@ pub fn mask(number: &str) -> String {
 /// A room name for logs: a number in it is masked.
 pub fn mask_room_name(room_name: &str) -> String {
     match in_room_name(room_name) {
-        Some(number) => room_name.replacen(&number[1..], &mask(&number), 1),
+        Some(number) => room_name.replacen(number.trim_start_matches('+'), &mask(number), 1),
         None => room_name.to_owned(),
     }
 }
@@ -160,7 +152,7 @@ mod tests {
         ]);
         let room = "number-_918655066243-1698567890";
         let read = |job: Value, sip: &HashMap<String, String>| {
-            Numbers::read(&job, sip, room).dialed_number
+            Numbers::read(&job, sip, room, &CountryCode::default()).dialed_number
         };
         assert_eq!(
             read(json!({"phone_number": "+44 20 7946 0958"}), &sip).as_deref(),
@@ -172,7 +164,7 @@ mod tests {
             Some("+918655066243")
         );
         assert_eq!(
-            Numbers::read(&Value::Null, &sip, room)
+            Numbers::read(&Value::Null, &sip, room, &CountryCode::default())
                 .trunk_number
                 .as_deref(),
             Some("+15550100")
@@ -185,12 +177,14 @@ mod tests {
             ("number-_918655066243-1698567890", Some("+918655066243")),
             ("number-918655066243", Some("+918655066243")),
             ("call-_+15550999_x44dWZvLdPSC", Some("+15550999")),
+            ("call-_1120742267_x44dWZvLdPSC", Some("1120742267")),
             ("room-1698567890", None),
             ("demo", None),
             ("call-_12345_x", None),
             ("x_12345678901234567890", None),
         ] {
-            assert_eq!(in_room_name(room).as_deref(), number, "{room}");
+            let found = in_room_name(room).and_then(|n| phone::number(n, &CountryCode::default()));
+            assert_eq!(found.as_deref(), number, "{room}");
         }
     }
 
@@ -205,18 +199,44 @@ mod tests {
         assert_eq!(mask_room_name("demo"), "demo");
     }
 
+    /// `numbers.json` has what a telephone said and what was made of it before.
     #[test]
-    fn odd_numbers_are_no_numbers() {
-        for (text, number) in [
-            ("+1 (555) 010-0999", Some("+15550100999")),
-            ("tel:+15550999", Some("+15550999")),
-            ("918655066243", Some("+918655066243")),
-            ("anonymous", None),
-            ("sip:bob@example.com", None),
-            ("12", None),
-            ("", None),
+    fn numbers_of_the_telephone_lead_to_the_number_that_was_meant() {
+        let case = include_str!("../../tests/fixtures/cases/numbers-of-the-telephone/numbers.json");
+        let forms: serde_json::Map<String, Value> = serde_json::from_str(case).unwrap();
+        for form in forms.keys() {
+            let expected = match form.as_str() {
+                "8655066243" | "08655066243" => form,
+                form if form.starts_with("+1") => "+15551234567",
+                _ => "+918655066243",
+            };
+            let sip = attributes(&[("sip.phoneNumber", form)]);
+            let read = Numbers::read(&Value::Null, &sip, "room", &CountryCode::default());
+            assert_eq!(read.dialed_number.as_deref(), Some(expected), "{form}");
+        }
+        assert_eq!(forms.len(), 9);
+    }
+
+    #[test]
+    fn a_national_number_belongs_to_the_country_that_is_set() {
+        let country: CountryCode = serde_json::from_value(json!("91")).unwrap();
+        let sip = attributes(&[("sip.phoneNumber", "08655066243")]);
+        for (job, room) in [
+            (Value::Null, "room"),
+            (json!({"phone_number": 8655066243_u64}), "room"),
+            (Value::Null, "number-_8655066243-1698567890"),
         ] {
-            assert_eq!(normalise(text).as_deref(), number, "{text}");
+            let sip = if room == "room" {
+                &sip
+            } else {
+                &HashMap::new()
+            };
+            let read = Numbers::read(&job, sip, room, &country);
+            assert_eq!(
+                read.dialed_number.as_deref(),
+                Some("+918655066243"),
+                "{job} {room}"
+            );
         }
     }
 
@@ -225,20 +245,26 @@ mod tests {
         let outbound = attributes(&[("sip.callID", "SCL_1")]);
         let inbound = attributes(&[("sip.callID", "SCL_1"), ("sip.ruleID", "SDR_1")]);
         assert_eq!(
-            Numbers::read(&Value::Null, &outbound, "r").direction,
+            Numbers::read(&Value::Null, &outbound, "r", &CountryCode::default()).direction,
             Some(Direction::Outbound)
         );
         assert_eq!(
-            Numbers::read(&Value::Null, &inbound, "r").direction,
+            Numbers::read(&Value::Null, &inbound, "r", &CountryCode::default()).direction,
             Some(Direction::Inbound)
         );
         assert_eq!(
-            Numbers::read(&Value::Null, &HashMap::new(), "r").direction,
+            Numbers::read(&Value::Null, &HashMap::new(), "r", &CountryCode::default()).direction,
             None,
             "nothing tells"
         );
         assert_eq!(
-            Numbers::read(&json!({"direction": "inbound"}), &outbound, "r").direction,
+            Numbers::read(
+                &json!({"direction": "inbound"}),
+                &outbound,
+                "r",
+                &CountryCode::default()
+            )
+            .direction,
             Some(Direction::Inbound)
         );
     }

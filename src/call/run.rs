@@ -106,7 +106,12 @@ pub async fn run(
     let (session, journal) = parts.store.open_session(&job.session_id)?;
     let job_metadata = read_job_metadata(&job);
     let nothing_more = HashMap::new();
-    let numbers = Numbers::read(&job_metadata, &nothing_more, &job.room_name);
+    let numbers = Numbers::read(
+        &job_metadata,
+        &nothing_more,
+        &job.room_name,
+        &parts.config.call.country_code,
+    );
     session::lock(&session).set_call_metadata(numbers_metadata(&numbers));
 
     let join_limit = Duration::from_secs(parts.config.call.join_timeout_s);
@@ -320,7 +325,12 @@ async fn identify(
     job_metadata: &Value,
     attributes: &HashMap<String, String>,
 ) -> Persona {
-    let numbers = Numbers::read(job_metadata, attributes, &job.room_name);
+    let numbers = Numbers::read(
+        job_metadata,
+        attributes,
+        &job.room_name,
+        &parts.config.call.country_code,
+    );
     let order = [
         numbers.trunk_number.as_deref(),
         numbers.dialed_number.as_deref(),

@@ -60,7 +60,10 @@ pub async fn run(arguments: ConnectArguments, config: Arc<Config>) -> CommandRes
         attributes: Default::default(),
         dispatched_at: now,
     };
-    store.begin(&job.start(), &call::told_by(&job))?;
+    store.begin(
+        &job.start(),
+        &call::told_by(&job, &config.call.country_code),
+    )?;
     let session_id = job.session_id.clone();
     let parts = CallParts::from_config(config.clone())?;
     let (from_worker, to_worker) = ipc::alone();

@@ -85,7 +85,8 @@ pub async fn run(
         poke,
     )?
     .with_storage(config.storage)
-    .with_room_deletion(config.call.delete_room);
+    .with_room_deletion(config.call.delete_room)
+    .with_country(config.call.country_code.clone());
     let page = tokio::spawn(http.serve(worker.status(), Some(metrics), hears, stop.clone()));
     let result = worker.run(signals).await;
 

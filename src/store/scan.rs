@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::call::Numbers;
+use crate::phone::CountryCode;
 use crate::session::{CallRecord, CampaignIds, FiledRecord, SessionId, sanitise, time};
 
 use super::browse::time_in_name;
@@ -408,7 +409,8 @@ fn made_up_session(start: DateTime<Utc>, file: &str) -> String {
 }
 
 fn number_in(name: &str) -> Option<String> {
-    Numbers::read(&Value::Null, &HashMap::new(), name).dialed_number
+    let country = CountryCode::default();
+    Numbers::read(&Value::Null, &HashMap::new(), name, &country).dialed_number
 }
 
 /// A time in a name: date and time, or seconds since 1970 as the original wrote them (`number-_918655066243-1698567890`).

@@ -3,9 +3,10 @@
 use serde_json::{Map, Value, json};
 use tracing::error;
 
+use crate::phone;
 use crate::session::{self, Lead, LeadId, time};
 
-use super::fields::{Fields, is_email, is_phone};
+use super::fields::{Fields, is_email};
 use super::{Context, ToolDefinition, ToolOutput};
 
 pub(super) const NAME: &str = "create_lead";
@@ -38,11 +39,11 @@ pub(super) fn definition() -> ToolDefinition {
 /// Blocks on the disk.
 pub(super) fn call(context: &Context, arguments: &Map<String, Value>) -> ToolOutput {
     let mut fields = Fields::of(arguments);
-    let lead = Lead {
+    let mut lead = Lead {
         lead_id: LeadId::random(),
         session_id: session::lock(&context.session).session_id().clone(),
         call_id: None,
-        name: fields.required("name", "their name"),
+        name: fields.required_name("name", "their name"),
         email: fields.required("email", "their e-mail address"),
         company: fields.required("company", "the name of their company"),
         interest: fields.required("interest", "what they are interested in"),
@@ -58,11 +59,14 @@ pub(super) fn call(context: &Context, arguments: &Map<String, Value>) -> ToolOut
             lead.email
         ));
     }
-    if !lead.phone.is_empty() && !is_phone(&lead.phone) {
-        fields.problem(format!(
-            "phone {:?} is not a phone number: ask again, or leave it out",
-            lead.phone
-        ));
+    if !lead.phone.is_empty() {
+        match phone::contact(&lead.phone) {
+            Some(phone) => lead.phone = phone,
+            None => fields.problem(format!(
+                "phone {:?} is not a phone number: ask again, or leave it out",
+                lead.phone
+            )),
+        }
     }
     if let Some(problems) = fields.problems() {
         return ToolOutput::refused(format!(

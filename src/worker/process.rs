@@ -26,7 +26,8 @@ use super::metrics as names;
 use super::wire::JobState;
 use crate::call::told_by;
 use crate::ipc::{self, FromCall, JobDescription, ShutdownReason, ToCall};
-use crate::session::{CallStatus, CloseReason, Outcome, SessionId};
+use crate::phone::CountryCode;
+use crate::session::{CallStatus, CloseReason, Outcome, SessionEvent, SessionId};
 use crate::store::Store;
 
 /// How long a process may take to read its job. It reads at once; the pipe holds 64 KiB and a job may be larger.
@@ -127,6 +128,7 @@ pub(super) struct CallReport {
 /// Everything that a call's task needs.
 pub(super) struct Call {
     pub job: JobDescription,
+    pub country: CountryCode,
     pub program: CallProgram,
     pub store: Store,
     pub reports: mpsc::Sender<CallReport>,
@@ -197,9 +199,13 @@ impl Call {
             .await;
     }
 
+    fn told(&self) -> Vec<SessionEvent> {
+        told_by(&self.job, &self.country)
+    }
+
     /// The journal comes first, so that from here on whatever happens ends in a record.
     async fn begin(&self) -> Result<(), String> {
-        let (store, start, told) = (self.store.clone(), self.job.start(), told_by(&self.job));
+        let (store, start, told) = (self.store.clone(), self.job.start(), self.told());
         let begun = spawn_blocking(move || {
             store
                 .begin(&start, &told)
@@ -240,7 +246,7 @@ impl Call {
         if recovered == Recovered::Failed {
             let leftover = Leftover {
                 start: self.job.start(),
-                told: told_by(&self.job),
+                told: self.told(),
                 outcome,
             };
             // Whoever finishes leftovers lives as long as there are calls.

@@ -38,6 +38,7 @@ use super::wire::{
 use crate::call::{AGENT_SINCE, RoomService, mask_room_name};
 use crate::config::LiveKitSettings;
 use crate::ipc::JobDescription;
+use crate::phone::CountryCode;
 use crate::session::SessionId;
 use crate::store::{StorageConfig, Store};
 
@@ -148,6 +149,7 @@ pub struct Worker {
     agent_name: String,
     store: Store,
     storage: StorageConfig,
+    country: CountryCode,
     program: CallProgram,
     upload_poke: mpsc::Sender<()>,
     status: watch::Sender<WorkerStatus>,
@@ -188,6 +190,7 @@ impl Worker {
             agent_name,
             store,
             storage: StorageConfig::default(),
+            country: CountryCode::default(),
             program,
             upload_poke,
             status: watch::Sender::new(status),
@@ -205,6 +208,13 @@ impl Worker {
     #[must_use]
     pub fn with_room_deletion(mut self, delete_rooms: bool) -> Self {
         self.delete_rooms = delete_rooms;
+        self
+    }
+
+    /// Where numbers without a country code belong.
+    #[must_use]
+    pub fn with_country(mut self, country: CountryCode) -> Self {
+        self.country = country;
         self
     }
 
@@ -265,6 +275,7 @@ impl Worker {
             config: self.config.clone(),
             room_url: self.room_url,
             agent_name: self.agent_name,
+            country: self.country,
             program: self.program,
             store: self.store,
             reports: report_sender,
@@ -347,6 +358,7 @@ struct CallStarter {
     config: WorkerConfig,
     room_url: String,
     agent_name: String,
+    country: CountryCode,
     program: CallProgram,
     store: Store,
     reports: mpsc::Sender<CallReport>,
@@ -373,6 +385,7 @@ impl CallStarter {
                 attributes: job.attributes,
                 dispatched_at,
             },
+            country: self.country.clone(),
             program: self.program.clone(),
             store: self.store.clone(),
             reports: self.reports.clone(),

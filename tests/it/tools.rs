@@ -243,3 +243,66 @@ async fn every_required_argument_is_described_to_the_model() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_phone_is_saved_in_whatever_form_it_was_written() {
+    let case = include_str!("../fixtures/cases/phone-of-a-lead/phones.json");
+    let phones: Vec<Value> = serde_json::from_str(case).unwrap();
+    let expected = [
+        "(555) 123-4567 ext. 5",
+        "555-123-4567 ext. 12",
+        "+918655066243",
+        "8655066243",
+        "+91 86550 66243",
+        "+918655066243",
+        "555-123-4567",
+        "8655066243",
+    ];
+    assert_eq!(phones.len(), expected.len());
+    for (phone, expected) in phones.iter().zip(expected) {
+        let call = call();
+        let lead = with(good_lead(), "phone", phone.clone());
+        let output = call.use_tool("create_lead", lead).await;
+        assert!(!output.is_error, "{phone}: {}", output.text);
+        let session = session::lock(&call.session);
+        let path = session.get_lead_file_path().expect("a path");
+        assert_eq!(call.data.json(path)["phone"], expected, "{phone}");
+    }
+}
+
+#[tokio::test]
+async fn words_for_nothing_are_nothing_except_as_names() {
+    let case = include_str!("../fixtures/cases/words-for-nothing/lead.json");
+    let lead: Value = serde_json::from_str(case).unwrap();
+    let call = call();
+    let output = call.use_tool("create_lead", lead.clone()).await;
+    assert!(
+        output.text.contains("company is missing"),
+        "{}",
+        output.text
+    );
+    assert!(!output.text.contains("name is missing"), "{}", output.text);
+    for (key, value, named) in [
+        ("company", "not mentioned", "company is missing"),
+        ("email", "unknown@example.com", "email is missing"),
+        ("interest", "Not yet specified.", "interest is missing"),
+        ("name", "Not provided", "name is missing"),
+    ] {
+        let output = call
+            .use_tool("create_lead", with(good_lead(), key, json!(value)))
+            .await;
+        assert!(output.text.contains(named), "{value}: {}", output.text);
+    }
+    for name in ["Na", "Null"] {
+        let lead = with(
+            with(lead.clone(), "company", json!("Li Pumps")),
+            "name",
+            json!(name),
+        );
+        let output = call.use_tool("create_lead", lead).await;
+        assert!(!output.is_error, "{name}: {}", output.text);
+        let session = session::lock(&call.session);
+        let path = session.get_lead_file_path().expect("a path");
+        assert_eq!(call.data.json(path)["name"], name);
+    }
+}

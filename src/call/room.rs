@@ -162,6 +162,13 @@ pub enum RoomHappening {
         /// The words.
         text: String,
     },
+    /// Somebody pressed a key of the telephone.
+    Key {
+        /// Who, where the packet says so.
+        identity: Option<String>,
+        /// Which: a digit, `*`, `#`, or `A` to `D`.
+        key: char,
+    },
     /// Our own connection is lost. The SDK goes on trying; until it is back, nobody who seems to leave has hung up.
     LinkLost,
     /// The connection was lost and is back.
@@ -528,6 +535,14 @@ pub fn happening(event: RoomEvent) -> Option<RoomHappening> {
                 track: CallerTrack { track },
             })
         }
+        RoomEvent::SipDTMFReceived {
+            code,
+            digit,
+            participant,
+        } => Some(RoomHappening::Key {
+            identity: participant.map(|participant| participant.identity().to_string()),
+            key: key(code, digit.as_deref())?,
+        }),
         RoomEvent::TrackUnsubscribed { publication, .. } => Some(RoomHappening::Inaudible {
             sid: publication.sid().to_string(),
         }),
@@ -537,6 +552,19 @@ pub fn happening(event: RoomEvent) -> Option<RoomHappening> {
             reason: reason.as_str_name(),
         }),
         _ => None,
+    }
+}
+
+/// The key of a `SipDTMF` packet: its text, or the number of its event (RFC 4733, section 3.2).
+fn key(code: u32, text: Option<&str>) -> Option<char> {
+    const KEYS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', '*', '#', 'A', 'B', 'C', 'D',
+    ];
+    let named = text.unwrap_or_default().trim().to_ascii_uppercase();
+    let mut chars = named.chars();
+    match (chars.next(), chars.next()) {
+        (Some(key), None) if KEYS.contains(&key) => Some(key),
+        _ => KEYS.get(code as usize).copied(),
     }
 }
 

@@ -30,7 +30,9 @@ use crate::config::{Config, LiveKitSettings};
 use crate::ipc::{FromCall, FromWorker, JobDescription, ShutdownReason, ToCall, ToWorker};
 use crate::providers::{Component, Providers};
 use crate::recording::Recorder;
-use crate::session::{self, CallMetadata, CallParticipant, Outcome, SharedSession};
+use crate::session::{
+    self, CallMetadata, CallParticipant, KeypadInput, Outcome, SharedSession,
+};
 use crate::store::{Store, StoreError, Unfinished};
 use crate::tools::Toolbox;
 use crate::voice::{AudioFrame, Conversation, VoiceCommand, VoiceEnd, VoiceEvent};
@@ -612,6 +614,14 @@ impl<'a> Call<'a> {
             RoomHappening::Chat { identity, text } => return self.typed(identity, text).await,
             RoomHappening::LinkLost => self.link_is_lost(),
             RoomHappening::Reconnected => self.link_is_back(),
+            RoomHappening::Key { identity, key } => {
+                if let Stage::Talking(talk) = &self.stage
+                    && identity.is_none_or(|identity| identity == talk.caller)
+                    && talk.commands.try_send(VoiceCommand::Key(key)).is_err()
+                {
+                    warn!("a key that the caller pressed was lost: the conversation is too busy");
+                }
+            }
             RoomHappening::Gone { reason } => {
                 return Some(match &self.away {
                     // The room goes with its caller: what the caller did is the better word for it.
@@ -817,7 +827,8 @@ impl<'a> Call<'a> {
 
     /// Whether the dispatch says that a telephone is to be called: others in the room are not waited for.
     fn telephone_is_expected(&self) -> bool {
-        let told = Numbers::read(&self.job_metadata, &HashMap::new(), "");
+        let country = &self.parts.config.call.country_code;
+        let told = Numbers::read(&self.job_metadata, &HashMap::new(), "", country);
         told.dialed_number.is_some() || told.direction == Some(session::Direction::Outbound)
     }
 
@@ -1060,6 +1071,16 @@ impl<'a> Call<'a> {
             }
             VoiceEvent::ItemCommitted(item) => {
                 session::lock(self.session).commit_item(item);
+            }
+            VoiceEvent::Keypad { keys } => {
+                info!(
+                    keys = keys.chars().count(),
+                    "the caller has typed on the telephone"
+                );
+                session::lock(self.session).add_keypad_input(KeypadInput {
+                    keys,
+                    typed_at: Utc::now(),
+                });
             }
             VoiceEvent::Usage(usage) => session::lock(self.session).add_usage(usage),
             // The tools log what they did themselves.

@@ -7,13 +7,15 @@ use crate::call::mask;
 use crate::session::mask_numbers;
 
 /// Fields that hold nothing but a number.
-const NUMBER_FIELDS: [&str; 6] = [
+const NUMBER_FIELDS: [&str; 7] = [
     "dialed_number",
     "caller_number",
     "trunk_number",
     "phone",
     "phoneNumber",
     "callerNumber",
+    // What a caller has typed: a number, or something secret.
+    "keys",
 ];
 /// Shortest number in JSON, not text, that is taken for a telephone's.
 const SHORTEST_PLAIN: u64 = 100_000_000;
@@ -93,7 +95,7 @@ mod tests {
             "room": { "name": "number-_918655066243-1698567890", "sid": "RM_123456789012" },
             "session_id": "session_20251029_113920_abc123", "at": "2025-10-29T11:39:20.000Z",
             "content": ["call me at 918655066243"], "campaign_metadata": { "mobile": 918_655_066_243_u64, "egressId": "EG_123456789012" },
-            "size": 2_000_000_000_u64, "call_id": "CALL-20251029-55066243",
+            "size": 2_000_000_000_u64, "call_id": "CALL-20251029-55066243", "keypad": [{ "keys": "5550123" }],
         }));
         assert_eq!(
             shown,
@@ -102,7 +104,7 @@ mod tests {
                 "room": { "name": "number-_…43-…90", "sid": "RM_123456789012" },
                 "session_id": "session_20251029_113920_abc123", "at": "2025-10-29T11:39:20.000Z",
                 "content": ["call me at …43"], "campaign_metadata": { "mobile": "…43", "egressId": "EG_123456789012" },
-                "size": 2_000_000_000_u64, "call_id": "CALL-20251029-55066243",
+                "size": 2_000_000_000_u64, "call_id": "CALL-20251029-55066243", "keypad": [{ "keys": "…23" }],
             })
         );
     }

@@ -132,6 +132,16 @@ pub struct Intent {
     pub timestamp: DateTime<Utc>,
 }
 
+/// What the caller has typed on the telephone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeypadInput {
+    /// The keys, in order: digits, `*`, `#`, `A` to `D`.
+    pub keys: String,
+    /// When the last of them was taken. Not "at": that is when a journal's line was written.
+    #[serde(with = "time")]
+    pub typed_at: DateTime<Utc>,
+}
+
 /// What the providers were asked to do. Sums over the call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -265,6 +275,8 @@ pub enum SessionEvent {
     },
     /// An intent was noticed.
     Intent(Intent),
+    /// The caller has typed something.
+    Keypad(KeypadInput),
     /// A provider was used.
     Usage(Usage),
     /// The agent was in the room, its track published.
@@ -324,6 +336,8 @@ pub struct CompleteSessionData {
     pub lead_ids: Vec<LeadId>,
     /// What the caller wanted.
     pub intents: Vec<Intent>,
+    /// What the caller has typed, in order.
+    pub keypad: Vec<KeypadInput>,
     /// Sums over the call.
     pub usage: Usage,
     /// When the agent was in the room.
@@ -359,6 +373,7 @@ impl SessionManager {
                 lead_files: Vec::new(),
                 lead_ids: Vec::new(),
                 intents: Vec::new(),
+                keypad: Vec::new(),
                 usage: Usage::default(),
                 joined_at: None,
                 participant: None,
@@ -458,6 +473,7 @@ impl SessionManager {
                 }
             }
             SessionEvent::Intent(intent) => data.intents.push(intent.clone()),
+            SessionEvent::Keypad(input) => data.keypad.push(input.clone()),
             SessionEvent::Usage(usage) => data.usage.add(usage),
             SessionEvent::Joined { at } => {
                 data.joined_at.get_or_insert(*at);
@@ -560,6 +576,11 @@ impl SessionManager {
     /// Notes what the caller wants.
     pub fn add_intent(&mut self, intent: Intent) {
         self.record(SessionEvent::Intent(intent));
+    }
+
+    /// Notes what the caller has typed.
+    pub fn add_keypad_input(&mut self, input: KeypadInput) {
+        self.record(SessionEvent::Keypad(input));
     }
 
     /// Adds to the sums.
@@ -685,6 +706,8 @@ mod tests {
                 llm_requests: 1,
                 ..Usage::default()
             })),
+            ("[0-9*#]{1,8}", at.clone())
+                .prop_map(|(keys, typed_at)| SessionEvent::Keypad(KeypadInput { keys, typed_at })),
             at.clone().prop_map(|at| SessionEvent::Joined { at }),
             at.clone().prop_map(|at| SessionEvent::Ringing { at }),
             at.clone().prop_map(|at| SessionEvent::Answered { at }),
@@ -711,6 +734,7 @@ mod tests {
                     SessionEvent::LeadFile { path } => live.set_lead_file_path(&path),
                     SessionEvent::LeadLinked { lead_id } => live.link_lead_to_session(&lead_id),
                     SessionEvent::Intent(intent) => live.add_intent(intent),
+                    SessionEvent::Keypad(input) => live.add_keypad_input(input),
                     SessionEvent::Usage(usage) => live.add_usage(usage),
                     SessionEvent::Joined { at } => live.set_joined(at),
                     SessionEvent::Participant(participant) => live.set_participant(participant),

@@ -22,7 +22,7 @@ pub use lead::Lead;
 pub use life::{FiledRecord, JournalHolder, Stage, ToDo, Traces};
 pub use manager::{
     CallMetadata, CallStart, CallStatus, CloseReason, CompleteSessionData, Direction, EventSink,
-    Intent, Outcome, SessionEvent, SessionManager, Usage,
+    Intent, KeypadInput, Outcome, SessionEvent, SessionManager, Usage,
 };
 pub use record::{
     Attempt, AttemptOutcome, CallDataDelivery, CallRecord, CampaignIds, DeliveredRecording,

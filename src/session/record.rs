@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::time;
 use super::{
     CallContext, CallStatus, CloseReason, CompleteSessionData, Direction, FiledRecord, ITEM_SOURCE,
-    Intent, RecordingMetadata, SessionId, Usage, Watch, sanitise,
+    Intent, KeypadInput, RecordingMetadata, SessionId, Usage, Watch, sanitise,
 };
 
 /// Version of the metadata file that is written. Files without one are the original's.
@@ -408,6 +408,13 @@ pub struct CallRecord {
     /// What the caller wanted.
     #[serde(default, deserialize_with = "null_is_default")]
     pub intents: Vec<Intent>,
+    /// What the caller has typed on the telephone.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub keypad: Vec<KeypadInput>,
     /// What the providers were asked to do.
     #[serde(default, deserialize_with = "null_is_default")]
     pub usage: Usage,
@@ -502,6 +509,7 @@ impl CallRecord {
             },
             recording: session.recording.clone(),
             intents: session.intents.clone(),
+            keypad: session.keypad.clone(),
             usage: session.usage,
             status: RecordStatus::ReadyForUpload,
             upload_attempts: 0,

@@ -40,6 +40,9 @@ pub struct TurnConfig {
     pub preemptive_max_speech_ms: u64,
     /// How many early requests of each kind one turn may cost in vain.
     pub preemptive_max_retries: u32,
+    /// Keys of the telephone are told as one number when no more have come for this long, in
+    /// milliseconds. A `#` ends them at once.
+    pub keypad_pause_ms: u64,
     /// Whether the caller can cut the agent off.
     pub interruptions: bool,
     /// The caller has to speak for this long to interrupt, in milliseconds.
@@ -94,6 +97,8 @@ impl Default for TurnConfig {
             early_transcription_ms: 100,
             preemptive_max_speech_ms: 10_000,
             preemptive_max_retries: 3,
+            // Theirs is 4 s, in which a caller who has chosen from a menu hears nothing.
+            keypad_pause_ms: 2_000,
             interruptions: true,
             interruption_min_duration_ms: 500,
             interruption_min_words: 0,

@@ -362,6 +362,7 @@ impl Driver {
             }
             Some(VoiceCommand::Stop) | None => self.tell(Input::Stop),
         }
+            Some(VoiceCommand::Key(key)) => self.tell(Input::Key(key)),
     }
 
     fn hear(&mut self, frame: &[i16]) {
@@ -594,6 +595,7 @@ impl Driver {
                 component,
                 message,
                 recoverable,
+            Output::Keypad { keys } => self.emit(VoiceEvent::Keypad { keys }),
             } => self.report(component, message, recoverable),
             Output::End(end) => self.end = Some(end),
         }
@@ -804,7 +806,10 @@ impl Driver {
     fn emit(&mut self, event: VoiceEvent) {
         let must_arrive = matches!(
             event,
-            VoiceEvent::ItemCommitted(_) | VoiceEvent::ToolCalled { .. } | VoiceEvent::Usage(_)
+            VoiceEvent::ItemCommitted(_)
+                | VoiceEvent::Keypad { .. }
+                | VoiceEvent::ToolCalled { .. }
+                | VoiceEvent::Usage(_)
         );
         if must_arrive || self.outbox.len() < MAX_WAITING_EVENTS {
             self.outbox.push_back(event);

@@ -67,6 +67,8 @@ pub enum VoiceCommand {
     },
     /// The caller wrote this (`lk.chat`): stop talking and answer it.
     UserText(String),
+    /// The caller pressed this key of the telephone.
+    Key(char),
     /// Neither side hears the other until [`VoiceCommand::LineBack`]: stop in mid sentence, and wait with everything.
     LineLost,
     /// They hear each other again: end the sentence that was interrupted, or answer, or else say `say`. Silence counts from now.
@@ -90,6 +92,11 @@ pub enum VoiceCommand {
 /// Something that happened in the conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub enum VoiceEvent {
+    /// The caller has typed these keys of the telephone. They follow as the caller's words, too.
+    Keypad {
+        /// In order, without the `#` at their end. May be secret: not for logs.
+        keys: String,
+    },
     /// The agent's state has changed.
     AgentState(AgentState),
     /// The caller's state has changed.

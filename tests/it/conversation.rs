@@ -527,6 +527,35 @@ async fn a_dropped_conversation_leaves_nothing_running() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_the_caller_types_is_answered_and_told() {
+    let case = include_str!("../fixtures/cases/keypad-ignored/digits.txt");
+    let call = Call::start(
+        providers("", "Thank you, I have your number."),
+        None,
+        VoiceConfig::default(),
+    );
+    for key in case.trim().chars() {
+        call.commands.send(VoiceCommand::Key(key)).await.unwrap();
+        sleep(Duration::from_millis(400)).await;
+    }
+    call.agent_has_said(1).await;
+    assert_eq!(
+        call.transcript(),
+        [
+            "caller: Keypad: 5550123",
+            "agent: Thank you, I have your number."
+        ]
+    );
+    let keys = "5550123".to_owned();
+    call.until("the keys", |event| {
+        *event == VoiceEvent::Keypad { keys: keys.clone() }
+    })
+    .await;
+    call.commands.send(VoiceCommand::Stop).await.unwrap();
+    assert_eq!(call.end().await, VoiceEnd::Stopped);
+}
+
 /// Recognition that understands what it is told to, each stretch of speech once.
 struct Heard {
     lines: Vec<&'static str>,

@@ -8,6 +8,7 @@
 //! ending), `Floor` (the one reply that may exist, and how far it is), `Caller` (speaking, pausing, quiet). Beside them lie the
 //! stretches of speech that nobody has answered yet. What the agent's state is called outside is derived, never stored.
 
+mod keypad;
 mod questions;
 mod state;
 mod steps;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use super::config::{LinesConfig, TurnConfig, ms};
 use super::{AgentState, UserState, VoiceEnd};
 use crate::providers::Component;
+use keypad::Keypad;
 use state::{
     Caller, Closing, Floor, Line, LineWatch, Origin, Reply, ReplyKind, Segment, Silence, Stage,
     ToolUse, Words, joined,
@@ -47,6 +49,7 @@ pub struct TurnMachine {
     /// Stretches of speech without an answer, oldest first. At most the last one is open.
     turn: Vec<Segment>,
     waiting: VecDeque<Line>,
+    keypad: Keypad,
     silence: Silence,
     watch: LineWatch,
     /// Failures of providers since the last answer that was heard.
@@ -76,6 +79,7 @@ impl TurnMachine {
             caller: Caller::Quiet,
             turn: Vec::new(),
             waiting: VecDeque::new(),
+            keypad: Keypad::default(),
             silence: Silence {
                 since: Time::ZERO,
                 asked: None,
@@ -260,6 +264,7 @@ impl TurnMachine {
                 }
             }
             Input::UserText(text) => self.user_text(text),
+            Input::Key(key) => self.key_pressed(key),
             Input::Close { say } => {
                 if matches!(self.floor, Floor::Preparing(_)) {
                     self.cancel_and_commit();
@@ -654,6 +659,7 @@ impl TurnMachine {
                     transcripts_until: None,
                 });
             }
+        self.typing_over();
         }
     }
 

@@ -114,7 +114,10 @@ impl TurnMachine {
     }
 
     pub(super) fn deadlines(&self) -> Vec<Option<Time>> {
-        let mut deadlines = Vec::with_capacity(6);
+        let mut deadlines = Vec::with_capacity(7);
+        if self.stage != Stage::Over {
+            deadlines.push(self.typing_over_at());
+        }
         match &self.stage {
             Stage::New | Stage::Over => return deadlines,
             Stage::Talking if self.watch.lost => return deadlines,

@@ -23,6 +23,7 @@ impl TurnMachine {
             return self.settle_segments();
         }
         self.settle_segments()
+            || self.step_keypad()
             || self.watch_line()
             || match &self.stage {
                 Stage::New | Stage::Over => false,

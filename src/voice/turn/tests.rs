@@ -1052,3 +1052,73 @@ proptest! {
         prop_assert_eq!(machine.active_reply(), None);
     }
 }
+
+fn keypad(table: &Table) -> Vec<(u64, String)> {
+    table
+        .log
+        .iter()
+        .filter_map(|(at, output)| match output {
+            Output::Keypad { keys } => Some((at.as_millis() as u64, keys.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn keys_become_words_after_a_pause_or_a_hash() {
+    // Keys with the time since the one before, in ms, and what is told when.
+    let cases: &[(&[(u64, char)], &[(u64, &str)])] = &[
+        (
+            &[(500, '5'), (800, '5'), (1_500, '5'), (300, '0')],
+            &[(5_100, "5550")],
+        ),
+        (&[(500, '1'), (400, '2'), (400, '#')], &[(1_300, "12")]),
+        (&[(500, '1'), (2_500, '2')], &[(2_500, "1"), (5_000, "2")]),
+        (&[(500, '#')], &[(2_500, "#")]),
+        (&[(500, '*'), (500, '9')], &[(3_000, "*9")]),
+    ];
+    for (keys, expected) in cases {
+        let mut table = Table::new();
+        let mut at = 0;
+        for (after, key) in *keys {
+            at += after;
+            table.until(at);
+            table.input(Input::Key(*key));
+        }
+        table.until(8_000);
+        let told = keypad(&table);
+        let told: Vec<(u64, &str)> = told.iter().map(|(at, keys)| (*at, keys.as_str())).collect();
+        assert_eq!(told, *expected, "{keys:?}");
+        let last = format!("Keypad: {}", expected.last().unwrap().1);
+        assert!(
+            table.has(&|output| matches!(
+                output,
+                Output::StartReply { prompt: Prompt::Answer { to }, .. } if to.ends_with(&last)
+            )),
+            "{:#?}",
+            table.log
+        );
+    }
+}
+
+#[test]
+fn whoever_types_is_there_and_loses_nothing_at_the_end() {
+    let mut table = Table::new();
+    for key in 1..=12 {
+        table.until(key * 1_900);
+        table.input(Input::Key('7'));
+    }
+    assert!(
+        !table.has(&|output| matches!(output, Output::StartReply { .. })),
+        "nobody asks whether the caller is there"
+    );
+    table.input(Input::Stop);
+    assert_eq!(keypad(&table), [(22_800, "7".repeat(12))]);
+    assert!(table.machine.is_over());
+    // A number without an end is told in pieces.
+    let mut table = Table::new();
+    for _ in 0..40 {
+        table.input(Input::Key('7'));
+    }
+    assert_eq!(keypad(&table)[0].1.len(), 32);
+}

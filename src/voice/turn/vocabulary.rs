@@ -138,6 +138,8 @@ pub enum Input {
     },
     /// The caller wrote something.
     UserText(String),
+    /// The caller pressed a key of the telephone: a digit, `*`, `#`, or `A` to `D`.
+    Key(char),
     /// End politely.
     Close {
         /// With these words.
@@ -198,6 +200,11 @@ pub enum Output {
     },
     /// The caller said this: write it down.
     CommitUser(UserTurn),
+    /// The caller has typed this: write it down.
+    Keypad {
+        /// The keys, in order, without the `#` at their end.
+        keys: String,
+    },
     /// Tell the world.
     AgentState(AgentState),
     /// Tell the world.

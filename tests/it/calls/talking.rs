@@ -127,6 +127,30 @@ async fn client_sees_states_and_words_and_may_write() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_the_caller_presses_are_answered_and_in_the_record() {
+    let digits = include_str!("../../fixtures/cases/keypad-ignored/digits.txt").trim();
+    let lines = json!([{ "when": digits, "say": "I have your number." }]);
+    let world = World::new(lines, &[]).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("keys").await;
+    caller.press(digits).await;
+    caller.press("#").await;
+    caller.agent_has_said(2).await;
+    caller.hang_up().await;
+
+    let call = &world.delivered(1).await[0];
+    assert_eq!(
+        call.transcript()[1..],
+        [
+            format!("user: Keypad: {digits}"),
+            "assistant: I have your number.".to_owned()
+        ]
+    );
+    assert_eq!(call.record["keypad"][0]["keys"], digits);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agent_takes_a_lead_and_ends_the_call() {
     let lead = json!({ "name": "Ann Example", "email": "ann@example.com", "company": "Example", "interest": "all" });
     let agent = json!([

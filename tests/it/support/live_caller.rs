@@ -232,6 +232,20 @@ impl LiveCaller {
             .expect("the message is sent");
     }
 
+    /// Presses keys of the telephone, as a SIP bridge passes them on.
+    pub async fn press(&self, keys: &str) {
+        const CODES: &str = "0123456789*#ABCD";
+        for key in keys.chars() {
+            let packet = SipDTMF {
+                code: CODES.find(key).expect("a key of the telephone") as u32,
+                digit: key.to_string(),
+                ..Default::default()
+            };
+            let me = self.room.local_participant();
+            me.publish_dtmf(packet).await.expect("the key is sent");
+        }
+    }
+
     /// Waits until the agent has ended the call.
     pub async fn hung_up_on(&mut self) -> Seen {
         self.until("end of the call", Seen::is_over).await

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use tracing::{debug, warn};
 
 use crate::config::Secret;
+use crate::providers::Language;
 
 /// The persona that is built in, for a machine without any persona file.
 const BUILT_IN: &str = include_str!("../../config/personas/default.json");
@@ -92,8 +93,10 @@ pub struct Persona {
     pub greeting: Option<String>,
     /// What the agent says before it hangs up, when the model does so without a word.
     pub goodbye: Option<String>,
-    /// BCP 47 language of the call, for speech recognition.
-    pub language: Option<String>,
+    /// Language of the call, for speech recognition and synthesis.
+    pub language: Option<Language>,
+    /// A sentence about a language that is none; recognition finds out by itself then.
+    pub language_problem: Option<String>,
     /// Voice for speech synthesis.
     pub voice: Option<String>,
     /// The whole object as fetched; `campaigns[0]` in it names campaign, voice agent and client.
@@ -129,6 +132,11 @@ impl Persona {
         else {
             return Err("it has no `instructions`, the text that tells the agent who it is".into());
         };
+        let (language, language_problem) =
+            match Language::read(&text_of(&["language"]).unwrap_or_default()) {
+                Ok(language) => (language, None),
+                Err(problem) => (None, Some(problem)),
+            };
         Ok(Self {
             name: value
                 .get("name")
@@ -138,7 +146,8 @@ impl Persona {
             instructions,
             greeting: text_of(&["greeting", "firstMessage", "first_message"]),
             goodbye: text_of(&["goodbye", "endCallMessage", "end_call_message"]),
-            language: text_of(&["language"]),
+            language,
+            language_problem,
             voice: text_of(&["voice"]),
             full: value,
         })
@@ -189,6 +198,17 @@ impl Personas {
 
     /// The persona for a call. Never fails: what is wrong on the way is logged, and the default or the built-in one is taken.
     pub async fn find(&self, numbers: impl IntoIterator<Item = &str>) -> Persona {
+        let persona = self.look_up(numbers).await;
+        if let Some(problem) = &persona.language_problem {
+            warn!(
+                persona = persona.name,
+                "{problem}; speech is recognised without one"
+            );
+        }
+        persona
+    }
+
+    async fn look_up(&self, numbers: impl IntoIterator<Item = &str>) -> Persona {
         for number in numbers {
             let digits: String = number.chars().filter(char::is_ascii_digit).collect();
             if digits.is_empty() {
@@ -366,6 +386,19 @@ mod tests {
         for text in ["greeting", "endCallMessage"] {
             assert!(!metadata.contains_key(text));
         }
+    }
+
+    #[test]
+    fn language_tag_of_the_persona_is_read_or_named_as_a_problem() {
+        let case =
+            include_str!("../../tests/fixtures/cases/language-tag-of-the-persona/persona.json");
+        let persona = Persona::read(case, "x").unwrap();
+        let language = persona.language.expect("a language");
+        assert_eq!(language.to_string(), "hi-IN");
+        assert_eq!(language.iso_639_1(), Some("hi"));
+        let odd = Persona::read(&case.replace("hi-IN", "Klingon"), "x").unwrap();
+        assert_eq!(odd.language, None);
+        assert!(odd.language_problem.unwrap().contains("Klingon"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! the conversation ([`crate::voice`]). `scripted` is a vendor without a network, for the demo and for tests.
 
 mod error;
+mod language;
 pub mod llm;
 mod openai;
 pub mod scripted;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use error::{Component, ProviderError};
+pub use language::Language;
 use llm::{ChatModel, ChatOption};
 use stt::SpeechToText;
 use tts::TextToSpeech;

@@ -27,7 +27,7 @@ use super::turn::{
 use super::vad::{Vad, VadEvent};
 use super::{AudioFrame, Conversation, INPUT_SAMPLE_RATE_HZ, VoiceCommand, VoiceEnd, VoiceEvent};
 use crate::providers::llm::{ChatMessage, ToolCall};
-use crate::providers::stt::{SpeechSegment, SpeechToText, Transcript};
+use crate::providers::stt::{SpeechSegment, SpeechToText, Transcript, marks};
 use crate::providers::{Component, ProviderError};
 use crate::session::{ConversationItem, TurnMetrics, Usage};
 use crate::tools::{ToolEffect, ToolOutput};
@@ -94,6 +94,8 @@ struct ToolStep {
 /// One request to recognition.
 struct Transcription {
     segment: SegmentId,
+    /// The sound may be music, to which recognisers make words up.
+    may_be_music: bool,
     request: BoxFuture<'static, Result<Transcript, Failure>>,
 }
 
@@ -109,7 +111,7 @@ enum Happening {
     Command(Option<VoiceCommand>),
     Reply(ReplyEvent),
     ReplyOver(Result<(), Failure>),
-    Transcribed(SegmentId, Result<Transcript, Failure>),
+    Transcribed(SegmentId, bool, Result<Transcript, Failure>),
     ToolsRun(ToolsRun),
     Audio(Option<AudioFrame>),
     EventSent,
@@ -226,7 +228,9 @@ impl Driver {
                 Happening::Command(command) => self.command(command),
                 Happening::Reply(event) => self.reply_event(event),
                 Happening::ReplyOver(result) => self.reply_over(result),
-                Happening::Transcribed(segment, result) => self.transcribed(segment, result),
+                Happening::Transcribed(segment, may_be_music, result) => {
+                    self.transcribed(segment, may_be_music, result);
+                }
                 Happening::ToolsRun(run) => self.tools_run(run),
                 Happening::Audio(Some(frame)) => {
                     self.last_audio = Instant::now();
@@ -262,7 +266,9 @@ impl Driver {
             biased;
             command = commands.recv() => Happening::Command(command),
             happening = next_of_reply(active) => happening,
-            (segment, result) = next_transcript(transcriptions) => Happening::Transcribed(segment, result),
+            (segment, may_be_music, result) = next_transcript(transcriptions) => {
+                Happening::Transcribed(segment, may_be_music, result)
+            }
             Some(run) = tools.next(), if !tools.is_empty() => Happening::ToolsRun(run),
             place = events.reserve(), if !outbox.is_empty() => {
                 match (place, outbox.pop_front()) {
@@ -354,6 +360,7 @@ impl Driver {
                 });
             }
             Some(VoiceCommand::UserText(text)) => self.tell(Input::UserText(text)),
+            Some(VoiceCommand::Key(key)) => self.tell(Input::Key(key)),
             Some(VoiceCommand::LineLost) => self.tell(Input::LineLost),
             Some(VoiceCommand::LineBack { say }) => self.tell(Input::LineBack { say }),
             Some(VoiceCommand::Close { reason, say }) => {
@@ -362,7 +369,6 @@ impl Driver {
             }
             Some(VoiceCommand::Stop) | None => self.tell(Input::Stop),
         }
-            Some(VoiceCommand::Key(key)) => self.tell(Input::Key(key)),
     }
 
     fn hear(&mut self, frame: &[i16]) {
@@ -400,11 +406,24 @@ impl Driver {
         self.vad_events = events;
     }
 
-    fn transcribed(&mut self, segment: SegmentId, result: Result<Transcript, Failure>) {
+    fn transcribed(
+        &mut self,
+        segment: SegmentId,
+        may_be_music: bool,
+        result: Result<Transcript, Failure>,
+    ) {
         self.tell(match result {
+            Ok(Transcript { text, .. }) if may_be_music && marks::is_made_up(&text) => {
+                Input::Transcript {
+                    segment,
+                    text: String::new(),
+                    confidence: None,
+                    is_final: true,
+                }
+            }
             Ok(Transcript { text, confidence }) => Input::Transcript {
                 segment,
-                text,
+                text: marks::spoken_words(&text),
                 confidence,
                 is_final: true,
             },
@@ -576,6 +595,7 @@ impl Driver {
             }
             Output::Cancel { .. } => self.cancel_reply(),
             Output::CommitUser(turn) => self.commit_user(turn),
+            Output::Keypad { keys } => self.emit(VoiceEvent::Keypad { keys }),
             Output::AgentState(state) => self.emit(VoiceEvent::AgentState(state)),
             Output::UserState(state) => self.emit(VoiceEvent::UserState(state)),
             Output::UserTranscript {
@@ -595,7 +615,6 @@ impl Driver {
                 component,
                 message,
                 recoverable,
-            Output::Keypad { keys } => self.emit(VoiceEvent::Keypad { keys }),
             } => self.report(component, message, recoverable),
             Output::End(end) => self.end = Some(end),
         }
@@ -604,6 +623,15 @@ impl Driver {
     fn transcribe(&mut self, segment: SegmentId) {
         self.transcriptions
             .retain(|request| request.segment != segment);
+        if self.vad.is_music() {
+            tracing::debug!("a stretch of music is not sent to recognition");
+            self.transcriptions.push(Transcription {
+                segment,
+                may_be_music: true,
+                request: std::future::ready(Ok(Transcript::default())).boxed(),
+            });
+            return;
+        }
         let sound = SpeechSegment {
             samples: self.vad.segment(),
             sample_rate_hz: INPUT_SAMPLE_RATE_HZ,
@@ -633,6 +661,7 @@ impl Driver {
         };
         self.transcriptions.push(Transcription {
             segment,
+            may_be_music: self.vad.may_be_music(),
             request: request.boxed(),
         });
     }
@@ -844,11 +873,16 @@ async fn next_of_reply(active: &mut Option<ActiveReply>) -> Happening {
 /// The next answer of recognition. Pending while nothing is asked.
 async fn next_transcript(
     transcriptions: &mut Vec<Transcription>,
-) -> (SegmentId, Result<Transcript, Failure>) {
+) -> (SegmentId, bool, Result<Transcript, Failure>) {
     poll_fn(|context| {
         for at in 0..transcriptions.len() {
             if let Poll::Ready(result) = transcriptions[at].request.as_mut().poll(context) {
-                return Poll::Ready((transcriptions.swap_remove(at).segment, result));
+                let Transcription {
+                    segment,
+                    may_be_music,
+                    ..
+                } = transcriptions.swap_remove(at);
+                return Poll::Ready((segment, may_be_music, result));
             }
         }
         Poll::Pending

@@ -14,6 +14,7 @@ mod reply;
 mod resample;
 mod speech_text;
 pub mod turn;
+mod tones;
 pub mod vad;
 mod wording;
 
@@ -26,6 +27,7 @@ pub use config::{LimitsConfig, LinesConfig, TurnConfig, VadConfig, VoiceConfig};
 pub use event::{AgentState, UserState, VoiceCommand, VoiceEnd, VoiceEvent};
 
 use crate::providers::llm::ChatModel;
+use crate::providers::Language;
 use crate::providers::stt::SpeechToText;
 use crate::providers::tts::TextToSpeech;
 use crate::tools::{ToolDefinition, ToolOutput, Toolbox};
@@ -96,8 +98,8 @@ pub struct Conversation {
     /// What the agent says before it hangs up, when the model ends the call without a word. When there
     /// is none, the model is asked for one, and `voice.lines.goodbye` is said if it stays silent.
     pub goodbye: Option<String>,
-    /// ISO 639-1 code of the language, when the persona has one.
-    pub language: Option<String>,
+    /// The language, when the persona has one.
+    pub language: Option<Language>,
     /// The provider's name of the voice, when the persona has one.
     pub voice: Option<String>,
     /// Speech to text.

@@ -26,7 +26,7 @@ use crate::providers::llm::{
     ChatChunk, ChatMessage, ChatModel, ChatRequest, CutShort, TokenUsage, ToolCall,
 };
 use crate::providers::tts::{SpeechRequest, SpeechStream, TextToSpeech};
-use crate::providers::{Component, ProviderError};
+use crate::providers::{Component, Language, ProviderError};
 use crate::session::Usage;
 use crate::tools::{ToolEffect, ToolOutput};
 
@@ -62,7 +62,7 @@ pub(super) struct Studio {
     /// The model begins its answers in mid thought; learnt from an answer that closed one.
     pub begins_in_thought: AtomicBool,
     pub voice: Option<String>,
-    pub language: Option<String>,
+    pub language: Option<Language>,
     pub llm: Arc<dyn ChatModel>,
     pub tts: Arc<dyn TextToSpeech>,
     pub tools: Arc<dyn Tools>,

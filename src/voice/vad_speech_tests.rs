@@ -105,6 +105,185 @@ fn silence_noise_and_tones_are_not_speech() {
     }
 }
 
+/// The sounds of `tones-and-music`, made as its script makes them, and those of exchanges.
+fn tones() -> Vec<(&'static str, Vec<i16>)> {
+    const CHORDS: [[f64; 3]; 4] = [
+        [262.0, 330.0, 392.0],
+        [220.0, 262.0, 330.0],
+        [175.0, 220.0, 262.0],
+        [196.0, 247.0, 294.0],
+    ];
+    const ROWS_HZ: [f64; 4] = [697.0, 770.0, 852.0, 941.0];
+    const COLUMNS_HZ: [f64; 3] = [1_209.0, 1_336.0, 1_477.0];
+    let sine = |hz: f64, t: f64| (TAU * hz * t).sin();
+    let make = |level: f64, wave: &dyn Fn(f64) -> f64| -> Vec<i16> {
+        let wave: Vec<f64> = (0..8 * 16_000)
+            .map(|n| wave(f64::from(n) / 16_000.0))
+            .collect();
+        let highest = wave
+            .iter()
+            .fold(0.0, |highest: f64, value| highest.max(value.abs()));
+        wave.iter()
+            .map(|value| (value / highest * level) as i16)
+            .collect()
+    };
+    let chord = |t: f64, phase: &dyn Fn(f64) -> f64| -> f64 {
+        let notes = CHORDS[t as usize % 4].iter();
+        notes
+            .flat_map(|hz| [1.0, 2.0, 3.0].map(|harmonic| (hz, harmonic)))
+            .map(|(hz, harmonic)| (TAU * hz * harmonic * phase(t)).sin() / harmonic)
+            .sum()
+    };
+    let beeps = |t: f64| if t % 2.0 < 0.5 { sine(440.0, t) } else { 0.0 };
+    let keys = |t: f64| {
+        let key = (t / 0.35) as usize;
+        let is_pressed = key < 20 && t - key as f64 * 0.35 < 0.2;
+        let pair = sine(ROWS_HZ[key % 4], t) + sine(COLUMNS_HZ[key % 3], t);
+        if is_pressed { pair } else { 0.0 }
+    };
+    let busy = |t: f64| {
+        if t % 1.0 < 0.5 {
+            sine(480.0, t) + sine(620.0, t)
+        } else {
+            0.0
+        }
+    };
+    let ringing = |t: f64| {
+        let level = if t % 3.0 < 1.0 {
+            1.0 + 0.8 * sine(25.0, t)
+        } else {
+            0.0
+        };
+        level * sine(400.0, t)
+    };
+    let unobtainable = |t: f64| match t % 2.0 {
+        at if at < 0.33 => sine(950.0, t),
+        at if at < 0.66 => sine(1_400.0, t),
+        at if at < 1.0 => sine(1_800.0, t),
+        _ => 0.0,
+    };
+    vec![
+        ("beeps", make(12_000.0, &beeps)),
+        ("keys", make(14_000.0, &keys)),
+        ("chords", make(12_000.0, &|t| chord(t, &|t| t))),
+        (
+            "wavering chords",
+            make(12_000.0, &|t| {
+                chord(t, &|t| t * (1.0 + 0.002 * sine(5.0, t)))
+            }),
+        ),
+        ("a busy line", make(12_000.0, &busy)),
+        ("ringing", make(12_000.0, &ringing)),
+        (
+            "the tones before \u{201c}not in service\u{201d}",
+            make(12_000.0, &unobtainable),
+        ),
+    ]
+}
+
+fn mixed(sound: &[i16], other: &[i16]) -> Vec<i16> {
+    let pairs = sound.iter().zip(other);
+    pairs.map(|(a, b)| a.saturating_add(*b)).collect()
+}
+
+/// There and back through G.711 with \u{b5}-law (ITU-T G.711, table 2a): noise that is as loud as
+/// the sound is.
+fn by_telephone(sound: &[i16]) -> Vec<i16> {
+    let companded = |sample: &i16| {
+        let size = i32::from(*sample).abs().min(32_635) + 132;
+        let exponent = (size.ilog2() as i32 - 7).max(0);
+        let step = (size >> (exponent + 3)) & 15;
+        let size = (((step << 3) + 132) << exponent) - 132;
+        (size * i32::from(*sample).signum()) as i16
+    };
+    sound.iter().map(companded).collect()
+}
+
+#[test]
+fn tones_and_music_start_no_speech() {
+    for (what, sound) in tones() {
+        let quieter: Vec<i16> = sound.iter().map(|sample| sample / 4).collect();
+        for (how, sound) in [
+            ("alone", sound.clone()),
+            ("on a line with noise", mixed(&sound, &noise(8.0, 100.0))),
+            ("by telephone", by_telephone(&sound)),
+            ("softly by telephone", by_telephone(&quieter)),
+        ] {
+            let sound = [sound, vec![0; 8_000]].concat();
+            assert_eq!(events(&sound), [], "{what} {how}");
+        }
+    }
+}
+
+#[test]
+fn speech_after_a_tone_is_heard_from_its_beginning() {
+    for line in ["hello.wav", "lead.wav", "goodbye.wav"] {
+        let speech = fixture(line);
+        let beep = tone(1_000.0, 1.0);
+        let pause = noise(0.4, 20.0);
+        let sound = [&beep[..], &pause, &speech, &noise(0.5, 20.0)].concat();
+        let begins = 1.4;
+        for sound in [sound.clone(), by_telephone(&sound)] {
+            let started: Vec<f64> = events(&sound)
+                .iter()
+                .filter_map(|event| match event {
+                    VadEvent::Started { onset } => Some(*onset as f64 / 16_000.0),
+                    _ => None,
+                })
+                .collect();
+            assert!(
+                started.len() == 1 && (started[0] - begins).abs() < 0.06,
+                "{line} begins at {started:?} instead of {begins}"
+            );
+        }
+    }
+}
+
+/// Whether a sound is music, and whether it may be.
+fn music(sound: &[i16]) -> (bool, bool) {
+    let mut vad = Vad::new(VadConfig::default(), 100);
+    vad.push(sound, &mut Vec::new());
+    assert!(vad.in_speech(), "nothing was heard");
+    (vad.is_music(), vad.may_be_music())
+}
+
+/// Full chords of a band with drums: harmonics up to 6 kHz, a stroke each third of a second.
+fn band() -> Vec<i16> {
+    let strokes = noise(4.0, 6_000.0);
+    let played = |n: usize| -> f64 {
+        let t = n as f64 / 16_000.0;
+        let root = [196.0, 220.0, 262.0, 175.0][t as usize % 4];
+        let notes = [1.0, 1.25, 1.5, 2.0].map(|interval| root * interval);
+        let harmonics = |hz: f64| -> f64 {
+            (1..24)
+                .take_while(|harmonic| hz * f64::from(*harmonic) < 6_000.0)
+                .map(|harmonic| (TAU * hz * f64::from(harmonic) * t).sin() / f64::from(harmonic))
+                .sum()
+        };
+        notes.iter().map(|hz| harmonics(*hz)).sum::<f64>() * 2_000.0
+    };
+    let fading = |n: usize| (-((n % 5_333) as f64) / 800.0).exp();
+    (0..4 * 16_000)
+        .map(|n| (played(n) + f64::from(strokes[n]) * (0.03 + fading(n))) as i16)
+        .collect()
+}
+
+#[test]
+fn music_is_not_taken_for_words_and_speech_before_music_is() {
+    let band = band();
+    assert_eq!(music(&band), (true, true));
+    let speech = fixture("lead.wav");
+    assert_eq!(music(&speech[..48_000]), (false, false));
+    let behind: Vec<i16> = band.iter().map(|sample| sample / 6).collect();
+    assert!(!music(&mixed(&speech[..48_000], &behind)).0);
+    let tone = tone(600.0, 0.2);
+    let alternating: Vec<i16> = speech[..32_000]
+        .chunks(3_200)
+        .flat_map(|piece| [piece, &tone].concat())
+        .collect();
+    assert_eq!(music(&alternating), (false, true));
+}
+
 #[test]
 #[ignore = "measures; run it with --release -- --ignored --nocapture"]
 fn cost_of_one_call() {

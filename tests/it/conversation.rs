@@ -556,6 +556,114 @@ async fn what_the_caller_types_is_answered_and_told() {
     assert_eq!(call.end().await, VoiceEnd::Stopped);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_mark_for_no_speech_does_not_stop_the_agent() {
+    let case = include_str!("../fixtures/cases/marks-for-no-speech/texts.json");
+    let answers: Vec<serde_json::Value> = serde_json::from_str(case).unwrap();
+    for answer in answers {
+        let mark = answer["text"].as_str().expect("a text").to_owned();
+        let call = Call::start(
+            Providers {
+                stt: Heard::in_turn(&["tell me everything", mark.leak()]),
+                ..providers("", LONG)
+            },
+            None,
+            VoiceConfig::default(),
+        );
+        call.say(&fixture("hello.wav")).await;
+        call.until("speech", |event| {
+            *event == VoiceEvent::AgentState(AgentState::Speaking)
+        })
+        .await;
+        sleep(Duration::from_secs(2)).await;
+        call.say(&fixture("goodbye.wav")).await;
+        call.agent_has_said(1).await;
+        assert_eq!(
+            call.transcript(),
+            [
+                "caller: tell me everything".to_owned(),
+                format!("agent: {LONG}")
+            ]
+        );
+        call.commands.send(VoiceCommand::Stop).await.unwrap();
+        assert_eq!(call.end().await, VoiceEnd::Stopped);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn beeps_and_keys_ask_nobody_for_words() {
+    let heard = Heard::in_turn(&["Thank you for watching!"; 20]);
+    let call = Call::start(
+        Providers {
+            stt: heard.clone(),
+            ..providers("", LONG)
+        },
+        None,
+        VoiceConfig::default(),
+    );
+    let sine = |hz: f64, n: usize| (std::f64::consts::TAU * hz * n as f64 / 16_000.0).sin();
+    let sound: Vec<i16> = (0..5 * 16_000)
+        .map(|n| match n % 16_000 {
+            at if at < 4_000 => (12_000.0 * sine(440.0, n)) as i16,
+            at if (8_000..11_200).contains(&at) => {
+                (7_000.0 * (sine(770.0, n) + sine(1_336.0, n))) as i16
+            }
+            _ => 0,
+        })
+        .collect();
+    call.say(&sound).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(heard.next.load(Ordering::Relaxed), 0, "requests for words");
+    assert_eq!(call.transcript(), [""; 0]);
+    call.commands.send(VoiceCommand::Stop).await.unwrap();
+    assert_eq!(call.end().await, VoiceEnd::Stopped);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recogniser_that_refuses_everything_ends_the_call_with_an_apology() {
+    let call = Call::start(
+        Providers {
+            stt: Arc::new(RefusingEar),
+            ..providers("", "")
+        },
+        None,
+        VoiceConfig::default(),
+    );
+    for turn in [1, 2] {
+        call.say(&fixture("goodbye.wav")).await;
+        call.agent_has_said(turn).await;
+    }
+    let lines = VoiceConfig::default().lines;
+    assert_eq!(
+        call.transcript(),
+        [
+            format!("agent: {}", lines.say_again),
+            format!("agent: {}", lines.apology),
+        ]
+    );
+    let VoiceEnd::ProviderFailed { component, message } = call.end().await else {
+        panic!("the recogniser refuses everything")
+    };
+    assert_eq!(component, Component::Stt);
+    assert!(message.contains("hi-IN"), "{message}");
+}
+
+/// Recognition that takes no request at all.
+struct RefusingEar;
+
+#[async_trait]
+impl SpeechToText for RefusingEar {
+    fn name(&self) -> &str {
+        "refusing"
+    }
+
+    async fn transcribe(&self, _: SpeechSegment) -> Result<Transcript, ProviderError> {
+        Err(ProviderError::bad_input(
+            "ear.example refused the request (400): unsupported language hi-IN",
+        ))
+    }
+}
+
 /// Recognition that understands what it is told to, each stretch of speech once.
 struct Heard {
     lines: Vec<&'static str>,

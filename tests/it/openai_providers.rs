@@ -11,7 +11,9 @@ use voicebot::providers::llm::{
 };
 use voicebot::providers::stt::{SpeechSegment, Transcript};
 use voicebot::providers::tts::SpeechRequest;
-use voicebot::providers::{ProviderError, Providers, ProvidersConfig, build, http_client};
+use voicebot::providers::{
+    Language, ProviderError, Providers, ProvidersConfig, build, http_client,
+};
 use voicebot::tools::ToolDefinition;
 
 const SSE: &str = "text/event-stream";
@@ -31,7 +33,7 @@ fn segment() -> SpeechSegment {
     SpeechSegment {
         samples: vec![1, -2, 3].into(),
         sample_rate_hz: 16_000,
-        language: Some("en".to_owned()),
+        language: Language::read("en-IN").expect("a language"),
     }
 }
 
@@ -635,4 +637,69 @@ async fn a_warm_connection_is_used_again() {
             .expect("it understands");
     }
     assert_eq!(service.connections(), opened);
+}
+
+#[tokio::test]
+async fn a_recogniser_that_refuses_an_option_is_asked_without_it() {
+    // What the server refuses, the model, and what is left out at the first request and at the
+    // second.
+    for (refused, model, first, second) in [
+        ("name=\"language\"", "hears", 2, 1),
+        ("verbose_json", "whisper-1", 2, 1),
+        ("name=\"language\"", "whisper-1", 3, 1),
+        ("audio/wav", "whisper-1", 3, 3),
+    ] {
+        let service = FakeService::start(Behaviour::RefuseRequestsWith {
+            part: refused,
+            otherwise: br#"{"text": "Hello."}"#,
+        })
+        .await;
+        let config = ProvidersConfig {
+            openai_base_url: service.base_url(),
+            stt_model: model.to_owned(),
+            ..ProvidersConfig::default()
+        };
+        let providers = build(&config, http_client().expect("a client")).expect("right settings");
+        let mut before = 0;
+        for expected in [first, second] {
+            let answer = providers.stt.transcribe(segment()).await;
+            let requests = service.requests().len() - before;
+            before += requests;
+            assert_eq!(requests, expected, "{refused} to {model}");
+            match answer {
+                Ok(transcript) => assert_eq!(transcript.text, "Hello."),
+                Err(error) => {
+                    assert_eq!(refused, "audio/wav", "{error}");
+                    assert!(matches!(error, ProviderError::BadInput { .. }), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_language_goes_out_as_the_code_that_recognisers_know() {
+    for (language, sent) in [
+        ("hi-IN", Some("hi")),
+        ("English", Some("en")),
+        ("haw", None),
+    ] {
+        let service = FakeService::start(Behaviour::Answer {
+            media_type: "application/json",
+            body: br#"{"text": null}"#.to_vec(),
+            piece: 100,
+        })
+        .await;
+        let asked = SpeechSegment {
+            language: Language::read(language).expect("a language"),
+            ..segment()
+        };
+        let heard = providers(&service).stt.transcribe(asked).await;
+        assert_eq!(heard.expect("an answer").text, "", "no text is no words");
+        let request = service.requests().pop().expect("one request");
+        let body = String::from_utf8_lossy(&request.body).into_owned();
+        let field = body.split("name=\"language\"\r\n\r\n").nth(1);
+        let code = field.and_then(|rest| rest.split("\r\n").next());
+        assert_eq!(code, sent, "{language}");
+    }
 }

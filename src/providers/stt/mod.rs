@@ -1,5 +1,6 @@
 //! Speech to text: the words in one stretch of the caller's speech.
 
+pub mod marks;
 pub(super) mod openai;
 
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::ProviderError;
+use super::{Language, ProviderError};
 
 /// One stretch of speech, cut out by voice activity detection with some silence around it.
 #[derive(Debug, Clone)]
@@ -16,8 +17,8 @@ pub struct SpeechSegment {
     pub samples: Arc<[i16]>,
     /// Samples a second.
     pub sample_rate_hz: u32,
-    /// ISO 639-1 code of the language, when it is known.
-    pub language: Option<String>,
+    /// The language, when it is known.
+    pub language: Option<Language>,
 }
 
 impl SpeechSegment {

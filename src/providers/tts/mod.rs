@@ -5,7 +5,7 @@ pub(super) mod openai;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-use super::ProviderError;
+use super::{Language, ProviderError};
 
 /// One sentence to be spoken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub struct SpeechRequest {
     pub text: String,
     /// The provider's name of the voice; its default if none.
     pub voice: Option<String>,
-    /// ISO 639-1 code of the language, when it is known.
-    pub language: Option<String>,
+    /// The language, when it is known.
+    pub language: Option<Language>,
 }
 
 /// Mono samples at [`TextToSpeech::sample_rate_hz`], in pieces of any size. It ends after the last one; an error ends it early.

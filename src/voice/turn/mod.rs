@@ -451,12 +451,8 @@ impl TurnMachine {
             confidence: None,
             at: now,
         };
-        segment.failed = failure.kind != FailureKind::BadInput;
-        if failure.kind == FailureKind::BadInput {
-            self.report(failure.component.as_str(), &failure.message, true);
-        } else {
-            self.provider_failed(failure);
-        }
+        segment.failed = true;
+        self.provider_failed(failure);
     }
 
     fn user_text(&mut self, text: String) {
@@ -659,11 +655,11 @@ impl TurnMachine {
                     transcripts_until: None,
                 });
             }
-        self.typing_over();
         }
     }
 
     fn end(&mut self) {
+        self.typing_over();
         let rest = std::mem::take(&mut self.turn);
         self.commit(rest, self.now);
         if let Stage::Closing(closing) = std::mem::replace(&mut self.stage, Stage::Over) {

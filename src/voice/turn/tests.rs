@@ -1122,3 +1122,45 @@ fn whoever_types_is_there_and_loses_nothing_at_the_end() {
     }
     assert_eq!(keypad(&table)[0].1.len(), 32);
 }
+
+#[test]
+fn a_recogniser_that_refuses_every_request_ends_the_call_as_failed() {
+    for kind in [FailureKind::BadInput, FailureKind::Temporary] {
+        let mut table = Table::new();
+        for turn in 0..2 {
+            table.speak(turn * 4_000 + 1_000, turn * 4_000 + 2_000);
+            let segment = table.last_segment();
+            table.input(Input::TranscriptionFailed {
+                segment,
+                failure: failure(Component::Stt, kind),
+            });
+            let reply = table.plays();
+            table.playing_until(reply, turn * 4_000 + 4_000);
+            table.input(Input::ReplyFinished { reply });
+        }
+        let said: Vec<String> = table
+            .log
+            .iter()
+            .filter_map(|(_, output)| match output {
+                Output::StartReply {
+                    prompt: Prompt::Say { text },
+                    ..
+                } => Some(text.clone()),
+                _ => None,
+            })
+            .collect();
+        let lines = VoiceConfig::default().lines;
+        assert_eq!(said, [lines.say_again, lines.apology], "{kind:?}");
+        assert!(
+            table.has(&|output| matches!(
+                output,
+                Output::End(VoiceEnd::ProviderFailed {
+                    component: Component::Stt,
+                    ..
+                })
+            )),
+            "{:#?}",
+            table.log
+        );
+    }
+}

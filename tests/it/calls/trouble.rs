@@ -20,10 +20,14 @@ struct Service {
 
 impl Service {
     async fn start(broken: &'static str) -> Self {
+        Self::answering(broken, StatusCode::INTERNAL_SERVER_ERROR).await
+    }
+
+    async fn answering(broken: &'static str, status: StatusCode) -> Self {
         let answer = |part: &'static str, body: Vec<u8>| {
             post(move || async move {
                 if part == broken {
-                    Err((StatusCode::INTERNAL_SERVER_ERROR, "out of order"))
+                    Err((status, "out of order"))
                 } else {
                     Ok(body)
                 }
@@ -105,6 +109,24 @@ async fn agent_without_a_voice_hangs_up_and_the_record_says_why() {
     let error = call.record["outcome"]["error"].as_str().unwrap_or_default();
     assert!(error.contains("tts") && error.contains("500"), "{error}");
     assert_eq!(call.transcript(), [""; 0], "nobody heard anything");
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recogniser_refuses_every_request_and_the_call_has_failed() {
+    let service = Service::answering("stt", StatusCode::BAD_REQUEST).await;
+    let world = world(&service).await;
+    let worker = world.worker().await;
+    let mut caller = world.call("deaf").await;
+    let before = caller.seen().loud_frames;
+    caller.say(SHORT_LINE).await;
+    let seen = caller.hung_up_on().await;
+    assert!(seen.loud_frames >= before + 10, "the apology was not heard");
+
+    let call = &world.delivered(1).await[0];
+    call.ended("failed", "error", Some("STT_FAILED"));
+    let error = call.record["outcome"]["error"].as_str().unwrap_or_default();
+    assert!(error.contains("stt") && error.contains("400"), "{error}");
     world.nothing_is_left(worker).await;
 }
 

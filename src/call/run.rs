@@ -30,9 +30,7 @@ use crate::config::{Config, LiveKitSettings};
 use crate::ipc::{FromCall, FromWorker, JobDescription, ShutdownReason, ToCall, ToWorker};
 use crate::providers::{Component, Providers};
 use crate::recording::Recorder;
-use crate::session::{
-    self, CallMetadata, CallParticipant, KeypadInput, Outcome, SharedSession,
-};
+use crate::session::{self, CallMetadata, CallParticipant, KeypadInput, Outcome, SharedSession};
 use crate::store::{Store, StoreError, Unfinished};
 use crate::tools::Toolbox;
 use crate::voice::{AudioFrame, Conversation, VoiceCommand, VoiceEnd, VoiceEvent};
@@ -615,11 +613,15 @@ impl<'a> Call<'a> {
             RoomHappening::LinkLost => self.link_is_lost(),
             RoomHappening::Reconnected => self.link_is_back(),
             RoomHappening::Key { identity, key } => {
-                if let Stage::Talking(talk) = &self.stage
-                    && identity.is_none_or(|identity| identity == talk.caller)
-                    && talk.commands.try_send(VoiceCommand::Key(key)).is_err()
+                if let Stage::Talking(talk) = &mut self.stage
+                    && identity.is_none_or(|identity| identity == talk.caller.identity)
                 {
-                    warn!("a key that the caller pressed was lost: the conversation is too busy");
+                    // Somebody who types is there, whatever arrives of their sound.
+                    talk.was_heard = true;
+                    talk.media = MediaWatch::new(Instant::now(), None);
+                    if talk.commands.try_send(VoiceCommand::Key(key)).is_err() {
+                        warn!("a key that the caller pressed was lost: the conversation is busy");
+                    }
                 }
             }
             RoomHappening::Gone { reason } => {

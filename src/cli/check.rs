@@ -4,22 +4,33 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rustix::fs::Access;
-
+use futures_util::StreamExt as _;
 use livekit_api::services::room::RoomClient;
+use rustix::fs::Access;
+use tokio::time::{Instant, timeout};
 
 use super::CommandResult;
-use crate::call::{Personas, http_address};
+use crate::call::{Persona, Personas, http_address};
 use crate::config::{Config, Secret};
 use crate::ledger::mongodb;
-use crate::providers::{self, Vendor};
+use crate::providers::stt::{SpeechSegment, SpeechToText};
+use crate::providers::tts::{SpeechRequest, TextToSpeech};
+use crate::providers::{self, ProviderError, Providers, Vendor};
 use crate::recording::RecordingMode;
 use crate::recording::proof;
 use crate::store::{Store, free_bytes};
 use crate::upload::{CrmSecrets, UploadError};
+use crate::voice::resample::Resampler;
+use crate::voice::{self, INPUT_SAMPLE_RATE_HZ};
 
 /// How long any one server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a word may take to be spoken or heard. A model may have to be loaded first.
+const SPEECH_PATIENCE: Duration = Duration::from_secs(20);
+/// The word that is spoken.
+const WORD: &str = "Hello.";
+/// More sound than that is not read.
+const LONGEST_WORD: Duration = Duration::from_secs(10);
 
 /// One line of the answer: what was looked at, and how it is or what to do.
 struct Finding {
@@ -54,19 +65,33 @@ pub async fn run(arguments: CheckArguments, config: &Config) -> CommandResult {
             what: "MongoDB",
             result: mongodb(config).await,
         },
-        Finding {
-            what: "providers",
-            result: providers(config, &http).await,
-        },
-        Finding {
-            what: "persona",
-            result: persona(config, &http).await,
-        },
-        Finding {
-            what: "recording",
-            result: recording(config),
-        },
     ];
+    let persona = persona(config, &http).await;
+    let providers = providers(config, &http).await;
+    let usable = providers.as_ref().ok().map(|(providers, _)| providers);
+    let sound = match usable {
+        Some(providers) => speech(providers, &persona).await,
+        None => Vec::new(),
+    };
+    findings.push(Finding {
+        what: "providers",
+        result: providers.map(|(_, said)| said),
+    });
+    findings.extend(sound);
+    findings.push(Finding {
+        what: "persona",
+        result: match persona.language_problem {
+            Some(problem) => Err(format!("\u{201c}{}\u{201d}: {problem}", persona.name)),
+            None => Ok(format!(
+                "\u{201c}{}\u{201d} answers numbers without one of their own",
+                persona.name
+            )),
+        },
+    });
+    findings.push(Finding {
+        what: "recording",
+        result: recording(config),
+    });
     if arguments.egress {
         println!(
             "        egress: opens a room, records 2 s of a tone in it to {}, looks for the file and deletes it",
@@ -239,10 +264,13 @@ async fn crm(config: &Config, http: &reqwest::Client) -> Result<String, String> 
     }
 }
 
-async fn providers(config: &Config, http: &reqwest::Client) -> Result<String, String> {
-    providers::build(&config.providers, http.clone()).map_err(|error| error.to_string())?;
+/// The providers, and what is to be said about them.
+async fn providers(config: &Config, http: &reqwest::Client) -> Result<(Providers, String), String> {
+    let providers =
+        providers::build(&config.providers, http.clone()).map_err(|error| error.to_string())?;
     if config.providers.vendor == Vendor::Scripted {
-        return Ok("a prepared conversation (providers.vendor = \"scripted\")".into());
+        let said = "a prepared conversation (providers.vendor = \"scripted\")";
+        return Ok((providers, said.into()));
     }
     let base = config.providers.openai_base_url.trim_end_matches('/');
     let mut request = http.get(format!("{base}/models")).timeout(PATIENCE);
@@ -254,7 +282,7 @@ async fn providers(config: &Config, http: &reqwest::Client) -> Result<String, St
             Err(format!("{base} refuses OPENAI_API_KEY (401)"))
         }
         // Servers that only imitate the interface often have no list of models.
-        Ok(response) => Ok(format!("{base} answers ({})", response.status())),
+        Ok(response) => Ok((providers, format!("{base} answers ({})", response.status()))),
         Err(error) => Err(format!(
             "{base} (OPENAI_BASE_URL) does not answer: {}",
             error.without_url()
@@ -262,7 +290,7 @@ async fn providers(config: &Config, http: &reqwest::Client) -> Result<String, St
     }
 }
 
-async fn persona(config: &Config, http: &reqwest::Client) -> Result<String, String> {
+async fn persona(config: &Config, http: &reqwest::Client) -> Persona {
     let token = Secret::from_env("PERSONA_TOKEN");
     let personas = Personas::new(
         config.persona.clone(),
@@ -270,9 +298,114 @@ async fn persona(config: &Config, http: &reqwest::Client) -> Result<String, Stri
         token,
         &config.data_dir,
     );
-    let persona = personas.find([]).await;
-    Ok(format!(
-        "\u{201c}{}\u{201d} answers numbers without one of their own",
-        persona.name
-    ))
+    personas.find([]).await
+}
+
+/// Lets the synthesiser speak one word in the persona's voice, and the recogniser hear it.
+async fn speech(providers: &Providers, persona: &Persona) -> Vec<Finding> {
+    let began = Instant::now();
+    let word = match timeout(SPEECH_PATIENCE, speak(providers.tts.as_ref(), persona)).await {
+        Ok(word) => word,
+        Err(_) => Err(format!(
+            "{} spoke no word within {} s",
+            providers.tts.name(),
+            SPEECH_PATIENCE.as_secs()
+        )),
+    };
+    let took = began.elapsed();
+    let rate_hz = providers.tts.sample_rate_hz();
+    let heard = match &word {
+        Ok(word) => Some(hear(providers.stt.as_ref(), persona, word, rate_hz).await),
+        Err(_) => None,
+    };
+    let name = providers.tts.name();
+    let voice = word.map(|word| {
+        let seconds = word.len() as f64 / f64::from(rate_hz.max(1));
+        let peak = word.iter().map(|sample| sample.unsigned_abs()).max();
+        let level = 20.0 * (f64::from(peak.unwrap_or(0)).max(1.0) / 32_768.0).log10();
+        let format = match providers.tts.last_format() {
+            Some(format) => format!(" ({format})"),
+            None => String::new(),
+        };
+        format!(
+            "{name} says \u{201c}{WORD}\u{201d} in {seconds:.2} s{format}, at most {level:.0} dBFS; all of it was there \
+             after {} ms",
+            took.as_millis()
+        )
+    });
+    let mut findings = vec![Finding {
+        what: "voice",
+        result: voice,
+    }];
+    findings.extend(heard.map(|result| Finding {
+        what: "recognition",
+        result,
+    }));
+    findings
+}
+
+/// The sound of one word.
+async fn speak(tts: &dyn TextToSpeech, persona: &Persona) -> Result<Vec<i16>, String> {
+    let request = SpeechRequest {
+        text: WORD.to_owned(),
+        voice: persona.voice.clone(),
+        language: persona.language.clone(),
+    };
+    let most = tts.sample_rate_hz() as usize * LONGEST_WORD.as_secs() as usize;
+    let mut word = Vec::new();
+    let sound = async {
+        let mut pieces = tts.synthesize(request).await?;
+        while let Some(piece) = pieces.next().await {
+            word.extend(piece?);
+            if word.len() > most {
+                break;
+            }
+        }
+        Ok::<_, ProviderError>(())
+    };
+    sound.await.map_err(|error| error.to_string())?;
+    if word.is_empty() {
+        return Err(format!("{} answered without any sound", tts.name()));
+    }
+    if voice::is_noise(&word, tts.sample_rate_hz()) {
+        return Err(format!(
+            "{} sent noise at full volume instead of speech (providers.tts_model)",
+            tts.name()
+        ));
+    }
+    Ok(word)
+}
+
+async fn hear(
+    stt: &dyn SpeechToText,
+    persona: &Persona,
+    word: &[i16],
+    rate_hz: u32,
+) -> Result<String, String> {
+    let mut samples = Vec::new();
+    let mut resampler = Resampler::new(rate_hz, INPUT_SAMPLE_RATE_HZ);
+    resampler.push(word, &mut samples);
+    resampler.finish(&mut samples);
+    let segment = SpeechSegment {
+        samples: samples.into(),
+        sample_rate_hz: INPUT_SAMPLE_RATE_HZ,
+        language: persona.language.clone(),
+    };
+    let language = match &persona.language {
+        Some(language) => format!(" as {language}"),
+        None => String::new(),
+    };
+    match timeout(SPEECH_PATIENCE, stt.transcribe(segment)).await {
+        Ok(Ok(heard)) => Ok(format!(
+            "{} hears \u{201c}{}\u{201d}{language}",
+            stt.name(),
+            heard.text
+        )),
+        Ok(Err(error)) => Err(format!("{}{language}: {error}", stt.name())),
+        Err(_) => Err(format!(
+            "{} heard nothing within {} s",
+            stt.name(),
+            SPEECH_PATIENCE.as_secs()
+        )),
+    }
 }

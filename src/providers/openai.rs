@@ -129,6 +129,11 @@ impl Api {
         ProviderError::temporary(format!("{} answered with {what}", self.host))
     }
 
+    /// An answer that no request will make better.
+    pub fn misconfigured(&self, what: &str) -> ProviderError {
+        ProviderError::config(format!("{} answered with {what}", self.host))
+    }
+
     async fn refused(&self, mut response: Response) -> Refusal {
         let status = response.status();
         let retry_after = response

@@ -413,20 +413,21 @@ impl Driver {
         result: Result<Transcript, Failure>,
     ) {
         self.tell(match result {
-            Ok(Transcript { text, .. }) if may_be_music && marks::is_made_up(&text) => {
-                Input::Transcript {
-                    segment,
-                    text: String::new(),
-                    confidence: None,
-                    is_final: true,
+            Ok(Transcript { text, confidence }) => {
+                let words = marks::spoken_words(&text);
+                let is_made_up = may_be_music && marks::is_made_up(&words);
+                let is_mark = words.is_empty() && !text.trim().is_empty();
+                if is_made_up || is_mark {
+                    Input::NotSpeech { segment }
+                } else {
+                    Input::Transcript {
+                        segment,
+                        text: words,
+                        confidence,
+                        is_final: true,
+                    }
                 }
             }
-            Ok(Transcript { text, confidence }) => Input::Transcript {
-                segment,
-                text: marks::spoken_words(&text),
-                confidence,
-                is_final: true,
-            },
             Err(failure) => Input::TranscriptionFailed { segment, failure },
         });
     }
@@ -625,10 +626,15 @@ impl Driver {
             .retain(|request| request.segment != segment);
         if self.vad.is_music() {
             tracing::debug!("a stretch of music is not sent to recognition");
+            // What a recogniser would write if it were a good one.
+            let mark = Transcript {
+                text: "[MUSIC]".to_owned(),
+                confidence: None,
+            };
             self.transcriptions.push(Transcription {
                 segment,
                 may_be_music: true,
-                request: std::future::ready(Ok(Transcript::default())).boxed(),
+                request: std::future::ready(Ok(mark)).boxed(),
             });
             return;
         }

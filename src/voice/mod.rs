@@ -9,12 +9,13 @@ mod config;
 mod driver;
 mod event;
 mod markup;
+mod noise;
 pub mod playout;
 mod reply;
-mod resample;
+pub(crate) mod resample;
 mod speech_text;
-pub mod turn;
 mod tones;
+pub mod turn;
 pub mod vad;
 mod wording;
 
@@ -26,8 +27,8 @@ use async_trait::async_trait;
 pub use config::{LimitsConfig, LinesConfig, TurnConfig, VadConfig, VoiceConfig};
 pub use event::{AgentState, UserState, VoiceCommand, VoiceEnd, VoiceEvent};
 
-use crate::providers::llm::ChatModel;
 use crate::providers::Language;
+use crate::providers::llm::ChatModel;
 use crate::providers::stt::SpeechToText;
 use crate::providers::tts::TextToSpeech;
 use crate::tools::{ToolDefinition, ToolOutput, Toolbox};
@@ -42,6 +43,12 @@ pub const INPUT_SAMPLE_RATE_HZ: u32 = 16_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the audio output is closed")]
 pub struct OutputClosed;
+
+/// Whether a sound is loud noise and no speech: what comes of bytes that are no samples. A
+/// conversation does not play it.
+pub fn is_noise(sound: &[i16], sample_rate_hz: u32) -> bool {
+    noise::is_noise(sound, sample_rate_hz)
+}
 
 /// Where the agent's sound goes.
 #[async_trait]

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::config::{LimitsConfig, ms};
+use super::noise::{IsNoise, NoiseGuard};
 use super::playout::Track;
 use super::resample::Resampler;
 use super::speech_text::Speech;
@@ -501,7 +502,14 @@ async fn synthesise(
                 language: studio.language.clone(),
             };
             Box::pin(async move {
-                open_stream(limits, studio.tts.name(), studio.tts.synthesize(request)).await
+                let name = studio.tts.name();
+                let (first, rest) =
+                    open_stream(limits, name, studio.tts.synthesize(request)).await?;
+                // A sentence has words, so that no sound is no answer.
+                let first = first.ok_or_else(|| {
+                    ProviderError::temporary(format!("{name} answered without any sound"))
+                })?;
+                Ok((first, rest))
             })
         };
         let (first, rest) = with_retries(limits, Component::Tts, open).await?;
@@ -510,7 +518,7 @@ async fn synthesise(
         }
         place.send(Opened {
             sentence,
-            first: first.unwrap_or_default(),
+            first,
             rest,
         });
     }
@@ -533,6 +541,14 @@ async fn fetch(
     }) = opened.recv().await
     {
         let mut resampler = Resampler::new(input_rate, studio.output.sample_rate_hz());
+        let mut guard = NoiseGuard::new(input_rate);
+        let noise = |IsNoise| {
+            let name = studio.tts.name();
+            let error = ProviderError::temporary(format!(
+                "{name} sent noise at full volume instead of speech; it is not played"
+            ));
+            failure(Component::Tts, error)
+        };
         let characters = sentence.text.chars().count() as u64;
         let longest = LONGEST_PAUSE.as_secs_f64() + characters as f64 / SLOWEST_CHARS_PER_S;
         let longest = (longest * f64::from(input_rate)) as u64;
@@ -542,7 +558,7 @@ async fn fetch(
         while let Some(chunk) = next {
             received += chunk.len() as u64;
             sound.clear();
-            resampler.push(&chunk, &mut sound);
+            resampler.push(&guard.push(&chunk).map_err(noise)?, &mut sound);
             if !sound.is_empty() {
                 track.push(&sound).await;
                 if !is_ready {
@@ -564,8 +580,14 @@ async fn fetch(
             next = chunk.map_err(|error| failure(Component::Tts, error))?;
         }
         sound.clear();
+        resampler.push(&guard.finish().map_err(noise)?, &mut sound);
         resampler.finish(&mut sound);
         track.push(&sound).await;
+        // A sound that is shorter than the guard's window has come out only now.
+        if !is_ready && !sound.is_empty() {
+            is_ready = true;
+            send(events, ReplyEvent::AudioReady).await;
+        }
         track.lock().end_sentence();
         let usage = Usage {
             tts_requests: 1,

@@ -648,6 +648,43 @@ async fn a_recogniser_that_refuses_everything_ends_the_call_with_an_apology() {
     assert!(message.contains("hi-IN"), "{message}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_voice_without_sound_or_with_noise_is_a_voice_that_is_down() {
+    let mp3 = include_bytes!("../fixtures/cases/speech-as-mp3/speech.mp3");
+    let noise: Vec<i16> = mp3
+        .chunks_exact(2)
+        .map(|pair| i16::from_le_bytes([pair[0], pair[1]]))
+        .collect();
+    for (sound, asked, named) in [(Vec::new(), 8, "without any sound"), (noise, 2, "noise")] {
+        let voice = Arc::new(OddVoice {
+            sound,
+            asked: AtomicUsize::new(0),
+        });
+        let call = Call::start(
+            Providers {
+                tts: voice.clone(),
+                ..providers("", "")
+            },
+            Some("Hello!"),
+            VoiceConfig::default(),
+        );
+        let ear = call.ear.clone();
+        let began = tokio::time::Instant::now();
+        let VoiceEnd::ProviderFailed { component, message } = call.end().await else {
+            panic!("the voice is down")
+        };
+        assert_eq!(component, Component::Tts);
+        assert!(message.contains(named), "{message}");
+        assert_eq!(
+            ear.first_sound_after(began),
+            None,
+            "the caller heard {named}"
+        );
+        // The greeting and the line that asks to say it again, each with its retries.
+        assert_eq!(voice.asked.load(Ordering::Relaxed), asked, "{named}");
+    }
+}
+
 /// Recognition that takes no request at all.
 struct RefusingEar;
 
@@ -661,6 +698,33 @@ impl SpeechToText for RefusingEar {
         Err(ProviderError::bad_input(
             "ear.example refused the request (400): unsupported language hi-IN",
         ))
+    }
+}
+
+/// A voice that says the same to everything.
+struct OddVoice {
+    sound: Vec<i16>,
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl TextToSpeech for OddVoice {
+    fn name(&self) -> &str {
+        "odd"
+    }
+
+    fn sample_rate_hz(&self) -> u32 {
+        24_000
+    }
+
+    async fn synthesize(&self, _: SpeechRequest) -> Result<SpeechStream, ProviderError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let pieces: Vec<_> = self
+            .sound
+            .chunks(960)
+            .map(|piece| Ok(piece.to_vec()))
+            .collect();
+        Ok(stream::iter(pieces).boxed())
     }
 }
 

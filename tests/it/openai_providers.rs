@@ -649,9 +649,19 @@ async fn a_recogniser_that_refuses_an_option_is_asked_without_it() {
         ("name=\"language\"", "whisper-1", 3, 1),
         ("audio/wav", "whisper-1", 3, 3),
     ] {
-        let service = FakeService::start(Behaviour::RefuseRequestsWith {
-            part: refused,
-            otherwise: br#"{"text": "Hello."}"#,
+        let service = FakeService::start_with(move |request| {
+            if String::from_utf8_lossy(&request.body).contains(refused) {
+                return Behaviour::Refuse {
+                    status: 400,
+                    headers: vec![],
+                    body: "no",
+                };
+            }
+            Behaviour::Answer {
+                media_type: "application/json",
+                body: br#"{"text": "Hello."}"#.to_vec(),
+                piece: 100,
+            }
         })
         .await;
         let config = ProvidersConfig {
@@ -702,4 +712,38 @@ async fn a_language_goes_out_as_the_code_that_recognisers_know() {
         let code = field.and_then(|rest| rest.split("\r\n").next());
         assert_eq!(code, sent, "{language}");
     }
+}
+
+#[tokio::test]
+async fn sound_of_another_kind_is_read_or_named() {
+    let mp3 = include_bytes!("../fixtures/cases/speech-as-mp3/speech.mp3");
+    let wav = include_bytes!("../fixtures/cases/speech-as-wav/speech.wav");
+    for media_type in ["audio/mpeg", "audio/pcm"] {
+        let service = FakeService::start(Behaviour::Answer {
+            media_type,
+            body: mp3.to_vec(),
+            piece: 700,
+        })
+        .await;
+        let stream = providers(&service).tts.synthesize(sentence()).await;
+        let pieces: Vec<_> = stream.expect("it answers").collect().await;
+        let [Err(error)] = &pieces[..] else {
+            panic!("{} pieces of MP3 are played", pieces.len());
+        };
+        assert!(matches!(error, ProviderError::Config { .. }), "{error}");
+        let said = error.to_string();
+        assert!(said.contains("MP3") && said.contains("tts_model"), "{said}");
+    }
+    let service = FakeService::start(Behaviour::Answer {
+        media_type: "audio/wav",
+        body: wav.to_vec(),
+        piece: 999,
+    })
+    .await;
+    let tts = providers(&service).tts;
+    let stream = tts.synthesize(sentence()).await.expect("it speaks");
+    let pieces: Vec<Vec<i16>> = stream.map(|piece| piece.expect("sound")).collect().await;
+    assert_eq!(pieces.concat().len(), (wav.len() - 44) / 2);
+    let format = tts.last_format().expect("a format");
+    assert_eq!(format, "WAV, 24000 Hz, 1 channel");
 }

@@ -28,7 +28,8 @@ impl SpeechSegment {
     }
 }
 
-/// What was said. Empty text means that there were no words in the sound.
+/// What was said. Empty text means that there were no words in the sound, a mark alone that nobody has
+/// spoken.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Transcript {
     /// The words.

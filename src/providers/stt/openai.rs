@@ -21,6 +21,9 @@ const NO_SPEECH: f64 = 0.6;
 /// … and little for the words (`logprob_threshold`, the mean of the logarithms).
 const LOW_LOG_PROBABILITY: f64 = -1.0;
 
+/// What an answer without speech is turned into: a mark as other recognisers write it.
+const NO_SPEECH_MARK: &str = "[no speech]";
+
 /// One model on one server.
 pub(in crate::providers) struct OpenAiSpeechToText {
     api: Api,
@@ -156,8 +159,9 @@ fn transcript(answer: &Value) -> Option<Transcript> {
         let is_unlikely = value("avg_logprob").is_some_and(|p| p < LOW_LOG_PROBABILITY);
         is_no_speech && (is_unlikely || text.is_some_and(marks::is_made_up_in_silence))
     };
+    let has_silence = segments.iter().any(is_silent);
     let text = match answer.get("text") {
-        _ if segments.iter().any(is_silent) => None,
+        _ if has_silence => None,
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Null) => Some(String::new()),
         Some(_) => return None,
@@ -171,6 +175,11 @@ fn transcript(answer: &Value) -> Option<Transcript> {
             .filter_map(|segment| segment.get("text").and_then(Value::as_str));
         texts.map(str::trim).collect::<Vec<_>>().join(" ")
     });
+    // Nobody has spoken, which is more than that no words were found.
+    let text = match heard.is_empty() && has_silence {
+        true => NO_SPEECH_MARK.to_owned(),
+        false => text,
+    };
     let confidence = heard
         .iter()
         .filter_map(|segment| segment.get("avg_logprob").and_then(Value::as_f64))
@@ -250,7 +259,7 @@ mod tests {
             ),
             (
                 json!({ "text": "Hm wha", "segments": [segment(" Hm wha", 0.9, -1.4)] }),
-                Some(""),
+                Some(NO_SPEECH_MARK),
             ),
             (
                 json!({

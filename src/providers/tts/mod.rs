@@ -1,6 +1,7 @@
 //! Text to speech: the sound of one sentence, as it is made.
 
 pub(super) mod openai;
+mod sound;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -32,6 +33,12 @@ pub trait TextToSpeech: Send + Sync + 'static {
 
     /// Starts one sentence: returns once the provider has accepted the request. Dropping the stream gives it up.
     async fn synthesize(&self, request: SpeechRequest) -> Result<SpeechStream, ProviderError>;
+
+    /// What the sound of the last answer was before it became samples, such as "WAV, 44100 Hz, 2
+    /// channels", for whoever checks the settings. None where nothing had to be read.
+    fn last_format(&self) -> Option<String> {
+        None
+    }
 
     /// Opens a connection ahead of the first request. Failing is not an error yet.
     async fn prewarm(&self) {}

@@ -1,9 +1,14 @@
-//! Text to speech by `POST audio/speech` of an OpenAI-compatible server, as a stream of raw samples.
+//! Text to speech by `POST audio/speech` of an OpenAI-compatible server. Raw samples are asked for;
+//! what comes is [`sound`](super::sound)'s business.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use futures_util::stream;
+use reqwest::Response;
 use serde_json::json;
 
+use super::sound::{SoundProblem, SoundReader};
 use super::{SpeechRequest, SpeechStream, TextToSpeech};
 use crate::providers::ProviderError;
 use crate::providers::openai::Api;
@@ -17,6 +22,8 @@ pub(in crate::providers) struct OpenAiTextToSpeech {
     model: String,
     voice: String,
     name: String,
+    /// What the last answer was.
+    format: Arc<Mutex<Option<String>>>,
 }
 
 impl OpenAiTextToSpeech {
@@ -27,6 +34,7 @@ impl OpenAiTextToSpeech {
             model: model.to_owned(),
             voice: voice.to_owned(),
             name: format!("openai/{model}"),
+            format: Arc::default(),
         }
     }
 }
@@ -56,27 +64,22 @@ impl TextToSpeech for OpenAiTextToSpeech {
             .headers()
             .get(reqwest::header::CONTENT_TYPE)
             .and_then(|kind| kind.to_str().ok())
-            .unwrap_or_default();
+            .unwrap_or_default()
+            .to_owned();
         if kind.starts_with("text/") || kind.contains("json") {
             return Err(self.api.strange(&format!("{kind} instead of sound")));
         }
-        let state = (response, Halves::default(), self.api.clone());
-        Ok(Box::pin(stream::try_unfold(
-            state,
-            async |(mut response, mut halves, api)| {
-                loop {
-                    match response.chunk().await.map_err(|error| api.broken(error))? {
-                        Some(chunk) => {
-                            let samples = halves.samples(&chunk);
-                            if !samples.is_empty() {
-                                return Ok(Some((samples, (response, halves, api))));
-                            }
-                        }
-                        None => return Ok(None),
-                    }
-                }
-            },
-        )))
+        let state = State {
+            response: Some(response),
+            reader: SoundReader::new(&kind, SAMPLE_RATE_HZ),
+            api: self.api.clone(),
+            format: self.format.clone(),
+        };
+        Ok(Box::pin(stream::try_unfold(state, State::next)))
+    }
+
+    fn last_format(&self) -> Option<String> {
+        lock(&self.format).clone()
     }
 
     async fn prewarm(&self) {
@@ -84,49 +87,56 @@ impl TextToSpeech for OpenAiTextToSpeech {
     }
 }
 
-/// Puts samples together whose two bytes came in different pieces.
-#[derive(Default)]
-struct Halves {
-    low: Option<u8>,
+/// An answer on its way.
+struct State {
+    /// None once it has ended.
+    response: Option<Response>,
+    reader: SoundReader,
+    api: Api,
+    format: Arc<Mutex<Option<String>>>,
 }
 
-impl Halves {
-    fn samples(&mut self, bytes: &[u8]) -> Vec<i16> {
-        let mut samples = Vec::with_capacity(bytes.len() / 2 + 1);
-        let mut rest = bytes;
-        if let (Some(low), Some((high, others))) = (self.low, rest.split_first()) {
-            samples.push(i16::from_le_bytes([low, *high]));
-            self.low = None;
-            rest = others;
-        }
-        let pairs = rest.chunks_exact(2);
-        if let [low] = pairs.remainder() {
-            self.low = Some(*low);
-        }
-        samples.extend(pairs.map(|pair| i16::from_le_bytes([pair[0], pair[1]])));
-        samples
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn samples_survive_any_cut() {
-        let whole: Vec<i16> = vec![1, -2, 300, -400, 5];
-        let bytes: Vec<u8> = whole
-            .iter()
-            .flat_map(|sample| sample.to_le_bytes())
-            .collect();
-        for first in 0..=bytes.len() {
-            for second in first..=bytes.len() {
-                let mut halves = Halves::default();
-                let mut got = halves.samples(&bytes[..first]);
-                got.extend(halves.samples(&bytes[first..second]));
-                got.extend(halves.samples(&bytes[second..]));
-                assert_eq!(got, whole, "cut at {first} and {second}");
+impl State {
+    /// The next samples; none at the end.
+    async fn next(mut self) -> Result<Option<(Vec<i16>, Self)>, ProviderError> {
+        while let Some(response) = &mut self.response {
+            let chunk = response.chunk().await;
+            let samples = match chunk.map_err(|error| self.api.broken(error))? {
+                Some(chunk) => self.reader.push(&chunk),
+                None => {
+                    self.response = None;
+                    self.reader.finish()
+                }
+            };
+            let samples = samples.map_err(|problem| self.not_speech(problem))?;
+            self.note_format();
+            if !samples.is_empty() {
+                return Ok(Some((samples, self)));
             }
         }
+        Ok(None)
     }
+
+    fn note_format(&self) {
+        let now = self.reader.description();
+        let mut known = lock(&self.format);
+        if now.is_some() && known.as_deref() != now {
+            tracing::debug!(format = now, "what speech comes as");
+            *known = now.map(str::to_owned);
+        }
+    }
+
+    fn not_speech(&self, problem: SoundProblem) -> ProviderError {
+        match problem {
+            SoundProblem::Unreadable(what) => self.api.misconfigured(&format!(
+                "{what} to audio/speech, where raw samples (pcm) or WAV can be played: choose a model or a server \
+                 that knows response_format pcm (OPENAI_BASE_URL, providers.tts_model)"
+            )),
+            SoundProblem::Text(label) => self.api.strange(&format!("a text ({label}) instead of sound")),
+        }
+    }
+}
+
+fn lock(format: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
+    format.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -24,8 +24,7 @@ pub(super) struct Keypad {
 impl TurnMachine {
     /// Takes a key. Who types is there, though nothing is heard.
     pub(super) fn key_pressed(&mut self, key: char) {
-        self.heard_from_caller();
-        self.silence.since = self.now;
+        self.heard_words();
         if key == END && !self.keypad.keys.is_empty() {
             self.typing_over();
             return;

@@ -187,6 +187,7 @@ impl TurnMachine {
                 confidence,
                 is_final,
             } => self.transcript(segment, text, confidence, is_final),
+            Input::NotSpeech { segment } => self.not_speech(segment),
             Input::TranscriptionFailed { segment, failure } => {
                 self.transcription_failed(segment, failure)
             }
@@ -429,6 +430,23 @@ impl TurnMachine {
             if has_words {
                 self.heard_words();
             }
+        }
+        self.watch.loud_since = None;
+    }
+
+    /// There is nothing in a segment that anybody said, so that nobody is asked to say it again.
+    fn not_speech(&mut self, id: SegmentId) {
+        let now = self.now;
+        let Some(segment) = self.turn.iter_mut().find(|segment| segment.id == id) else {
+            return;
+        };
+        if !matches!(segment.words, Words::Heard { .. }) {
+            segment.words = Words::Heard {
+                text: String::new(),
+                confidence: None,
+                at: now,
+            };
+            segment.failed = true;
         }
         self.watch.loud_since = None;
     }

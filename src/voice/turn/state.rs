@@ -110,7 +110,7 @@ pub(super) struct Segment {
     pub(super) early_requests: u32,
     pub(super) origin: Origin,
     pub(super) announced: bool,
-    /// Recognition has failed, and that has been dealt with.
+    /// Recognition has failed, and that has been dealt with; or nobody has spoken.
     pub(super) failed: bool,
 }
 

@@ -1164,3 +1164,20 @@ fn a_recogniser_that_refuses_every_request_ends_the_call_as_failed() {
         );
     }
 }
+
+#[test]
+fn what_is_no_speech_is_not_asked_for_again() {
+    for is_speech in [true, false] {
+        let mut table = Table::new();
+        table.speak(1_000, 6_000);
+        let segment = table.last_segment();
+        if is_speech {
+            table.heard("");
+        } else {
+            table.input(Input::NotSpeech { segment });
+        }
+        table.until(8_000);
+        let asked = table.has(&|output| matches!(output, Output::StartReply { .. }));
+        assert_eq!(asked, is_speech, "{:#?}", table.log);
+    }
+}

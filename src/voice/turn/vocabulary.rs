@@ -71,6 +71,11 @@ pub enum Input {
         /// Whether they will change.
         is_final: bool,
     },
+    /// What a segment holds is no speech: music, a cough.
+    NotSpeech {
+        /// Which one.
+        segment: SegmentId,
+    },
     /// A segment could not be recognised.
     TranscriptionFailed {
         /// Which one.

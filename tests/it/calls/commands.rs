@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde_json::json;
 use tokio::time::timeout;
 
+use crate::support::openai::{Behaviour, FakeService};
 use crate::support::world::{DEADLINE, World};
 
 async fn run(mut command: tokio::process::Command) -> Output {
@@ -131,7 +132,15 @@ async fn check_says_what_is_usable_and_what_is_not() {
     let good = run(world.program(&["check"])).await;
     let said = String::from_utf8_lossy(&good.stdout);
     assert!(good.status.success(), "{said}");
-    for part in ["data folder", "LiveKit", "CRM", "providers", "persona"] {
+    for part in [
+        "data folder",
+        "LiveKit",
+        "CRM",
+        "providers",
+        "voice",
+        "recognition",
+        "persona",
+    ] {
         assert!(
             said.contains(&format!("ok      {part}: ")),
             "{part}: {said}"
@@ -206,6 +215,41 @@ fn everything_in(folder: &Path) -> Vec<(PathBuf, SystemTime)> {
     }
     all.sort();
     all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_hears_one_word_and_says_what_came() {
+    let world = World::new(json!([]), &[]).await;
+    let mp3 = include_bytes!("../../fixtures/cases/speech-as-mp3/speech.mp3");
+    let wav = include_bytes!("../../fixtures/cases/speech-at-another-rate/stereo.wav");
+    let cases: [(&'static str, &[u8], &str); 4] = [
+        ("audio/mpeg", mp3, "FAILED  voice: "),
+        ("audio/pcm", b"", "without any sound"),
+        ("audio/wav", wav, "ok      voice: "),
+        // The same server's recogniser answers with a sound, which is no transcript.
+        ("audio/wav", wav, "FAILED  recognition: "),
+    ];
+    for (media_type, body, said) in cases {
+        let service = FakeService::start(Behaviour::Answer {
+            media_type,
+            body: body.to_vec(),
+            piece: 4_096,
+        })
+        .await;
+        let mut command = world.program(&["check"]);
+        command.env("VOICEBOT__PROVIDERS__VENDOR", "openai");
+        command.env("OPENAI_BASE_URL", service.base_url());
+        command.env("OPENAI_API_KEY", "sk-test");
+        let output = run(command).await;
+        let lines = String::from_utf8_lossy(&output.stdout);
+        let line = lines.lines().find(|line| line.contains(said));
+        let line = line.unwrap_or_else(|| panic!("{said} is missing: {lines}"));
+        if media_type == "audio/mpeg" {
+            assert!(line.contains("MP3"), "{line}");
+        } else if said.starts_with("ok") {
+            assert!(line.contains("WAV, 44100 Hz, 2 channels"), "{line}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,11 +31,6 @@ pub enum Behaviour {
         headers: Vec<(&'static str, &'static str)>,
         body: &'static str,
     },
-    /// With 400 if this is in the request, else with this JSON.
-    RefuseRequestsWith {
-        part: &'static str,
-        otherwise: &'static [u8],
-    },
     /// With this much of a body, and then nothing for as long as anybody waits.
     Stall {
         media_type: &'static str,
@@ -174,13 +169,6 @@ async fn answer(State(shared): State<Arc<Shared>>, request: axum::extract::Reque
                     .insert(name, value.parse().expect("a header"));
             }
             response
-        }
-        Behaviour::RefuseRequestsWith { part, otherwise } => {
-            if String::from_utf8_lossy(&request.body).contains(part) {
-                (StatusCode::BAD_REQUEST, "no").into_response()
-            } else {
-                ([(header::CONTENT_TYPE, "application/json")], otherwise).into_response()
-            }
         }
         Behaviour::Stall { media_type, body } => {
             let endless = pieces(body, usize::MAX).chain(stream::pending());

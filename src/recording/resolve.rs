@@ -430,7 +430,9 @@ impl RecordingResolver {
             match self.candidate([name.as_str()], None, wanted).await {
                 Candidate::Found(mut found) => {
                     found.flaw = self.failure_of(record).await;
-                    return Candidate::Found(found);
+                    if found.flaw.is_none() || found.is_sound() {
+                        return Candidate::Found(found);
+                    }
                 }
                 grows @ Candidate::NotYet {
                     size_seen: Some(_), ..
@@ -709,7 +711,6 @@ impl RecordingResolver {
                         file = mask_numbers(&found.name),
                         "what a failed egress has left cannot be read as a recording"
                     );
-                    return Candidate::Nothing;
                 }
                 Candidate::Found(mut found) => {
                     let unsaid = doubtful && file.size.is_none();

@@ -454,9 +454,9 @@ async fn what_a_failed_egress_has_left_is_taken_when_it_is_there_and_sound() {
     }
 }
 
-#[tokio::test]
-async fn the_file_that_the_call_asked_for_is_taken_though_its_egress_has_failed() {
-    let mut search = Search::new(Some(RecordingMetadata {
+/// A call that asked for a file with its name, whose egress has failed and tells of no file; these bytes are there.
+fn left_by_a_failed_egress(bytes: &[u8]) -> Search {
+    let search = Search::new(Some(RecordingMetadata {
         egress_id: Some("EG_1".to_owned()),
         recording_filename: Some(format!("/out/recordings/{ID}.ogg")),
         ..RecordingMetadata::begun(RecordingSource::Egress, RecordingState::Active, at(1))
@@ -465,7 +465,20 @@ async fn the_file_that_the_call_asked_for_is_taken_though_its_egress_has_failed(
         files: Vec::new(),
         ..report(failed("Service terminated"), "")
     });
-    search.data.write(&format!("recordings/{ID}.ogg"), ogg());
+    search.data.write(&format!("recordings/{ID}.ogg"), bytes);
+    search
+}
+
+#[tokio::test]
+async fn the_file_that_the_call_asked_for_is_taken_though_its_egress_has_failed() {
+    let mut search = left_by_a_failed_egress(b"no sound");
+    search.waits(61).await;
+    let Resolution::Failed { why, .. } = search.look(63).await else {
+        panic!("it cannot be listened to");
+    };
+    assert!(why.contains("Service terminated"), "{why}");
+
+    let mut search = left_by_a_failed_egress(&ogg());
     let (why, _) = search.waits(61).await;
     assert!(
         why.contains("Service terminated") && why.contains("may still grow"),

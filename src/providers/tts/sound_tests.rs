@@ -19,8 +19,11 @@ fn little_endian(samples: &[i16]) -> Vec<u8> {
     samples.iter().flat_map(|s| s.to_le_bytes()).collect()
 }
 
+/// Tag, channels, rate in Hz, bits.
+type WavFormat = (u16, u16, u32, u16);
+
 /// A WAV file; `data_size` is what its header says.
-fn wav(format: (u16, u16, u32, u16), body: &[u8], data_size: u32, extra: &[u8]) -> Vec<u8> {
+fn wav(format: WavFormat, body: &[u8], data_size: u32, extra: &[u8]) -> Vec<u8> {
     let (tag, channels, rate_hz, bits) = format;
     let mut fmt = Vec::new();
     fmt.extend(tag.to_le_bytes());
@@ -88,7 +91,7 @@ fn every_form_of_wav_is_read_without_its_header() {
         22, 0, 16, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0x10, 0, 0x80, 0, 0, 0xaa, 0, 0x38, 0x9b, 0x71,
     ];
     let tag = 0xfffe;
-    let cases: [(&str, (u16, u16, u32, u16), Vec<u8>, &[u8]); 8] = [
+    let cases: [(&str, WavFormat, Vec<u8>, &[u8]); 8] = [
         ("8 bits", (1, 1, RATE_HZ, 8), unsigned, &[]),
         ("16 bits", (1, 1, RATE_HZ, 16), ints(2), &[]),
         ("24 bits", (1, 1, RATE_HZ, 24), ints(3), &[]),

@@ -1064,10 +1064,14 @@ fn keypad(table: &Table) -> Vec<(u64, String)> {
         .collect()
 }
 
+/// Keys with the time since the one before, in ms.
+type Pressed = &'static [(u64, char)];
+/// What is told when, in ms.
+type Told = &'static [(u64, &'static str)];
+
 #[test]
 fn keys_become_words_after_a_pause_or_a_hash() {
-    // Keys with the time since the one before, in ms, and what is told when.
-    let cases: &[(&[(u64, char)], &[(u64, &str)])] = &[
+    let cases: &[(Pressed, Told)] = &[
         (
             &[(500, '5'), (800, '5'), (1_500, '5'), (300, '0')],
             &[(5_100, "5550")],

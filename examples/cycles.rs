@@ -1,12 +1,13 @@
-//! Connects and closes over and over, and watches what the process holds: descriptors, threads, memory.
+//! Connects and closes over and over, and watches what the process holds: descriptors, threads,
+//! memory.
 //!
 //!     cargo run --release --example cycles -- --cycles 1000
 //!
-//! Cycle by cycle in turn: the client ends the room, the server ends it (the room is deleted), and the connecting is
-//! given up at a random moment (`--seed`). One JSON line for each hundred cycles, and one with the times to connect;
-//! ends with 1 if descriptors or threads are left over, or memory has grown by more than `--most-growth-kib` since a
-//! quarter of the cycles. `LIVEKIT_URL`, `LIVEKIT_API_KEY` and `LIVEKIT_API_SECRET` name the server, which must be
-//! another process.
+//! Cycle by cycle in turn: the client ends the room, the server ends it (the room is deleted), and
+//! the connecting is given up at a random moment (`--seed`). One JSON line for each hundred cycles,
+//! and one with the times to connect; ends with 1 if descriptors or threads are left over, or
+//! memory has grown by more than `--most-growth-kib` since a quarter of the cycles. `LIVEKIT_URL`,
+//! `LIVEKIT_API_KEY` and `LIVEKIT_API_SECRET` name the server, which must be another process.
 
 use std::fs;
 use std::process::ExitCode;
@@ -29,8 +30,8 @@ use tokio::time::{Instant, sleep, timeout};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Connecting is given up within this time; a connection to a server nearby takes less.
 const MOST_BEFORE_GIVING_UP: Duration = Duration::from_millis(80);
-/// What an ended room may take to go away before it is counted: the client's own tasks end by themselves, and the runtime keeps a thread
-/// for blocking work for ten seconds after it.
+/// What an ended room may take to go away before it is counted: the client's own tasks end by
+/// themselves, and the runtime keeps a thread for blocking work for ten seconds after it.
 const SETTLE: Duration = Duration::from_secs(30);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -1,4 +1,5 @@
-//! How fast records are delivered and found again, and at what cost, against a CRM on this machine. One JSON line a measurement on stdout.
+//! How fast records are delivered and found again, and at what cost, against a CRM on this machine.
+//! One JSON line a measurement on stdout.
 //!
 //!     cargo build --release --bin voicebot
 //!     cargo run --release --example delivery -- throughput --records 10000 --recording-bytes 100000
@@ -9,11 +10,13 @@
 //!     cargo run --release --example delivery -- find --archived 100000
 //!     MONGODB_URI=mongodb://… cargo run --release --example delivery -- sync --archived 10000
 //!
-//! `throughput` runs `voicebot uploads run --once` over so many waiting records (recordings are sparse files), and `waiting` runs
-//! `voicebot uploads run` while the CRM is down; memory and processor time are those of that process. `hangup` writes records all at
-//! once while the upload task runs, and takes the time from the hangup until the CRM has the call. `find` and `sync` time the commands
-//! of an operator: `calls list`, `calls show` by several ids, and `calls sync` with nothing in MongoDB yet and then with everything.
-//! `--dir` is where the data folder is made: a disk is measured with its syncs, a memory file system without.
+//! `throughput` runs `voicebot uploads run --once` over so many waiting records (recordings are
+//! sparse files), and `waiting` runs `voicebot uploads run` while the CRM is down; memory and
+//! processor time are those of that process. `hangup` writes records all at once while the upload
+//! task runs, and takes the time from the hangup until the CRM has the call. `find` and `sync` time
+//! the commands of an operator: `calls list`, `calls show` by several ids, and `calls sync` with
+//! nothing in MongoDB yet and then with everything. `--dir` is where the data folder is made: a
+//! disk is measured with its syncs, a memory file system without.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -428,7 +431,8 @@ impl Figures {
             line.trim().trim_end_matches(" kB").parse().ok()
         };
         let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-        // After the name, which may have spaces: fields 14 and 15 of proc(5), in hundredths of a second.
+        // After the name, which may have spaces: fields 14 and 15 of proc(5), in hundredths of a
+        // second.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks: f64 =
             fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;

@@ -1,8 +1,9 @@
-//! A participant that says back what it hears, for `tests/interop/python`: whoever hears an echo shares the format with us, and the key if we encrypt end
-//! to end, in both directions.
+//! A participant that says back what it hears, for `tests/interop/python`: whoever hears an echo
+//! shares the format with us, and the key if we encrypt end to end, in both directions.
 //!
-//! `LIVEKIT_URL` and `LIVEKIT_TOKEN` say where to go, `ECHO_KEY` is the shared passphrase; without it nothing is encrypted. Writes a JSON line when it is
-//! there, and one with the codecs of both directions whenever they are others; ends with its room.
+//! `LIVEKIT_URL` and `LIVEKIT_TOKEN` say where to go, `ECHO_KEY` is the shared passphrase; without
+//! it nothing is encrypted. Writes a JSON line when it is there, and one with the codecs of both
+//! directions whenever they are others; ends with its room.
 
 use std::{error::Error, time::Duration};
 

@@ -1,13 +1,16 @@
-//! Simulated callers: join LiveKit rooms, dispatch an agent into each, talk to it and time its answers.
+//! Simulated callers: join LiveKit rooms, dispatch an agent into each, talk to it and time its
+//! answers.
 //!
-//! Knows nothing of the agent beyond the name it is dispatched by, so any LiveKit worker can be measured. All callers run in this
-//! one process, on the official client. Every observation is one JSON line on stdout, times in seconds since 1970:
-//! `call` (joined, greeting), `turn`, `interrupt`, `hangup`, and the marks `start`, `all_live`, `hold_end`, `done`.
+//! Knows nothing of the agent beyond the name it is dispatched by, so any LiveKit worker can be
+//! measured. All callers run in this one process, on the official client. Every observation is one
+//! JSON line on stdout, times in seconds since 1970: `call` (joined, greeting), `turn`,
+//! `interrupt`, `hangup`, and the marks `start`, `all_live`, `hold_end`, `done`.
 //!
 //!     cargo run --release --example load -- --agent sales --calls 10 --hold 30 --wavs FOLDER
 //!
-//! FOLDER has `question.wav`, `lead.wav`, `everything.wav` and `stop.wav`, 48 kHz mono 16 bit: `everything` asks for a long answer,
-//! `stop` is said over it. `LIVEKIT_URL`, `LIVEKIT_API_KEY` and `LIVEKIT_API_SECRET` name the server.
+//! FOLDER has `question.wav`, `lead.wav`, `everything.wav` and `stop.wav`, 48 kHz mono 16 bit:
+//! `everything` asks for a long answer, `stop` is said over it. `LIVEKIT_URL`, `LIVEKIT_API_KEY`
+//! and `LIVEKIT_API_SECRET` name the server.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -269,7 +272,8 @@ impl Call {
         onset.map(|_| ())
     }
 
-    /// Asks for a long answer, talks over it after two seconds, and times how long the agent goes on.
+    /// Asks for a long answer, talks over it after two seconds, and times how long the agent goes
+    /// on.
     async fn interrupt(&mut self, lines: &Lines, log: &Log) -> Option<()> {
         self.turn("everything", lines, log).await?;
         sleep(Duration::from_secs(2)).await;

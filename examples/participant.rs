@@ -1,10 +1,13 @@
-//! A participant on our media engine that is told over stdin what to do, for `tests/interop/sound/real_link.py`; `participant.py` there is the same on
-//! Google's engine, through the official Python client.
+//! A participant on our media engine that is told over stdin what to do, for
+//! `tests/interop/sound/real_link.py`; `participant.py` there is the same on Google's engine,
+//! through the official Python client.
 //!
-//! `LIVEKIT_URL` and `LIVEKIT_TOKEN` say where to go, `HEAR` who is listened to (identities with commas between), `FOLDER` where what was heard is
-//! kept: `ME-THEM.wav` with the frames as they were delivered, and `ME-THEM.times` with when each was (seconds since 1970, doubles, little-endian).
-//! `RED` and `RELAY` set to 1 publish with redundancy and use relays only. Orders: `say FILE` (a WAV file, mono, 48 kHz, 16 bit), `stats`, `leave`. Writes
-//! a JSON line for each thing that happens.
+//! `LIVEKIT_URL` and `LIVEKIT_TOKEN` say where to go, `HEAR` who is listened to (identities with
+//! commas between), `FOLDER` where what was heard is kept: `ME-THEM.wav` with the frames as they
+//! were delivered, and `ME-THEM.times` with when each was (seconds since 1970, doubles,
+//! little-endian). `RED` and `RELAY` set to 1 publish with redundancy and use relays only. Orders:
+//! `say FILE` (a WAV file, mono, 48 kHz, 16 bit), `stats`, `leave`. Writes a JSON line for each
+//! thing that happens.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -1,11 +1,15 @@
-//! What a call costs: processes with one room each and sound both ways, watched from outside and by their own statistics.
+//! What a call costs: processes with one room each and sound both ways, watched from outside and by
+//! their own statistics.
 //!
 //!     cargo run --release --example rooms -- --processes 10 --seconds 60 --every 5
 //!
-//! Starts itself `--processes` times as one side of a call, and once as the other side of all of them, which is not counted. Every `--every` seconds
-//! there is a JSON line for each process: memory (PSS and USS), share of a core, threads, descriptors, how long sound waited in the jitter buffer and
-//! how much of it was concealed since the line before. At the end, the least, the median and the most of all lines but the first of each
-//! process, in which it was still settling. `LIVEKIT_URL`, `LIVEKIT_API_KEY` and `LIVEKIT_API_SECRET` name the server, which must be another process.
+//! Starts itself `--processes` times as one side of a call, and once as the other side of all of
+//! them, which is not counted. Every `--every` seconds there is a JSON line for each process:
+//! memory (PSS and USS), share of a core, threads, descriptors, how long sound waited in the jitter
+//! buffer and how much of it was concealed since the line before. At the end, the least, the median
+//! and the most of all lines but the first of each process, in which it was still settling.
+//! `LIVEKIT_URL`, `LIVEKIT_API_KEY` and `LIVEKIT_API_SECRET` name the server, which must be another
+//! process.
 
 use std::error::Error;
 use std::fs;
@@ -81,7 +85,8 @@ async fn main() -> Result<(), Failure> {
     }
 }
 
-/// One side in each of the rooms, until stdin ends. Answers each line with what the statistics say of the sound in all of them.
+/// One side in each of the rooms, until stdin ends. Answers each line with what the statistics say
+/// of the sound in all of them.
 async fn take_part(arguments: &Arguments, side: Side) -> Result<(), Failure> {
     let calls = try_join_all(
         arguments
@@ -293,7 +298,8 @@ fn number(text: &str, name: &str) -> u64 {
 /// The time on processors that a process has had, in user and in kernel mode.
 fn used_s(id: u32) -> Result<f64, Failure> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-    // The name in the second field may have anything in it; the fields are counted from behind it (proc(5): utime is the 14th).
+    // The name in the second field may have anything in it; the fields are counted from behind it
+    // (proc(5): utime is the 14th).
     let (_, fields) = stat.rsplit_once(')').ok_or("/proc/PID/stat has a name")?;
     let ticks: f64 = fields
         .split_whitespace()

@@ -1,7 +1,9 @@
-//! The settings: one TOML file, overridden by environment variables; secrets from the environment alone.
+//! The settings: one TOML file, overridden by environment variables; secrets from the environment
+//! alone.
 //!
-//! Each part of the program owns the struct of its section; this module only puts them together, reads them, and says in a
-//! sentence what is wrong: which key, in which file or variable. A command asks only for the settings that it uses.
+//! Each part of the program owns the struct of its section; this module only puts them together,
+//! reads them, and says in a sentence what is wrong: which key, in which file or variable. A
+//! command asks only for the settings that it uses.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -61,7 +63,8 @@ impl fmt::Debug for Secret {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The folder that holds `recordings`, `conversations`, `leads`, `call_metadata` and `processed_metadata`.
+    /// The folder that holds `recordings`, `conversations`, `leads`, `call_metadata` and
+    /// `processed_metadata`.
     pub data_dir: PathBuf,
     /// The LiveKit server.
     pub livekit: LiveKitConfig,
@@ -118,7 +121,8 @@ impl Default for Config {
 pub struct LiveKitConfig {
     /// `ws://`, `wss://`, `http://` or `https://` address. `LIVEKIT_URL` overrides it.
     pub url: String,
-    /// Name for explicit dispatch; empty: automatic dispatch to every new room. `LIVEKIT_AGENT_NAME` overrides it.
+    /// Name for explicit dispatch; empty: automatic dispatch to every new room.
+    /// `LIVEKIT_AGENT_NAME` overrides it.
     pub agent_name: String,
 }
 
@@ -191,7 +195,8 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads the settings: defaults, then the file, then the environment. `file`: the one named on the command line.
+    /// Reads the settings: defaults, then the file, then the environment. `file`: the one named on
+    /// the command line.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let named = file
             .map(Path::to_owned)

@@ -1,4 +1,5 @@
-//! The targets that fuzzers reach the program's parsers through. Behind the feature `internals`, and no part of the interface.
+//! The targets that fuzzers reach the program's parsers through. Behind the feature `internals`,
+//! and no part of the interface.
 
 use std::path::Path;
 
@@ -31,8 +32,8 @@ fn session() -> SessionId {
         .expect("a session's name")
 }
 
-/// Metadata files of any version: what was read can be sent, and once written it stays the same. (The original's times have microseconds,
-/// ours milliseconds.)
+/// Metadata files of any version: what was read can be sent, and once written it stays the same.
+/// (The original's times have microseconds, ours milliseconds.)
 pub fn record(data: &[u8]) {
     let id = session();
     let _ = CallRecord::filed(data, &id);

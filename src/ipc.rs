@@ -1,10 +1,10 @@
-//! What the worker and one call process say to each other: one JSON object a line, the worker's lines
-//! on the call's stdin, the call's lines on its stdout (logs go to stderr).
+//! What the worker and one call process say to each other: one JSON object a line, the worker's
+//! lines on the call's stdin, the call's lines on its stdout (logs go to stderr).
 //!
 //! The rule that shapes this module: the call never depends on the worker. When the worker dies in
-//! mid-call, the call's stdin ends and its stdout breaks, and the caller on the phone notices nothing.
-//! So sending from the call never waits and never fails, and the end of stdin is an event, not an error.
-//! This module knows nothing about rooms, slots or signals.
+//! mid-call, the call's stdin ends and its stdout breaks, and the caller on the phone notices
+//! nothing. So sending from the call never waits and never fails, and the end of stdin is an event,
+//! not an error. This module knows nothing about rooms, slots or signals.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,13 +24,13 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
 use crate::session::{CallStart, SessionId};
 
-/// The longest line that either side reads. The LiveKit server accepts 512 KiB of metadata for a room or
-/// a job, JSON may escape every byte of it, and the token and the attributes come on top.
+/// The longest line that either side reads. The LiveKit server accepts 512 KiB of metadata for a
+/// room or a job, JSON may escape every byte of it, and the token and the attributes come on top.
 pub const MAX_LINE_BYTES: usize = 4 * 1024 * 1024;
 
-/// The longest line that a call writes: up to this size, which is `PIPE_BUF` on Linux, a write to a pipe
-/// is done whole or not at all, so a worker that has stopped reading costs the call a message and never a
-/// wait or a torn line.
+/// The longest line that a call writes: up to this size, which is `PIPE_BUF` on Linux, a write to a
+/// pipe is done whole or not at all, so a worker that has stopped reading costs the call a message
+/// and never a wait or a torn line.
 const MAX_CALL_LINE_BYTES: usize = 4096;
 
 /// How much of an error's text a call passes on; the whole text is in its log and in its record.
@@ -59,7 +59,8 @@ pub enum ToCall {
 pub enum ShutdownReason {
     /// The LiveKit server terminated the job (dispatch deleted, agent removed): end gracefully.
     Termination,
-    /// The worker has been told to stop at once: write the record and leave; a kill follows in seconds.
+    /// The worker has been told to stop at once: write the record and leave; a kill follows in
+    /// seconds.
     Finalise,
 }
 
@@ -73,9 +74,9 @@ pub enum FromCall {
     Joined,
     /// The agent is in the room and its track is published: the job counts as running.
     Running,
-    /// The call is over and everything is said. The worker answers with [`ToCall::StatusSent`], and only
-    /// then the call leaves the room: a server that sees the agent leave before the job's final status
-    /// marks the job as failed ("agent worker left the room").
+    /// The call is over and everything is said. The worker answers with [`ToCall::StatusSent`], and
+    /// only then the call leaves the room: a server that sees the agent leave before the job's
+    /// final status marks the job as failed ("agent worker left the room").
     Finishing {
         /// Whether the job counts as a success.
         success: bool,
@@ -183,8 +184,8 @@ pub(crate) fn lines() -> LinesCodec {
     LinesCodec::new_with_max_length(MAX_LINE_BYTES)
 }
 
-/// Takes over stdin and stdout of a call process. Call it once, inside a tokio runtime, and print nothing
-/// to stdout afterwards.
+/// Takes over stdin and stdout of a call process. Call it once, inside a tokio runtime, and print
+/// nothing to stdout afterwards.
 ///
 /// No thread is used: both ends are pipes, and tokio waits for stdin as for a socket.
 pub fn child() -> Result<(FromWorker, ToWorker), IpcError> {
@@ -215,8 +216,8 @@ pub(crate) fn stdin_pipe() -> io::Result<pipe::Receiver> {
     pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)
 }
 
-/// The same two ends for a call that has no worker (`voicebot connect`, the demo): nothing ever comes in,
-/// and what is sent is dropped.
+/// The same two ends for a call that has no worker (`voicebot connect`, the demo): nothing ever
+/// comes in, and what is sent is dropped.
 pub fn alone() -> (FromWorker, ToWorker) {
     (
         FromWorker {
@@ -280,8 +281,8 @@ impl FromWorker {
         }
     }
 
-    /// The next message. `None` is told once, when the worker has gone; from then on this never resolves,
-    /// so that a `select!` loop needs no flag to go on with the call. Safe to cancel.
+    /// The next message. `None` is told once, when the worker has gone; from then on this never
+    /// resolves, so that a `select!` loop needs no flag to go on with the call. Safe to cancel.
     pub async fn next(&mut self) -> Option<ToCall> {
         loop {
             match &mut self.source {
@@ -313,8 +314,8 @@ impl FromWorker {
     }
 
     /// Waits until the worker has passed on the final status: the call may leave the room when this
-    /// returns. Gives up after `limit`, and at once when there is no worker. A shutdown that arrives
-    /// meanwhile changes nothing, because the call is already ending.
+    /// returns. Gives up after `limit`, and at once when there is no worker. A shutdown that
+    /// arrives meanwhile changes nothing, because the call is already ending.
     pub async fn status_sent(&mut self, limit: Duration) -> bool {
         if matches!(self.source, Source::Gone) {
             return false;
@@ -348,8 +349,8 @@ enum Sink {
 }
 
 impl ToWorker {
-    /// Tells the worker, if it still listens. A message that cannot be delivered is dropped: the worker
-    /// learns the same things from the journal and from the process's end.
+    /// Tells the worker, if it still listens. A message that cannot be delivered is dropped: the
+    /// worker learns the same things from the journal and from the process's end.
     pub fn send(&self, mut message: FromCall) {
         if let FromCall::Finishing {
             error: Some(error), ..

@@ -1,39 +1,49 @@
-//! `voicebot`: one binary that holds phone conversations on LiveKit and delivers every call to the CRM.
+//! `voicebot`: one binary that holds phone conversations on LiveKit and delivers every call to the
+//! CRM.
 //!
 //! # The way of a call
 //!
-//! 1. LiveKit dispatches a job. [`worker`], the long-lived process, answers from its exact number of free slots
-//!    (`worker::admission`), writes the first line of the call's journal ([`store`]) and starts one call process (`worker::process`).
-//!    The two talk in JSON lines over the child's stdin and stdout ([`ipc`]).
-//! 2. [`call`] is that process: it joins the room, publishes its track at once, finds the caller (`call::party`), reads the
-//!    numbers, loads the persona, starts the recording ([`recording`]) and the conversation ([`voice`]).
-//! 3. [`voice`] turns the caller's sound into words and a reply into sound. `voice::turn` decides whose turn it is and does nothing
-//!    else; `voice::driver` does what it decided, through the [`providers`] and the [`tools`].
-//! 4. Everything that must survive is an event of the [`session`], which the [`store`] appends to the journal as it happens. At
-//!    hangup the journal is folded into conversation, leads and the record in `call_metadata/`.
-//! 5. [`upload`], a task of the worker, finds the recording, delivers it and the call data to the CRM, and archives the record.
-//! 6. [`ledger`] finds calls again, on disk at whatever stage they are, and tells what happened to them; `ledger::mongodb`, a task of the worker,
-//!    keeps the copy of them in MongoDB.
+//! 1. LiveKit dispatches a job. [`worker`], the long-lived process, answers from its exact number
+//!    of free slots (`worker::admission`), writes the first line of the call's journal ([`store`])
+//!    and starts one call process (`worker::process`). The two talk in JSON lines over the child's
+//!    stdin and stdout ([`ipc`]).
+//! 2. [`call`] is that process: it joins the room, publishes its track at once, finds the caller
+//!    (`call::party`), reads the numbers, loads the persona, starts the recording ([`recording`])
+//!    and the conversation ([`voice`]).
+//! 3. [`voice`] turns the caller's sound into words and a reply into sound. `voice::turn` decides
+//!    whose turn it is and does nothing else; `voice::driver` does what it decided, through the
+//!    [`providers`] and the [`tools`].
+//! 4. Everything that must survive is an event of the [`session`], which the [`store`] appends to
+//!    the journal as it happens. At hangup the journal is folded into conversation, leads and the
+//!    record in `call_metadata/`.
+//! 5. [`upload`], a task of the worker, finds the recording, delivers it and the call data to the
+//!    CRM, and archives the record.
+//! 6. [`ledger`] finds calls again, on disk at whatever stage they are, and tells what happened to
+//!    them; `ledger::mongodb`, a task of the worker, keeps the copy of them in MongoDB.
 //!
-//! [`phone`] reads telephone numbers in every form, for calls and leads.
-//! [`cli`] has the commands; what `demo` and `dev` build around a worker is in `cli::dev`, which exists only with the feature `dev`.
-//! [`config`] puts the settings together. Beside this
-//! package: `crates/libwebrtc`, the media engine under the official `livekit` crate; `crates/roomserver`, the room server for
-//! development and tests; `crates/oggopus`, Opus in Ogg files; `fuzz/`, fuzz targets, which reach what is private through `internals`, a
-//! module that is there with the feature of that name only.
+//! [`phone`] reads telephone numbers in every form, for calls and leads. [`cli`] has the commands;
+//! what `demo` and `dev` build around a worker is in `cli::dev`, which exists only with the feature
+//! `dev`. [`config`] puts the settings together. Beside this package: `crates/libwebrtc`, the media
+//! engine under the official `livekit` crate; `crates/roomserver`, the room server for development
+//! and tests; `crates/oggopus`, Opus in Ogg files; `fuzz/`, fuzz targets, which reach what is
+//! private through `internals`, a module that is there with the feature of that name only.
 //!
 //! # What must stay true
 //!
-//! - Every dispatched job ends in a record, whoever dies when. The journal's file lock says whether a call is alive.
-//! - No caller waits in a room whose agent is lost: the call ends it, or `worker::abandoned`, or another agent is there.
+//! - Every dispatched job ends in a record, whoever dies when. The journal's file lock says whether
+//!   a call is alive.
+//! - No caller waits in a room whose agent is lost: the call ends it, or `worker::abandoned`, or
+//!   another agent is there.
 //! - Nothing that a record names is deleted or archived before the CRM has confirmed it.
 //! - [`session`] knows no network, no LiveKit, no files; its lock is never held across an await.
-//! - LiveKit's wire types appear only in `worker::wire`, `call::room`, `call::room_service`, [`recording`] and the scenery of [`cli`]; a
-//!   vendor's JSON only in that vendor's file.
+//! - LiveKit's wire types appear only in `worker::wire`, `call::room`, `call::room_service`,
+//!   [`recording`] and the scenery of [`cli`]; a vendor's JSON only in that vendor's file.
 //! - A call process never talks to the CRM, the worker never touches media.
-//! - Availability is answered without waiting for anything; there are never more than `max_calls` calls.
+//! - Availability is answered without waiting for anything; there are never more than `max_calls`
+//!   calls.
 //! - Queues, buffers, retries and what is read into memory are bounded.
-//! - Secrets come from the environment and are nowhere else; numbers are masked in logs, and what people say is not logged.
+//! - Secrets come from the environment and are nowhere else; numbers are masked in logs, and what
+//!   people say is not logged.
 //! - Only `main.rs` exits the process.
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,5 @@
-//! What all targets share: a way to get the inputs to begin with out of our own code, so that they are never older than it.
+//! What all targets share: a way to get the inputs to begin with out of our own code, so that they
+//! are never older than it.
 
 use std::{fs, path::Path};
 

@@ -1,7 +1,7 @@
 //! What a dispatch tells of its call before any process has looked at it. Pure.
 //!
-//! The worker puts it into the journal with the dispatch itself, so that a call whose process never comes up is filed under its number
-//! and campaign too; the call learns more and adds it.
+//! The worker puts it into the journal with the dispatch itself, so that a call whose process never
+//! comes up is filed under its number and campaign too; the call learns more and adds it.
 
 use std::collections::HashMap;
 
@@ -74,7 +74,8 @@ pub(super) fn numbers_metadata(numbers: &Numbers) -> CallMetadata {
     }
 }
 
-/// The events that a dispatch is: numbers and direction, persona, campaign. Metadata that is no JSON tells nothing; the call says so.
+/// The events that a dispatch is: numbers and direction, persona, campaign. Metadata that is no
+/// JSON tells nothing; the call says so.
 pub fn told_by(job: &JobDescription, country: &CountryCode) -> Vec<SessionEvent> {
     let metadata = job_metadata(job).unwrap_or_default();
     let numbers = Numbers::read(&metadata, &HashMap::new(), &job.room_name, country);

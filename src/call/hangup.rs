@@ -1,6 +1,7 @@
 //! Why a call ended, and what that means for the record and for the job's status.
 //!
-//! Pure: a table from causes to outcomes. Every cause has one, so that no call ends without a word about why.
+//! Pure: a table from causes to outcomes. Every cause has one, so that no call ends without a word
+//! about why.
 
 use crate::session::{CallStatus, CloseReason};
 
@@ -67,7 +68,8 @@ pub enum LeftBehind {
     OurRoom,
     /// A room that others decide about.
     OthersRoom,
-    /// A room that we could not enter, or lost: somebody may be waiting there for an agent that does not come.
+    /// A room that we could not enter, or lost: somebody may be waiting there for an agent that
+    /// does not come.
     PerhapsACaller,
 }
 
@@ -92,7 +94,8 @@ impl Ending {
 }
 
 impl HangupCause {
-    /// The ending that this cause makes; `answered` is whether caller and agent could ever hear each other.
+    /// The ending that this cause makes; `answered` is whether caller and agent could ever hear
+    /// each other.
     pub fn ending(&self, answered: bool) -> Ending {
         let completed = |otherwise| {
             if answered {
@@ -201,8 +204,9 @@ impl HangupCause {
 
     /// Whether the same identity usually comes back within a moment after this reason.
     ///
-    /// `UNKNOWN_REASON` is not the server's word: the SDK forgets everybody when it connects anew (livekit `room/mod.rs`,
-    /// `handle_restarting`), and says so before it says that the connection was lost.
+    /// `UNKNOWN_REASON` is not the server's word: the SDK forgets everybody when it connects anew
+    /// (livekit `room/mod.rs`, `handle_restarting`), and says so before it says that the connection
+    /// was lost.
     pub fn may_return(reason: &str) -> bool {
         matches!(
             reason,

@@ -1,4 +1,5 @@
-//! Whether sound arrives from the caller at all. Silence arrives as packets too; when none come, nobody can be heard, whatever they say.
+//! Whether sound arrives from the caller at all. Silence arrives as packets too; when none come,
+//! nobody can be heard, whatever they say.
 //!
 //! Pure: counts and the time are arguments.
 
@@ -6,7 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long no packet may come before that is odd: longer than any burst of loss, and than the pause of a telephone that is handed over.
+/// How long no packet may come before that is odd: longer than any burst of loss, and than the
+/// pause of a telephone that is handed over.
 const MISSING_AFTER: Duration = Duration::from_secs(5);
 
 /// What is known of the caller's packets at some moment.
@@ -16,7 +18,8 @@ pub enum Packets {
     Came(u64),
     /// The caller publishes no sound.
     NoTrack,
-    /// None are to be expected, or they cannot be counted: the caller has muted the microphone, or the engine does not tell.
+    /// None are to be expected, or they cannot be counted: the caller has muted the microphone, or
+    /// the engine does not tell.
     Excused,
 }
 

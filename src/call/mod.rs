@@ -1,7 +1,9 @@
 //! One call: the process that the worker starts for it, from joining the room to leaving it.
 //!
-//! `run` tells the story; `room` is the LiveKit room; `party` says whom to talk to, `media` whether anything arrives; `dispatch`, `numbers`,
-//! `persona` and `hangup` answer single questions; `publish` tells the room what is said; `room_service` is the server's API for rooms. A call never talks to the CRM: it leaves a record on disk and the worker delivers it.
+//! `run` tells the story; `room` is the LiveKit room; `party` says whom to talk to, `media` whether
+//! anything arrives; `dispatch`, `numbers`, `persona` and `hangup` answer single questions;
+//! `publish` tells the room what is said; `room_service` is the server's API for rooms. A call
+//! never talks to the CRM: it leaves a record on disk and the worker delivers it.
 
 mod dispatch;
 mod hangup;
@@ -53,14 +55,15 @@ pub struct CallConfig {
     pub max_duration_s: u64,
     /// What the agent says when the call has lasted too long; empty: nothing.
     pub max_duration_goodbye: String,
-    /// How long our own connection to the room may be lost, and then how long the caller may take to be there again, s: a server that
-    /// is started again needs some seconds, and so does its SIP service. Meanwhile the conversation waits.
+    /// How long our own connection to the room may be lost, and then how long the caller may take
+    /// to be there again, s: a server that is started again needs some seconds, and so does its SIP
+    /// service. Meanwhile the conversation waits.
     pub reconnect_wait_s: u64,
-    /// What the agent says when the two are together again after that, unless it was interrupted in mid sentence, which it then ends;
-    /// empty: nothing.
+    /// What the agent says when the two are together again after that, unless it was interrupted in
+    /// mid sentence, which it then ends; empty: nothing.
     pub reconnected_line: String,
-    /// How long no sound may arrive from the caller, not even silence, before the call is given up, s; 0: for ever. A microphone that
-    /// is muted does not count, nor does a caller who writes.
+    /// How long no sound may arrive from the caller, not even silence, before the call is given up,
+    /// s; 0: for ever. A microphone that is muted does not count, nor does a caller who writes.
     pub no_media_s: u64,
     /// What the agent says then, because the caller may hear it all the same; empty: nothing.
     pub no_media_goodbye: String,
@@ -82,8 +85,8 @@ impl Default for CallConfig {
                 .into(),
             reconnect_wait_s: 20,
             reconnected_line: "Sorry, the line was interrupted. I am here again.".into(),
-            // LiveKit's SIP service hangs up a telephone 15 s after its last packet (`media_timeout`), which would look like a caller
-            // who left.
+            // LiveKit's SIP service hangs up a telephone 15 s after its last packet
+            // (`media_timeout`), which would look like a caller who left.
             no_media_s: 12,
             no_media_goodbye: "I am sorry, I cannot hear you. Please call again. Goodbye.".into(),
             delete_room: true,
@@ -169,8 +172,9 @@ pub async fn run_process(config: Arc<Config>) -> Result<(), CallProcessError> {
 /// The span of the one call that this process holds.
 static PROCESS_SPAN: OnceLock<Span> = OnceLock::new();
 
-/// The call that everything in this process is about, for lines that are logged outside any span: by tasks and threads of the SDK and the
-/// media engine, which know nothing of calls. `None` in processes that hold none, or have no job yet.
+/// The call that everything in this process is about, for lines that are logged outside any span:
+/// by tasks and threads of the SDK and the media engine, which know nothing of calls. `None` in
+/// processes that hold none, or have no job yet.
 pub fn process_span() -> Option<&'static Span> {
     PROCESS_SPAN.get()
 }

@@ -1,7 +1,9 @@
-//! Whose call is this: the numbers and the direction of a call, read from what LiveKit and the dispatcher told us.
+//! Whose call is this: the numbers and the direction of a call, read from what LiveKit and the
+//! dispatcher told us.
 //!
-//! Pure: it looks at the job metadata, the caller's SIP attributes and the room name, in that order. Any of the three may
-//! be missing (`hide_phone_number` removes the numbers from the attributes), so nothing here fails.
+//! Pure: it looks at the job metadata, the caller's SIP attributes and the room name, in that
+//! order. Any of the three may be missing (`hide_phone_number` removes the numbers from the
+//! attributes), so nothing here fails.
 
 use std::collections::HashMap;
 
@@ -10,7 +12,8 @@ use serde_json::Value;
 use crate::phone::{self, CountryCode};
 use crate::session::Direction;
 
-/// The remote party: the caller on inbound calls, the callee on outbound ones (livekit/protocol `attrs.go`).
+/// The remote party: the caller on inbound calls, the callee on outbound ones (livekit/protocol
+/// `attrs.go`).
 const SIP_PHONE_NUMBER: &str = "sip.phoneNumber";
 /// Our own number: the dialled one on inbound calls, the caller id on outbound ones.
 const SIP_TRUNK_PHONE_NUMBER: &str = "sip.trunkPhoneNumber";
@@ -18,10 +21,12 @@ const SIP_TRUNK_PHONE_NUMBER: &str = "sip.trunkPhoneNumber";
 const SIP_RULE_ID: &str = "sip.ruleID";
 /// LiveKit's id of the SIP call, `SCL_…`; only SIP callers have one.
 const SIP_CALL_ID: &str = "sip.callID";
-/// The `Call-ID` header of the SIP messages, as the carrier's lists have it (livekit/protocol `attrs.go`).
+/// The `Call-ID` header of the SIP messages, as the carrier's lists have it (livekit/protocol
+/// `attrs.go`).
 const SIP_CALL_ID_FULL: &str = "sip.callIDFull";
 
-/// Keys of the job metadata that may hold the other party's number, in the order in which they are believed.
+/// Keys of the job metadata that may hold the other party's number, in the order in which they are
+/// believed.
 const NUMBER_KEYS: [&str; 6] = [
     "dialed_number",
     "phone_number",
@@ -81,8 +86,9 @@ impl Numbers {
     }
 }
 
-/// The dispatcher's word, else the telephone call's: one that a dispatch rule took in was placed by the other side, one without a rule
-/// by ours. A caller from a browser, or one who never came, tells nothing.
+/// The dispatcher's word, else the telephone call's: one that a dispatch rule took in was placed by
+/// the other side, one without a rule by ours. A caller from a browser, or one who never came,
+/// tells nothing.
 fn direction(job_metadata: &Value, attributes: &HashMap<String, String>) -> Option<Direction> {
     match job_metadata.get("direction").and_then(Value::as_str) {
         Some("outbound") => Some(Direction::Outbound),

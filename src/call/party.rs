@@ -1,11 +1,12 @@
 //! Who is in the room, and whom the agent talks to.
 //!
-//! Pure: it looks at everybody who is there and says what to do. Telephones go first, then whoever has a microphone; recorders, other
-//! agents and ingests are nobody's caller.
+//! Pure: it looks at everybody who is there and says what to do. Telephones go first, then whoever
+//! has a microphone; recorders, other agents and ingests are nobody's caller.
 
 use std::collections::HashMap;
 
-/// State of a telephone call (livekit/protocol `attrs.go`): `dialing`, `ringing`, `automation`, `active`, `hangup`.
+/// State of a telephone call (livekit/protocol `attrs.go`): `dialing`, `ringing`, `automation`,
+/// `active`, `hangup`.
 const SIP_CALL_STATUS: &str = "sip.callStatus";
 /// LiveKit's id of a telephone call.
 const SIP_CALL_ID: &str = "sip.callID";
@@ -13,14 +14,14 @@ const SIP_CALL_ID: &str = "sip.callID";
 const SIP_RULE_ID: &str = "sip.ruleID";
 /// The other party's number.
 const SIP_PHONE_NUMBER: &str = "sip.phoneNumber";
-/// The name that an agent's worker registered under. The server puts it into the token of every job (livekit-server
-/// `pkg/agent/worker.go`, `AgentNameAttributeKey`).
+/// The name that an agent's worker registered under. The server puts it into the token of every job
+/// (livekit-server `pkg/agent/worker.go`, `AgentNameAttributeKey`).
 const AGENT_NAME: &str = "lk.agent_name";
 /// When the job of an agent of ours was accepted, in milliseconds since 1970; our worker sets it.
 pub(crate) const AGENT_SINCE: &str = "voicebot.since_ms";
 
-/// Jobs that were accepted within one step of this length count as equally old, ms: longer than joining takes, shorter than a
-/// conversation that is worth to be kept.
+/// Jobs that were accepted within one step of this length count as equally old, ms: longer than
+/// joining takes, shorter than a conversation that is worth to be kept.
 const SAME_DISPATCH_MS: i64 = 10_000;
 
 /// What somebody in the room is to an agent.
@@ -97,11 +98,12 @@ impl Party {
         matches!(self.role, Role::Telephone | Role::Person)
     }
 
-    /// Whether this is a telephone that has not been answered. `agent_heard`: our track was taken a while ago.
+    /// Whether this is a telephone that has not been answered. `agent_heard`: our track was taken a
+    /// while ago.
     ///
-    /// An inbound call is answered when our track is taken (livekit-sip `inbound.go`, `waitSubscribe`), so that a status that
-    /// still says `ringing` long after is an old one: after a restart of the server, the telephone comes back with the attributes
-    /// of its first token.
+    /// An inbound call is answered when our track is taken (livekit-sip `inbound.go`,
+    /// `waitSubscribe`), so that a status that still says `ringing` long after is an old one: after
+    /// a restart of the server, the telephone comes back with the attributes of its first token.
     fn rings(&self, agent_heard: bool) -> bool {
         let rings = self.role == Role::Telephone
             && self
@@ -120,7 +122,8 @@ impl Party {
         }
     }
 
-    /// Whether this is the caller `other` again: by identity, or the same telephone call or number under another one.
+    /// Whether this is the caller `other` again: by identity, or the same telephone call or number
+    /// under another one.
     pub fn is_same_caller(&self, other: &Party) -> bool {
         let same = |name| {
             self.role == Role::Telephone
@@ -133,8 +136,9 @@ impl Party {
             && (self.identity == other.identity || same(SIP_CALL_ID) || same(SIP_PHONE_NUMBER))
     }
 
-    /// Whether the call is over for good when this one is not there any more, though nobody has talked yet. A telephone that gave up
-    /// does not come back; a person who looked in may not be the caller where a telephone is expected.
+    /// Whether the call is over for good when this one is not there any more, though nobody has
+    /// talked yet. A telephone that gave up does not come back; a person who looked in may not be
+    /// the caller where a telephone is expected.
     pub fn leaves_nobody_to_wait_for(&self, telephone_expected: bool) -> bool {
         match self.role {
             Role::Telephone => true,
@@ -168,7 +172,8 @@ pub fn choose(parties: &[Party], agent_heard: bool) -> Choice<'_> {
     }
 }
 
-/// Who should be talked to instead of `caller`, of whom nothing has been heard: somebody who goes first and can be talked to now.
+/// Who should be talked to instead of `caller`, of whom nothing has been heard: somebody who goes
+/// first and can be talked to now.
 pub fn better<'a>(caller: &Party, parties: &'a [Party], agent_heard: bool) -> Option<&'a Party> {
     let now = parties
         .iter()
@@ -180,12 +185,15 @@ pub fn better<'a>(caller: &Party, parties: &'a [Party], agent_heard: bool) -> Op
     (best < rank).then_some(party)
 }
 
-/// The agent of our own name that was here before us, if there is one: then this room was dispatched twice, and we leave.
+/// The agent of our own name that was here before us, if there is one: then this room was
+/// dispatched twice, and we leave.
 ///
-/// Both agents compare the same values, so that exactly one of them stays. The age of the job counts before the time of joining: after
-/// a restart of the server, the conversation in progress stays and not the agent that the new room was given. It is counted in steps of
-/// [`SAME_DISPATCH_MS`]: of two jobs of one moment, whoever was there first has begun to talk. An agent without a
-/// name belongs to a worker that takes every room; only one that carries our mark is of our kind.
+/// Both agents compare the same values, so that exactly one of them stays. The age of the job
+/// counts before the time of joining: after a restart of the server, the conversation in progress
+/// stays and not the agent that the new room was given. It is counted in steps of
+/// [`SAME_DISPATCH_MS`]: of two jobs of one moment, whoever was there first has begun to talk. An
+/// agent without a name belongs to a worker that takes every room; only one that carries our mark
+/// is of our kind.
 pub fn elder_agent<'a>(us: &Party, parties: &'a [Party]) -> Option<&'a Party> {
     let name = us.attribute(AGENT_NAME);
     let is_elder = |other: &Party| {
@@ -209,12 +217,13 @@ pub fn elder_agent<'a>(us: &Party, parties: &'a [Party]) -> Option<&'a Party> {
         .min_by_key(|other| (other.joined_at_ms, other.identity.as_str()))
 }
 
-/// Characters of the random part at the end of the name of a room that the SIP service makes for one call (livekit/protocol
-/// `utils/guid`).
+/// Characters of the random part at the end of the name of a room that the SIP service makes for
+/// one call (livekit/protocol `utils/guid`).
 const RANDOM_PART: usize = 12;
 
-/// Whether the room was made by a telephone call that came in: its name is what a dispatch rule with one of these prefixes makes of
-/// prefix, number and a random part (livekit/protocol `sip/sip.go`, `EvaluateDispatchRule`). Nobody comes later into such a room.
+/// Whether the room was made by a telephone call that came in: its name is what a dispatch rule
+/// with one of these prefixes makes of prefix, number and a random part (livekit/protocol
+/// `sip/sip.go`, `EvaluateDispatchRule`). Nobody comes later into such a room.
 pub fn is_room_of_one_call(room_name: &str, prefixes: &[String]) -> bool {
     let Some((rest, random)) = room_name.rsplit_once('_') else {
         return false;
@@ -243,8 +252,8 @@ pub enum AfterDeath {
     Leave,
 }
 
-/// What becomes of the room of the dead agent `agent`, registered as `agent_name`, with everybody in it. `delete`: rooms are deleted at
-/// the end of calls.
+/// What becomes of the room of the dead agent `agent`, registered as `agent_name`, with everybody
+/// in it. `delete`: rooms are deleted at the end of calls.
 ///
 /// A room in which another agent of that name talks is its room now.
 pub fn after_death(agent: &str, agent_name: &str, parties: &[Party], delete: bool) -> AfterDeath {

@@ -1,8 +1,9 @@
 //! Who answers this call: finds the persona for a pair of numbers.
 //!
-//! Looked up by our own number first, then by the other party's, then the default persona. Each number is asked of the HTTP
-//! source (fresh copy on disk, then the network, then a stale copy) and then of the local folder. A source that is slow or
-//! down costs at most its time-out and never the call: there is always a persona in the end.
+//! Looked up by our own number first, then by the other party's, then the default persona. Each
+//! number is asked of the HTTP source (fresh copy on disk, then the network, then a stale copy) and
+//! then of the local folder. A source that is slow or down costs at most its time-out and never the
+//! call: there is always a persona in the end.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -18,7 +19,8 @@ use crate::providers::Language;
 const BUILT_IN: &str = include_str!("../../config/personas/default.json");
 /// The largest persona that is read from anywhere.
 const MAX_PERSONA_BYTES: usize = 1024 * 1024;
-/// Long texts that belong to the conversation and are left out of the campaign metadata in the record.
+/// Long texts that belong to the conversation and are left out of the campaign metadata in the
+/// record.
 const NOT_FOR_THE_RECORD: [&str; 11] = [
     "instructions",
     "systemPrompt",
@@ -37,11 +39,13 @@ const NOT_FOR_THE_RECORD: [&str; 11] = [
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PersonaConfig {
-    /// Address of the HTTP source; `{number}` stands for the digits of the number. Empty: only local files.
+    /// Address of the HTTP source; `{number}` stands for the digits of the number. Empty: only
+    /// local files.
     pub url: String,
     /// How long the HTTP source may take, ms. The caller hears nothing meanwhile, so it is short.
     pub timeout_ms: u64,
-    /// How long a fetched persona is used without asking again, s. An older copy is still used when the source is down.
+    /// How long a fetched persona is used without asking again, s. An older copy is still used when
+    /// the source is down.
     pub cache_ttl_s: u64,
     /// Folder with `<digits of a number>.json` and `<default>.json`.
     pub directory: PathBuf,
@@ -104,7 +108,8 @@ pub struct Persona {
 }
 
 impl Persona {
-    /// Reads a persona. `name` is used when the object has none. The object may be wrapped in `data`.
+    /// Reads a persona. `name` is used when the object has none. The object may be wrapped in
+    /// `data`.
     pub fn read(text: &str, name: &str) -> Result<Self, String> {
         let value: Value =
             serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
@@ -153,7 +158,8 @@ impl Persona {
         })
     }
 
-    /// What the record keeps of the persona: its `campaign_metadata`, else all of it but the long texts.
+    /// What the record keeps of the persona: its `campaign_metadata`, else all of it but the long
+    /// texts.
     pub fn campaign_metadata(&self) -> Map<String, Value> {
         if let Some(map) = self
             .full
@@ -196,7 +202,8 @@ impl Personas {
         }
     }
 
-    /// The persona for a call. Never fails: what is wrong on the way is logged, and the default or the built-in one is taken.
+    /// The persona for a call. Never fails: what is wrong on the way is logged, and the default or
+    /// the built-in one is taken.
     pub async fn find(&self, numbers: impl IntoIterator<Item = &str>) -> Persona {
         let persona = self.look_up(numbers).await;
         if let Some(problem) = &persona.language_problem {
@@ -335,7 +342,8 @@ impl Personas {
     }
 }
 
-/// Keeps a fetched persona for the next call. Calls that fetch the same one at the same time replace each other's whole file.
+/// Keeps a fetched persona for the next call. Calls that fetch the same one at the same time
+/// replace each other's whole file.
 fn keep_copy(path: &Path, text: &str) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;

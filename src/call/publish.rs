@@ -1,7 +1,7 @@
 //! What the room is told about the conversation: the agent's state and both sides' words.
 //!
-//! A task of its own, so that a slow server never holds up the call. Its inbox is bounded; when it is full, what comes is
-//! dropped: these are for people who watch, the record has everything.
+//! A task of its own, so that a slow server never holds up the call. Its inbox is bounded; when it
+//! is full, what comes is dropped: these are for people who watch, the record has everything.
 
 use std::time::Duration;
 

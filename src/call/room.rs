@@ -1,7 +1,9 @@
-//! The LiveKit room as one call sees it: joined, our track published, the caller found, sound both ways, words going out.
+//! The LiveKit room as one call sees it: joined, our track published, the caller found, sound both
+//! ways, words going out.
 //!
-//! The only place of `call/` that knows LiveKit's types. Connecting and closing are not safe to cancel (rust-sdks#1334, #1340),
-//! so both run as tasks of their own and only the wait for them is bounded.
+//! The only place of `call/` that knows LiveKit's types. Connecting and closing are not safe to
+//! cancel (rust-sdks#1334, #1340), so both run as tasks of their own and only the wait for them is
+//! bounded.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -29,11 +31,13 @@ use super::room_service::is_machine;
 use crate::session::CallParticipant;
 use crate::voice::{AudioFrame, AudioOutput, OutputClosed};
 
-/// Rate of the track in the room. SIP bridges and browsers use 48 kHz whatever the telephone carries.
+/// Rate of the track in the room. SIP bridges and browsers use 48 kHz whatever the telephone
+/// carries.
 pub const ROOM_SAMPLE_RATE_HZ: u32 = 48_000;
 /// Rate of the sound that turn taking and speech recognition get.
 pub const LISTEN_SAMPLE_RATE_HZ: u32 = 16_000;
-/// How much sound may wait in the source, ms. Long enough for an even stream under load; `clear` empties it at once.
+/// How much sound may wait in the source, ms. Long enough for an even stream under load; `clear`
+/// empties it at once.
 const SOURCE_QUEUE_MS: u32 = 200;
 /// Frames of 10 ms of the caller's sound that may wait for a reader; older ones are dropped.
 const LISTEN_QUEUE_FRAMES: usize = 50;
@@ -169,7 +173,8 @@ pub enum RoomHappening {
         /// Which: a digit, `*`, `#`, or `A` to `D`.
         key: char,
     },
-    /// Our own connection is lost. The SDK goes on trying; until it is back, nobody who seems to leave has hung up.
+    /// Our own connection is lost. The SDK goes on trying; until it is back, nobody who seems to
+    /// leave has hung up.
     LinkLost,
     /// The connection was lost and is back.
     Reconnected,
@@ -233,9 +238,11 @@ pub struct CallRoom {
 }
 
 impl CallRoom {
-    /// Joins and publishes the agent's track at once: an inbound telephone call rings until it is subscribed.
+    /// Joins and publishes the agent's track at once: an inbound telephone call rings until it is
+    /// subscribed.
     ///
-    /// The second value is everything that happens in the room from the start, including who was there before us.
+    /// The second value is everything that happens in the room from the start, including who was
+    /// there before us.
     pub async fn join(
         url: &str,
         token: &str,
@@ -248,14 +255,15 @@ impl CallRoom {
                 let mut options = RoomOptions::default();
                 options.auto_subscribe = true;
                 options.single_peer_connection = true;
-                // A retry with the same identity makes the server take the replaced participant for an agent that left and
-                // fail the job (livekit#4887).
+                // A retry with the same identity makes the server take the replaced participant for
+                // an agent that left and fail the job (livekit#4887).
                 options.join_retries = 0;
                 Room::connect(&url, &token, options).await
             }
         };
         let joined = bounded(connect, timeout, |connected| async move {
-            // It came too late: leave properly, or the server keeps an agent in the room that is not there.
+            // It came too late: leave properly, or the server keeps an agent in the room that is
+            // not there.
             if let Ok((room, _)) = connected {
                 close(&room).await;
             }
@@ -374,7 +382,8 @@ impl CallRoom {
         ))
     }
 
-    /// Leaves in the order that leaks nothing (rust-sdks#1443, #1378): unpublish, then close. Bounded by `timeout`.
+    /// Leaves in the order that leaks nothing (rust-sdks#1443, #1378): unpublish, then close.
+    /// Bounded by `timeout`.
     pub async fn leave(self, timeout: Duration) {
         let Self { room, track, .. } = self;
         let leave = async move {
@@ -408,7 +417,8 @@ impl RoomVoice {
         }
     }
 
-    /// The caller's words so far: a stream of its own for each state of the segment, as LiveKit's clients expect.
+    /// The caller's words so far: a stream of its own for each state of the segment, as LiveKit's
+    /// clients expect.
     pub async fn caller_words(
         &self,
         caller: &str,
@@ -445,8 +455,8 @@ async fn close(room: &Room) {
     }
 }
 
-/// Runs a future that must not be cancelled as a task; waits for it only for so long. `late` gets what comes afterwards, in the task
-/// that is given back then.
+/// Runs a future that must not be cancelled as a task; waits for it only for so long. `late` gets
+/// what comes afterwards, in the task that is given back then.
 async fn bounded<T: Send + 'static, Late: Future<Output = ()> + Send>(
     future: impl Future<Output = T> + Send + 'static,
     timeout: Duration,
@@ -627,8 +637,8 @@ fn left_reason(reason: DisconnectReason) -> &'static str {
 /// The agent's mouth: sound given to it leaves in an even stream of frames.
 pub struct Speaker {
     source: NativeAudioSource,
-    /// When the sound given so far will have been played. The source plays in real time without a break, so this is exact
-    /// to a frame.
+    /// When the sound given so far will have been played. The source plays in real time without a
+    /// break, so this is exact to a frame.
     ends_at: Mutex<Instant>,
 }
 
@@ -685,7 +695,8 @@ impl AudioOutput for Speaker {
     }
 }
 
-/// Hands the caller's sound on, frame by frame, until the track ends. A reader that does not keep up loses the newest frames.
+/// Hands the caller's sound on, frame by frame, until the track ends. A reader that does not keep
+/// up loses the newest frames.
 pub async fn pump(mut stream: NativeAudioStream, to: mpsc::Sender<AudioFrame>) {
     let mut dropped = 0u64;
     while let Some(frame) = stream.next().await {

@@ -1,5 +1,5 @@
-//! The server's API about rooms, as far as calls and the worker need it: who is in a room, whether a telephone call made it, send
-//! somebody away, delete it.
+//! The server's API about rooms, as far as calls and the worker need it: who is in a room, whether
+//! a telephone call made it, send somebody away, delete it.
 
 use std::time::Duration;
 
@@ -55,7 +55,8 @@ impl RoomService {
     /// Everybody in the room.
     ///
     /// # Errors
-    /// See [`RoomServiceError`]. A room that does not exist has nobody in it on some servers and is not found on others.
+    /// See [`RoomServiceError`]. A room that does not exist has nobody in it on some servers and is
+    /// not found on others.
     pub async fn parties(&self, room: &str) -> Result<Vec<Party>, RoomServiceError> {
         let listed = self.client.list_participants(room).await;
         let everybody = listed.map_err(|error| self.failed(&error))?;
@@ -68,8 +69,8 @@ impl RoomService {
             .collect())
     }
 
-    /// The prefixes of rooms that the SIP service makes for one call each (dispatch rules for individual rooms, and for callees with a
-    /// random part).
+    /// The prefixes of rooms that the SIP service makes for one call each (dispatch rules for
+    /// individual rooms, and for callees with a random part).
     ///
     /// # Errors
     /// See [`RoomServiceError`]; a server without a SIP service refuses.

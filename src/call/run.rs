@@ -1,8 +1,10 @@
-//! One call, told from top to bottom: join, find the caller, learn who is calling, record, talk, hang up, write the record, leave.
+//! One call, told from top to bottom: join, find the caller, learn who is calling, record, talk,
+//! hang up, write the record, leave.
 //!
-//! One loop owns the state of the call. Whatever happens, in whatever order, reaches it as an event: the room, the worker, the
-//! conversation, a signal, a deadline. It ends with a [`HangupCause`], and every cause ends in a record. The record is written
-//! before the room is left, so that nothing that goes wrong while leaving can cost it.
+//! One loop owns the state of the call. Whatever happens, in whatever order, reaches it as an
+//! event: the room, the worker, the conversation, a signal, a deadline. It ends with a
+//! [`HangupCause`], and every cause ends in a record. The record is written before the room is
+//! left, so that nothing that goes wrong while leaving can cost it.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -35,27 +37,30 @@ use crate::store::{Store, StoreError, Unfinished};
 use crate::tools::Toolbox;
 use crate::voice::{AudioFrame, Conversation, VoiceCommand, VoiceEnd, VoiceEvent};
 
-/// Frames of the caller's sound on the way to the conversation: half a second, then new ones are dropped.
+/// Frames of the caller's sound on the way to the conversation: half a second, then new ones are
+/// dropped.
 const AUDIO_QUEUE: usize = 50;
 /// Events and commands of the conversation that may wait.
 const VOICE_QUEUE: usize = 64;
-/// How long somebody whose connection was replaced may take to come back: as long as a call that is over may keep its slot, less what
-/// leaving takes.
+/// How long somebody whose connection was replaced may take to come back: as long as a call that is
+/// over may keep its slot, less what leaving takes.
 const RETURN_GRACE: Duration = Duration::from_secs(1);
-/// How long whoever was in the room before us, and was not there when we came, may take to be seen after all.
+/// How long whoever was in the room before us, and was not there when we came, may take to be seen
+/// after all.
 const GIVEN_UP_GRACE: Duration = Duration::from_millis(500);
-/// How long before us somebody may have come who is taken for the caller that we were dispatched for. The server finds an agent within
-/// some seconds, or none.
+/// How long before us somebody may have come who is taken for the caller that we were dispatched
+/// for. The server finds an agent within some seconds, or none.
 const JUST_CAME: Duration = Duration::from_secs(30);
-/// How long somebody without a microphone may take to switch it on before the agent begins to talk all the same. A browser asks its user
-/// first; a telephone may be about to come.
+/// How long somebody without a microphone may take to switch it on before the agent begins to talk
+/// all the same. A browser asks its user first; a telephone may be about to come.
 const MICROPHONE_WAIT: Duration = Duration::from_secs(2);
-/// How long after our track was taken a telephone that called us may still be said to ring. Its bridge answers at once and
-/// then waits for the first packet of sound.
+/// How long after our track was taken a telephone that called us may still be said to ring. Its
+/// bridge answers at once and then waits for the first packet of sound.
 const STALE_RINGING: Duration = Duration::from_secs(2);
 /// After an absence of this length the caller is told that we are there again.
 const NOTICED_ABSENCE: Duration = Duration::from_secs(2);
-/// LiveKit's word for a connection that did not come back (`livekit_models.proto`, `DisconnectReason`).
+/// LiveKit's word for a connection that did not come back (`livekit_models.proto`,
+/// `DisconnectReason`).
 const CONNECTION_LOST: &str = "CONNECTION_TIMEOUT";
 /// How often the caller's packets are counted.
 const MEDIA_LOOK: Duration = Duration::from_secs(1);
@@ -65,7 +70,8 @@ const LAST_WORDS: Duration = Duration::from_secs(8);
 const STOP_AT_ONCE: Duration = Duration::from_secs(1);
 /// How long the worker may take to pass on the final status before the room is left anyway.
 const STATUS_WAIT: Duration = Duration::from_millis(500);
-/// How long a record that the disk did not take is tried again; the worker waits as long for a call that has said its last word.
+/// How long a record that the disk did not take is tried again; the worker waits as long for a call
+/// that has said its last word.
 const LATE_RECORD_LIMIT: Duration = Duration::from_secs(50);
 /// How often.
 const LATE_RECORD_PAUSE: Duration = Duration::from_secs(2);
@@ -82,7 +88,8 @@ pub struct CallParts {
     pub providers: Providers,
     /// Where personas come from.
     pub personas: Personas,
-    /// The server's address and keys: for egress and for deleting the room. Without them both are left out.
+    /// The server's address and keys: for egress and for deleting the room. Without them both are
+    /// left out.
     pub livekit: Option<LiveKitSettings>,
 }
 
@@ -206,7 +213,8 @@ pub async fn run(
     Ok(ending)
 }
 
-/// Tries to write the record of a call for a while longer: this process knows what a full disk did not take.
+/// Tries to write the record of a call for a while longer: this process knows what a full disk did
+/// not take.
 async fn write_late(
     store: &Store,
     session: &SharedSession,
@@ -226,7 +234,8 @@ async fn write_late(
     }
 }
 
-/// The dispatcher's metadata as JSON; text that is no JSON is kept in the record and otherwise ignored.
+/// The dispatcher's metadata as JSON; text that is no JSON is kept in the record and otherwise
+/// ignored.
 fn read_job_metadata(job: &JobDescription) -> Value {
     dispatch::job_metadata(job).unwrap_or_else(|problem| {
         warn!("the job metadata {problem}: numbers and persona are taken from elsewhere");
@@ -243,8 +252,8 @@ struct BeforeUs {
     of_one_call: bool,
 }
 
-/// Asks the server about the room while we are still on our way there: a caller who has gone when we arrive has given up. Without
-/// the server's keys, or its answers, nothing is known.
+/// Asks the server about the room while we are still on our way there: a caller who has gone when
+/// we arrive has given up. Without the server's keys, or its answers, nothing is known.
 fn look_into(parts: &CallParts, room: &str) -> Option<JoinHandle<BeforeUs>> {
     let service = RoomService::new(parts.livekit.as_ref()?);
     let room = room.to_owned();
@@ -273,7 +282,8 @@ fn look_into(parts: &CallParts, room: &str) -> Option<JoinHandle<BeforeUs>> {
     Some(tokio::spawn(looking.in_current_span()))
 }
 
-/// Ends a room that we could not enter, or lost, if somebody waits there and no other agent has come.
+/// Ends a room that we could not enter, or lost, if somebody waits there and no other agent has
+/// come.
 async fn hang_up_on_who_waits(parts: &CallParts, job: &JobDescription) {
     let Some(livekit) = &parts.livekit else {
         return;
@@ -316,8 +326,8 @@ pub fn http_address(url: &str) -> String {
     }
 }
 
-/// Finds out who calls whom and for which campaign, and puts it into the session: the CRM files every call by it, also one that
-/// nobody answered.
+/// Finds out who calls whom and for which campaign, and puts it into the session: the CRM files
+/// every call by it, also one that nobody answered.
 async fn identify(
     job: &JobDescription,
     parts: &CallParts,
@@ -395,7 +405,8 @@ struct Call<'a> {
     job_metadata: Value,
     publisher: Publisher,
     stage: Stage,
-    /// The sound of everybody who may be the caller, by identity: it may come before or after the caller is chosen.
+    /// The sound of everybody who may be the caller, by identity: it may come before or after the
+    /// caller is chosen.
     audible: Vec<(String, CallerTrack)>,
     recorder: Option<Recorder>,
     /// Somebody was talked to.
@@ -827,21 +838,24 @@ impl<'a> Call<'a> {
         self.deadline = self.deadline.max(until);
     }
 
-    /// Whether the dispatch says that a telephone is to be called: others in the room are not waited for.
+    /// Whether the dispatch says that a telephone is to be called: others in the room are not
+    /// waited for.
     fn telephone_is_expected(&self) -> bool {
         let country = &self.parts.config.call.country_code;
         let told = Numbers::read(&self.job_metadata, &HashMap::new(), "", country);
         told.dialed_number.is_some() || told.direction == Some(session::Direction::Outbound)
     }
 
-    /// What the room was like when the call began. A caller who is not there any more has given up while we were joining.
+    /// What the room was like when the call began. A caller who is not there any more has given up
+    /// while we were joining.
     fn was_before_us(&mut self, before_us: BeforeUs) {
         let nobody_came = matches!(self.stage, Stage::WaitingForCaller) && self.seen.is_none();
         if !nobody_came || self.away.is_some() {
             return;
         }
         let expected = self.telephone_is_expected();
-        // A server that was restarted still lists who was there before, and does not expect them to have left.
+        // A server that was restarted still lists who was there before, and does not expect them to
+        // have left.
         let joined_at_ms = self.room.us().joined_at_ms;
         let just_came =
             |party: &Party| joined_at_ms - party.joined_at_ms < JUST_CAME.as_millis() as i64;
@@ -948,7 +962,8 @@ impl<'a> Call<'a> {
         self.connect_sound(&identity);
     }
 
-    /// The one we talk to has not been heard, and somebody has come who goes first: they get a conversation of their own.
+    /// The one we talk to has not been heard, and somebody has come who goes first: they get a
+    /// conversation of their own.
     async fn change_caller(&mut self, caller: Party) {
         info!("somebody goes before the one who was taken for the caller and has not been heard");
         let stage = std::mem::replace(&mut self.stage, Stage::WaitingForCaller);
@@ -1022,7 +1037,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Leads the caller's sound to the conversation and the recording, once both the caller and the sound are known.
+    /// Leads the caller's sound to the conversation and the recording, once both the caller and the
+    /// sound are known.
     fn connect_sound(&mut self, identity: &str) {
         let Stage::Talking(talk) = &self.stage else {
             return;
@@ -1102,7 +1118,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// What the end of the conversation means. The silence of a line that is dead is not the caller's.
+    /// What the end of the conversation means. The silence of a line that is dead is not the
+    /// caller's.
     fn conversation_cause(&self, end: VoiceEnd) -> HangupCause {
         let now = Instant::now();
         match (end, &self.stage) {
@@ -1125,8 +1142,9 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Ends the conversation as the cause allows and commits what was said until then. Gives back the cause, which what happens
-    /// meanwhile may tell better, whether the call was answered, and the recorder, which is still running.
+    /// Ends the conversation as the cause allows and commits what was said until then. Gives back
+    /// the cause, which what happens meanwhile may tell better, whether the call was answered, and
+    /// the recorder, which is still running.
     async fn close(
         mut self,
         cause: HangupCause,

@@ -1,4 +1,5 @@
-//! `voicebot check`: says, before the first call does, whether everything that a call needs is there.
+//! `voicebot check`: says, before the first call does, whether everything that a call needs is
+//! there.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -40,12 +41,14 @@ struct Finding {
 
 #[derive(Debug, clap::Args)]
 pub struct CheckArguments {
-    /// Also record two seconds of a tone with a real egress, in a room of its own, to see that the file is found here; it is deleted then
+    /// Also record two seconds of a tone with a real egress, in a room of its own, to see that the
+    /// file is found here; it is deleted then
     #[arg(long)]
     egress: bool,
 }
 
-/// Looks at everything; one line each. Fails when anything is unusable. Nothing is written, but with `--egress`, which says what it does.
+/// Looks at everything; one line each. Fails when anything is unusable. Nothing is written, but
+/// with `--egress`, which says what it does.
 pub async fn run(arguments: CheckArguments, config: &Config) -> CommandResult {
     let http = providers::http_client()?;
     let mut findings = vec![

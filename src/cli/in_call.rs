@@ -1,7 +1,8 @@
 //! Log lines of a process that holds a call carry the call's ids, whoever logs them.
 //!
-//! Most of what such a process runs knows nothing of calls: the SDK's tasks (reconnects), the media engine's thread, work on the disk. What
-//! they log is in no span. As the process holds one call, the line is about that one.
+//! Most of what such a process runs knows nothing of calls: the SDK's tasks (reconnects), the media
+//! engine's thread, work on the disk. What they log is in no span. As the process holds one call,
+//! the line is about that one.
 
 use std::fmt;
 

@@ -42,14 +42,16 @@ struct BadLogFilter {
     source: tracing_subscriber::filter::ParseError,
 }
 
-/// Threads for files and name look-ups beside a call: few, because every one of many calls has its own.
+/// Threads for files and name look-ups beside a call: few, because every one of many calls has its
+/// own.
 const CALL_BLOCKING_THREADS: usize = 2;
 
 /// A voice-agent worker for LiveKit: holds phone conversations and delivers every call to the CRM.
 #[derive(Debug, Parser)]
 #[command(name = "voicebot", version, disable_help_subcommand = true)]
 struct Arguments {
-    /// The config file [default: config/voicebot.toml, if it is there; environment variable VOICEBOT_CONFIG]
+    /// The config file [default: config/voicebot.toml, if it is there; environment variable
+    /// VOICEBOT_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -60,7 +62,8 @@ struct Arguments {
 enum Command {
     /// Register with the LiveKit server, take calls, deliver their records (production)
     Start(start::StartArguments),
-    /// Everything for local development in one terminal, with a page to talk to the agent (the default)
+    /// Everything for local development in one terminal, with a page to talk to the agent (the
+    /// default)
     #[cfg(feature = "dev")]
     Dev(dev::DevArguments),
     /// Hold one whole call on this machine, without keys or servers, and tell its story
@@ -176,7 +179,8 @@ fn failed(error: &dyn std::error::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Logs go to stderr. `shown`: commands that print for people keep their logs to warnings unless RUST_LOG says otherwise.
+/// Logs go to stderr. `shown`: commands that print for people keep their logs to warnings unless
+/// RUST_LOG says otherwise.
 fn start_logging(config: &LogConfig, shown: bool) -> Result<(), BadLogFilter> {
     let (set_by, filter) = match std::env::var(LOG_VARIABLE) {
         Ok(filter) if !filter.is_empty() => (LOG_VARIABLE, filter),

@@ -2,7 +2,8 @@
 
 use std::io::{self, BufWriter, StdoutLock, Write};
 
-/// Standard output for commands that write much. A reader that has gone (`… | head`) ends the output, not with an error.
+/// Standard output for commands that write much. A reader that has gone (`… | head`) ends the
+/// output, not with an error.
 pub struct Output(BufWriter<StdoutLock<'static>>);
 
 impl Output {

@@ -22,17 +22,20 @@ use crate::worker::{self, CallProgram, HttpServer, Worker};
 
 /// How long the last delivery may take before a worker that was told to stop ends.
 const LAST_LOOK: Duration = Duration::from_secs(10);
-/// Ends of egresses that may wait to be heard by the delivery. What comes when it is full is dropped: recordings are looked for anyway.
+/// Ends of egresses that may wait to be heard by the delivery. What comes when it is full is
+/// dropped: recordings are looked for anyway.
 const EGRESS_ENDS: usize = 64;
 
 #[derive(Debug, clap::Args)]
 pub struct StartArguments {
-    /// End all calls and stop when stdin, a pipe, ends: for programs that start a worker and may be killed
+    /// End all calls and stop when stdin, a pipe, ends: for programs that start a worker and may be
+    /// killed
     #[arg(long, hide = true)]
     stop_with_stdin: bool,
 }
 
-/// Takes calls until it is told to stop and the last one has ended. `file`: the config file, which the calls read as well.
+/// Takes calls until it is told to stop and the last one has ended. `file`: the config file, which
+/// the calls read as well.
 pub async fn run(
     arguments: StartArguments,
     config: Arc<Config>,

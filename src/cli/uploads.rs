@@ -357,8 +357,8 @@ fn report(stats: &PassStats, dry_run: bool, json: bool) -> CommandResult {
     })
 }
 
-/// Puts every refused record that is meant back among those that wait, then delivers them. Whatever ends this in between, a worker goes
-/// on with the rest.
+/// Puts every refused record that is meant back among those that wait, then delivers them. Whatever
+/// ends this in between, a worker goes on with the rest.
 async fn retry_all(
     config: &Config,
     store: &Store,

@@ -22,8 +22,8 @@ const SHORTEST_PLAIN: u64 = 100_000_000;
 /// Numbers in JSON that may be that large and are something else.
 const SIZES: [&str; 2] = ["size", "bytes"];
 
-/// `value` with every telephone number reduced to its last two digits: in the fields that hold one, and wherever nine digits or more
-/// stand in a row. Ids stay as they are.
+/// `value` with every telephone number reduced to its last two digits: in the fields that hold one,
+/// and wherever nine digits or more stand in a row. Ids stay as they are.
 pub fn masked(value: Value) -> Value {
     masked_field("", value)
 }

@@ -1,7 +1,8 @@
-//! Finding calls again: which there are, and what happened to one of them from its dispatch to the CRM's answer.
+//! Finding calls again: which there are, and what happened to one of them from its dispatch to the
+//! CRM's answer.
 //!
-//! Everything is read from what the other parts have written: journals of running calls, records that wait, records in the archive.
-//! Nothing here changes a record or makes a call wait.
+//! Everything is read from what the other parts have written: journals of running calls, records
+//! that wait, records in the archive. Nothing here changes a record or makes a call wait.
 
 mod mask;
 pub mod mongodb;

@@ -90,7 +90,8 @@ pub struct Unreadable {
 }
 
 impl FoundCall {
-    /// Reads a call's file, wherever it has gone since it was listed. `None`: there is no such call any more.
+    /// Reads a call's file, wherever it has gone since it was listed. `None`: there is no such call
+    /// any more.
     fn open(store: &Store, file: &CallFile) -> Option<Result<Self, Unreadable>> {
         let mut file = file.clone();
         loop {
@@ -217,7 +218,8 @@ pub struct WholeCall {
 }
 
 impl WholeCall {
-    /// A call of the data folder with the files that its record names. `problem` hears of those that are not there or not readable.
+    /// A call of the data folder with the files that its record names. `problem` hears of those
+    /// that are not there or not readable.
     pub fn read(store: &Store, call: FoundCall, mut problem: impl FnMut(String)) -> Self {
         let mut read = |relative: &str| match store.read_json(relative) {
             Ok(Some(value)) => Some(value),
@@ -286,7 +288,8 @@ impl CallFilter {
     }
 }
 
-/// The calls that the filter lets pass, newest first, each read when it is asked for. Files that are not readable come as they are met.
+/// The calls that the filter lets pass, newest first, each read when it is asked for. Files that
+/// are not readable come as they are met.
 ///
 /// # Errors
 /// When a folder cannot be listed.
@@ -338,8 +341,8 @@ fn has_number(record: &CallRecord, digits: &str) -> bool {
     .any(|number| digits_of(number).ends_with(digits))
 }
 
-/// What somebody calls a call by: the id of its session, call, job, egress or lead, the telephone network's id, the name or id of its room,
-/// or a number.
+/// What somebody calls a call by: the id of its session, call, job, egress or lead, the telephone
+/// network's id, the name or id of its room, or a number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Query {
     text: String,
@@ -379,7 +382,8 @@ impl Query {
         NaiveDate::parse_from_str(day, "%Y%m%d").ok()
     }
 
-    /// Whether a file with these bytes may be meant. An id stands in a file as it is; what could be written in another way is read.
+    /// Whether a file with these bytes may be meant. An id stands in a file as it is; what could be
+    /// written in another way is read.
     fn may_be_in(&self, bytes: &[u8]) -> bool {
         let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '/');
         if self.digits.is_some() || !self.text.chars().all(plain) {
@@ -485,7 +489,8 @@ enum Look {
     Broken(Unreadable),
 }
 
-/// Looks whether the file has the id in it at all: parsing a hundred thousand records takes ten times as long.
+/// Looks whether the file has the id in it at all: parsing a hundred thousand records takes ten
+/// times as long.
 fn look(store: &Store, query: &Query, file: &CallFile) -> Look {
     if file.place == Place::Journal {
         return Look::Open;

@@ -1,5 +1,5 @@
-//! What happened to a call, in the order in which it happened. Pure: everything comes from the call's record, its conversation and its
-//! leads.
+//! What happened to a call, in the order in which it happened. Pure: everything comes from the
+//! call's record, its conversation and its leads.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -128,7 +128,8 @@ pub enum Step {
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
-    /// A part was tried as often as this, and more is not known: an older version wrote it, or the worker died during the request.
+    /// A part was tried as often as this, and more is not known: an older version wrote it, or the
+    /// worker died during the request.
     Tried {
         /// `recording`, `call_data` or `call_data_update`.
         part: &'static str,
@@ -213,7 +214,8 @@ fn time_of(value: &Value, field: &str) -> Option<DateTime<Utc>> {
     value[field].as_str().and_then(time::parse)
 }
 
-/// A clock that was set back must not put the end before the beginning: times order only what belongs to one of these.
+/// A clock that was set back must not put the end before the beginning: times order only what
+/// belongs to one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Call,

@@ -31,10 +31,12 @@ impl fmt::Display for Component {
     }
 }
 
-/// An answer that a provider did not give. Every message names the host or the setting, and never carries a key or what was said.
+/// An answer that a provider did not give. Every message names the host or the setting, and never
+/// carries a key or what was said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProviderError {
-    /// The same request may work in a moment: no connection, a time-out, an overloaded server, an answer cut short.
+    /// The same request may work in a moment: no connection, a time-out, an overloaded server, an
+    /// answer cut short.
     #[error("{message}")]
     Temporary {
         /// What happened.

@@ -1,7 +1,9 @@
-//! Speech recognition, language model and speech synthesis, each behind one trait, one vendor a file.
+//! Speech recognition, language model and speech synthesis, each behind one trait, one vendor a
+//! file.
 //!
-//! A vendor's file knows its requests, its answers and its errors. It knows nothing of turns, retries and time-outs: those belong to
-//! the conversation ([`crate::voice`]). `scripted` is a vendor without a network, for the demo and for tests.
+//! A vendor's file knows its requests, its answers and its errors. It knows nothing of turns,
+//! retries and time-outs: those belong to the conversation ([`crate::voice`]). `scripted` is a
+//! vendor without a network, for the demo and for tests.
 
 mod error;
 mod language;
@@ -34,13 +36,15 @@ pub enum Vendor {
     Scripted,
 }
 
-/// The `[providers]` section: which vendors and models a conversation uses. Keys come from the environment (`OPENAI_API_KEY`).
+/// The `[providers]` section: which vendors and models a conversation uses. Keys come from the
+/// environment (`OPENAI_API_KEY`).
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProvidersConfig {
     /// Who does all three.
     pub vendor: Vendor,
-    /// Base URL of the OpenAI-compatible service; ends in `/v1`. `OPENAI_BASE_URL` in the environment goes first.
+    /// Base URL of the OpenAI-compatible service; ends in `/v1`. `OPENAI_BASE_URL` in the
+    /// environment goes first.
     pub openai_base_url: String,
     /// Model of `audio/transcriptions`.
     pub stt_model: String,

@@ -1,4 +1,5 @@
-//! What the three OpenAI-compatible providers share: the address, the key, the client, and what its errors mean.
+//! What the three OpenAI-compatible providers share: the address, the key, the client, and what its
+//! errors mean.
 
 use std::time::Duration;
 

@@ -1,7 +1,9 @@
-//! A vendor without a network: plays a prepared conversation, for the demo, for development without keys, and for tests.
+//! A vendor without a network: plays a prepared conversation, for the demo, for development without
+//! keys, and for tests.
 //!
-//! It keeps no state, so it does not matter how often or how early it is asked: a stretch of speech is told by its length, an answer
-//! by what the caller said last. The voice is made up: a hum with syllables, so that a recording has something to hear.
+//! It keeps no state, so it does not matter how often or how early it is asked: a stretch of speech
+//! is told by its length, an answer by what the caller said last. The voice is made up: a hum with
+//! syllables, so that a recording has something to hear.
 
 use std::f32::consts::TAU;
 use std::path::Path;
@@ -274,7 +276,8 @@ impl TextToSpeech for Scripted {
     }
 }
 
-/// A hum as long as `text` takes to say: each letter has its own colour, words are set apart by a dip that is never silent.
+/// A hum as long as `text` takes to say: each letter has its own colour, words are set apart by a
+/// dip that is never silent.
 fn hum(text: &str) -> Vec<i16> {
     const LEVEL: f32 = 9_000.0;
     const PITCH_HZ: f32 = 130.0;

@@ -1,4 +1,5 @@
-//! What the LiveKit server knows of egresses: its Egress API, `ListEgress`. It forgets an egress a day after its end.
+//! What the LiveKit server knows of egresses: its Egress API, `ListEgress`. It forgets an egress a
+//! day after its end.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -81,7 +82,8 @@ pub enum EgressQuery {
 pub type EgressAnswer<'a> =
     Pin<Box<dyn Future<Output = Result<Vec<EgressReport>, String>> + Send + 'a>>;
 
-/// Where egresses can be asked for. A trait, so that a folder can be worked off without any LiveKit server.
+/// Where egresses can be asked for. A trait, so that a folder can be worked off without any LiveKit
+/// server.
 pub trait EgressDirectory: Send + Sync {
     /// The egresses that fit. The error is a sentence for the log and the record.
     fn find(&self, query: EgressQuery) -> EgressAnswer<'_>;
@@ -138,8 +140,9 @@ impl EgressDirectory for LiveKitEgress {
     }
 }
 
-/// What an egress's description says, in whichever of its shapes: results in the lists of today or in the single field of before
-/// (`EgressInfo.result`, which older servers fill and newer ones still may), or none at all while the request tells what was asked for.
+/// What an egress's description says, in whichever of its shapes: results in the lists of today or
+/// in the single field of before (`EgressInfo.result`, which older servers fill and newer ones
+/// still may), or none at all while the request tells what was asked for.
 pub(super) fn report(info: &proto::EgressInfo) -> EgressReport {
     let outputs = requested_outputs(info);
     let bucket = outputs.iter().find_map(|output| output.bucket.clone());
@@ -157,7 +160,8 @@ pub(super) fn report(info: &proto::EgressInfo) -> EgressReport {
         .iter()
         .all(|file| file.filename.is_empty() && file.location.is_empty());
     if nothing_told {
-        // A failed egress may have left its file where it was to be. Templates are the egress's own to fill in.
+        // A failed egress may have left its file where it was to be. Templates are the egress's own
+        // to fill in.
         let asked_for = outputs
             .into_iter()
             .filter(|output| !output.filepath.is_empty() && !output.filepath.contains('{'));
@@ -195,7 +199,8 @@ fn progress(info: &proto::EgressInfo) -> EgressProgress {
         Ok(Status::EgressComplete | Status::EgressLimitReached) => EgressProgress::Done,
         Ok(Status::EgressFailed | Status::EgressAborted) => EgressProgress::Failed(reason()),
         Ok(Status::EgressEnding) => EgressProgress::Running,
-        // The last word of an egress may be lost on its way to the server (livekit#2308), and a later version may have other words.
+        // The last word of an egress may be lost on its way to the server (livekit#2308), and a
+        // later version may have other words.
         Ok(Status::EgressStarting | Status::EgressActive) | Err(_) => match info.ended_at > 0 {
             true if info.error.is_empty() => EgressProgress::Done,
             true => EgressProgress::Failed(reason()),
@@ -247,7 +252,8 @@ struct RequestedOutput {
     bucket: Option<String>,
 }
 
-/// The files that the request named, and the buckets that they were to be put into. The server leaves both in when it blanks the keys.
+/// The files that the request named, and the buckets that they were to be put into. The server
+/// leaves both in when it blanks the keys.
 fn requested_outputs(info: &proto::EgressInfo) -> Vec<RequestedOutput> {
     use proto::egress_info::Request;
     use proto::encoded_file_output::Output;

@@ -1,13 +1,16 @@
-//! Asks LiveKit Egress to record a call: the room's sound, agent and caller on a channel each, into one Ogg file.
+//! Asks LiveKit Egress to record a call: the room's sound, agent and caller on a channel each, into
+//! one Ogg file.
 //!
-//! Starts in the background and is tried a few times, because the call must neither wait for it nor end with it. The client
-//! lives as long as the call. Without a layout and a page address the egress takes the sound from the server directly and needs
-//! no browser.
+//! Starts in the background and is tried a few times, because the call must neither wait for it nor
+//! end with it. The client lives as long as the call. Without a layout and a page address the
+//! egress takes the sound from the server directly and needs no browser.
 //!
-//! A request whose answer was lost may have been heard: before it is repeated, the server is asked for an egress that writes our file,
-//! and when the call ends without an answer, the recording stays `requested` and is looked for by its room.
+//! A request whose answer was lost may have been heard: before it is repeated, the server is asked
+//! for an egress that writes our file, and when the call ends without an answer, the recording
+//! stays `requested` and is looked for by its room.
 //!
-//! A started egress does not record yet. When it does is asked for, noted and logged: what was said before is not in the file.
+//! A started egress does not record yet. When it does is asked for, noted and logged: what was said
+//! before is not in the file.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +46,8 @@ const LAST_WAIT: Duration = Duration::from_millis(500);
 /// How long the end of the call waits until the egress is told to stop. It would end with its room.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long an egress may take until it records. It is a few seconds on a machine that has just started.
+/// How long an egress may take until it records. It is a few seconds on a machine that has just
+/// started.
 const ACTIVE_LIMIT: Duration = Duration::from_secs(20);
 /// Between two questions whether it records: this at first, then more and more, up to the second.
 const ACTIVE_PAUSES: (Duration, Duration) =
@@ -70,7 +74,8 @@ impl Output {
         let s3 = &config.s3;
         let bucket = s3.egress_bucket.as_str();
         let stored = (!bucket.is_empty()).then(|| {
-            // No keys: a process that strangers talk to has none. The egress has its own, or a role.
+            // No keys: a process that strangers talk to has none. The egress has its own, or a
+            // role.
             proto::encoded_file_output::Output::S3(proto::S3Upload {
                 bucket: bucket.to_owned(),
                 region: s3.region.clone(),
@@ -180,8 +185,8 @@ impl EgressRecording {
         matches!(timeout(limit, records).await, Ok(Ok(_)))
     }
 
-    /// The end of the call: gives up on a start that is still under way. The egress itself ends with the room, or, where the
-    /// room stays, is stopped here.
+    /// The end of the call: gives up on a start that is still under way. The egress itself ends
+    /// with the room, or, where the room stays, is stopped here.
     pub async fn finish(self, session: &SharedSession, room_stays: bool) {
         let abort = self.task.abort_handle();
         self.hangup.cancel();
@@ -244,7 +249,8 @@ fn note(session: &SharedSession, asked: Result<String, Fault>) -> Option<String>
 /// How the beginning of a started egress went: the time of it, or a sentence.
 type Beginning = Result<DateTime<Utc>, String>;
 
-/// Asks until the egress records. It says itself when its file begins, which may be a moment before it is asked.
+/// Asks until the egress records. It says itself when its file begins, which may be a moment before
+/// it is asked.
 async fn until_active(
     client: &EgressClient,
     egress_id: &str,
@@ -353,7 +359,8 @@ impl Fault {
         }
     }
 
-    /// What an error of the Egress API means (Twirp's codes; the messages are livekit/livekit's, `pkg/service/errors.go`).
+    /// What an error of the Egress API means (Twirp's codes; the messages are livekit/livekit's,
+    /// `pkg/service/errors.go`).
     fn of(error: &ServiceError) -> Self {
         let ServiceError::Twirp(error) = error else {
             return Self::final_word(format!("the request cannot be made: {error}"));

@@ -1,7 +1,9 @@
-//! Records a call in its own process: the agent on the left channel, the caller on the right, as LiveKit's dual-channel egress does.
+//! Records a call in its own process: the agent on the left channel, the caller on the right, as
+//! LiveKit's dual-channel egress does.
 //!
-//! One task takes what has come of both streams a few times a second, puts it where it belongs in time and encodes. The file grows by a
-//! page a second, so a process that is killed loses at most the last second.
+//! One task takes what has come of both streams a few times a second, puts it where it belongs in
+//! time and encodes. The file grows by a page a second, so a process that is killed loses at most
+//! the last second.
 
 use std::fs::File;
 use std::path::Path;
@@ -18,10 +20,12 @@ use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
 
 /// Rate of the streams and the file.
 pub const SAMPLE_RATE_HZ: u32 = oggopus::SAMPLE_RATE_HZ;
-/// How often sound is taken from the streams and what is complete is encoded. Less than what the streams keep (half a second) and than the
-/// timeline's patience for sound that comes late; each time costs a wake-up.
+/// How often sound is taken from the streams and what is complete is encoded. Less than what the
+/// streams keep (half a second) and than the timeline's patience for sound that comes late; each
+/// time costs a wake-up.
 const WRITE_EVERY: Duration = Duration::from_millis(100);
-/// Streams of callers that may wait to be taken over: a caller whose track was replaced brings a new one.
+/// Streams of callers that may wait to be taken over: a caller whose track was replaced brings a
+/// new one.
 const STREAM_QUEUE: usize = 4;
 
 /// Why there is no recording, or not all of it.
@@ -111,8 +115,9 @@ impl Recorded {
     }
 }
 
-/// Appends all sound that lies ready. Answers false when the stream has ended. Leaves nobody behind who wants to be woken for the next
-/// frame: with two streams, that would wake the process for every one of a hundred frames a second.
+/// Appends all sound that lies ready. Answers false when the stream has ended. Leaves nobody behind
+/// who wants to be woken for the next frame: with two streams, that would wake the process for
+/// every one of a hundred frames a second.
 fn take_ready<'a>(
     stream: &mut (impl Stream<Item = RtcAudioFrame<'a>> + Unpin),
     sound: &mut Vec<i16>,

@@ -1,8 +1,11 @@
-//! What a name of a recording, written by somebody else, may mean here. Pure: it never looks at the disk.
+//! What a name of a recording, written by somebody else, may mean here. Pure: it never looks at the
+//! disk.
 //!
-//! An egress names its file as its own host has it: relative to its working folder, absolute, without the leading `/`, or as an address
-//! of an S3 bucket. Whatever it says, a recording lies in `recordings/` or the configured folder, which the operator may have put outside
-//! the data folder, or in a bucket that the settings list; nothing else of this machine, and nothing else of the data folder, is ever taken for one.
+//! An egress names its file as its own host has it: relative to its working folder, absolute,
+//! without the leading `/`, or as an address of an S3 bucket. Whatever it says, a recording lies in
+//! `recordings/` or the configured folder, which the operator may have put outside the data folder,
+//! or in a bucket that the settings list; nothing else of this machine, and nothing else of the
+//! data folder, is ever taken for one.
 
 use std::fmt;
 
@@ -154,8 +157,9 @@ impl NameRules<'_> {
         meanings
     }
 
-    /// An egress gives the address of an object as `https://bucket.endpoint/key` or `endpoint/bucket/key`, where an endpoint that was
-    /// configured with its scheme makes `https://bucket.http://endpoint/key` of the former (livekit/storage, `s3.go`).
+    /// An egress gives the address of an object as `https://bucket.endpoint/key` or
+    /// `endpoint/bucket/key`, where an endpoint that was configured with its scheme makes
+    /// `https://bucket.http://endpoint/key` of the former (livekit/storage, `s3.go`).
     fn address(&self, scheme: &str, rest: &str) -> Meaning {
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         match scheme {
@@ -221,7 +225,8 @@ fn after_folder<'a>(name: &'a str, folder: &str) -> Option<&'a str> {
     name.strip_prefix(folder)?.strip_prefix('/')
 }
 
-/// The same path without empty and `.` parts; `None` when one of its parts leads up, or nothing is left.
+/// The same path without empty and `.` parts; `None` when one of its parts leads up, or nothing is
+/// left.
 fn down_only(path: &str) -> Option<String> {
     let parts: Vec<&str> = path
         .split('/')
@@ -333,7 +338,8 @@ mod tests {
                 "{name:?}: {meaning:?}"
             );
         }
-        // Files of the data folder that are no recordings are looked for among the recordings, where they are not.
+        // Files of the data folder that are no recordings are looked for among the recordings,
+        // where they are not.
         assert_eq!(
             shown(rules("", &[]).meaning("leads/lead_1.json")),
             ["recordings/leads/lead_1.json"]
@@ -360,7 +366,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a manifest says: no meaning leads up, out of the two folders, or into a bucket that is not listed.
+        /// Whatever a manifest says: no meaning leads up, out of the two folders, or into a bucket
+        /// that is not listed.
         #[test]
         fn no_name_leads_out(
             name in prop_oneof![

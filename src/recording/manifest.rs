@@ -1,7 +1,8 @@
-//! The manifest that an egress writes beside its file, after it: `EG_….json` (livekit/egress, `pkg/config/manifest.go`).
+//! The manifest that an egress writes beside its file, after it: `EG_….json` (livekit/egress,
+//! `pkg/config/manifest.go`).
 //!
-//! It has no status and no error, and fields that are empty are left out. What is odd in it is passed over; only what is no JSON object
-//! is an error.
+//! It has no status and no error, and fields that are empty are left out. What is odd in it is
+//! passed over; only what is no JSON object is an error.
 
 use serde_json::{Map, Value};
 
@@ -14,7 +15,8 @@ pub(crate) struct Manifest {
     pub duration: Option<u64>,
     /// What it names instead of a file, such as a playlist of segments.
     pub no_file: Option<String>,
-    /// `filename` and `location` of each file: the path as it was asked for, and where the egress put it.
+    /// `filename` and `location` of each file: the path as it was asked for, and where the egress
+    /// put it.
     pub files: Vec<ManifestFile>,
 }
 
@@ -49,8 +51,8 @@ impl Manifest {
         let Value::Object(fields) = value else {
             return Err("is not an egress manifest: it is JSON, but not an object".to_owned());
         };
-        // The egress writes `files`; whoever keeps its description (`EgressInfo` as JSON, from a webhook for example) has
-        // `file_results`, or the single `file` of older servers.
+        // The egress writes `files`; whoever keeps its description (`EgressInfo` as JSON, from a
+        // webhook for example) has `file_results`, or the single `file` of older servers.
         let lists = ["files", "file_results", "file"];
         let files = lists
             .iter()
@@ -294,7 +296,8 @@ mod tests {
             }
         }
 
-        /// The beginning of a manifest, as somebody sees it who looks while it is being copied, is not taken for one.
+        /// The beginning of a manifest, as somebody sees it who looks while it is being copied, is
+        /// not taken for one.
         #[test]
         fn half_a_manifest_is_refused(cut in 0_usize..80) {
             let whole = br#"{"egress_id":"EG_1","files":[{"filename":"recordings/a.ogg","location":"/a.ogg"}]}"#;

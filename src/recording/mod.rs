@@ -43,22 +43,27 @@ pub enum RecordingMode {
 pub struct RecordingConfig {
     /// Who records: `egress`, `local` or `off`.
     pub mode: RecordingMode,
-    /// The folder on the egress host that is our `local_prefix`, such as `/data/rec` when that folder is mounted there. Empty: an
-    /// absolute path of the egress is looked for from its last `recordings/` on.
+    /// The folder on the egress host that is our `local_prefix`, such as `/data/rec` when that
+    /// folder is mounted there. Empty: an absolute path of the egress is looked for from its last
+    /// `recordings/` on.
     pub egress_prefix: String,
     /// Our side of `egress_prefix`, relative to the data folder; absolute with `outside_data_dir`.
     pub local_prefix: String,
     /// Whether `local_prefix` may be an absolute path outside the data folder.
     pub outside_data_dir: bool,
-    /// Where an egress is asked to put its file, as its own host names it, or the object's key. `{session_id}` is the call's; the
-    /// egress fills in `{room_name}`, `{room_id}`, `{time}`, `{utc}` and `{retry}`.
+    /// Where an egress is asked to put its file, as its own host names it, or the object's key.
+    /// `{session_id}` is the call's; the egress fills in `{room_name}`, `{room_id}`, `{time}`,
+    /// `{utc}` and `{retry}`.
     pub egress_file_path: String,
-    /// How long the agent's first words wait until the egress records, in milliseconds. What is said before is not in the file.
+    /// How long the agent's first words wait until the egress records, in milliseconds. What is
+    /// said before is not in the file.
     pub egress_start_wait_ms: u64,
-    /// How long the call data waits for its recording, to turn up and to be taken by the CRM, in seconds in which somebody looked
-    /// ([`crate::session::Watch`]). After that the call is delivered without it.
+    /// How long the call data waits for its recording, to turn up and to be taken by the CRM, in
+    /// seconds in which somebody looked ([`crate::session::Watch`]). After that the call is
+    /// delivered without it.
     pub wait_s: u64,
-    /// How long a recording that did not turn up in that time is still looked for, in the same seconds.
+    /// How long a recording that did not turn up in that time is still looked for, in the same
+    /// seconds.
     pub late_s: u64,
     /// Recordings that an egress puts into S3.
     pub s3: S3Config,
@@ -72,9 +77,11 @@ impl Default for RecordingConfig {
             local_prefix: "recordings".to_owned(),
             outside_data_dir: false,
             egress_file_path: format!("recordings/{SESSION_ID}.ogg"),
-            // An egress takes 0.7 s to begin, and several the first time: nobody waits that long for an answer on the telephone.
+            // An egress takes 0.7 s to begin, and several the first time: nobody waits that long
+            // for an answer on the telephone.
             egress_start_wait_ms: 0,
-            // An egress of an hour's call is written within a minute; LiveKit forgets the egress after a day.
+            // An egress of an hour's call is written within a minute; LiveKit forgets the egress
+            // after a day.
             wait_s: 600,
             late_s: 24 * 3600,
             s3: S3Config::default(),
@@ -135,7 +142,8 @@ impl RecordingConfig {
         self.s3.check()
     }
 
-    /// Looks for a folder of recordings outside that holds the data folder: a manifest could name everything in it.
+    /// Looks for a folder of recordings outside that holds the data folder: a manifest could name
+    /// everything in it.
     ///
     /// # Errors
     /// When `local_prefix` is the data folder or one above it.

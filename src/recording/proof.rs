@@ -1,7 +1,8 @@
 //! Tries once, with a real egress, whether recordings will be found: `voicebot check --egress`.
 //!
-//! It opens a room of its own, publishes a tone, has an egress record it as calls do, looks for the file as the delivery does, deletes what
-//! it has found, and closes the room. Nobody is called, and nothing goes to the CRM.
+//! It opens a room of its own, publishes a tone, has an egress record it as calls do, looks for the
+//! file as the delivery does, deletes what it has found, and closes the room. Nobody is called, and
+//! nothing goes to the CRM.
 
 use std::fs;
 use std::time::Duration;
@@ -43,7 +44,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const LENGTH: Duration = Duration::from_secs(2);
 /// How long it may take to write its file and say so.
 const END_LIMIT: Duration = Duration::from_secs(60);
-/// How long the file may take to be seen here after that: two looks at it, and a shared folder's own time.
+/// How long the file may take to be seen here after that: two looks at it, and a shared folder's
+/// own time.
 const FIND_LIMIT: Duration = Duration::from_secs(15);
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(250);

@@ -23,8 +23,9 @@ pub enum Recorder {
 }
 
 impl Recorder {
-    /// Starts recording as configured. Where somebody else records the call already (the campaign metadata names an egress), only
-    /// that is noted. A recording that cannot be made is noted and never ends a call.
+    /// Starts recording as configured. Where somebody else records the call already (the campaign
+    /// metadata names an egress), only that is noted. A recording that cannot be made is noted and
+    /// never ends a call.
     pub fn start(
         config: &RecordingConfig,
         livekit: Option<&LiveKitSettings>,
@@ -94,7 +95,8 @@ impl Recorder {
         }
     }
 
-    /// Waits until what is said is recorded, for `limit` at the longest. An egress takes a while to begin.
+    /// Waits until what is said is recorded, for `limit` at the longest. An egress takes a while to
+    /// begin.
     pub async fn records_within(&self, limit: Duration) {
         if let Self::Egress(recording) = self
             && !limit.is_zero()
@@ -107,14 +109,16 @@ impl Recorder {
         }
     }
 
-    /// Adds the caller's sound to a recording that this process makes; `listen` opens it at the given rate.
+    /// Adds the caller's sound to a recording that this process makes; `listen` opens it at the
+    /// given rate.
     pub fn add_caller(&self, listen: impl FnOnce(u32) -> NativeAudioStream) {
         if let Self::Local(recording) = self {
             recording.add_caller(listen(SAMPLE_RATE_HZ));
         }
     }
 
-    /// Ends the recording. Afterwards the session says what became of it. `room_stays`: nobody deletes the room after the call.
+    /// Ends the recording. Afterwards the session says what became of it. `room_stays`: nobody
+    /// deletes the room after the call.
     pub async fn finish(self, session: &SharedSession, room_stays: bool) {
         match self {
             Self::Egress(recording) => recording.finish(session, room_stays).await,

@@ -1,8 +1,9 @@
 //! Finding the recording of a call that has ended.
 //!
-//! In this order: the path in its record; the manifest that an egress leaves beside its file; what the server's Egress API says of the
-//! egress, then of the room; and the name that the call asked for. All of them may name paths as the egress host has them, and none of
-//! them may lead out of the folders of recordings ([`super::location`]).
+//! In this order: the path in its record; the manifest that an egress leaves beside its file; what
+//! the server's Egress API says of the egress, then of the room; and the name that the call asked
+//! for. All of them may name paths as the egress host has them, and none of them may lead out of
+//! the folders of recordings ([`super::location`]).
 
 use std::collections::HashSet;
 use std::fs;
@@ -38,7 +39,8 @@ use super::s3::{S3Access, S3Object};
 
 /// A manifest is a few hundred bytes; more than this is something else.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
-/// A recording that is waited for is looked for after this, then less and less often, up to [`LONGEST_LOOK`].
+/// A recording that is waited for is looked for after this, then less and less often, up to
+/// [`LONGEST_LOOK`].
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// See [`FIRST_LOOK`].
 pub(crate) const LONGEST_LOOK: Duration = Duration::from_secs(30);
@@ -50,7 +52,8 @@ const SECOND_LOOK: TimeDelta = TimeDelta::seconds(2);
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(2);
 /// How long a file that is written on another machine may take to be seen here.
 const PATIENCE_FOR_A_FOLDER: TimeDelta = TimeDelta::seconds(5);
-/// Calls that are remembered as warned of. Beyond, all are forgotten, and some are warned of once more.
+/// Calls that are remembered as warned of. Beyond, all are forgotten, and some are warned of once
+/// more.
 const MOST_WARNED: usize = 10_000;
 /// Pieces in which a recording is read from disk: all of it that is in memory at a time.
 const READ_BYTES: usize = 64 * 1024;
@@ -94,7 +97,8 @@ pub enum Resolution {
 }
 
 impl Resolution {
-    /// Writes into the record what was learnt of the recording. How the delivery goes on is not this function's affair.
+    /// Writes into the record what was learnt of the recording. How the delivery goes on is not
+    /// this function's affair.
     pub fn note(&self, record: &mut CallRecord, now: DateTime<Utc>) {
         match self {
             Self::Found(found) => {
@@ -166,7 +170,8 @@ enum Place {
 pub type RecordingStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 impl FoundRecording {
-    /// Whether it can be listened to, as far as that can be told without reading all of it: an Ogg file has sound in it.
+    /// Whether it can be listened to, as far as that can be told without reading all of it: an Ogg
+    /// file has sound in it.
     fn is_sound(&self) -> bool {
         let ogg = [".ogg", ".oga", ".opus"];
         let here = matches!(self.place, Place::File(_));
@@ -266,7 +271,8 @@ impl Candidate {
         }
     }
 
-    /// Whether this, of two that are nothing yet, is what to tell: a file that is there before one that is not.
+    /// Whether this, of two that are nothing yet, is what to tell: a file that is there before one
+    /// that is not.
     fn says_more_than(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::NotYet { .. } | Self::Blind(_), Self::Nothing) => true,
@@ -354,7 +360,8 @@ impl RecordingResolver {
         }
         let asked = self.ask_directory(record, now).await;
         match (asked, not_there) {
-            // It has failed, and its file is here: the next look tells whether it is all there will be.
+            // It has failed, and its file is here: the next look tells whether it is all there will
+            // be.
             (
                 Look::Failed { why, .. },
                 Candidate::NotYet {
@@ -444,7 +451,8 @@ impl RecordingResolver {
         verdict
     }
 
-    /// Why the egress of a recording that was found by its name has failed, if it has: what there is are its remains.
+    /// Why the egress of a recording that was found by its name has failed, if it has: what there
+    /// is are its remains.
     async fn failure_of(&self, record: &CallRecord) -> Option<String> {
         let id = with_prefix(record.egress_id()?);
         let asked = self.directory.as_ref()?.find(EgressQuery::Id(id.clone()));
@@ -454,7 +462,8 @@ impl RecordingResolver {
         }
     }
 
-    /// Where an egress may have left its manifest: in the folders of recordings, and beside the file that it was asked for.
+    /// Where an egress may have left its manifest: in the folders of recordings, and beside the
+    /// file that it was asked for.
     fn manifest_places(&self, egress_id: &str, record: &CallRecord) -> Vec<RecordingPath> {
         let name = format!("{}.json", sanitise(egress_id));
         let folders = [local_folder(&self.config.local_prefix), RECORDINGS];
@@ -546,8 +555,9 @@ impl RecordingResolver {
         }
     }
 
-    /// Says where a recording should be that has been written and is not here, in the log once for each call: the settings are wrong, or
-    /// a folder is not mounted, and every call of this worker may be affected.
+    /// Says where a recording should be that has been written and is not here, in the log once for
+    /// each call: the settings are wrong, or a folder is not mounted, and every call of this worker
+    /// may be affected.
     fn misplaced(
         &self,
         not_there: Candidate,
@@ -619,7 +629,8 @@ impl RecordingResolver {
         self.judge_all(reports, &wanted, record, now).await
     }
 
-    /// One of several egresses of a room may have failed while another works: what is found counts, then what may still come.
+    /// One of several egresses of a room may have failed while another works: what is found counts,
+    /// then what may still come.
     async fn judge_all(
         &self,
         reports: Vec<EgressReport>,
@@ -638,8 +649,9 @@ impl RecordingResolver {
         verdict.unwrap_or_else(|| not_yet(format!("{wanted} is not known to the server")))
     }
 
-    /// An egress that has failed may have left a file all the same: its beginning, or all of it, when the failure came after. It is taken
-    /// where it is there and sound; one that the egress does not say to have written is not waited for.
+    /// An egress that has failed may have left a file all the same: its beginning, or all of it,
+    /// when the failure came after. It is taken where it is there and sound; one that the egress
+    /// does not say to have written is not waited for.
     async fn judge(
         &self,
         report: EgressReport,
@@ -742,7 +754,8 @@ impl RecordingResolver {
         verdict
     }
 
-    /// The first of the names, each in every way it can be meant, that is a whole recording. Names that are refused are logged.
+    /// The first of the names, each in every way it can be meant, that is a whole recording. Names
+    /// that are refused are logged.
     async fn candidate<'a>(
         &self,
         names: impl IntoIterator<Item = &'a str>,
@@ -770,7 +783,8 @@ impl RecordingResolver {
             match candidate {
                 Candidate::Found(found) => return Candidate::Found(found),
                 Candidate::Nothing => {}
-                // The last name is where an egress says that it has put the file, after the one that it was asked for.
+                // The last name is where an egress says that it has put the file, after the one
+                // that it was asked for.
                 not_yet if !verdict.says_more_than(&not_yet) => verdict = not_yet,
                 _ => {}
             }
@@ -817,8 +831,8 @@ impl RecordingResolver {
     }
 }
 
-/// Does what waits for the disk where it holds nothing else up: the folder may be on another machine. What is logged there belongs to the
-/// same call.
+/// Does what waits for the disk where it holds nothing else up: the folder may be on another
+/// machine. What is logged there belongs to the same call.
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let span = Span::current();
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
@@ -926,8 +940,9 @@ fn incomplete(name: &str, size: u64, whole: Whole) -> Option<String> {
     }
 }
 
-/// How long to go on looking: for the time allowed as something that is waited for, then as something that is missing. Both limits are
-/// about time in which somebody looked ([`Watch`]), however long the call is over.
+/// How long to go on looking: for the time allowed as something that is waited for, then as
+/// something that is missing. Both limits are about time in which somebody looked ([`Watch`]),
+/// however long the call is over.
 fn patience(
     config: &RecordingConfig,
     record: &CallRecord,
@@ -938,7 +953,8 @@ fn patience(
 ) -> Resolution {
     let watch = record.uploads.recording.looked(now, could_see);
     let watched = watch.watched();
-    // The longer it is looked for, the less often it is worth a look. A file that grows, or that was not there before, is worth one soon.
+    // The longer it is looked for, the less often it is worth a look. A file that grows, or that
+    // was not there before, is worth one soon.
     let grows =
         size_seen.is_some_and(|size| size > 0) && size_seen != record.uploads.recording.size;
     let next = |longest: Duration, left: Duration| match grows {
@@ -1021,7 +1037,8 @@ fn with_prefix(id: &str) -> String {
     }
 }
 
-/// Whether an egress is to be asked for: its id is known, or one was asked for and its id was lost with the process.
+/// Whether an egress is to be asked for: its id is known, or one was asked for and its id was lost
+/// with the process.
 fn is_egress(record: &CallRecord) -> bool {
     record.egress_id().is_some()
         || record.recording.as_ref().is_some_and(|recording| {
@@ -1057,7 +1074,8 @@ fn without_egress(record: &CallRecord, found: Candidate) -> Look {
     }
 }
 
-/// Whether an egress of a room of this name is this call's: rooms have the same name again, and the server remembers for a day.
+/// Whether an egress of a room of this name is this call's: rooms have the same name again, and the
+/// server remembers for a day.
 fn belongs(report: &EgressReport, record: &CallRecord) -> bool {
     if let Some(sid) = record.room.sid.as_deref().filter(|sid| !sid.is_empty())
         && !report.room_id.is_empty()

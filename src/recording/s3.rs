@@ -1,7 +1,9 @@
-//! Recordings in S3, or in what speaks like it: looked at with HEAD, and read in pieces of bounded size.
+//! Recordings in S3, or in what speaks like it: looked at with HEAD, and read in pieces of bounded
+//! size.
 //!
-//! The keys come from the environment, as with Amazon's own tools (`AWS_ACCESS_KEY_ID` and so on), or from the machine's role. Only the
-//! worker comes here, and only for a recording that is in a listed bucket: a call process never loads any of it.
+//! The keys come from the environment, as with Amazon's own tools (`AWS_ACCESS_KEY_ID` and so on),
+//! or from the machine's role. Only the worker comes here, and only for a recording that is in a
+//! listed bucket: a call process never loads any of it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,31 +24,37 @@ use url::Url;
 use super::location::S3Location;
 use super::resolve::RecordingStream;
 
-/// All of an object that is in memory at a time. Larger pieces are hardly faster: a request costs a few milliseconds.
+/// All of an object that is in memory at a time. Larger pieces are hardly faster: a request costs a
+/// few milliseconds.
 const PIECE_BYTES: u64 = 1 << 20;
 /// For a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For one request and its answer, of which the largest is a piece.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// For a first look at an object with all repetitions, and with the search for a role of this machine where there are no keys.
+/// For a first look at an object with all repetitions, and with the search for a role of this
+/// machine where there are no keys.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
 /// Repetitions of one request. The delivery itself is tried again as well.
 const RETRIES: usize = 2;
 
-/// Section `recording.s3` of the configuration. The keys are not in it: they come from the environment.
+/// Section `recording.s3` of the configuration. The keys are not in it: they come from the
+/// environment.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct S3Config {
-    /// Buckets that recordings may be read from; a manifest that names another is refused. Empty: none.
+    /// Buckets that recordings may be read from; a manifest that names another is refused. Empty:
+    /// none.
     pub buckets: Vec<String>,
-    /// Address of the server, such as `https://minio.example.com:9000`. Empty: `AWS_ENDPOINT_URL`, else Amazon.
+    /// Address of the server, such as `https://minio.example.com:9000`. Empty: `AWS_ENDPOINT_URL`,
+    /// else Amazon.
     pub endpoint: String,
     /// Its region. Empty: `AWS_REGION`, else `us-east-1`.
     pub region: String,
-    /// Whether the bucket is part of the path (`endpoint/bucket/key`) or of the host (`bucket.endpoint/key`).
+    /// Whether the bucket is part of the path (`endpoint/bucket/key`) or of the host
+    /// (`bucket.endpoint/key`).
     pub path_style: bool,
-    /// One of `buckets` that an egress is asked to put its files into, with the keys that it has itself. Empty: it stores them as it is
-    /// set up to.
+    /// One of `buckets` that an egress is asked to put its files into, with the keys that it has
+    /// itself. Empty: it stores them as it is set up to.
     pub egress_bucket: String,
 }
 
@@ -240,8 +248,8 @@ impl PartialEq for S3Object {
 impl Eq for S3Object {}
 
 impl S3Object {
-    /// Its bytes, one piece after the other, each asked for when the one before has been taken. It breaks off when the object is replaced
-    /// meanwhile.
+    /// Its bytes, one piece after the other, each asked for when the one before has been taken. It
+    /// breaks off when the object is replaced meanwhile.
     pub fn open(&self) -> RecordingStream {
         let pieces = stream::try_unfold((self.clone(), 0), |(object, from)| async move {
             if from >= object.size {

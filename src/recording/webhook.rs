@@ -1,7 +1,7 @@
 //! LiveKit's webhooks, as far as recordings are concerned: an egress has ended.
 //!
-//! They get lost (the server keeps them for half a minute at most), so they only hurry what is done anyway; nothing in them is taken for
-//! true beyond the egress's name.
+//! They get lost (the server keeps them for half a minute at most), so they only hurry what is done
+//! anyway; nothing in them is taken for true beyond the egress's name.
 
 use livekit_api::access_token::TokenVerifier;
 use livekit_api::webhooks::{WebhookError, WebhookReceiver};
@@ -46,8 +46,8 @@ impl Webhooks {
         }
     }
 
-    /// What a webhook tells: the end of an egress, or nothing of interest. `authorization` is the header's value: a token with the body's
-    /// SHA-256 in it.
+    /// What a webhook tells: the end of an egress, or nothing of interest. `authorization` is the
+    /// header's value: a token with the body's SHA-256 in it.
     ///
     /// # Errors
     /// When it is not signed by our server, or not readable.
@@ -63,7 +63,8 @@ impl Webhooks {
             .map_err(|_| WebhookRefused::Signature("the body is no text".to_owned()))?;
         match self.receiver.receive(text, token) {
             Ok(event) => Ok(egress_ended(event)),
-            // Checked last, so the signature was good. A later server may have words that this program does not know.
+            // Checked last, so the signature was good. A later server may have words that this
+            // program does not know.
             Err(WebhookError::InvalidData(error)) => match serde_json::from_slice::<Value>(body) {
                 Ok(event) if event["event"].is_string() => Ok(ended_in_json(&event)),
                 _ => Err(WebhookRefused::Content(error.to_string())),
@@ -91,7 +92,8 @@ fn egress_ended(event: proto::WebhookEvent) -> Option<EgressEnded> {
     })
 }
 
-/// The same, from JSON alone, whether its names are written as in protobuf or as in protobuf's JSON.
+/// The same, from JSON alone, whether its names are written as in protobuf or as in protobuf's
+/// JSON.
 fn ended_in_json(event: &Value) -> Option<EgressEnded> {
     let egress = manifest::field(event.as_object()?, "egress_info")?.as_object()?;
     let ended = match event["event"].as_str()? {

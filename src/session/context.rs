@@ -1,16 +1,19 @@
-//! What the dispatcher, the telephone network and the caller's client have said about a call beyond what this program understands: the
-//! dispatch's metadata and attributes, and the caller's, among them the SIP headers that a trunk maps (`sip.h.…`).
+//! What the dispatcher, the telephone network and the caller's client have said about a call beyond
+//! what this program understands: the dispatch's metadata and attributes, and the caller's, among
+//! them the SIP headers that a trunk maps (`sip.h.…`).
 //!
-//! By these a call is joined to a customer's list, so all of it goes into the record and to the CRM: bounded, because anybody may write
-//! it, and without what looks like a secret. What is left out is named. Pure.
+//! By these a call is joined to a customer's list, so all of it goes into the record and to the
+//! CRM: bounded, because anybody may write it, and without what looks like a secret. What is left
+//! out is named. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Each of the four parts (metadata and attributes of the dispatch and of the caller) may have so many bytes as JSON. LiveKit allows 64
-/// KiB and more for each; many web servers take no body above 100 KiB, and the conversation has to fit in beside them.
+/// Each of the four parts (metadata and attributes of the dispatch and of the caller) may have so
+/// many bytes as JSON. LiveKit allows 64 KiB and more for each; many web servers take no body above
+/// 100 KiB, and the conversation has to fit in beside them.
 const PART_BYTES: usize = 8 * 1024;
 /// Names of what was left out that are kept.
 const MOST_OMITTED: usize = 32;
@@ -42,7 +45,8 @@ pub struct CallContext {
     /// By the caller's participant in the room.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub participant: Option<CallParticipant>,
-    /// Names of what is not in here because it is too long or looks like a secret, such as `dispatch.metadata.crm.token`.
+    /// Names of what is not in here because it is too long or looks like a secret, such as
+    /// `dispatch.metadata.crm.token`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub omitted: Vec<String>,
 }
@@ -202,7 +206,8 @@ impl Omitted {
     }
 }
 
-/// What of a value there is room for and may be kept. Whole values only: half of an id would join a call to the wrong customer.
+/// What of a value there is room for and may be kept. Whole values only: half of an id would join a
+/// call to the wrong customer.
 fn taken(value: Value, path: &str, room: &mut usize, omitted: &mut Omitted) -> Option<Value> {
     let below = |name: &dyn std::fmt::Display| format!("{path}.{name}");
     match value {
@@ -252,7 +257,8 @@ fn is_harmless(value: &Value) -> bool {
     matches!(value, Value::Null | Value::Bool(_) | Value::Number(_))
 }
 
-/// A text that is a key by its form: an HTTP authorization, a signed token (RFC 7519), a private key, an address with a password.
+/// A text that is a key by its form: an HTTP authorization, a signed token (RFC 7519), a private
+/// key, an address with a password.
 fn is_secret_text(text: &str) -> bool {
     let text = text.trim_start();
     let starts = |prefix: &str| {

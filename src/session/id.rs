@@ -1,6 +1,7 @@
 //! The names of a call's things: its session and its leads.
 //!
-//! Every id becomes part of a file name, so a value of these types is always safe to use as one. Nothing else checks names.
+//! Every id becomes part of a file name, so a value of these types is always safe to use as one.
+//! Nothing else checks names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +11,8 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-/// Longest id that we accept; with a prefix and a suffix it stays below the 255 bytes that file systems allow.
+/// Longest id that we accept; with a prefix and a suffix it stays below the 255 bytes that file
+/// systems allow.
 const MAX_ID_BYTES: usize = 180;
 
 /// Why a text cannot be an id.
@@ -43,7 +45,8 @@ fn check(text: &str) -> Result<(), IdError> {
     Ok(())
 }
 
-/// Makes any text usable inside a file name: everything outside `A-Z a-z 0-9 . _ -` becomes `_`, and a leading dot too.
+/// Makes any text usable inside a file name: everything outside `A-Z a-z 0-9 . _ -` becomes `_`,
+/// and a leading dot too.
 pub fn sanitise(text: &str) -> String {
     let mut name: String = text
         .chars()
@@ -65,8 +68,8 @@ pub fn sanitise(text: &str) -> String {
     name
 }
 
-/// Makes a text fit for the log: what looks like a phone number (nine digits or more in a row) keeps its last two digits. Dates and
-/// session ids are shorter and stay as they are.
+/// Makes a text fit for the log: what looks like a phone number (nine digits or more in a row)
+/// keeps its last two digits. Dates and session ids are shorter and stay as they are.
 pub fn mask_numbers(text: &str) -> String {
     const SHORTEST: usize = 9;
     const KEPT: usize = 2;
@@ -130,9 +133,11 @@ macro_rules! file_safe_id {
 
 /// One conversation, from dispatch to hangup: `session_<YYYYMMDD>_<HHMMSS>_<6 hex>`.
 ///
-/// Ids of other shapes are accepted when read, because the original's records have them (`livekit-20251029-113920`).
+/// Ids of other shapes are accepted when read, because the original's records have them
+/// (`livekit-20251029-113920`).
 ///
-/// A clone is a reference to the same text: thousands of waiting records are known by their ids in several places.
+/// A clone is a reference to the same text: thousands of waiting records are known by their ids in
+/// several places.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(Arc<str>);
 

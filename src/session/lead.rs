@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::time;
 use super::{LeadId, SessionId};
 
-/// One lead file, `leads/lead_<session_id>_<n>.json`. Optional texts are empty when the caller did not say them, as in the original.
+/// One lead file, `leads/lead_<session_id>_<n>.json`. Optional texts are empty when the caller did
+/// not say them, as in the original.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lead {
     /// Unique everywhere.

@@ -1,11 +1,12 @@
 //! The life of a call's record, from the dispatch to the archive, as one machine.
 //!
-//! Where a record stands is told by its files alone, so that whoever finds them after a crash knows as much as the process that died.
-//! Pure: [`Traces`] says what is there, [`Traces::stage`] what that means, [`Traces::to_do`] what is left to do.
+//! Where a record stands is told by its files alone, so that whoever finds them after a crash knows
+//! as much as the process that died. Pure: [`Traces`] says what is there, [`Traces::stage`] what
+//! that means, [`Traces::to_do`] what is left to do.
 //!
 //! ```text
 //! Running ─▶ Ended ─▶ Recorded ─▶ Waiting ─▶ Delivering ─▶ Delivered ─▶ Archived
-//!    └──────────────────▲            └──────────┴──▶ Refused (an operator's retry goes back to Waiting)
+//!    └──────────────────▲            └──────────┴──▶ Refused (a retry goes back to Waiting)
 //! ```
 
 use super::RecordStatus;
@@ -67,7 +68,8 @@ pub enum Stage {
 pub enum ToDo {
     /// Nothing by itself.
     Nothing,
-    /// Make the record from the journal. `set_aside`: what lies in its place first, which nobody can read.
+    /// Make the record from the journal. `set_aside`: what lies in its place first, which nobody
+    /// can read.
     Fold {
         /// See above.
         set_aside: bool,

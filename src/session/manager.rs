@@ -1,4 +1,5 @@
-//! The state of one running call. Every change is a [`SessionEvent`], applied in one place, so that a journal of events is the call.
+//! The state of one running call. Every change is a [`SessionEvent`], applied in one place, so that
+//! a journal of events is the call.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,8 @@ const LEAD_FILE: &str = "lead_file";
 /// The key under which the campaign source, or we, name the recording.
 const EGRESS_ID: &str = "egressId";
 
-/// Changes of what a participant says about itself that are kept: a client may set its attributes for ever.
+/// Changes of what a participant says about itself that are kept: a client may set its attributes
+/// for ever.
 const MOST_PARTICIPANT_CHANGES: usize = 32;
 
 /// Who called whom. Where nothing tells, there is none.
@@ -56,7 +58,8 @@ pub struct CallStart {
     pub attributes: BTreeMap<String, String>,
 }
 
-/// What is learnt about the call after the dispatch. Unknown things are `None`; setting keeps what is known already.
+/// What is learnt about the call after the dispatch. Unknown things are `None`; setting keeps what
+/// is known already.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CallMetadata {
@@ -228,7 +231,8 @@ pub struct Outcome {
     /// A sentence about what broke.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// When it ended. `None` means "when the journal's last line was written", for whoever did not see the end.
+    /// When it ended. `None` means "when the journal's last line was written", for whoever did not
+    /// see the end.
     #[serde(default, with = "time::option")]
     pub call_end: Option<DateTime<Utc>>,
 }
@@ -246,7 +250,8 @@ impl Outcome {
     }
 }
 
-/// Everything that can happen to a session. A journal is these, one a line; so names and fields are a file format.
+/// Everything that can happen to a session. A journal is these, one a line; so names and fields are
+/// a file format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum SessionEvent {
@@ -303,7 +308,8 @@ pub enum SessionEvent {
     Outcome(Outcome),
 }
 
-/// Where events go as they happen: the store's journal. Called under the session's lock, so it must not wait for anything but one write.
+/// Where events go as they happen: the store's journal. Called under the session's lock, so it must
+/// not wait for anything but one write.
 pub trait EventSink: Send {
     /// Keeps the event. A sink that cannot says so in the log; the session goes on in memory.
     fn append(&mut self, event: &SessionEvent);
@@ -353,7 +359,8 @@ pub struct CompleteSessionData {
 }
 
 impl CompleteSessionData {
-    /// When the other party was first there. Whatever was said was said to somebody, also where the journal has lost the answer.
+    /// When the other party was first there. Whatever was said was said to somebody, also where the
+    /// journal has lost the answer.
     pub fn answered_at(&self) -> Option<DateTime<Utc>> {
         let first_words = || self.items.first().map(|item| item.timestamp);
         self.answered_at.or_else(first_words)
@@ -407,8 +414,8 @@ impl SessionManager {
         Some(session)
     }
 
-    /// The session of a journal whose dispatch cannot be read: only its name and what else is in it. `None` when the name is not one of
-    /// ours, or the events are those of another session.
+    /// The session of a journal whose dispatch cannot be read: only its name and what else is in
+    /// it. `None` when the name is not one of ours, or the events are those of another session.
     pub fn salvage(
         session_id: &SessionId,
         events: impl IntoIterator<Item = SessionEvent>,
@@ -519,7 +526,8 @@ impl SessionManager {
         &self.data.campaign_metadata
     }
 
-    /// Replaces what is known about the recording, unless that would lead back from what it has come to.
+    /// Replaces what is known about the recording, unless that would lead back from what it has
+    /// come to.
     pub fn set_recording_metadata(&mut self, recording: RecordingMetadata) {
         self.record(SessionEvent::Recording(recording));
     }
@@ -618,8 +626,8 @@ impl SessionManager {
         }
     }
 
-    /// Notes how the call ended. The first one stands: what follows from an end (the room closing, the job being shut down) must not hide
-    /// why it ended.
+    /// Notes how the call ended. The first one stands: what follows from an end (the room closing,
+    /// the job being shut down) must not hide why it ended.
     pub fn set_outcome(&mut self, outcome: Outcome) {
         if self.data.outcome.is_none() {
             self.record(SessionEvent::Outcome(outcome));

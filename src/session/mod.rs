@@ -1,7 +1,8 @@
 //! What is known about one call, from its dispatch to its end.
 //!
-//! [`SessionManager`] holds it while the call runs; [`CallRecord`] is what stays on disk and goes to the CRM. This module knows no
-//! network, no LiveKit, no files and no tasks: the store gives it a sink for its events and reads the record out of it.
+//! [`SessionManager`] holds it while the call runs; [`CallRecord`] is what stays on disk and goes
+//! to the CRM. This module knows no network, no LiveKit, no files and no tasks: the store gives it
+//! a sink for its events and reads the record out of it.
 
 mod context;
 mod id;
@@ -38,12 +39,13 @@ pub use transcript::{
 };
 pub use watch::Watch;
 
-/// The session of a running call, shared by everything that writes to it. A std mutex, because every critical section is short and
-/// nothing inside one waits; never hold the guard across an await.
+/// The session of a running call, shared by everything that writes to it. A std mutex, because
+/// every critical section is short and nothing inside one waits; never hold the guard across an
+/// await.
 pub type SharedSession = Arc<Mutex<SessionManager>>;
 
-/// Locks the session. A panic in another holder does not take the call's record with it: every mutation is one `apply` of one event,
-/// so the state is whole even then.
+/// Locks the session. A panic in another holder does not take the call's record with it: every
+/// mutation is one `apply` of one event, so the state is whole even then.
 pub fn lock(session: &SharedSession) -> MutexGuard<'_, SessionManager> {
     session.lock().unwrap_or_else(PoisonError::into_inner)
 }

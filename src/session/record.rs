@@ -1,4 +1,5 @@
-//! The record of a finished call: the metadata file that is also the delivery queue, and what the CRM gets. All of it is pure.
+//! The record of a finished call: the metadata file that is also the delivery queue, and what the
+//! CRM gets. All of it is pure.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -68,7 +69,8 @@ impl PartState {
         matches!(self, Self::Sent | Self::Missing | Self::Failed)
     }
 
-    /// Whether a part in this state may be put into `next`. What is sent stays sent; a missing recording may still turn up.
+    /// Whether a part in this state may be put into `next`. What is sent stays sent; a missing
+    /// recording may still turn up.
     pub fn can_become(self, next: Self) -> bool {
         match self {
             Self::Pending => true,
@@ -97,7 +99,8 @@ pub enum AttemptOutcome {
     Refused,
 }
 
-/// One request to the CRM of which the end is known. A process that is killed in the middle of one leaves none, only a higher count.
+/// One request to the CRM of which the end is known. A process that is killed in the middle of one
+/// leaves none, only a higher count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// When it ended.
@@ -119,7 +122,8 @@ pub enum DeliveryPart {
     Recording,
     /// `POST /call-data`.
     CallData,
-    /// The same once more, with the URL of a recording that turned up after the call data had gone without it.
+    /// The same once more, with the URL of a recording that turned up after the call data had gone
+    /// without it.
     CallDataUpdate,
 }
 
@@ -136,7 +140,8 @@ pub struct Progress<'a> {
     pub last_error: &'a mut Option<String>,
     /// What the CRM answered last, shortened.
     pub response: &'a mut Option<Value>,
-    /// How long the CRM has admitted no request of this part, see [`RecordingDelivery::not_admitted`].
+    /// How long the CRM has admitted no request of this part, see
+    /// [`RecordingDelivery::not_admitted`].
     pub not_admitted: &'a mut Option<Watch>,
     history: &'a mut Vec<Attempt>,
 }
@@ -182,11 +187,13 @@ pub struct RecordingDelivery {
     /// The looks for its file and the tries to send it: how long it has been waited for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<Watch>,
-    /// The recording is here, but was not taken: when the call data goes without it if that is so still.
+    /// The recording is here, but was not taken: when the call data goes without it if that is so
+    /// still.
     #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
     pub release_at: Option<DateTime<Utc>>,
-    /// How long the CRM has turned this record's requests away for reasons that have nothing to do with the record (a key, an address);
-    /// what counts is the time in which it took those of others.
+    /// How long the CRM has turned this record's requests away for reasons that have nothing to do
+    /// with the record (a key, an address); what counts is the time in which it took those of
+    /// others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_admitted: Option<Watch>,
 }
@@ -519,8 +526,8 @@ impl CallRecord {
         }
     }
 
-    /// Reads a metadata file of any version and brings it to this one. `named` is the session in the file's name, for a file that does
-    /// not say it inside.
+    /// Reads a metadata file of any version and brings it to this one. `named` is the session in
+    /// the file's name, for a file that does not say it inside.
     ///
     /// # Errors
     /// The rest of a sentence that begins with the file's name.
@@ -614,8 +621,9 @@ impl CallRecord {
             .or(self.timestamps.call_start)
     }
 
-    /// How long the two parties could talk when the talk ended, or has come to, `end`: from the answer on, whole seconds. A call that
-    /// nobody answered has none. The original's records do not say when a call was answered; they count from their start.
+    /// How long the two parties could talk when the talk ended, or has come to, `end`: from the
+    /// answer on, whole seconds. A call that nobody answered has none. The original's records do
+    /// not say when a call was answered; they count from their start.
     pub fn talk_seconds(&self, end: DateTime<Utc>) -> u64 {
         let unanswered = matches!(
             self.outcome.call_status,
@@ -630,7 +638,8 @@ impl CallRecord {
         begin.map_or(0, |begin| time::seconds_between(begin, end))
     }
 
-    /// How long the other party's telephone rang, until it was answered or the call ended, whole seconds. `None` where nobody knows.
+    /// How long the other party's telephone rang, until it was answered or the call ended, whole
+    /// seconds. `None` where nobody knows.
     pub fn ring_seconds(&self) -> Option<u64> {
         let times = &self.timestamps;
         // Whoever calls us hears it ring from the dispatch on, at the latest.
@@ -650,7 +659,8 @@ impl CallRecord {
         allowed
     }
 
-    /// An operator's "try again": refused parts become pending, waits end; what was sent stays sent. `false` when there is nothing to try.
+    /// An operator's "try again": refused parts become pending, waits end; what was sent stays
+    /// sent. `false` when there is nothing to try.
     pub fn reset_for_retry(&mut self) -> bool {
         let recording = &mut self.uploads.recording;
         let call_data = &mut self.uploads.call_data;
@@ -692,14 +702,16 @@ fn known(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Only a recording that this worker's own process made has a path on this disk; an egress's path is on the egress host.
+/// Only a recording that this worker's own process made has a path on this disk; an egress's path
+/// is on the egress host.
 fn local_recording_path(recording: &RecordingMetadata) -> Option<String> {
     (recording.source == super::RecordingSource::Local)
         .then(|| recording.recording_filename.clone())
         .flatten()
 }
 
-/// Brings the original's metadata to version 2. Its fields keep their names, so only what is odd about them needs doing.
+/// Brings the original's metadata to version 2. Its fields keep their names, so only what is odd
+/// about them needs doing.
 fn upgrade_original(fields: &mut Map<String, Value>, named: &SessionId) {
     fields.insert("schema_version".to_owned(), SCHEMA_VERSION.into());
     // Its session ids were free texts too.
@@ -729,7 +741,8 @@ fn upgrade_original(fields: &mut Map<String, Value>, named: &SessionId) {
     }
 }
 
-/// The original wrote paths as its machine had them: absolute, and with `\` on Windows. What counts begins at our folder's name.
+/// The original wrote paths as its machine had them: absolute, and with `\` on Windows. What counts
+/// begins at our folder's name.
 fn data_folder_path(path: &str) -> String {
     const FOLDERS: [&str; 3] = ["recordings", "conversations", "leads"];
     let path = path.replace('\\', "/");
@@ -777,7 +790,8 @@ impl CampaignIds {
         .collect()
     }
 
-    /// Reads them from a record's campaign metadata: as ours names them, as the original's session named them, or from a persona inside.
+    /// Reads them from a record's campaign metadata: as ours names them, as the original's session
+    /// named them, or from a persona inside.
     pub fn from_campaign_metadata(metadata: &Map<String, Value>) -> Self {
         let first = |names: &[&str]| {
             names
@@ -816,8 +830,8 @@ fn id_text(value: &Value) -> Option<String> {
     }
 }
 
-/// `CALL-YYYYMMDD-<last 8 digits>`, without the suffix that tells two calls of one day apart. A call without a number (from a browser)
-/// takes the random end of its session id instead.
+/// `CALL-YYYYMMDD-<last 8 digits>`, without the suffix that tells two calls of one day apart. A
+/// call without a number (from a browser) takes the random end of its session id instead.
 pub fn call_id_base(
     call_start: DateTime<Utc>,
     number: Option<&str>,
@@ -854,8 +868,9 @@ pub struct DeliveredRecording {
     pub size: Option<u64>,
 }
 
-/// The body of `POST /call-data`: the original's fields with their meaning, and beside them what it did not have. `conversation` and `lead` are the files' contents, of any version; a call without them has an empty
-/// transcription and an empty lead.
+/// The body of `POST /call-data`: the original's fields with their meaning, and beside them what it
+/// did not have. `conversation` and `lead` are the files' contents, of any version; a call without
+/// them has an empty transcription and an empty lead.
 pub fn crm_payload(
     record: &CallRecord,
     conversation: Option<&Value>,
@@ -900,7 +915,8 @@ pub fn crm_payload(
     })
 }
 
-/// The CRM knows the original's `completed`. A call whose process died was talked all the same; that it was recovered is our affair.
+/// The CRM knows the original's `completed`. A call whose process died was talked all the same;
+/// that it was recovered is our affair.
 fn crm_status(status: CallStatus) -> Value {
     match status {
         CallStatus::Recovered => json!(CallStatus::Completed),
@@ -1059,7 +1075,8 @@ mod tests {
             ),
             (record(ours, None, None, "no_answer", "outbound"), 0, None),
             (record(ours, None, None, "recovered", "outbound"), 0, None),
-            // An inbound call rings from before the dispatch until our track is there, whenever we see it ring.
+            // An inbound call rings from before the dispatch until our track is there, whenever we
+            // see it ring.
             (
                 record(ours, Some(6), Some(7), "completed", "inbound"),
                 93,
@@ -1171,7 +1188,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is tried in whatever order: what was confirmed stays confirmed, and a refusal is undone by an operator only.
+        /// Whatever is tried in whatever order: what was confirmed stays confirmed, and a refusal
+        /// is undone by an operator only.
         #[test]
         fn a_record_only_moves_forward(
             statuses in prop::collection::vec(prop::sample::select(STATUSES.to_vec()), 0..12),
@@ -1195,7 +1213,8 @@ mod tests {
             }
         }
 
-        /// A valid file with bytes changed or its end missing is read or refused with a sentence, without a panic; as are any bytes.
+        /// A valid file with bytes changed or its end missing is read or refused with a sentence,
+        /// without a panic; as are any bytes.
         #[test]
         fn a_damaged_file_is_read_or_refused(
             damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
@@ -1219,7 +1238,8 @@ mod tests {
             }
         }
 
-        /// A file that anybody may have written is read or refused, without a panic, and what is read is written and read back the same.
+        /// A file that anybody may have written is read or refused, without a panic, and what is
+        /// read is written and read back the same.
         #[test]
         fn any_file_is_read_or_refused(value in any_json()) {
             if let Ok(record) = CallRecord::from_json(value.to_string().as_bytes(), &named()) {

@@ -1,11 +1,13 @@
-//! How far the recording of a call has come, from the wish for one to its file. Pure: no files, no network, no clock.
+//! How far the recording of a call has come, from the wish for one to its file. Pure: no files, no
+//! network, no clock.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{CallRecord, time};
 
-/// Changes that a record keeps at most: there are five states and only the way forward, so more than this is somebody else's list.
+/// Changes that a record keeps at most: there are five states and only the way forward, so more
+/// than this is somebody else's list.
 const MAX_HISTORY: usize = 16;
 
 /// How far a recording has come, in this order. It moves forward only: what was found stays found.
@@ -21,7 +23,8 @@ pub enum RecordingState {
     Active,
     /// It should be there, and did not turn up in time. It may still do so.
     Missing,
-    /// It could not be made. What is left of it may still turn up, in an egress's backup storage for example.
+    /// It could not be made. What is left of it may still turn up, in an egress's backup storage
+    /// for example.
     Failed,
     /// The file is there.
     Resolved,
@@ -86,7 +89,8 @@ pub struct RecordingMetadata {
     /// When it was asked for.
     #[serde(with = "time::option")]
     pub recording_start_time: Option<DateTime<Utc>>,
-    /// When an egress was seen to record; it begins later than it is asked to. What was said before is not in the file.
+    /// When an egress was seen to record; it begins later than it is asked to. What was said before
+    /// is not in the file.
     #[serde(with = "time::option", skip_serializing_if = "Option::is_none")]
     pub active_at: Option<DateTime<Utc>>,
     /// How far it has come.
@@ -161,8 +165,8 @@ impl RecordingMetadata {
 }
 
 impl CallRecord {
-    /// Notes how far the recording has come. `error`: what is wrong, if something is; a recording that is found has forgotten what was
-    /// wrong before. Backward moves change nothing.
+    /// Notes how far the recording has come. `error`: what is wrong, if something is; a recording
+    /// that is found has forgotten what was wrong before. Backward moves change nothing.
     pub fn recording_came_to(
         &mut self,
         state: RecordingState,
@@ -248,7 +252,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is reported in whatever order: the state never goes back, and the history is the way it took.
+        /// Whatever is reported in whatever order: the state never goes back, and the history is
+        /// the way it took.
         #[test]
         fn a_recording_only_moves_forward(
             steps in prop::collection::vec(

@@ -1,4 +1,5 @@
-//! Times as the files have them: RFC 3339 in UTC with `Z`, to the millisecond; and the odd ones that old files have.
+//! Times as the files have them: RFC 3339 in UTC with `Z`, to the millisecond; and the odd ones
+//! that old files have.
 
 use chrono::{DateTime, NaiveDateTime, SecondsFormat, SubsecRound, Utc};
 use serde::{Deserialize, Deserializer, Serializer};
@@ -8,7 +9,8 @@ pub fn format(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// Reads RFC 3339, and what Python's `isoformat() + "Z"` makes of naive and of aware times (`…+00:00Z`). A time without any zone is UTC.
+/// Reads RFC 3339, and what Python's `isoformat() + "Z"` makes of naive and of aware times
+/// (`…+00:00Z`). A time without any zone is UTC.
 pub fn parse(text: &str) -> Option<DateTime<Utc>> {
     let text = text.trim();
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {

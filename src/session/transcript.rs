@@ -1,4 +1,5 @@
-//! What was said: the items of a conversation, and the `transcription` object that files and CRM get.
+//! What was said: the items of a conversation, and the `transcription` object that files and CRM
+//! get.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,8 @@ pub enum Role {
     Assistant,
 }
 
-/// What was measured around one item. All durations are milliseconds; what was not measured is absent.
+/// What was measured around one item. All durations are milliseconds; what was not measured is
+/// absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TurnMetrics {
@@ -92,7 +94,8 @@ impl ConversationItem {
     }
 }
 
-/// The conversation file: the `transcription` object of the CRM contract, and per item what was measured.
+/// The conversation file: the `transcription` object of the CRM contract, and per item what was
+/// measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Transcription {
     /// The session that this was said in.
@@ -103,7 +106,8 @@ pub struct Transcription {
     /// When it ended.
     #[serde(with = "time")]
     pub end_time: DateTime<Utc>,
-    /// Whole seconds that the two could talk: from the answer to the end; none when nobody answered.
+    /// Whole seconds that the two could talk: from the answer to the end; none when nobody
+    /// answered.
     pub duration_seconds: u64,
     /// Number of items below.
     pub total_items: usize,

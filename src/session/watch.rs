@@ -1,8 +1,9 @@
 //! How long somebody has really been looking for something. Pure: the time is an argument.
 //!
-//! A limit such as "ten minutes, then go on without it" means ten minutes in which somebody looked. Measured from the end of a call
-//! alone it may have passed before the first look: the record is a year old, the worker was down for a day, the clock jumped. So what
-//! counts against a limit is the time between looks, and of a gap in which nobody looked only a part.
+//! A limit such as "ten minutes, then go on without it" means ten minutes in which somebody looked.
+//! Measured from the end of a call alone it may have passed before the first look: the record is a
+//! year old, the worker was down for a day, the clock jumped. So what counts against a limit is the
+//! time between looks, and of a gap in which nobody looked only a part.
 
 use std::time::Duration;
 
@@ -11,12 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::time;
 
-/// Of the time between two looks, this much counts at most, or twice the pause that was planned if that is longer.
+/// Of the time between two looks, this much counts at most, or twice the pause that was planned if
+/// that is longer.
 const LONGEST_GAP: TimeDelta = TimeDelta::hours(1);
 /// No planned pause counts for more than this, whatever time stands in a file.
 const LONGEST_PAUSE: TimeDelta = TimeDelta::hours(24);
-/// Looks that could not see whether the thing is there do not count against the last limit, until there are so many times more of them
-/// than the limit is long: what can never be asked must not be waited for without end.
+/// Looks that could not see whether the thing is there do not count against the last limit, until
+/// there are so many times more of them than the limit is long: what can never be asked must not be
+/// waited for without end.
 const BLIND_LIMITS: u32 = 6;
 
 /// The looks at one thing, as far as limits depend on them.
@@ -31,7 +34,8 @@ pub struct Watch {
     pub last_look: Option<DateTime<Utc>>,
     /// Milliseconds that count against limits.
     pub watched_ms: u64,
-    /// Of these, the milliseconds that ended with a look that could not see whether the thing is there: the server did not answer, say.
+    /// Of these, the milliseconds that ended with a look that could not see whether the thing is
+    /// there: the server did not answer, say.
     #[serde(skip_serializing_if = "is_zero")]
     pub blind_ms: u64,
 }
@@ -79,7 +83,8 @@ impl Watch {
         Duration::from_millis(self.watched_ms.saturating_sub(self.blind_ms))
     }
 
-    /// What is left of a limit after which something is given up. Blind looks count only once there are very many.
+    /// What is left of a limit after which something is given up. Blind looks count only once there
+    /// are very many.
     pub fn left_to_give_up(self, limit: Duration) -> Duration {
         let blind = Duration::from_millis(self.blind_ms).min(limit.saturating_mul(BLIND_LIMITS));
         limit.saturating_sub(self.watched().saturating_sub(blind))
@@ -95,7 +100,8 @@ mod tests {
         DateTime::UNIX_EPOCH + TimeDelta::seconds(second)
     }
 
-    /// The seconds that count after looks at these seconds, each planned for so many seconds after the one before.
+    /// The seconds that count after looks at these seconds, each planned for so many seconds after
+    /// the one before.
     fn watched(looks: &[(i64, i64)]) -> u64 {
         let mut watch = Watch::default();
         for (second, pause) in looks {
@@ -156,7 +162,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the clock does and whatever stands in a file: no panic, and nothing that counted is taken back.
+        /// Whatever the clock does and whatever stands in a file: no panic, and nothing that
+        /// counted is taken back.
         #[test]
         fn what_has_counted_stays(
             looks in prop::collection::vec((any::<i32>(), prop::option::of(any::<i32>()), any::<bool>()), 0..40),

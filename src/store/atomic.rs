@@ -1,4 +1,5 @@
-//! Writing a file whole or not at all: a temporary file in the same folder, fsync, rename, fsync of the folder.
+//! Writing a file whole or not at all: a temporary file in the same folder, fsync, rename, fsync of
+//! the folder.
 
 use std::fs;
 use std::io;
@@ -48,7 +49,8 @@ pub(super) fn temporary_beside(path: &Path) -> PathBuf {
     ))
 }
 
-/// Removes temporary files that a killed process has left. Only old ones: a young one may be somebody's write in progress.
+/// Removes temporary files that a killed process has left. Only old ones: a young one may be
+/// somebody's write in progress.
 pub(super) fn remove_stray_temporaries(folder: &Path, older_than: std::time::Duration) -> usize {
     let Ok(entries) = fs::read_dir(folder) else {
         return 0;

@@ -1,5 +1,6 @@
-//! All calls of the data folder for showing: running, waiting, archived. Nothing here locks or changes anything, so what was seen may
-//! have moved on by the time it is read; [`Store::follow`] looks where it went.
+//! All calls of the data folder for showing: running, waiting, archived. Nothing here locks or
+//! changes anything, so what was seen may have moved on by the time it is read; [`Store::follow`]
+//! looks where it went.
 
 use std::cmp::Reverse;
 use std::fs;
@@ -19,7 +20,8 @@ use super::{
 /// In which folder a call's file lies; a call goes through them in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Place {
-    /// A journal in `conversations/`: the call runs, or its process died and no worker has made the record yet.
+    /// A journal in `conversations/`: the call runs, or its process died and no worker has made the
+    /// record yet.
     Journal,
     /// `call_metadata/`.
     Waiting,
@@ -155,7 +157,8 @@ impl Store {
                 continue;
             };
             let written = || Some(entry.metadata().ok()?.modified().ok()?.into());
-            // One that has moved on since the listing began is met again in the next folder, or by the next listing.
+            // One that has moved on since the listing began is met again in the next folder, or by
+            // the next listing.
             if let Some(began) = time_in_name(session).or_else(written) {
                 visit(CallFile {
                     place,
@@ -203,7 +206,8 @@ impl Store {
         }
     }
 
-    /// Where a call whose file has gone went: from its journal into the queue, from the queue into the archive.
+    /// Where a call whose file has gone went: from its journal into the queue, from the queue into
+    /// the archive.
     pub fn follow(&self, file: &CallFile) -> Option<CallFile> {
         let places = Place::ALL.into_iter().filter(|place| *place > file.place);
         let session = file.place.session_of(&file.name)?;

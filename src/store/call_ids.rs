@@ -1,8 +1,10 @@
-//! Giving each call an id of its own. The original's id has the day and the last 8 digits of the number, so the same number calling twice
-//! on one day got the same id, and the CRM took the second call for a duplicate. Here the second becomes `…-2`, the third `…-3`.
+//! Giving each call an id of its own. The original's id has the day and the last 8 digits of the
+//! number, so the same number calling twice on one day got the same id, and the CRM took the second
+//! call for a duplicate. Here the second becomes `…-2`, the third `…-3`.
 //!
-//! One small file a day, `call_metadata/.call_ids/<day>.jsonl`, says which session has which id; processes take turns by locking it.
-//! When it is not there it is made again from the records on disk, which have the ids in them.
+//! One small file a day, `call_metadata/.call_ids/<day>.jsonl`, says which session has which id;
+//! processes take turns by locking it. When it is not there it is made again from the records on
+//! disk, which have the ids in them.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -96,8 +98,9 @@ fn reserve_in(
     Ok(call_id)
 }
 
-/// The entries whose line has `part` in it. A day may have ten thousands, and each call asks for its own: bytes are searched, and only
-/// what is found is parsed. Ids have nothing in them that JSON would write differently.
+/// The entries whose line has `part` in it. A day may have ten thousands, and each call asks for
+/// its own: bytes are searched, and only what is found is parsed. Ids have nothing in them that
+/// JSON would write differently.
 fn lines_with<'a>(text: &'a [u8], part: &str) -> impl Iterator<Item = Entry> + use<'a> {
     let finder = memmem::Finder::new(part).into_owned();
     let mut rest = text;
@@ -118,7 +121,8 @@ fn write_line(out: &mut Vec<u8>, entry: &Entry) -> io::Result<()> {
     Ok(())
 }
 
-/// The ids in the records of that day, delivered or not. Only files whose name has the day in it are opened.
+/// The ids in the records of that day, delivered or not. Only files whose name has the day in it
+/// are opened.
 fn from_records(root: &Path, day: &str) -> Vec<Entry> {
     [CALL_METADATA, PROCESSED]
         .iter()

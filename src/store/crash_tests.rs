@@ -1,5 +1,6 @@
-//! The process dies, or the disk refuses, at every single step of a call's life on disk. Whatever was acknowledged is there afterwards,
-//! whoever comes next finishes the rest, and doing it twice changes nothing.
+//! The process dies, or the disk refuses, at every single step of a call's life on disk. Whatever
+//! was acknowledged is there afterwards, whoever comes next finishes the rest, and doing it twice
+//! changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -75,7 +76,8 @@ struct Lived {
     left: Option<(SharedSession, JournalLock)>,
 }
 
-/// A whole call. Goes on after a refusal, as a call does that has lost its disk; `dead` says that nothing more is acknowledged.
+/// A whole call. Goes on after a refusal, as a call does that has lost its disk; `dead` says that
+/// nothing more is acknowledged.
 fn live(store: &Store, session: &str, dead: impl Fn() -> bool) -> Lived {
     let mut told_us = Acknowledged::default();
     let mut left = None;
@@ -239,7 +241,8 @@ fn a_disk_that_refuses_at_any_step_costs_nothing_when_it_is_well_again() {
                         store.finish(&call, lock).unwrap();
                     }
                     left => {
-                        // What was not written died with the process; that is why it goes on trying.
+                        // What was not written died with the process; that is why it goes on
+                        // trying.
                         let written = left.is_none();
                         drop(left);
                         if !written {
@@ -279,7 +282,8 @@ fn what_a_full_disk_did_not_take_is_written_when_there_is_room_again() {
     has_everything(&store, ID, &told, "after the outage");
 }
 
-/// Delivers a record as the uploader does: every answer of the CRM is on disk before the next step. Returns how far it was told to be.
+/// Delivers a record as the uploader does: every answer of the CRM is on disk before the next step.
+/// Returns how far it was told to be.
 fn deliver(store: &Store) -> Result<RecordStatus, StoreError> {
     let Some(pending) = store.pending()?.into_iter().next() else {
         return Ok(RecordStatus::Uploaded);

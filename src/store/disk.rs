@@ -1,5 +1,5 @@
-//! The single changes that the store makes to the file system, one function each, so that the tests can let the process die, or the
-//! disk refuse, before and within every one of them.
+//! The single changes that the store makes to the file system, one function each, so that the tests
+//! can let the process die, or the disk refuse, before and within every one of them.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -23,7 +23,8 @@ pub(super) fn write_all(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes some of the bytes, as the system does when the disk has room for no more, and says how many.
+/// Writes some of the bytes, as the system does when the disk has room for no more, and says how
+/// many.
 pub(super) fn write(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
     #[cfg(test)]
     let bytes = faults::cut(bytes)?;
@@ -70,10 +71,11 @@ pub(super) mod faults {
     /// What happens at the chosen step.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(in crate::store) enum Fault {
-        /// The process dies: of a write half is done, of anything else nothing, and nothing happens after it.
+        /// The process dies: of a write half is done, of anything else nothing, and nothing happens
+        /// after it.
         Death,
-        /// The disk has no room: writes and new files fail from here on, half of the first write is done; syncing, renaming and
-        /// removing go on.
+        /// The disk has no room: writes and new files fail from here on, half of the first write is
+        /// done; syncing, renaming and removing go on.
         FullDisk,
         /// This and every later change is refused.
         ReadOnly,
@@ -84,7 +86,8 @@ pub(super) mod faults {
         static STEPS: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// Runs `work` with `fault` at step number `at`. Returns its result and how many steps were tried.
+    /// Runs `work` with `fault` at step number `at`. Returns its result and how many steps were
+    /// tried.
     pub(in crate::store) fn with<T>(
         fault: Fault,
         at: usize,

@@ -1,7 +1,8 @@
 //! The journal of a running call: one JSON line per event, appended as it happens.
 //!
-//! A line is written with one `write` and reaches the kernel at once, so a killed process loses nothing that it has committed. It is not
-//! fsynced: that would make the conversation wait for the disk, to guard a few seconds of talk against a power cut.
+//! A line is written with one `write` and reaches the kernel at once, so a killed process loses
+//! nothing that it has committed. It is not fsynced: that would make the conversation wait for the
+//! disk, to guard a few seconds of talk against a power cut.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -15,7 +16,8 @@ use crate::session::{CallStart, EventSink, SessionEvent, time};
 
 use super::{StoreError, atomic, disk};
 
-/// What a full disk may hold up of one call's events in memory. A long call has some hundred kilobytes.
+/// What a full disk may hold up of one call's events in memory. A long call has some hundred
+/// kilobytes.
 const MOST_UNWRITTEN_BYTES: usize = 4 * 1024 * 1024;
 
 /// One line.
@@ -33,8 +35,8 @@ pub(crate) struct Line {
 pub(crate) struct Journal {
     /// The events, in order.
     pub lines: Vec<Line>,
-    /// Whether something in it could not be read: lines that are no events, or a dispatch that does not come first. A last line
-    /// without its end does not count: it was never committed.
+    /// Whether something in it could not be read: lines that are no events, or a dispatch that does
+    /// not come first. A last line without its end does not count: it was never committed.
     pub damaged: bool,
 }
 
@@ -62,8 +64,8 @@ fn encode(event: &SessionEvent) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Creates the journal with its dispatch and what is known besides. It is there whole or not at all, and synced: from here on the call
-/// exists.
+/// Creates the journal with its dispatch and what is known besides. It is there whole or not at
+/// all, and synced: from here on the call exists.
 pub(super) fn create(path: &Path, start: &CallStart, known: &[SessionEvent]) -> io::Result<()> {
     if path.exists() {
         return Err(io::ErrorKind::AlreadyExists.into());
@@ -75,7 +77,8 @@ pub(super) fn create(path: &Path, start: &CallStart, known: &[SessionEvent]) -> 
     atomic::write_whole(path, &bytes)
 }
 
-/// Everything that can be read of it. A line that does not make sense is left out with a warning; those after it still count.
+/// Everything that can be read of it. A line that does not make sense is left out with a warning;
+/// those after it still count.
 pub(super) fn read(path: &Path) -> io::Result<Journal> {
     let mut text = Vec::new();
     File::open(path)?.read_to_end(&mut text)?;
@@ -191,13 +194,15 @@ impl JournalLock {
         }
     }
 
-    /// Renames a journal of which something could not be read, so that it is kept for a person and no longer found.
+    /// Renames a journal of which something could not be read, so that it is kept for a person and
+    /// no longer found.
     pub(super) fn set_aside(self) -> Result<PathBuf, StoreError> {
         super::set_aside_file(&self.path)
     }
 }
 
-/// [`is_held`] locks for an instant to look; that must not make a starting call believe that somebody else has it.
+/// [`is_held`] locks for an instant to look; that must not make a starting call believe that
+/// somebody else has it.
 fn lock_with_patience(file: &File) -> Result<(), TryLockError> {
     const TRIES: u32 = 20;
     const PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
@@ -220,7 +225,8 @@ fn ends_with_newline(file: &mut File) -> io::Result<bool> {
     Ok(last[0] == b'\n')
 }
 
-/// Appends a session's events to its journal. What a full disk does not take is kept and written before the next event.
+/// Appends a session's events to its journal. What a full disk does not take is kept and written
+/// before the next event.
 pub(super) struct JournalSink {
     file: File,
     path: PathBuf,
@@ -252,7 +258,8 @@ impl EventSink for JournalSink {
             Ok(_) => {}
             Err(error) => error!(file = %self.path.display(), %error, "an event has no JSON"),
         }
-        // The session goes on in memory, and the record is still written at the end if the disk allows it then. Each outage is said once.
+        // The session goes on in memory, and the record is still written at the end if the disk
+        // allows it then. Each outage is said once.
         match self.write() {
             Err(error) if !self.failing => {
                 self.failing = true;
@@ -371,7 +378,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Whatever the disk made of a journal: it is read without a panic, and the lines that it did not touch are there.
+        /// Whatever the disk made of a journal: it is read without a panic, and the lines that it
+        /// did not touch are there.
         #[test]
         fn a_damaged_journal_costs_only_the_damaged_lines(
             damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),

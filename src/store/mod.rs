@@ -1,7 +1,8 @@
-//! The five folders on disk: where a call's events, conversation, leads and record lie, and how they get there whole.
+//! The five folders on disk: where a call's events, conversation, leads and record lie, and how
+//! they get there whole.
 //!
-//! Everything here blocks on the disk. Async callers that care about latency go through `spawn_blocking`. It knows no network and does
-//! not decide what is sent; [`crate::upload`] does.
+//! Everything here blocks on the disk. Async callers that care about latency go through
+//! `spawn_blocking`. It knows no network and does not decide what is sent; [`crate::upload`] does.
 
 mod atomic;
 mod browse;
@@ -43,7 +44,8 @@ const RECORDINGS: &str = "recordings";
 const CALL_METADATA: &str = "call_metadata";
 const PROCESSED: &str = "processed_metadata";
 const JOURNAL_SUFFIX: &str = ".journal.jsonl";
-/// Ends the name of a file that nobody can read and that lay where one was needed. It is kept for a person.
+/// Ends the name of a file that nobody can read and that lay where one was needed. It is kept for a
+/// person.
 const SET_ASIDE_SUFFIX: &str = ".unreadable";
 
 /// Why something could not be kept or read.
@@ -143,7 +145,8 @@ pub struct OrphanJournal {
     pub job_id: String,
     /// A process holds it: the call is running.
     pub alive: bool,
-    /// When it was last written. A journal that nobody holds and that is a few seconds old may belong to a call that is just starting.
+    /// When it was last written. A journal that nobody holds and that is a few seconds old may
+    /// belong to a call that is just starting.
     pub last_written: DateTime<Utc>,
     /// The room's name; empty when the journal's first line is not readable.
     pub room_name: String,
@@ -183,7 +186,8 @@ impl Store {
         &self.root
     }
 
-    /// Where a path of a record lies on this machine. For paths that we made ourselves; [`Store::resolve`] is for those of others.
+    /// Where a path of a record lies on this machine. For paths that we made ourselves;
+    /// [`Store::resolve`] is for those of others.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.root.join(relative)
     }
@@ -193,7 +197,8 @@ impl Store {
         self.root.join(RECORDINGS)
     }
 
-    /// Where this process may write the recording of a session: the path for the record, and the absolute one.
+    /// Where this process may write the recording of a session: the path for the record, and the
+    /// absolute one.
     pub fn recording_path(&self, session_id: &SessionId, extension: &str) -> (String, PathBuf) {
         let relative = format!("{RECORDINGS}/{session_id}.{}", sanitise(extension));
         let absolute = self.root.join(&relative);
@@ -210,8 +215,9 @@ impl Store {
         self.root.join(folder).join(format!("metadata_{id}.json"))
     }
 
-    /// Begins the journal of a call with its dispatch and what that tells of the call. The worker does this before it starts the call's
-    /// process, so that a call whose process never comes up has a record too, under its number.
+    /// Begins the journal of a call with its dispatch and what that tells of the call. The worker
+    /// does this before it starts the call's process, so that a call whose process never comes up
+    /// has a record too, under its number.
     ///
     /// # Errors
     /// When the journal exists already or cannot be written.
@@ -222,8 +228,9 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the session over: locks its journal for as long as the returned lock lives (that is how others know that the call is alive)
-    /// and replays it. Every later event of the session is appended to it.
+    /// Takes the session over: locks its journal for as long as the returned lock lives (that is
+    /// how others know that the call is alive) and replays it. Every later event of the session is
+    /// appended to it.
     ///
     /// # Errors
     /// When there is no journal, it is unreadable, or another process holds it.
@@ -255,8 +262,8 @@ impl Store {
         }
     }
 
-    /// Keeps a lead: writes its file whole, then tells the session. A lead whose id was saved already is not saved again.
-    /// Returns its path, `leads/…`.
+    /// Keeps a lead: writes its file whole, then tells the session. A lead whose id was saved
+    /// already is not saved again. Returns its path, `leads/…`.
     ///
     /// # Errors
     /// When the file cannot be written; the session then does not know of the lead.
@@ -283,11 +290,13 @@ impl Store {
         Ok(relative)
     }
 
-    /// Folds the session into its files: conversation, then metadata (which is the queue for delivery), then the journal goes.
-    /// Whatever is interrupted in between is finished by [`Store::recover`]. Returns the metadata file.
+    /// Folds the session into its files: conversation, then metadata (which is the queue for
+    /// delivery), then the journal goes. Whatever is interrupted in between is finished by
+    /// [`Store::recover`]. Returns the metadata file.
     ///
     /// # Errors
-    /// When a file cannot be written; the journal then stays, and its lock is given back for another try.
+    /// When a file cannot be written; the journal then stays, and its lock is given back for
+    /// another try.
     pub fn finish(
         &self,
         session: &SharedSession,
@@ -296,7 +305,8 @@ impl Store {
         let data = session::lock(session).get_complete_session_data();
         match self.fold(data, time::now()) {
             Ok(path) => {
-                // The call is whole without this: whoever finds the journal sees the record beside it.
+                // The call is whole without this: whoever finds the journal sees the record beside
+                // it.
                 if let Err(error) = lock.remove() {
                     warn!(%error, "the journal of a call that has its record stays until the next look");
                 }
@@ -306,12 +316,14 @@ impl Store {
         }
     }
 
-    /// Finishes what the process of a call has left, whatever it is: makes the record from the journal, or puts a journal away whose record
-    /// exists. `why` is how the call ended, as far as anybody knows; an outcome in the journal comes first. `None`: its process is alive,
-    /// or its record exists already.
+    /// Finishes what the process of a call has left, whatever it is: makes the record from the
+    /// journal, or puts a journal away whose record exists. `why` is how the call ended, as far as
+    /// anybody knows; an outcome in the journal comes first. `None`: its process is alive, or its
+    /// record exists already.
     ///
     /// # Errors
-    /// When the journal cannot be read or a file cannot be written; the journal then stays, and this can be called again.
+    /// When the journal cannot be read or a file cannot be written; the journal then stays, and
+    /// this can be called again.
     pub fn recover(&self, id: &SessionId, why: &Outcome) -> Result<Option<PathBuf>, StoreError> {
         let path = self.journal_path(id);
         let lock = match self.lock_journal(id, &path) {
@@ -406,8 +418,9 @@ impl Store {
         }
     }
 
-    /// A lead file is written before the session hears of it, so a process that dies in between leaves a lead that no event names. Its
-    /// number is one of the next: files that were there already are skipped when a lead is written.
+    /// A lead file is written before the session hears of it, so a process that dies in between
+    /// leaves a lead that no event names. Its number is one of the next: files that were there
+    /// already are skipped when a lead is written.
     fn adopt_unlinked_leads(&self, data: &mut CompleteSessionData) {
         /// How many numbers may be missing in a row.
         const GAP: usize = 8;
@@ -457,7 +470,8 @@ impl Store {
             .as_ref()
             .and_then(|o| o.call_end)
             .unwrap_or(end_if_unknown);
-        // The id is asked for again before anything is sent; a record without one is better than none.
+        // The id is asked for again before anything is sent; a record without one is better than
+        // none.
         let call_id = match self.call_id_of(&data) {
             Ok(call_id) => Some(call_id),
             Err(error) => {
@@ -476,7 +490,8 @@ impl Store {
         Ok(path)
     }
 
-    /// The CRM's id of the call. The first question for a session decides it; two calls never have the same.
+    /// The CRM's id of the call. The first question for a session decides it; two calls never have
+    /// the same.
     fn call_id_of(&self, data: &CompleteSessionData) -> Result<String, StoreError> {
         let number = data
             .call_metadata
@@ -571,7 +586,8 @@ impl Store {
         Some(orphan)
     }
 
-    /// Reads the file of a record that names it, refusing paths that leave the data folder. `None` when it is not there.
+    /// Reads the file of a record that names it, refusing paths that leave the data folder. `None`
+    /// when it is not there.
     ///
     /// # Errors
     /// When the path is not inside, or the file is there and cannot be read as JSON.
@@ -592,8 +608,8 @@ impl Store {
         serde_json::from_slice(&bytes).map(Some).map_err(problem)
     }
 
-    /// Resolves a path that a record or a manifest names. Both its text and, if it exists, what its links point to must lie inside the
-    /// data folder.
+    /// Resolves a path that a record or a manifest names. Both its text and, if it exists, what its
+    /// links point to must lie inside the data folder.
     ///
     /// # Errors
     /// When it leaves the data folder.
@@ -612,7 +628,8 @@ impl Store {
     }
 }
 
-/// Puts a journal away whose record is written: removed when all of it could be read, else kept under another name.
+/// Puts a journal away whose record is written: removed when all of it could be read, else kept
+/// under another name.
 fn retire(lock: JournalLock, id: &SessionId) -> Result<(), StoreError> {
     // One that cannot be read at all is kept as well.
     if lock.read().is_ok_and(|journal| !journal.damaged) {

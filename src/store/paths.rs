@@ -12,7 +12,8 @@ pub struct PathError {
     root: String,
 }
 
-/// `root` joined with `relative`, if that stays inside `root`: no `..`, no other root, and no symbolic link that leads out.
+/// `root` joined with `relative`, if that stays inside `root`: no `..`, no other root, and no
+/// symbolic link that leads out.
 pub(super) fn inside(root: &Path, relative: &str) -> Result<PathBuf, PathError> {
     let refuse = || PathError {
         path: relative.to_owned(),

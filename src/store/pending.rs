@@ -1,4 +1,5 @@
-//! `call_metadata/` as a queue: listing it, claiming a record, moving it forward, and its way to `processed_metadata/`.
+//! `call_metadata/` as a queue: listing it, claiming a record, moving it forward, and its way to
+//! `processed_metadata/`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -42,7 +43,8 @@ impl PendingRecord {
     }
 }
 
-/// A record that this process works on, and nobody else. Released when it is dropped or the process dies.
+/// A record that this process works on, and nobody else. Released when it is dropped or the process
+/// dies.
 #[derive(Debug)]
 pub struct Claim {
     record: CallRecord,
@@ -59,7 +61,8 @@ impl Claim {
 }
 
 impl Store {
-    /// The records that wait for delivery, oldest first (by name, which begins with the time of the call).
+    /// The records that wait for delivery, oldest first (by name, which begins with the time of the
+    /// call).
     ///
     /// # Errors
     /// When the folder cannot be listed.
@@ -85,7 +88,8 @@ impl Store {
         Ok(pending)
     }
 
-    /// Reads a record without claiming it, waiting or delivered. For showing only: it may change at once.
+    /// Reads a record without claiming it, waiting or delivered. For showing only: it may change at
+    /// once.
     ///
     /// # Errors
     /// When there is none or it is not readable.
@@ -138,8 +142,9 @@ impl Store {
                 return Err(StoreError::io("lock", &lock_path)(error));
             }
         }
-        // Whoever had the claim before us removed its file when the record was archived, and somebody may have made a new one: a lock on
-        // a file that has no name any more keeps nobody out.
+        // Whoever had the claim before us removed its file when the record was archived, and
+        // somebody may have made a new one: a lock on a file that has no name any more keeps nobody
+        // out.
         if !is_same_file(&lock, &lock_path) {
             return Ok(None);
         }
@@ -160,10 +165,12 @@ impl Store {
         }
     }
 
-    /// Changes a claimed record on disk. It only moves forward: a change that would take back what was confirmed is refused.
+    /// Changes a claimed record on disk. It only moves forward: a change that would take back what
+    /// was confirmed is refused.
     ///
     /// # Errors
-    /// When the change is backward or the file cannot be written; the record on disk is then as before.
+    /// When the change is backward or the file cannot be written; the record on disk is then as
+    /// before.
     pub fn mark(
         &self,
         claim: &mut Claim,
@@ -219,7 +226,8 @@ impl Store {
         Ok(target)
     }
 
-    /// An operator's "try again" for a record that waits or was refused. `false` when nothing of it is left to send.
+    /// An operator's "try again" for a record that waits or was refused. `false` when nothing of it
+    /// is left to send.
     ///
     /// # Errors
     /// When there is no such record, another process works on it, or it cannot be written.
@@ -242,13 +250,14 @@ impl Store {
         Ok(anything)
     }
 
-    /// Removes temporary files that killed processes have left, and claims of records that are archived. Returns how many.
+    /// Removes temporary files that killed processes have left, and claims of records that are
+    /// archived. Returns how many.
     pub fn remove_stray_temporaries(&self) -> usize {
         self.remove_stray_claims() + self.remove_half_written()
     }
 
-    /// A process that died between archiving a record and letting go of it has left the claim's file. It goes under its own lock, so
-    /// nobody can be holding it.
+    /// A process that died between archiving a record and letting go of it has left the claim's
+    /// file. It goes under its own lock, so nobody can be holding it.
     fn remove_stray_claims(&self) -> usize {
         let waiting = self.root().join(CALL_METADATA);
         let Ok(entries) = fs::read_dir(waiting.join(CLAIMS)) else {

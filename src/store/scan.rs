@@ -1,8 +1,10 @@
-//! Calls that have files but no metadata: conversations, leads and recordings that an older program or a lost disk has left are brought
-//! together and get a record each, which waits for delivery like any other.
+//! Calls that have files but no metadata: conversations, leads and recordings that an older program
+//! or a lost disk has left are brought together and get a record each, which waits for delivery
+//! like any other.
 //!
-//! [`Store::scan`] reads, [`bring_together`] decides (pure), and only then something is written. Files are matched by the session
-//! they name, else by number and time; what could belong to two calls is not guessed but named. No file is changed or removed.
+//! [`Store::scan`] reads, [`bring_together`] decides (pure), and only then something is written.
+//! Files are matched by the session they name, else by number and time; what could belong to two
+//! calls is not guessed but named. No file is changed or removed.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -24,7 +26,8 @@ use super::{
     atomic, pending, set_aside_file,
 };
 
-/// A recording begins at most this long before or after its conversation: an egress takes seconds to start.
+/// A recording begins at most this long before or after its conversation: an egress takes seconds
+/// to start.
 const RECORDING_TOLERANCE: TimeDelta = TimeDelta::seconds(120);
 /// A lead is written during its call, or at its very end.
 const LEAD_TOLERANCE: TimeDelta = TimeDelta::seconds(60);
@@ -36,7 +39,8 @@ const LARGEST_JSON_BYTES: u64 = 16 * 1024 * 1024;
 pub struct ScanOptions {
     /// Write nothing.
     pub dry_run: bool,
-    /// Files that were written more recently than this may belong to a call that is going on, and are left for the next scan.
+    /// Files that were written more recently than this may belong to a call that is going on, and
+    /// are left for the next scan.
     pub min_age: Duration,
     /// The campaign that the calls belong to, which none of their files tells.
     pub campaign: Option<CampaignIds>,
@@ -58,7 +62,8 @@ pub struct ScanReport {
 /// A call made of its files.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ScannedCall {
-    /// The session: as the conversation's name has it, else made from time and path, the same at every scan.
+    /// The session: as the conversation's name has it, else made from time and path, the same at
+    /// every scan.
     pub session_id: String,
     /// The other party.
     pub number: Option<String>,
@@ -141,7 +146,8 @@ struct LeadFile {
     file: String,
     session: Option<String>,
     number: Option<String>,
-    /// When it was taken; an old file may have only its name and its own time, which may differ by a time zone.
+    /// When it was taken; an old file may have only its name and its own time, which may differ by
+    /// a time zone.
     times: Vec<DateTime<Utc>>,
 }
 
@@ -152,7 +158,8 @@ struct Found<'a> {
     recordings: Vec<Recording>,
     leads: Vec<LeadFile>,
     recorded: &'a [RecordedCall],
-    /// Sessions whose conversation is there but cannot be used, yet or at all: nothing is made of the rest of the call alone.
+    /// Sessions whose conversation is there but cannot be used, yet or at all: nothing is made of
+    /// the rest of the call alone.
     held: HashSet<String>,
 }
 
@@ -216,7 +223,8 @@ fn bring_together(found: Found<'_>) -> (Vec<ScannedCall>, Vec<ScannedFile>) {
         .collect();
     let conversations = calls.len();
 
-    // Which conversations each recording may be of; one that both sides have to themselves is certain.
+    // Which conversations each recording may be of; one that both sides have to themselves is
+    // certain.
     let by_name = |recording: &Recording| {
         found.conversations.iter().position(|conversation| {
             recording
@@ -396,7 +404,8 @@ fn bring_together(found: Found<'_>) -> (Vec<ScannedCall>, Vec<ScannedFile>) {
     (calls, ambiguous)
 }
 
-/// An id in our shape for a call that has none: the same for the same file at every scan (FNV-1a of its path).
+/// An id in our shape for a call that has none: the same for the same file at every scan (FNV-1a of
+/// its path).
 fn made_up_session(start: DateTime<Utc>, file: &str) -> String {
     let hash = file.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
@@ -413,7 +422,8 @@ fn number_in(name: &str) -> Option<String> {
     Numbers::read(&Value::Null, &HashMap::new(), name, &country).dialed_number
 }
 
-/// A time in a name: date and time, or seconds since 1970 as the original wrote them (`number-_918655066243-1698567890`).
+/// A time in a name: date and time, or seconds since 1970 as the original wrote them
+/// (`number-_918655066243-1698567890`).
 fn time_of(name: &str) -> Option<DateTime<Utc>> {
     time_in_name(name).or_else(|| {
         let seconds = name.rsplit('-').next().filter(|text| text.len() == 10)?;
@@ -466,7 +476,8 @@ impl Store {
     /// Looks for calls that have no record and gives them one.
     ///
     /// # Errors
-    /// When a folder cannot be listed. What is wrong with one file is in the report, and the others go on.
+    /// When a folder cannot be listed. What is wrong with one file is in the report, and the others
+    /// go on.
     pub fn scan(&self, options: &ScanOptions) -> Result<ScanReport, StoreError> {
         let mut report = ScanReport::default();
         let known = self.known(&mut report)?;
@@ -684,7 +695,8 @@ impl Store {
                     };
                     found.leads.push(LeadFile {
                         session: text(&value, &["session_id"]),
-                        // What the caller said as a number need not be the one that was called from.
+                        // What the caller said as a number need not be the one that was called
+                        // from.
                         number: text(&value, &["dialed_number", "caller_number"]),
                         times,
                         file: listed.file,
@@ -817,7 +829,8 @@ fn conversation_times(
     (start, end.max(start))
 }
 
-/// The record of a scanned call, by way of the original's metadata, which knows no more than this either.
+/// The record of a scanned call, by way of the original's metadata, which knows no more than this
+/// either.
 fn record_of(call: &ScannedCall, campaign: Option<&CampaignIds>) -> Result<CallRecord, StoreError> {
     let bad = |problem: String| StoreError::BadRecord {
         path: call.session_id.clone().into(),

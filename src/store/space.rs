@@ -1,7 +1,8 @@
-//! Room on the disk: how much is left, whether it can be written at all, and which recordings may go to make more.
+//! Room on the disk: how much is left, whether it can be written at all, and which recordings may
+//! go to make more.
 //!
-//! Only recordings are ever deleted, and only those that an archived record names whose upload the CRM has confirmed. Records,
-//! conversations and leads stay.
+//! Only recordings are ever deleted, and only those that an archived record names whose upload the
+//! CRM has confirmed. Records, conversations and leads stay.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -26,12 +27,15 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StorageConfig {
-    /// With less free space than this on the disk of the data folder, in megabytes (10⁶ bytes), the worker takes no new calls. A call
-    /// that is recorded here writes half a megabyte a minute. 0: never.
+    /// With less free space than this on the disk of the data folder, in megabytes (10⁶ bytes), the
+    /// worker takes no new calls. A call that is recorded here writes half a megabyte a minute. 0:
+    /// never.
     pub min_free_mb: u64,
-    /// A recording that the CRM has confirmed is deleted here this many days after it was made, or delivered if that was later. 0: never.
+    /// A recording that the CRM has confirmed is deleted here this many days after it was made, or
+    /// delivered if that was later. 0: never.
     pub keep_recordings_days: u64,
-    /// When `recordings/` holds more than this, in megabytes, the oldest recordings that the CRM has confirmed are deleted. 0: no limit.
+    /// When `recordings/` holds more than this, in megabytes, the oldest recordings that the CRM
+    /// has confirmed are deleted. 0: no limit.
     pub max_recordings_mb: u64,
 }
 
@@ -141,8 +145,8 @@ pub fn free_bytes(folder: &Path) -> Result<u64, StoreError> {
 }
 
 impl Store {
-    /// Free bytes on the disk of the data folder, as far as this user may use them. Where the folders lie on several disks, the fullest
-    /// counts.
+    /// Free bytes on the disk of the data folder, as far as this user may use them. Where the
+    /// folders lie on several disks, the fullest counts.
     ///
     /// # Errors
     /// When the system does not say.
@@ -177,7 +181,8 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes recordings by age and total size. Blocks on the disk; when nothing is over its limit, the folder is listed and that is all.
+    /// Deletes recordings by age and total size. Blocks on the disk; when nothing is over its
+    /// limit, the folder is listed and that is all.
     ///
     /// # Errors
     /// When a folder cannot be listed or a record not be read; nothing is deleted then.
@@ -304,7 +309,8 @@ impl Store {
         CallRecord::from_json(&bytes, id).ok()
     }
 
-    /// Recordings that a waiting record names. One that cannot be read may name any of its call's, so those of its session are needed.
+    /// Recordings that a waiting record names. One that cannot be read may name any of its call's,
+    /// so those of its session are needed.
     fn recordings_needed(&self) -> Result<HashSet<String>, StoreError> {
         let mut needed = HashSet::new();
         for pending in self.pending()? {
@@ -325,7 +331,8 @@ impl Store {
         Ok(needed)
     }
 
-    /// Notes the deletion in the record, then deletes. `false` when the record is not there any more or has changed.
+    /// Notes the deletion in the record, then deletes. `false` when the record is not there any
+    /// more or has changed.
     fn delete_recording(&self, path: &str, owner: &SessionId) -> Result<bool, StoreError> {
         let Some(mut record) = self
             .archived(owner)

@@ -98,7 +98,8 @@ pub(super) fn call(context: &Context, arguments: &Map<String, Value>) -> ToolOut
     }
 }
 
-/// Two calls with the same arguments are one lead; anything different, such as a corrected address, is a newer one.
+/// Two calls with the same arguments are one lead; anything different, such as a corrected address,
+/// is a newer one.
 fn identity(lead: &Lead) -> String {
     let Lead {
         name,

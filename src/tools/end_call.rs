@@ -1,4 +1,5 @@
-//! `end_call`: hangs up once the last words are out. The conversation does the hanging up; this only says that it should.
+//! `end_call`: hangs up once the last words are out. The conversation does the hanging up; this
+//! only says that it should.
 
 use serde_json::{Map, Value, json};
 

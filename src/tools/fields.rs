@@ -1,4 +1,5 @@
-//! Reading arguments that a model wrote: what is missing or wrong becomes a sentence that the model can repair.
+//! Reading arguments that a model wrote: what is missing or wrong becomes a sentence that the model
+//! can repair.
 
 use serde_json::{Map, Value};
 
@@ -70,7 +71,8 @@ const MADE_UP_DOMAINS: [&str; 8] = [
     "domain", "email", "example", "na", "nil", "none", "null", "unknown",
 ];
 
-/// Collects the fields of one call and everything that is wrong with them, so that the model hears all of it at once.
+/// Collects the fields of one call and everything that is wrong with them, so that the model hears
+/// all of it at once.
 pub(super) struct Fields<'a> {
     arguments: &'a Map<String, Value>,
     problems: Vec<String>,

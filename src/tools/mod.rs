@@ -1,7 +1,8 @@
 //! What the model can do during a call besides talking: take a lead, note an intent, hang up.
 //!
-//! A tool never fails a call. Whatever is wrong with its arguments is told to the model in words it can act on, usually by asking the
-//! caller again. Knows no provider: definitions are plain JSON schema, arguments come as the text that the model wrote.
+//! A tool never fails a call. Whatever is wrong with its arguments is told to the model in words it
+//! can act on, usually by asking the caller again. Knows no provider: definitions are plain JSON
+//! schema, arguments come as the text that the model wrote.
 
 mod create_lead;
 mod detect_intent;
@@ -25,7 +26,8 @@ use crate::store::Store;
 pub struct ToolsConfig {
     /// Names of the tools that the model gets: `create_lead`, `detect_intent`, `end_call`.
     pub enabled: Vec<String>,
-    /// How long one call of a tool may take, in milliseconds. The caller hears silence meanwhile, so this is short.
+    /// How long one call of a tool may take, in milliseconds. The caller hears silence meanwhile,
+    /// so this is short.
     pub timeout_ms: u64,
 }
 
@@ -208,7 +210,8 @@ impl Toolbox {
         };
         let context = self.context.clone();
         match name {
-            // Writes a file and waits until the disk has it: not on the thread that keeps the sound going.
+            // Writes a file and waits until the disk has it: not on the thread that keeps the sound
+            // going.
             create_lead::NAME => on_disk(move || create_lead::call(&context, &arguments)).await,
             detect_intent::NAME => detect_intent::call(&context, &arguments),
             end_call::NAME => end_call::call(&arguments),

@@ -1,8 +1,10 @@
-//! The circuit breaker in front of each kind of request to the CRM: when many in a row have failed, or a few were turned away at the door, no further records are tried for a while, then one,
-//! then more and more. Pure: it is told the time and what happened.
+//! The circuit breaker in front of each kind of request to the CRM: when many in a row have failed,
+//! or a few were turned away at the door, no further records are tried for a while, then one, then
+//! more and more. Pure: it is told the time and what happened.
 //!
-//! It is about the CRM as a whole, but recordings and call data have one each: a CRM that takes the one may not take the other. Each record has its own pauses beside it, which are on disk; the breaker lives as long as the process,
-//! because a new one finds out within a few requests.
+//! It is about the CRM as a whole, but recordings and call data have one each: a CRM that takes the
+//! one may not take the other. Each record has its own pauses beside it, which are on disk; the
+//! breaker lives as long as the process, because a new one finds out within a few requests.
 
 use std::time::{Duration, Instant};
 
@@ -134,7 +136,8 @@ impl Breaker {
                 self.inside = Inside::HalfOpen { allowed: 1 };
                 Some(BreakerChange::Probing)
             }
-            // All that wait would come at once and be the next outage, so they come back little by little.
+            // All that wait would come at once and be the next outage, so they come back little by
+            // little.
             Inside::HalfOpen { allowed } if allowed < self.settings.full => {
                 self.inside = Inside::HalfOpen {
                     allowed: allowed + 1,
@@ -179,8 +182,8 @@ impl Breaker {
 }
 
 impl Breaker {
-    /// A request was turned away at the door, whatever was in it. Three of them are as good as a whole row of failures; one alone may have
-    /// to do with its record after all.
+    /// A request was turned away at the door, whatever was in it. Three of them are as good as a
+    /// whole row of failures; one alone may have to do with its record after all.
     pub fn turned_away(&mut self, now: Instant, random: f64) -> Option<BreakerChange> {
         if let Inside::Closed { failures } = &mut self.inside {
             *failures += self.settings.failures.div_ceil(3) - 1;
@@ -188,7 +191,8 @@ impl Breaker {
         self.failed(now, None, random)
     }
 
-    /// The CRM is back, as another kind of request has found: one delivery may go and find out for this kind, too.
+    /// The CRM is back, as another kind of request has found: one delivery may go and find out for
+    /// this kind, too.
     pub fn nudge(&mut self) -> Option<BreakerChange> {
         match self.inside {
             Inside::Open { .. } => {
@@ -314,8 +318,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order: it never stays shut for longer than its longest pause, and never lets more go at once than
-        /// there were successes since it opened.
+        /// Whatever happens in whatever order: it never stays shut for longer than its longest
+        /// pause, and never lets more go at once than there were successes since it opened.
         #[test]
         fn it_always_lets_somebody_try(events in prop::collection::vec((0_u64..30, any::<bool>(), 0.0_f64..=1.0, prop::option::of(0_u64..10_000)), 0..200)) {
             let (mut breaker, mut now) = (breaker(), Instant::now());

@@ -1,4 +1,5 @@
-//! The CRM's two requests. Knows what is sent and how; [`super::policy`] knows what the answers mean.
+//! The CRM's two requests. Knows what is sent and how; [`super::policy`] knows what the answers
+//! mean.
 
 use std::io::Read as _;
 use std::time::Duration;
@@ -64,7 +65,8 @@ impl Crm {
         let client = Client::builder()
             .user_agent(concat!("voicebot/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
-            // A POST that follows one by itself turns into a GET, or cannot be repeated, and the token might go to somebody else.
+            // A POST that follows one by itself turns into a GET, or cannot be repeated, and the
+            // token might go to somebody else.
             .redirect(redirect::Policy::none())
             .build()
             .map_err(|error| UploadError::Client(error.to_string()))?;
@@ -90,7 +92,8 @@ impl Crm {
         &self.config.url_pointers
     }
 
-    /// `POST {base}/upload` with the recording streamed from where it is, with its length known beforehand.
+    /// `POST {base}/upload` with the recording streamed from where it is, with its length known
+    /// beforehand.
     ///
     /// # Errors
     /// When the recording cannot be opened, which says nothing about the CRM.
@@ -264,8 +267,8 @@ fn name_of(url: &Url) -> String {
     )
 }
 
-/// Whether a redirect stays with whom we know: the same host and port, or the same host with encryption where there was none. Nothing
-/// else gets the token and what people said.
+/// Whether a redirect stays with whom we know: the same host and port, or the same host with
+/// encryption where there was none. Nothing else gets the token and what people said.
 fn is_same_site(from: &Url, to: &Url) -> bool {
     let same_port = from.port_or_known_default() == to.port_or_known_default();
     let encrypts = from.scheme() == "http" && to.scheme() == "https";
@@ -295,14 +298,16 @@ struct Unpacked {
     unknown: Option<String>,
 }
 
-/// Undoes gzip, whether the header says so or not: what stands between the CRM and us may have dropped it.
+/// Undoes gzip, whether the header says so or not: what stands between the CRM and us may have
+/// dropped it.
 fn unpack(body: Vec<u8>, encoding: Option<&str>, cut: bool) -> Unpacked {
     const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
     let encoding = encoding.map(|encoding| encoding.trim().to_ascii_lowercase());
     if body.starts_with(&GZIP_MAGIC) {
         let mut plain = Vec::new();
         let mut reader = MultiGzDecoder::new(body.as_slice()).take(MAX_ANSWER_BYTES as u64 + 1);
-        // What came before the fault counts: packed and broken off is not different from broken off.
+        // What came before the fault counts: packed and broken off is not different from broken
+        // off.
         let whole = reader.read_to_end(&mut plain).is_ok();
         let longer = plain.len() > MAX_ANSWER_BYTES;
         plain.truncate(MAX_ANSWER_BYTES);
@@ -343,8 +348,8 @@ fn try_again(why: String) -> Exchange {
     })
 }
 
-/// The innermost cause says what happened ("connection refused"); the outer ones only say that something did. Without the address,
-/// which may have secrets in it.
+/// The innermost cause says what happened ("connection refused"); the outer ones only say that
+/// something did. Without the address, which may have secrets in it.
 fn explain(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return if error.is_connect() {

@@ -1,4 +1,5 @@
-//! The way of one record to the CRM: recording, call data, archive, each step on disk before the next.
+//! The way of one record to the CRM: recording, call data, archive, each step on disk before the
+//! next.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -27,7 +28,8 @@ pub(super) enum Mode {
     WhenDue,
     /// Its recording is said to have come: deliver it, though its time has not.
     Hurried,
-    /// The CRM takes no recordings, and the call data has waited long enough for this one: it goes without.
+    /// The CRM takes no recordings, and the call data has waited long enough for this one: it goes
+    /// without.
     Released,
     /// Deliver it now.
     Now,
@@ -118,7 +120,8 @@ struct Parcel<'a> {
     uploader: &'a Uploader,
     /// As it is on disk.
     record: CallRecord,
-    /// With us between two writes, with the thread that writes during one. A write that failed keeps it, and the try ends there.
+    /// With us between two writes, with the thread that writes during one. A write that failed
+    /// keeps it, and the try ends there.
     claim: Option<Claim>,
     now: DateTime<Utc>,
     /// It waits while the CRM is given a rest.
@@ -134,7 +137,8 @@ struct Parcel<'a> {
 }
 
 impl Uploader {
-    /// Delivers one record as far as it goes now. Never fails as a whole: what goes wrong is in the answer, the record and the log.
+    /// Delivers one record as far as it goes now. Never fails as a whole: what goes wrong is in the
+    /// answer, the record and the log.
     pub(super) async fn deliver(
         &self,
         pending: PendingRecord,
@@ -252,7 +256,8 @@ impl Uploader {
 }
 
 impl Parcel<'_> {
-    /// Changes the record on disk. Waiting for the disk is done away from the threads that serve sockets.
+    /// Changes the record on disk. Waiting for the disk is done away from the threads that serve
+    /// sockets.
     async fn mark(&mut self, change: impl FnOnce(&mut CallRecord)) -> Result<(), StoreError> {
         let Some(mut claim) = self.claim.take() else {
             return Err(StoreError::Busy(self.record.session_id.clone()));
@@ -338,7 +343,8 @@ impl Parcel<'_> {
         {
             return Ok(Some(End::Waiting(look)));
         }
-        // Only a record whose process was killed right after its last answer has not concluded by now.
+        // Only a record whose process was killed right after its last answer has not concluded by
+        // now.
         if !matches!(
             self.record.status,
             RecordStatus::Uploaded | RecordStatus::Failed
@@ -360,7 +366,8 @@ impl Parcel<'_> {
         Ok(None)
     }
 
-    /// Whether the call data goes without a recording that is here and does not get through: waiting longer has no use.
+    /// Whether the call data goes without a recording that is here and does not get through:
+    /// waiting longer has no use.
     fn waits_no_longer(&self, end: &End, mode: Mode) -> bool {
         let uploads = &self.record.uploads;
         let released = uploads
@@ -381,7 +388,8 @@ impl Parcel<'_> {
         long_enough && of_use && is_due && !uploads.call_data.state.is_settled()
     }
 
-    /// Notes in the record, before a request, that it is made: the try, and the id that the CRM will know the call by.
+    /// Notes in the record, before a request, that it is made: the try, and the id that the CRM
+    /// will know the call by.
     async fn begin(
         &mut self,
         part: DeliveryPart,
@@ -426,8 +434,8 @@ impl Parcel<'_> {
         Ok(Step::Go)
     }
 
-    /// Notes that a part was not sent: until its next attempt, or for good. What comes after a part that was refused goes all the same: a
-    /// call without its recording is worth more than no call.
+    /// Notes that a part was not sent: until its next attempt, or for good. What comes after a part
+    /// that was refused goes all the same: a call without its recording is worth more than no call.
     async fn not_sent(&mut self, part: DeliveryPart, fault: Fault) -> Result<Step, StoreError> {
         let Fault {
             mut why,
@@ -482,8 +490,9 @@ impl Parcel<'_> {
         })
     }
 
-    /// Notes that a request was turned away at the door. That is no attempt, and no fault of the record: it stays due, and the breaker says
-    /// when the next one goes. Only a record that is turned away for long while others are let in has a fault of its own.
+    /// Notes that a request was turned away at the door. That is no attempt, and no fault of the
+    /// record: it stays due, and the breaker says when the next one goes. Only a record that is
+    /// turned away for long while others are let in has a fault of its own.
     async fn turned_away(
         &mut self,
         part: DeliveryPart,
@@ -538,7 +547,8 @@ impl Parcel<'_> {
         if recording.state.is_settled() && !is_late {
             return Ok(Step::Go);
         }
-        // At its release a recording is tried once more before the call data goes without, unless the CRM has asked for more time than that.
+        // At its release a recording is tried once more before the call data goes without, unless
+        // the CRM has asked for more time than that.
         let longest = Duration::from_secs(self.uploader.config.max_backoff_s);
         if let Some(due) = recording.next_attempt
             && recording.release_at.is_some_and(|at| at <= self.now)

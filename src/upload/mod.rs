@@ -1,8 +1,9 @@
-//! Delivery of finished calls to the CRM: `call_metadata/` is worked off, the recording first, then the call data, then the record moves
-//! to `processed_metadata/`.
+//! Delivery of finished calls to the CRM: `call_metadata/` is worked off, the recording first, then
+//! the call data, then the record moves to `processed_metadata/`.
 //!
-//! Runs inside the worker as a task that wakes at an interval and when a call hangs up, or once from the command line. Every step is on
-//! disk before the next begins, so it can be killed at any moment and repeats at most one request, with the same idempotency key.
+//! Runs inside the worker as a task that wakes at an interval and when a call hangs up, or once
+//! from the command line. Every step is on disk before the next begins, so it can be killed at any
+//! moment and repeats at most one request, with the same idempotency key.
 
 pub mod breaker;
 mod crm;
@@ -42,30 +43,35 @@ use policy::{Backoff, Verdict};
 use queue::{Due, EgressMark, Lane, Look, Queue, Schedule, Waiting, due_of};
 pub use receipt::{ReceiptConfig, ReceiptRule};
 
-/// The shortest sleep between two looks at the folder, so that no mistake in a time makes the task spin.
+/// The shortest sleep between two looks at the folder, so that no mistake in a time makes the task
+/// spin.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(100);
-/// After a look at the folder, this many times its duration passes before the next, whoever asks for it: a folder of many thousands of
-/// records must not keep a core busy while calls end every second.
+/// After a look at the folder, this many times its duration passes before the next, whoever asks
+/// for it: a folder of many thousands of records must not keep a core busy while calls end every
+/// second.
 const LOOK_REST: u32 = 9;
-/// How long the task waits for requests under way when it is told to stop. Whatever is cut off is repeated with the same key.
+/// How long the task waits for requests under way when it is told to stop. Whatever is cut off is
+/// repeated with the same key.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// Section `crm` of the configuration. The secrets are not in it ([`CrmSecrets`]).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CrmConfig {
-    /// Address that the two paths are added to, such as `https://crm.example.com/apis/api/public`. Empty: nothing is delivered and the
-    /// records wait.
+    /// Address that the two paths are added to, such as `https://crm.example.com/apis/api/public`.
+    /// Empty: nothing is delivered and the records wait.
     pub base_url: String,
     /// Path for recordings.
     pub upload_path: String,
     /// Path for call data.
     pub call_data_path: String,
-    /// Where the recording's URL may be in the answer to an upload, as JSON pointers (RFC 6901); the first that leads to a text counts.
+    /// Where the recording's URL may be in the answer to an upload, as JSON pointers (RFC 6901);
+    /// the first that leads to a text counts.
     pub url_pointers: Vec<String>,
     /// Which answers 2xx say that the CRM has what was sent.
     pub receipts: ReceiptConfig,
-    /// Header that gets the signature of each request (`upload/signature.rs` says over what). Empty: requests are not signed.
+    /// Header that gets the signature of each request (`upload/signature.rs` says over what).
+    /// Empty: requests are not signed.
     pub signature_header: String,
     /// Time for a connection, in milliseconds.
     pub connect_timeout_ms: u64,
@@ -163,7 +169,8 @@ pub enum SuccessRule {
     /// When the CRM has refused neither recording nor call data.
     #[default]
     Both,
-    /// When it has one of the two; the other was refused or there is none. What may pass is tried again under either rule.
+    /// When it has one of the two; the other was refused or there is none. What may pass is tried
+    /// again under either rule.
     Any,
 }
 
@@ -177,7 +184,8 @@ pub struct UploadConfig {
     pub batch: usize,
     /// Records that are delivered at the same time.
     pub parallel: usize,
-    /// Pause after the first failure of a request, in milliseconds. It doubles with each further one.
+    /// Pause after the first failure of a request, in milliseconds. It doubles with each further
+    /// one.
     pub first_backoff_ms: u64,
     /// Longest pause, in seconds.
     pub max_backoff_s: u64,
@@ -187,9 +195,11 @@ pub struct UploadConfig {
     pub breaker_max_pause_s: u64,
     /// When a record counts as delivered and is archived.
     pub success: SuccessRule,
-    /// Requests that are tried for one part before it counts as failed. With the longest pause of 10 minutes, 1000 are a week.
+    /// Requests that are tried for one part before it counts as failed. With the longest pause of
+    /// 10 minutes, 1000 are a week.
     pub max_attempts: u32,
-    /// How long a record may be turned away (401, 403, 404, a redirect) while the CRM takes others, in seconds, before it counts as failed.
+    /// How long a record may be turned away (401, 403, 404, a redirect) while the CRM takes others,
+    /// in seconds, before it counts as failed.
     pub turned_away_s: u64,
 }
 
@@ -439,7 +449,8 @@ impl Uploader {
     /// An uploader of the records in `store` to the CRM that `crm` names.
     ///
     /// # Errors
-    /// When `crm.base_url` is missing or not an address, or requests cannot be signed as the settings say.
+    /// When `crm.base_url` is missing or not an address, or requests cannot be signed as the
+    /// settings say.
     pub fn new(
         store: Store,
         config: UploadConfig,
@@ -465,7 +476,8 @@ impl Uploader {
         })
     }
 
-    /// Looks at once for the recordings of egresses that `ends` says have ended, instead of when their time has come.
+    /// Looks at once for the recordings of egresses that `ends` says have ended, instead of when
+    /// their time has come.
     #[must_use]
     pub fn hurried_by(mut self, ends: mpsc::Receiver<EgressEnded>) -> Self {
         self.egress_ends = Some(ends);
@@ -486,7 +498,8 @@ impl Uploader {
     /// Delivers everything that is due, once.
     ///
     /// # Errors
-    /// When the folder cannot be listed. What goes wrong with one record is counted and logged, and the others go on.
+    /// When the folder cannot be listed. What goes wrong with one record is counted and logged, and
+    /// the others go on.
     pub async fn pass(&self, options: PassOptions) -> Result<PassStats, UploadError> {
         let mode = match (options.dry_run, &options.only) {
             (true, _) => Mode::DryRun,
@@ -501,7 +514,8 @@ impl Uploader {
     /// Delivers these records as far as they are due, once, and tells after each how far it is.
     ///
     /// # Errors
-    /// When the folder cannot be listed. What goes wrong with one record is counted and logged, and the others go on.
+    /// When the folder cannot be listed. What goes wrong with one record is counted and logged, and
+    /// the others go on.
     pub async fn deliver_these(
         &self,
         records: &HashSet<SessionId>,
@@ -568,7 +582,8 @@ impl Uploader {
         Some((next, Mode::Released))
     }
 
-    /// Delivers what is due until `stop`. `pokes` says that a record was just written; a channel of one place is enough.
+    /// Delivers what is due until `stop`. `pokes` says that a record was just written; a channel of
+    /// one place is enough.
     pub async fn run(mut self, mut pokes: mpsc::Receiver<()>, stop: CancellationToken) {
         info!(crm.host = self.crm.host(), "delivery to the CRM started");
         describe_metrics();
@@ -664,8 +679,9 @@ impl Uploader {
         }
     }
 
-    /// Whether one more may go. Searches for recordings and sendings do not take each other's places, and a call that has just ended does
-    /// not queue behind a CRM that lets older ones time out.
+    /// Whether one more may go. Searches for recordings and sendings do not take each other's
+    /// places, and a call that has just ended does not queue behind a CRM that lets older ones time
+    /// out.
     fn has_room(&self, schedule: &Schedule, lane: Lane) -> bool {
         let parallel = self.config.parallel.max(1);
         let limit = if lane.is_fresh() {
@@ -911,7 +927,8 @@ fn listed(record: &CallRecord) -> ListedRecord {
     }
 }
 
-/// An operator's "try again": the record is due at once, and refused parts are sent again. `false` when all of it is delivered already.
+/// An operator's "try again": the record is due at once, and refused parts are sent again. `false`
+/// when all of it is delivered already.
 ///
 /// # Errors
 /// When there is no such record, or another process works on it.
@@ -963,7 +980,8 @@ impl FailedFilter {
     }
 }
 
-/// The records that the CRM has refused, oldest first. What cannot be read is not among them; [`list`] shows it.
+/// The records that the CRM has refused, oldest first. What cannot be read is not among them;
+/// [`list`] shows it.
 ///
 /// # Errors
 /// When the folder cannot be listed.

@@ -28,8 +28,8 @@ pub enum Verdict {
         /// From `Retry-After`.
         after: Option<Duration>,
     },
-    /// Not through this door: the key is not accepted, or something else answers at this address. That is no fault of the record, and
-    /// concerns all that wait.
+    /// Not through this door: the key is not accepted, or something else answers at this address.
+    /// That is no fault of the record, and concerns all that wait.
     NotAdmitted {
         /// A sentence about what happened, and what to do.
         why: String,
@@ -117,7 +117,8 @@ pub fn judge(
             }
         }
         409 => Verdict::Duplicate(whole()),
-        // Only statuses that speak of the content: a 401 whose text is "token has already been revoked" is no receipt.
+        // Only statuses that speak of the content: a 401 whose text is "token has already been
+        // revoked" is no receipt.
         400 | 422 if says_duplicate(&whole()) => Verdict::Duplicate(whole()),
         400 | 422 if speaks_of_key(&whole()) => {
             not_admitted(" and speaks of the key; set CRM_TOKEN to one that is valid")
@@ -144,7 +145,8 @@ pub fn judge(
     }
 }
 
-/// The page of something in between, or JSON that broke off. It may have come from anybody, so it confirms nothing.
+/// The page of something in between, or JSON that broke off. It may have come from anybody, so it
+/// confirms nothing.
 fn is_broken(body: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(body) else {
         return true;
@@ -154,8 +156,8 @@ fn is_broken(body: &[u8]) -> bool {
         || text.chars().any(|c| c.is_control() && !c.is_whitespace())
 }
 
-/// Whether an answer says that the thing is there already. Only what stands where messages stand is looked at: a refusal may echo a
-/// transcript in which somebody speaks of a duplicate.
+/// Whether an answer says that the thing is there already. Only what stands where messages stand is
+/// looked at: a refusal may echo a transcript in which somebody speaks of a duplicate.
 pub fn says_duplicate(answer: &Value) -> bool {
     const WORDS: [&str; 4] = ["duplicate", "already exist", "already been", "e11000"];
     fn is_marked(value: &Value) -> bool {
@@ -260,7 +262,8 @@ pub fn shorten(value: Value) -> Value {
     }
 }
 
-/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3). `now` is the time by the clock of whoever wrote the date.
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3). `now` is the time by the clock of
+/// whoever wrote the date.
 fn parse_retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let text = text.trim();
     let wait = match text.parse::<u64>() {
@@ -275,8 +278,8 @@ fn parse_date(text: &str) -> Option<DateTime<Utc>> {
     httpdate::parse_http_date(text.trim()).ok().map(Into::into)
 }
 
-/// Finds the recording's URL in the answer to `POST /upload`: the first of the JSON pointers that leads to a text, or an answer that is
-/// a URL and nothing else.
+/// Finds the recording's URL in the answer to `POST /upload`: the first of the JSON pointers that
+/// leads to a text, or an answer that is a URL and nothing else.
 pub fn find_url(body: &Value, pointers: &[String], base: &url::Url) -> Option<String> {
     let found = match body {
         // A text that is not marked as a URL is one only if it cannot be anything else.
@@ -298,7 +301,8 @@ pub fn find_url(body: &Value, pointers: &[String], base: &url::Url) -> Option<St
     Some(found.to_owned())
 }
 
-/// An address or a path. A server that has its word `ok` where another has the URL must not be taken at that word.
+/// An address or a path. A server that has its word `ok` where another has the URL must not be
+/// taken at that word.
 fn is_address(text: &str) -> bool {
     text.contains('/')
         && text.len() <= 2048
@@ -317,8 +321,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The pause after `attempts` failures: doubling from `first` to `max`, of which between half and all is taken by chance (`random`,
-    /// 0 to 1), so that records that failed together do not come back together. Never shorter than the CRM asked for.
+    /// The pause after `attempts` failures: doubling from `first` to `max`, of which between half
+    /// and all is taken by chance (`random`, 0 to 1), so that records that failed together do not
+    /// come back together. Never shorter than the CRM asked for.
     pub fn pause(&self, attempts: u32, random: f64, asked_for: Option<Duration>) -> Duration {
         let doublings = attempts.saturating_sub(1).min(31);
         let full = self.first.saturating_mul(1 << doublings).min(self.max);
@@ -554,7 +559,8 @@ mod tests {
             prop_assert!(backoff.pause(attempts + 1, random, asked) >= pause);
         }
 
-        /// Whatever comes, there is a decision, what is kept of it is bounded, and no failure is taken for a receipt.
+        /// Whatever comes, there is a decision, what is kept of it is bounded, and no failure is
+        /// taken for a receipt.
         #[test]
         fn any_answer_is_judged(
             status in 100_u16..1000,

@@ -1,5 +1,6 @@
-//! What waits in `call_metadata/`, and who goes next. A folder of thousands is listed, but a record is read again only when its file has
-//! changed, and between two looks at the folder a due time costs no look.
+//! What waits in `call_metadata/`, and who goes next. A folder of thousands is listed, but a record
+//! is read again only when its file has changed, and between two looks at the folder a due time
+//! costs no look.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -21,7 +22,8 @@ use super::{Endpoint, later};
 const FRESH: TimeDelta = TimeDelta::seconds(60);
 /// The clocks of two machines on one folder may differ by this without anybody having set one back.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::seconds(60);
-/// Two writes can fall into one tick of the file system's clock, so a file that was just written is read again at the next look.
+/// Two writes can fall into one tick of the file system's clock, so a file that was just written is
+/// read again at the next look.
 const TICK: Duration = Duration::from_secs(2);
 
 /// When a record wants to be tried.
@@ -39,7 +41,8 @@ pub(super) enum Due {
 }
 
 impl Due {
-    /// The time, seen from now. A decision from the future was made before the clock was set back, and its time means nothing.
+    /// The time, seen from now. A decision from the future was made before the clock was set back,
+    /// and its time means nothing.
     pub(super) fn time(self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         match self {
             Self::At {
@@ -98,7 +101,8 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
     }
 }
 
-/// When to look again for a recording that was missing when the call data went; nothing when it is not looked for any more.
+/// When to look again for a recording that was missing when the call data went; nothing when it is
+/// not looked for any more.
 pub(super) fn late_look(record: &CallRecord) -> Option<DateTime<Utc>> {
     let uploads = &record.uploads;
     let missed =
@@ -109,7 +113,8 @@ pub(super) fn late_look(record: &CallRecord) -> Option<DateTime<Utc>> {
 /// What a record is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
-    /// Its recording has to be found, CRM or no CRM: what is known about a recording is not known for ever.
+    /// Its recording has to be found, CRM or no CRM: what is known about a recording is not known
+    /// for ever.
     Search,
     /// All that is left to do is to send it, this first.
     Send(Endpoint),
@@ -128,16 +133,16 @@ impl Need {
     }
 }
 
-/// When the call data of a record goes without its recording that only needs sending; none, if there is nothing to release. `otherwise`:
-/// for a record of which no try has said when.
+/// When the call data of a record goes without its recording that only needs sending; none, if
+/// there is nothing to release. `otherwise`: for a record of which no try has said when.
 fn release_of(record: &CallRecord, otherwise: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let holds = Need::of(record) == Need::Send(Endpoint::Upload)
         && !record.uploads.call_data.state.is_settled();
     holds.then(|| record.uploads.recording.release_at.unwrap_or(otherwise))
 }
 
-/// What an egress is known by: its id, or its room where the id was lost. A number, which costs little to keep; should two ever be the
-/// same, a record is looked at once too often.
+/// What an egress is known by: its id, or its room where the id was lost. A number, which costs
+/// little to keep; should two ever be the same, a record is looked at once too often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EgressMark(u64);
 
@@ -228,7 +233,8 @@ pub(super) struct Waiting {
     pub due: DateTime<Utc>,
     pub ended_at: Option<DateTime<Utc>>,
     pub need: Need,
-    /// When its call data waits for the recording no longer, where it is only the CRM that keeps it waiting.
+    /// When its call data waits for the recording no longer, where it is only the CRM that keeps it
+    /// waiting.
     pub release_at: Option<DateTime<Utc>>,
     /// Whose recording it waits for.
     pub egress: Option<EgressMark>,
@@ -261,7 +267,8 @@ struct Known {
     look: u64,
 }
 
-/// What is known of the folder. Kept up in place: a second copy of it at each look would cost megabytes for thousands of records.
+/// What is known of the folder. Kept up in place: a second copy of it at each look would cost
+/// megabytes for thousands of records.
 #[derive(Debug)]
 struct Folder {
     store: Store,
@@ -294,8 +301,9 @@ impl Queue {
 
     /// Lists what waits. Blocks on the disk.
     ///
-    /// Looks are made by one thread that stays. The allocator has a heap for each thread, and looks from threads that come and go would
-    /// leave what a look needs behind in each of them: 32 MB in 400 s with 10,000 records.
+    /// Looks are made by one thread that stays. The allocator has a heap for each thread, and looks
+    /// from threads that come and go would leave what a look needs behind in each of them: 32 MB in
+    /// 400 s with 10,000 records.
     pub(super) fn look(&self, now: DateTime<Utc>) -> Result<Look, StoreError> {
         let (answer, answered) = mpsc::channel();
         let looker = self.looker.get_or_init(|| self.start_looker());
@@ -327,7 +335,8 @@ impl Queue {
         ask
     }
 
-    /// The record of one session, whether its time has come or not; none when it is delivered. Blocks on the disk.
+    /// The record of one session, whether its time has come or not; none when it is delivered.
+    /// Blocks on the disk.
     pub(super) fn only(&self, id: &SessionId, now: DateTime<Utc>) -> Result<Look, StoreError> {
         let waiting: Vec<Waiting> = self
             .store
@@ -415,7 +424,8 @@ impl Folder {
             ),
             Ok(None) => return None,
             Err(error) => {
-                // Said once per version of the file: when a person repairs it, its time of change is new.
+                // Said once per version of the file: when a person repairs it, its time of change
+                // is new.
                 error!(session.id = %pending.session_id, %error, "record left out");
                 metrics::counter!("voicebot_records_unreadable_total").increment(1);
                 (Due::Unreadable, None, Need::Search, None, None)
@@ -435,7 +445,8 @@ impl Folder {
     }
 }
 
-/// A record that could not be worked on because of this machine: its file cannot be written, for one.
+/// A record that could not be worked on because of this machine: its file cannot be written, for
+/// one.
 #[derive(Debug, Clone, Copy)]
 struct PutOff {
     times: u32,
@@ -452,7 +463,8 @@ pub(super) struct Schedule {
     under_way: HashMap<SessionId, (Lane, Waiting)>,
     /// Records that fail here would otherwise be the oldest for ever, and tried for ever.
     put_off: HashMap<SessionId, PutOff>,
-    /// Records whose recording is said to have come since they were looked at: their time on disk does not count.
+    /// Records whose recording is said to have come since they were looked at: their time on disk
+    /// does not count.
     hurried: HashSet<SessionId>,
 }
 
@@ -482,7 +494,8 @@ impl Schedule {
         });
     }
 
-    /// An egress has ended: what waits for its recording is due at once, and what looks for it just now is due again.
+    /// An egress has ended: what waits for its recording is due at once, and what looks for it just
+    /// now is due again.
     pub(super) fn hurry(&mut self, ended: &[EgressMark], now: DateTime<Utc>) {
         let waits = |next: &Waiting| next.egress.is_some_and(|egress| ended.contains(&egress));
         let under_way = self.under_way.iter().filter(|(_, (_, next))| waits(next));
@@ -542,8 +555,8 @@ impl Schedule {
         None
     }
 
-    /// Takes the next record whose recording the CRM does not take and whose call data has waited for that long enough: it goes as call
-    /// data.
+    /// Takes the next record whose recording the CRM does not take and whose call data has waited
+    /// for that long enough: it goes as call data.
     pub(super) fn next_released(
         &mut self,
         now: DateTime<Utc>,
@@ -561,7 +574,8 @@ impl Schedule {
                 && let Some(mut next) = held.remove(&id)
             {
                 let pending = next.pending.clone();
-                // Once: if it comes back to wait for the CRM, a look at its file says how it stands.
+                // Once: if it comes back to wait for the CRM, a look at its file says how it
+                // stands.
                 next.release_at = None;
                 self.under_way.insert(id, (lane, next));
                 return Some(pending);
@@ -600,7 +614,8 @@ impl Schedule {
         self.again(id, now, now);
     }
 
-    /// What was under way could not be worked on here, or was turned away by the CRM: the others go first.
+    /// What was under way could not be worked on here, or was turned away by the CRM: the others go
+    /// first.
     pub(super) fn put_off(&mut self, id: &SessionId, backoff: Backoff, now: DateTime<Utc>) {
         let times = self.put_off.get(id).map_or(0, |state| state.times) + 1;
         let until = later(now, backoff.pause(times, 1.0, None));

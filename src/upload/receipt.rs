@@ -1,8 +1,9 @@
 //! Which answers with a 2xx status are receipts. Pure: no sockets, no clock.
 //!
-//! Many servers answer 200 to everything and say in the body what came of it. A refusal that is taken for a receipt loses a call, a
-//! receipt that is taken for a refusal costs a repetition with the same idempotency key; so under the default rule nothing in an answer
-//! may say no, and the settings say what else to make of answers that this reads wrongly.
+//! Many servers answer 200 to everything and say in the body what came of it. A refusal that is
+//! taken for a receipt loses a call, a receipt that is taken for a refusal costs a repetition with
+//! the same idempotency key; so under the default rule nothing in an answer may say no, and the
+//! settings say what else to make of answers that this reads wrongly.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -13,12 +14,14 @@ use serde_json::{Map, Value};
 pub struct ReceiptConfig {
     /// Which answers 2xx are receipts.
     pub rule: ReceiptRule,
-    /// What a JSON answer must have to be one, as a JSON pointer (RFC 6901) and a value, such as `/result/code=0`. One of them is enough;
-    /// empty: nothing.
+    /// What a JSON answer must have to be one, as a JSON pointer (RFC 6901) and a value, such as
+    /// `/result/code=0`. One of them is enough; empty: nothing.
     pub require: Vec<String>,
-    /// Names of fields that say nothing about it, such as `errors` of a CRM that lists warnings there.
+    /// Names of fields that say nothing about it, such as `errors` of a CRM that lists warnings
+    /// there.
     pub ignore: Vec<String>,
-    /// Texts of which one in an answer makes it a receipt, whatever else it says; upper and lower case are the same.
+    /// Texts of which one in an answer makes it a receipt, whatever else it says; upper and lower
+    /// case are the same.
     pub texts: Vec<String>,
 }
 
@@ -543,7 +546,8 @@ fn speaks_of_failure(message: &str) -> bool {
     FAILURES.iter().any(|word| message.contains(word))
 }
 
-/// An answer that is a text: nothing, one word that is no refusal, or a sentence that says yes and nothing else.
+/// An answer that is a text: nothing, one word that is no refusal, or a sentence that says yes and
+/// nothing else.
 fn text(text: &str) -> Result<(), String> {
     let text = text.trim();
     let lower = text.to_lowercase();
@@ -769,7 +773,8 @@ mod tests {
     }
 
     proptest! {
-        /// A field that says no is seen wherever it stands among others, and however its name is written.
+        /// A field that says no is seen wherever it stands among others, and however its name is
+        /// written.
         #[test]
         fn a_no_is_never_overlooked(
             name in prop::sample::select(vec!["success", "Success", "is_success", "OK", "is-ok"]),

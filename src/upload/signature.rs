@@ -1,9 +1,10 @@
 //! Signing requests, so that the CRM can tell ours from anybody's and an old one from a new one.
 //!
-//! The header that `crm.signature_header` names gets `t=<seconds since 1970>,v1=<hex>`, where `v1` is HMAC-SHA256 (RFC 2104) with the
-//! secret over four lines, joined by `\n`: the seconds, the path of the request, its `Idempotency-Key`, and the SHA-256 of the content
-//! in hex. The content is the body of call data, and the file of an upload: the multipart frame around it is not signed. So a recording
-//! is read twice, the first time for its digest, and never held in memory.
+//! The header that `crm.signature_header` names gets `t=<seconds since 1970>,v1=<hex>`, where `v1`
+//! is HMAC-SHA256 (RFC 2104) with the secret over four lines, joined by `\n`: the seconds, the path
+//! of the request, its `Idempotency-Key`, and the SHA-256 of the content in hex. The content is the
+//! body of call data, and the file of an upload: the multipart frame around it is not signed. So a
+//! recording is read twice, the first time for its digest, and never held in memory.
 
 use aws_lc_rs::{digest, hmac};
 use chrono::{DateTime, Utc};

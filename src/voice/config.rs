@@ -1,6 +1,8 @@
-//! The `[voice]` section: how the agent takes turns, how it hears, and how long it waits for providers.
+//! The `[voice]` section: how the agent takes turns, how it hears, and how long it waits for
+//! providers.
 //!
-//! Defaults are those of LiveKit Agents where users will compare; the reason stands by the value where ours differs.
+//! Defaults are those of LiveKit Agents where users will compare; the reason stands by the value
+//! where ours differs.
 
 use std::time::Duration;
 
@@ -24,17 +26,21 @@ pub struct VoiceConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TurnConfig {
-    /// The agent is not heard earlier than this after the end of the caller's speech, in milliseconds. The answer is made
-    /// meanwhile, so that this costs nothing while the providers take longer.
+    /// The agent is not heard earlier than this after the end of the caller's speech, in
+    /// milliseconds. The answer is made meanwhile, so that this costs nothing while the providers
+    /// take longer.
     pub min_delay_ms: u64,
-    /// As `min_delay_ms`, when the transcript ends like a whole sentence (`.`, `?`, `!` and their like in other scripts).
+    /// As `min_delay_ms`, when the transcript ends like a whole sentence (`.`, `?`, `!` and their
+    /// like in other scripts).
     pub complete_delay_ms: u64,
-    /// As `min_delay_ms`, when the transcript ends in the middle of a phrase ("my name is", a comma).
+    /// As `min_delay_ms`, when the transcript ends in the middle of a phrase ("my name is", a
+    /// comma).
     pub max_delay_ms: u64,
-    /// Whether recognition and the model's answer are started before it is certain that the turn is over. Costs some requests in
-    /// vain; saves their time in every turn.
+    /// Whether recognition and the model's answer are started before it is certain that the turn is
+    /// over. Costs some requests in vain; saves their time in every turn.
     pub preemptive: bool,
-    /// Recognition is started early after this much silence, in milliseconds; must be shorter than `voice.vad.min_silence_ms`.
+    /// Recognition is started early after this much silence, in milliseconds; must be shorter than
+    /// `voice.vad.min_silence_ms`.
     pub early_transcription_ms: u64,
     /// Speech that has gone on for longer than this is not worth an early request, in milliseconds.
     pub preemptive_max_speech_ms: u64,
@@ -47,12 +53,14 @@ pub struct TurnConfig {
     pub interruptions: bool,
     /// The caller has to speak for this long to interrupt, in milliseconds.
     pub interruption_min_duration_ms: u64,
-    /// The transcript needs at least this many words to interrupt. Words are counted in final transcripts, and in interim ones when
-    /// the recogniser has them; without interim ones, the duration alone pauses the agent.
+    /// The transcript needs at least this many words to interrupt. Words are counted in final
+    /// transcripts, and in interim ones when the recogniser has them; without interim ones, the
+    /// duration alone pauses the agent.
     pub interruption_min_words: usize,
     /// Words that are said while listening. Alone, they do not interrupt.
     pub backchannels: Vec<String>,
-    /// A backchannel that ends within this many milliseconds of the end of the agent's speech is taken for an answer.
+    /// A backchannel that ends within this many milliseconds of the end of the agent's speech is
+    /// taken for an answer.
     pub backchannel_boundary_ms: u64,
     /// Whether the agent goes on after an interruption that had no words in it.
     pub resume_false_interruption: bool,
@@ -60,26 +68,33 @@ pub struct TurnConfig {
     pub false_interruption_timeout_ms: u64,
     /// Whether the caller can cut off the greeting.
     pub greeting_interruptions: bool,
-    /// Silence after which the agent asks whether the caller is still there, in milliseconds; 0 for never.
+    /// Silence after which the agent asks whether the caller is still there, in milliseconds; 0 for
+    /// never.
     pub ask_after_ms: u64,
-    /// Silence after which the agent hangs up, in milliseconds, counted from the same moment; 0 for never.
+    /// Silence after which the agent hangs up, in milliseconds, counted from the same moment; 0 for
+    /// never.
     pub hang_up_after_ms: u64,
-    /// The caller has spoken and hears nothing for this long: the agent asks them to say it again, in milliseconds.
+    /// The caller has spoken and hears nothing for this long: the agent asks them to say it again,
+    /// in milliseconds.
     pub no_reply_timeout_ms: u64,
-    /// The caller hears nothing of an answer for this long, whatever the model and its tools are doing, in
-    /// milliseconds: the answer is given up and the caller is asked to say it again. Longer than
-    /// `no_reply_timeout_ms` and `tools.timeout_ms` together, so that one slow tool does not come to it.
+    /// The caller hears nothing of an answer for this long, whatever the model and its tools are
+    /// doing, in milliseconds: the answer is given up and the caller is asked to say it again.
+    /// Longer than `no_reply_timeout_ms` and `tools.timeout_ms` together, so that one slow tool
+    /// does not come to it.
     pub max_thinking_ms: u64,
     /// Speech of at least this length in which recognition finds no words is asked for again, in
     /// milliseconds; 0 for never. Shorter sounds are coughs and noises.
     pub wordless_speech_ms: u64,
-    /// The agent is speaking, but no sound has been taken by the output for this long, in milliseconds.
+    /// The agent is speaking, but no sound has been taken by the output for this long, in
+    /// milliseconds.
     pub stalled_playout_ms: u64,
     /// No sound at all has come from the caller for this long, in milliseconds.
     pub no_input_ms: u64,
-    /// There is loud sound, but none of it has counted as speech for this long, in milliseconds: the detector is started anew.
+    /// There is loud sound, but none of it has counted as speech for this long, in milliseconds:
+    /// the detector is started anew.
     pub deaf_ms: u64,
-    /// The answer that follows so many failures of providers in a row is an apology, and the call ends.
+    /// The answer that follows so many failures of providers in a row is an apology, and the call
+    /// ends.
     pub max_failures: u32,
     /// How long a polite end may take, in milliseconds.
     pub close_timeout_ms: u64,
@@ -208,7 +223,8 @@ pub struct LinesConfig {
     pub say_again: String,
     /// When a provider stays down, before hanging up.
     pub apology: String,
-    /// Before hanging up, when the model ends the call without a word and the persona has no `goodbye`.
+    /// Before hanging up, when the model ends the call without a word and the persona has no
+    /// `goodbye`.
     pub goodbye: String,
 }
 

@@ -1,8 +1,9 @@
-//! Does what the turn machine decides: owns the clock, the caller's sound, the requests to recognition, the one reply and the
-//! history.
+//! Does what the turn machine decides: owns the clock, the caller's sound, the requests to
+//! recognition, the one reply and the history.
 //!
-//! Everything runs inside one future. Its parts are polled by one `select!`, so that a part that is dropped has stopped, and nothing
-//! changes between looking and acting: no handler here awaits anything.
+//! Everything runs inside one future. Its parts are polled by one `select!`, so that a part that is
+//! dropped has stopped, and nothing changes between looking and acting: no handler here awaits
+//! anything.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -32,7 +33,8 @@ use crate::providers::{Component, ProviderError};
 use crate::session::{ConversationItem, TurnMetrics, Usage};
 use crate::tools::{ToolEffect, ToolOutput};
 
-/// Events that wait for a slow reader. Beyond that, states and transcripts are dropped; items are not.
+/// Events that wait for a slow reader. Beyond that, states and transcripts are dropped; items are
+/// not.
 const MAX_WAITING_EVENTS: usize = 512;
 
 /// Events of a reply that wait for the driver.
@@ -51,8 +53,9 @@ const DEAD_LINE: Duration = Duration::from_millis(400);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Conversation {
-    /// Holds the conversation until one side ends it. `audio` is the caller's sound; its end does not end the conversation, but that
-    /// of `commands` does. Dropping the future stops everything at once, without a trace of what was being said.
+    /// Holds the conversation until one side ends it. `audio` is the caller's sound; its end does
+    /// not end the conversation, but that of `commands` does. Dropping the future stops everything
+    /// at once, without a trace of what was being said.
     pub async fn run(
         self,
         audio: mpsc::Receiver<AudioFrame>,
@@ -391,7 +394,8 @@ impl Driver {
         for event in events.drain(..) {
             let now = self.now();
             let position = self.vad.position();
-            // The last sample has just arrived; earlier ones came before it by as much as they are earlier.
+            // The last sample has just arrived; earlier ones came before it by as much as they are
+            // earlier.
             let at = |sample: u64| {
                 let ago = position.saturating_sub(sample) as f64 / f64::from(INPUT_SAMPLE_RATE_HZ);
                 now.saturating_sub(Duration::from_secs_f64(ago))

@@ -69,23 +69,26 @@ pub enum VoiceCommand {
     UserText(String),
     /// The caller pressed this key of the telephone.
     Key(char),
-    /// Neither side hears the other until [`VoiceCommand::LineBack`]: stop in mid sentence, and wait with everything.
+    /// Neither side hears the other until [`VoiceCommand::LineBack`]: stop in mid sentence, and
+    /// wait with everything.
     LineLost,
-    /// They hear each other again: end the sentence that was interrupted, or answer, or else say `say`. Silence counts from now.
+    /// They hear each other again: end the sentence that was interrupted, or answer, or else say
+    /// `say`. Silence counts from now.
     LineBack {
         /// What to say when nothing else is to be said.
         say: Option<String>,
     },
-    /// End politely: let the sentence finish, say `say`, write down what the caller was just saying. Bounded by
-    /// [`super::TurnConfig::close_timeout_ms`].
+    /// End politely: let the sentence finish, say `say`, write down what the caller was just
+    /// saying. Bounded by [`super::TurnConfig::close_timeout_ms`].
     Close {
         /// For the log.
         reason: String,
         /// A last line.
         say: Option<String>,
     },
-    /// End now, because nobody listens any more: stop talking, write down what was heard, and wait for the words of a
-    /// caller in mid speech no longer than [`super::TurnConfig::close_transcript_timeout_ms`].
+    /// End now, because nobody listens any more: stop talking, write down what was heard, and wait
+    /// for the words of a caller in mid speech no longer than
+    /// [`super::TurnConfig::close_transcript_timeout_ms`].
     Stop,
 }
 

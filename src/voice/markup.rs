@@ -1,12 +1,12 @@
 //! Takes markdown, HTML and SSML out of text that is to be spoken, as the text is written. Pure.
 //!
-//! What a person would not say goes: code blocks, images, tags, comments, footnotes, what is struck out.
-//! What a person would say stays: the words of links, the cells of tables as a list, the content of
-//! elements. Marks within a sentence (emphasis, headings, emoji) are left to `speech_text::speakable`,
-//! which sees whole sentences.
+//! What a person would not say goes: code blocks, images, tags, comments, footnotes, what is struck
+//! out. What a person would say stays: the words of links, the cells of tables as a list, the
+//! content of elements. Marks within a sentence (emphasis, headings, emoji) are left to
+//! `speech_text::speakable`, which sees whole sentences.
 //!
-//! Text without markup goes on at once. Only from a mark on text is held back, until it is clear what it
-//! is.
+//! Text without markup goes on at once. Only from a mark on text is held back, until it is clear
+//! what it is.
 
 /// The longest tag, link or struck out text, bytes. What is longer is text.
 const MAX_MARK_BYTES: usize = 400;
@@ -491,8 +491,8 @@ fn link(text: &str, last: bool) -> Mark {
     }
 }
 
-/// Length of the bracketed text at the beginning of `text`; none when the line, or `limit` bytes, end
-/// before it does.
+/// Length of the bracketed text at the beginning of `text`; none when the line, or `limit` bytes,
+/// end before it does.
 fn closing(text: &str, open: char, close: char, limit: usize) -> Option<usize> {
     let mut depth = 0_u32;
     for (at, c) in text.char_indices() {

@@ -1,9 +1,10 @@
 //! The conversation: the caller's sound in, the agent's sound out, and what was said as events.
 //!
-//! [`turn`] decides whose turn it is and what to do about it; it is pure. `driver` does what it decided: it owns the clock, the
-//! caller's sound and the history. `reply` makes one reply, from the model's first token to the last sample. [`vad`] hears speech,
-//! [`playout`] knows what was heard. All of it runs inside the one future of [`Conversation::run`]: dropping that stops everything.
-//! Nothing here knows LiveKit, files or the CRM.
+//! [`turn`] decides whose turn it is and what to do about it; it is pure. `driver` does what it
+//! decided: it owns the clock, the caller's sound and the history. `reply` makes one reply, from
+//! the model's first token to the last sample. [`vad`] hears speech, [`playout`] knows what was
+//! heard. All of it runs inside the one future of [`Conversation::run`]: dropping that stops
+//! everything. Nothing here knows LiveKit, files or the CRM.
 
 mod config;
 mod driver;
@@ -72,7 +73,8 @@ pub trait Tools: Send + Sync + 'static {
     /// Everything that the model is told about.
     fn definitions(&self) -> Vec<ToolDefinition>;
 
-    /// Runs one tool. Everything that goes wrong is an answer for the model. Not longer than [`Tools::timeout`].
+    /// Runs one tool. Everything that goes wrong is an answer for the model. Not longer than
+    /// [`Tools::timeout`].
     async fn call(&self, name: &str, arguments_json: &str) -> ToolOutput;
 
     /// How long a tool may take.
@@ -102,8 +104,9 @@ pub struct Conversation {
     pub instructions: String,
     /// What the agent says first; nothing if it is to wait for the caller.
     pub greeting: Option<String>,
-    /// What the agent says before it hangs up, when the model ends the call without a word. When there
-    /// is none, the model is asked for one, and `voice.lines.goodbye` is said if it stays silent.
+    /// What the agent says before it hangs up, when the model ends the call without a word. When
+    /// there is none, the model is asked for one, and `voice.lines.goodbye` is said if it stays
+    /// silent.
     pub goodbye: Option<String>,
     /// The language, when the persona has one.
     pub language: Option<Language>,

@@ -1,8 +1,9 @@
 //! What the caller has heard of one reply.
 //!
-//! The sound of a reply passes through a [`Playout`]: the synthesiser's end puts it in, sentence by sentence, the player's end takes
-//! it out in frames. In between it is known at every sample which sentence it belongs to, so that a reply that is cut off can be
-//! written down up to the word that was heard. Pure: [`Track`] beside it adds the waiting.
+//! The sound of a reply passes through a [`Playout`]: the synthesiser's end puts it in, sentence by
+//! sentence, the player's end takes it out in frames. In between it is known at every sample which
+//! sentence it belongs to, so that a reply that is cut off can be written down up to the word that
+//! was heard. Pure: [`Track`] beside it adds the waiting.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,8 @@ use tokio::sync::Notify;
 /// Sound that waits to be played; more is not fetched from the synthesiser.
 const MAX_WAITING: Duration = Duration::from_secs(8);
 
-/// Sound that was given to the output and may have to be given again after a pause. More than the output ever queues.
+/// Sound that was given to the output and may have to be given again after a pause. More than the
+/// output ever queues.
 const KEPT: Duration = Duration::from_secs(1);
 
 /// Speech is about this fast; used for a sentence of which not all the sound is there yet.
@@ -117,8 +119,8 @@ impl Playout {
         self.waiting.len() as u64 >= self.samples_in(MAX_WAITING)
     }
 
-    /// Takes the next `count` samples into `frame`, or fewer at the end of the reply, filled up with silence. False while there is
-    /// nothing to take.
+    /// Takes the next `count` samples into `frame`, or fewer at the end of the reply, filled up
+    /// with silence. False while there is nothing to take.
     pub fn take(&mut self, count: usize, frame: &mut Vec<i16>) -> bool {
         frame.clear();
         if self.mode != PlayMode::Playing
@@ -260,7 +262,8 @@ fn first_words(text: &str, share: f64) -> &str {
     text[..end].trim_end()
 }
 
-/// A [`Playout`] that can be waited for. Its lock is held for one method at a time and never across an await.
+/// A [`Playout`] that can be waited for. Its lock is held for one method at a time and never across
+/// an await.
 #[derive(Debug)]
 pub struct Track {
     playout: Mutex<Playout>,
@@ -282,7 +285,8 @@ impl Track {
 
     /// Looks at the playout.
     pub fn lock(&self) -> MutexGuard<'_, Playout> {
-        // Every method leaves the playout whole, so that a panic elsewhere does not make it unusable.
+        // Every method leaves the playout whole, so that a panic elsewhere does not make it
+        // unusable.
         self.playout.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

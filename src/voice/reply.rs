@@ -1,9 +1,10 @@
 //! One reply, from the model's first token to the last sample that the output has sent.
 //!
-//! Four stages run side by side inside one future: `write` asks the model and cuts its text into sentences, `synthesise` opens the
-//! sound of the next sentence while `fetch` reads the present one, `play` hands frames to the output. The future knows nothing of
-//! turns: it makes sound up to the bounds of its [`Track`], which lets none of it out before it is told to. Dropping the future stops
-//! all of it at once.
+//! Four stages run side by side inside one future: `write` asks the model and cuts its text into
+//! sentences, `synthesise` opens the sound of the next sentence while `fetch` reads the present
+//! one, `play` hands frames to the output. The future knows nothing of turns: it makes sound up to
+//! the bounds of its [`Track`], which lets none of it out before it is told to. Dropping the future
+//! stops all of it at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,8 +44,8 @@ const FRAMES_PER_PROGRESS: u32 = 10;
 /// An output whose queue does not empty for this long has stopped.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The slowest speaker says this many characters a second, after a pause of this long; a voice that goes
-/// on for longer has lost its way.
+/// The slowest speaker says this many characters a second, after a pause of this long; a voice that
+/// goes on for longer has lost its way.
 const SLOWEST_CHARS_PER_S: f64 = 2.0;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -114,7 +115,8 @@ struct Opened {
     rest: SpeechStream,
 }
 
-/// Makes the reply and plays it into `track`'s output. Ends when all of it has been sent, or with the failure that ended it.
+/// Makes the reply and plays it into `track`'s output. Ends when all of it has been sent, or with
+/// the failure that ended it.
 pub(super) async fn make(
     studio: Arc<Studio>,
     source: Source,
@@ -190,9 +192,9 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Rounds of model and tools. Whatever the model answers, there are at most `max_tool_steps` rounds
-    /// of tools, one answer after them, and one request more than that; and either something is said,
-    /// or the reply fails, so that the caller is asked to say it again.
+    /// Rounds of model and tools. Whatever the model answers, there are at most `max_tool_steps`
+    /// rounds of tools, one answer after them, and one request more than that; and either something
+    /// is said, or the reply fails, so that the caller is asked to say it again.
     async fn converse(&mut self, mut messages: Vec<ChatMessage>) -> Result<(), Failure> {
         let mut ends_call = false;
         let mut has_asked_again = false;
@@ -249,8 +251,8 @@ impl Writer<'_> {
             }
             let failure = self.wordless(&answer, wants_tools);
             if ends_call || self.has_spoken {
-                // After what was said along with its request for a tool the model may have nothing to
-                // add; a filter or a loop is no such silence.
+                // After what was said along with its request for a tool the model may have nothing
+                // to add; a filter or a loop is no such silence.
                 if ends_call || wants_tools || answer.cut_short.is_some() {
                     return self.give_up(failure, ends_call).await;
                 }
@@ -266,8 +268,8 @@ impl Writer<'_> {
         }
     }
 
-    /// There will be no answer. What the caller hears instead is said here when the reply has begun to
-    /// be heard, or ends the call; else the machine knows what to say.
+    /// There will be no answer. What the caller hears instead is said here when the reply has begun
+    /// to be heard, or ends the call; else the machine knows what to say.
     async fn give_up(&mut self, failure: Failure, ends_call: bool) -> Result<(), Failure> {
         let line = if ends_call {
             &self.studio.goodbye
@@ -323,8 +325,8 @@ impl Writer<'_> {
         })
     }
 
-    /// One request to the model; its sentences go out as they are complete. In the last attempt half a
-    /// sentence is better than none.
+    /// One request to the model; its sentences go out as they are complete. In the last attempt
+    /// half a sentence is better than none.
     async fn ask(&mut self, request: ChatRequest, is_last: bool) -> Result<Answer, AskFailure> {
         let studio = self.studio;
         let asked = Instant::now();
@@ -715,7 +717,8 @@ pub(super) async fn with_retries<'a, T>(
             limits.retry_ms
         });
         retries += 1;
-        // A provider that asks for more time than a caller waits is as good as down; the watchdog decides.
+        // A provider that asks for more time than a caller waits is as good as down; the watchdog
+        // decides.
         let pause = retry_after.unwrap_or(pause).max(pause);
         tracing::debug!(component = component.as_str(), retries, %error, "asking the provider again");
         sleep(pause).await;

@@ -1,8 +1,10 @@
-//! From the synthesiser's sample rate to the output's, by a polyphase filter: a windowed sinc, one branch for each phase.
+//! From the synthesiser's sample rate to the output's, by a polyphase filter: a windowed sinc, one
+//! branch for each phase.
 
 use std::f64::consts::PI;
 
-/// Length of each branch. With 16 taps the images of speech lie some 60 dB down, which is below what Opus keeps.
+/// Length of each branch. With 16 taps the images of speech lie some 60 dB down, which is below
+/// what Opus keeps.
 const TAPS: usize = 16;
 
 /// The largest number of phases; rates that need more do not occur in audio.
@@ -17,12 +19,14 @@ pub struct Resampler {
     /// `up` branches of `TAPS` coefficients.
     branches: Vec<f32>,
     history: Vec<i16>,
-    /// Phase of the next output sample, in `1 / up` of an input sample, relative to the window at the start of `history`.
+    /// Phase of the next output sample, in `1 / up` of an input sample, relative to the window at
+    /// the start of `history`.
     phase: usize,
 }
 
 impl Resampler {
-    /// From `from_hz` to `to_hz`. Rates without a small common ratio are rounded to the nearest that has one.
+    /// From `from_hz` to `to_hz`. Rates without a small common ratio are rounded to the nearest
+    /// that has one.
     pub fn new(from_hz: u32, to_hz: u32) -> Self {
         let (from, to) = (from_hz.max(1), to_hz.max(1));
         let divisor = gcd(from, to);
@@ -117,7 +121,8 @@ mod tests {
             .collect()
     }
 
-    /// Root of the mean square difference to the same tone at the other rate, in dB below the tone, away from both ends.
+    /// Root of the mean square difference to the same tone at the other rate, in dB below the tone,
+    /// away from both ends.
     fn error_db(from: u32, to: u32, hz: f64) -> f64 {
         let mut resampler = Resampler::new(from, to);
         let mut output = Vec::new();

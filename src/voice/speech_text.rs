@@ -2,7 +2,8 @@
 
 use super::markup::Markup;
 
-/// Shorter sentences are spoken together with the next one: a synthesiser needs some words to find its melody.
+/// Shorter sentences are spoken together with the next one: a synthesiser needs some words to find
+/// its melody.
 const MIN_SENTENCE_CHARS: usize = 20;
 
 /// The first one is what the caller waits for.
@@ -24,8 +25,8 @@ const ABBREVIATIONS: &[&str] = &[
     "sig", "sr", "sra", "srta", "st", "str", "tel", "univ", "vol", "vs",
 ];
 
-/// Days and months, in the languages that shorten them with a dot. Several of them are words as well,
-/// so that they count only with a capital letter, or in a language that writes them small.
+/// Days and months, in the languages that shorten them with a dot. Several of them are words as
+/// well, so that they count only with a capital letter, or in a language that writes them small.
 const CALENDAR: &[&str] = &[
     "Mon", "Tue", "Tues", "Wed", "Weds", "Thu", "Thur", "Thurs", "Fri", "Sat", "Sun", "Jan", "Feb",
     "Mar", "Apr", "Jun", "Jul", "Aug", "Sep", "Sept", "Oct", "Nov", "Dec", "Mo", "Di", "Mi", "Do",
@@ -131,8 +132,8 @@ impl SentenceSplitter {
                     let closed = rest.trim_start_matches([
                         '"', '\'', '”', '’', ')', ']', '*', '_', '.', '!', '?', '…',
                     ]);
-                    // Without a space after it this may be the middle of a number, an address or an abbreviation; the next piece
-                    // of the text will tell.
+                    // Without a space after it this may be the middle of a number, an address or an
+                    // abbreviation; the next piece of the text will tell.
                     closed.starts_with(char::is_whitespace)
                         && chars >= min
                         && !(c == '.' && is_abbreviation(&self.text[..at], closed.trim_start()))
@@ -181,8 +182,8 @@ fn wide_chars(text: &str) -> usize {
         .sum()
 }
 
-/// Whether the dot after `before` belongs to its last word. `after` is what follows, as far as it is
-/// known.
+/// Whether the dot after `before` belongs to its last word. `after` is what follows, as far as it
+/// is known.
 fn is_abbreviation(before: &str, after: &str) -> bool {
     let word = before
         .rsplit(|c: char| c.is_whitespace() || matches!(c, '(' | '"' | '“' | '-' | '–' | '/'))

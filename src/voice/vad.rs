@@ -1,7 +1,8 @@
 //! Hears where speech begins and ends, and keeps its sound for recognition.
 //!
-//! Time is counted in samples received, not by a clock, so that the same sound gives the same segments however it arrives. Knows
-//! nothing of turns: a pause and an end are facts about the sound.
+//! Time is counted in samples received, not by a clock, so that the same sound gives the same
+//! segments however it arrives. Knows nothing of turns: a pause and an end are facts about the
+//! sound.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,10 +16,12 @@ use super::tones::{Texture, ToneDetector};
 /// What earshot takes at a time: 16 ms.
 const WINDOW: usize = 256;
 
-/// Sound whose level has stayed within [`STEADY_DB`] over this many windows (320 ms) is a tone or a noise: no speaker holds a level.
+/// Sound whose level has stayed within [`STEADY_DB`] over this many windows (320 ms) is a tone or a
+/// noise: no speaker holds a level.
 const STEADY_WINDOWS: usize = 20;
 
-/// White noise spreads over 1.5 dB or so in windows of this length, a tone over less, speech over ten and more.
+/// White noise spreads over 1.5 dB or so in windows of this length, a tone over less, speech over
+/// ten and more.
 const STEADY_DB: f32 = 2.0;
 
 /// Below this level nothing is there to be steady.
@@ -43,13 +46,15 @@ const PERHAPS_MUSIC_SHARE: f32 = 0.18;
 /// for that, before music 10 dB softer one.
 const MUSIC_SHARE: f32 = 0.5;
 
-/// Sound so far below the loudest of the speech is silence, whatever the score: it takes 100 ms to come down after the last sound.
+/// Sound so far below the loudest of the speech is silence, whatever the score: it takes 100 ms to
+/// come down after the last sound.
 const QUIET_BELOW_SPEECH_DB: f32 = 30.0;
 
 /// The longest that the score may take to come down.
 const HANGOVER_MS: u64 = 160;
 
-/// The score also takes some windows to rise. Sound so far above the line's quietest belongs to the speech that it becomes …
+/// The score also takes some windows to rise. Sound so far above the line's quietest belongs to the
+/// speech that it becomes …
 const ONSET_ABOVE_LINE_DB: f32 = 12.0;
 
 /// … as far back as this.
@@ -111,7 +116,8 @@ pub struct Vad {
     position: u64,
     /// Samples that wait for a full window.
     pending: Vec<i16>,
-    /// The sound before `position`: the prefix of a speech to come, or the prefix and all of the one that is under way.
+    /// The sound before `position`: the prefix of a speech to come, or the prefix and all of the
+    /// one that is under way.
     sound: Vec<i16>,
     /// Position of the first sample in `sound`.
     sound_from: u64,
@@ -194,7 +200,8 @@ impl Vad {
         matches!(self.hearing, Hearing::Speech | Hearing::Gap { .. })
     }
 
-    /// The sound of the segment that is under way or has just ended, with what came before it and the silence after it.
+    /// The sound of the segment that is under way or has just ended, with what came before it and
+    /// the silence after it.
     pub fn segment(&self) -> Arc<[i16]> {
         self.sound.as_slice().into()
     }
@@ -342,7 +349,8 @@ impl Vad {
             if self.position - self.sound_from.max(self.last_end)
                 >= samples(self.config.max_segment_ms)
             {
-                // A speaker without a pause, or a noisy line: what there is goes to recognition, the rest is another segment.
+                // A speaker without a pause, or a noisy line: what there is goes to recognition,
+                // the rest is another segment.
                 let at = self.position;
                 self.end(at, events);
                 self.hearing = Hearing::Speech;

@@ -91,7 +91,8 @@ fn silence_noise_and_tones_are_not_speech() {
         ("a dial tone", tone(350.0, 5.0)),
         ("a tone in noise", humming),
     ] {
-        // A sound that begins may be anything; it has half a second, with which it interrupts nobody.
+        // A sound that begins may be anything; it has half a second, with which it interrupts
+        // nobody.
         let events = events(&sound);
         let quiet_from = match events.as_slice() {
             [] => 0,

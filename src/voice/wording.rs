@@ -1,5 +1,5 @@
-//! What can be told from the words alone: how many they are, whether the sentence is over, whether somebody merely agrees.
-//! Pure; a model could take its place.
+//! What can be told from the words alone: how many they are, whether the sentence is over, whether
+//! somebody merely agrees. Pure; a model could take its place.
 
 /// What the end of a transcript says about the end of the turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,8 @@ pub fn word_count(text: &str) -> usize {
         .sum()
 }
 
-/// Whether every word of `text` is one of `backchannels`. Hyphens do not matter: "uh-huh" is "uhhuh".
+/// Whether every word of `text` is one of `backchannels`. Hyphens do not matter: "uh-huh" is
+/// "uhhuh".
 pub fn is_backchannel(text: &str, backchannels: &[String]) -> bool {
     let joined: String = text
         .chars()
@@ -109,7 +110,8 @@ mod tests {
             ("नमस्ते जी", 2),
             ("请等一下", 4),
         ] {
-            // Devanagari has marks between its letters that are not alphanumeric to everybody; at least its words are not lost.
+            // Devanagari has marks between its letters that are not alphanumeric to everybody; at
+            // least its words are not lost.
             assert!(
                 word_count(text) >= expected,
                 "{text:?} has {}",

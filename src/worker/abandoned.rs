@@ -1,7 +1,9 @@
-//! Rooms whose call has died without leaving: a caller there hears nothing, and the server notices only after half a minute.
+//! Rooms whose call has died without leaving: a caller there hears nothing, and the server notices
+//! only after half a minute.
 //!
-//! The room is ended, which hangs up, rather than dispatched anew: what broke one process may break the next, its conversation is in
-//! no memory any more, and a caller who is hung up on knows where they stand and calls again. One call stays one record.
+//! The room is ended, which hangs up, rather than dispatched anew: what broke one process may break
+//! the next, its conversation is in no memory any more, and a caller who is hung up on knows where
+//! they stand and calls again. One call stays one record.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +16,8 @@ use tracing::{debug, info, warn};
 use crate::call::{AfterDeath, RoomService, RoomServiceError, after_death, mask_room_name};
 use crate::session::SessionId;
 
-/// How long a server that does not answer is asked again. Later the room has ended by itself, or its caller has hung up.
+/// How long a server that does not answer is asked again. Later the room has ended by itself, or
+/// its caller has hung up.
 const LIMIT: Duration = Duration::from_secs(10);
 /// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -24,7 +27,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct AbandonedRoom {
     pub session_id: SessionId,
     pub room_name: String,
-    /// Only the room with this id is meant: another of the same name may have taken its place since. `None`: the call has died just now.
+    /// Only the room with this id is meant: another of the same name may have taken its place
+    /// since. `None`: the call has died just now.
     pub room_sid: Option<String>,
     /// The dead agent.
     pub agent_identity: String,
@@ -32,7 +36,8 @@ pub(super) struct AbandonedRoom {
     pub agent_name: String,
 }
 
-/// Ends the rooms that come in, until nobody sends any more and each was dealt with. `delete`: rooms are deleted at the end of calls.
+/// Ends the rooms that come in, until nobody sends any more and each was dealt with. `delete`:
+/// rooms are deleted at the end of calls.
 pub(super) async fn end_rooms(
     service: RoomService,
     delete: bool,

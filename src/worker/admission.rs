@@ -1,7 +1,8 @@
 //! Which calls the worker may take: exact slots, decided without waiting for anything.
 //!
-//! A slot is reserved when a job is accepted, not when it arrives, so two offers in the same instant cannot both get the last one.
-//! Time is an argument; nothing here knows about sockets, processes or the machine.
+//! A slot is reserved when a job is accepted, not when it arrives, so two offers in the same
+//! instant cannot both get the last one. Time is an argument; nothing here knows about sockets,
+//! processes or the machine.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -10,12 +11,14 @@ use tokio::time::Instant;
 
 use crate::session::SessionId;
 
-/// How long a slot is kept for an accepted job whose assignment has not come. LiveKit's own workers wait as long
-/// (`ASSIGNMENT_TIMEOUT` in livekit-agents `worker.py`); the server has given up after 3 s.
+/// How long a slot is kept for an accepted job whose assignment has not come. LiveKit's own workers
+/// wait as long (`ASSIGNMENT_TIMEOUT` in livekit-agents `worker.py`); the server has given up after
+/// 3 s.
 pub(super) const ASSIGNMENT_TIMEOUT: Duration = Duration::from_millis(7500);
 
-/// The reported load of a worker with room is scaled to at most this, because a server takes none whose load is 0.7 or more
-/// (`agents.target_load` of livekit-server), even if it says that it is available.
+/// The reported load of a worker with room is scaled to at most this, because a server takes none
+/// whose load is 0.7 or more (`agents.target_load` of livekit-server), even if it says that it is
+/// available.
 const LOAD_WITH_ROOM: f64 = 0.69;
 
 /// What becomes of an offered job.
@@ -112,7 +115,8 @@ impl Admission {
         self.occupied() < self.max_calls
     }
 
-    /// Answers an offer, and reserves the slot when it accepts. The same offer again gets the same answer.
+    /// Answers an offer, and reserves the slot when it accepts. The same offer again gets the same
+    /// answer.
     pub(super) fn offer(&mut self, now: Instant, job_id: &str) -> Decision {
         match self.slots.get(job_id) {
             Some(Slot::Running) => return Decision::Decline(DeclineReason::Duplicate),
@@ -128,8 +132,8 @@ impl Admission {
         Decision::Accept
     }
 
-    /// Takes an assignment. One that comes after its slot was given up is still taken while there is room,
-    /// because to the server the job is ours.
+    /// Takes an assignment. One that comes after its slot was given up is still taken while there
+    /// is room, because to the server the job is ours.
     pub(super) fn assign(&mut self, job_id: &str) -> Assigned {
         match self.slots.get(job_id) {
             Some(Slot::Running) => return Assigned::Duplicate,
@@ -171,8 +175,8 @@ impl Admission {
         self.draining = true;
     }
 
-    /// Takes no new jobs while the disk takes no records. Those accepted before may still be assigned: they fail less often than a call
-    /// that nobody answers.
+    /// Takes no new jobs while the disk takes no records. Those accepted before may still be
+    /// assigned: they fail less often than a call that nobody answers.
     pub(super) fn set_disk_refuses(&mut self, refuses: bool) {
         self.disk_refuses = refuses;
     }
@@ -190,7 +194,8 @@ impl Admission {
     pub(super) fn report(&self, pressure: Pressure) -> Report {
         let full = self.draining || self.disk_refuses || !self.has_room();
         let taken = self.occupied() as f64 / self.max_calls.max(1) as f64;
-        // Beyond its limit a resource makes this worker the last choice, not an impossible one: only slots refuse calls.
+        // Beyond its limit a resource makes this worker the last choice, not an impossible one:
+        // only slots refuse calls.
         let busiest = taken.max(pressure.cpu).max(pressure.memory).clamp(0.0, 1.0);
         Report {
             full,
@@ -383,7 +388,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever order things come in: never more calls than slots, never a job twice, and the report agrees with the decisions.
+        /// Whatever order things come in: never more calls than slots, never a job twice, and the
+        /// report agrees with the decisions.
         #[test]
         fn never_more_calls_than_slots(max_calls in 1..6usize, steps in prop::collection::vec(step(), 0..200)) {
             let mut now = Instant::now();

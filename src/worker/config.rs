@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Calls for each core when `max_calls` is not set. A call costs about 3 % of a core while both parties talk; the rest is
-/// room for joins, for the machine's other work, and for a core that is slower than the one we measured on.
+/// Calls for each core when `max_calls` is not set. A call costs about 3 % of a core while both
+/// parties talk; the rest is room for joins, for the machine's other work, and for a core that is
+/// slower than the one we measured on.
 const DEFAULT_CALLS_PER_CORE: usize = 10;
 
 /// `[worker]`: the long-lived process.
@@ -15,22 +16,24 @@ const DEFAULT_CALLS_PER_CORE: usize = 10;
 pub struct WorkerConfig {
     /// The most calls at a time. 0: ten for each core.
     pub max_calls: usize,
-    /// The load that is told to the server instead of the measured one, 0 to 1, for benchmarks. It changes nothing else: the worker
-    /// still takes `max_calls` calls and still says when it is full. A server does not choose a worker at 0.7 or above.
+    /// The load that is told to the server instead of the measured one, 0 to 1, for benchmarks. It
+    /// changes nothing else: the worker still takes `max_calls` calls and still says when it is
+    /// full. A server does not choose a worker at 0.7 or above.
     pub report_load: Option<f32>,
-    /// How long running calls may go on after the first stop signal, in seconds. After that they are ended as by a second signal.
-    /// An hour, as LiveKit's own workers: a container's grace period should be longer.
+    /// How long running calls may go on after the first stop signal, in seconds. After that they
+    /// are ended as by a second signal. An hour, as LiveKit's own workers: a container's grace
+    /// period should be longer.
     pub drain_timeout_s: u64,
-    /// How long a call's process may take until it says that it is ready, in seconds. It needs milliseconds; a machine that needs
-    /// longer than this is not fit to hold the call.
+    /// How long a call's process may take until it says that it is ready, in seconds. It needs
+    /// milliseconds; a machine that needs longer than this is not fit to hold the call.
     pub ready_timeout_s: u64,
-    /// How long a call may last in all, in seconds, before its process is taken for hung: it is asked to end, then killed.
-    /// A call's own limit, which ends it politely, should be shorter.
+    /// How long a call may last in all, in seconds, before its process is taken for hung: it is
+    /// asked to end, then killed. A call's own limit, which ends it politely, should be shorter.
     pub hung_call_s: u64,
     /// A call's process that uses more memory than this is reported in the log, in bytes. 0: never.
     pub call_memory_warn_bytes: u64,
-    /// Address of the page for health and metrics. Loopback, because it asks for no password; set `0.0.0.0:8081` where
-    /// an orchestrator probes it over the network. Port 0 takes any free one.
+    /// Address of the page for health and metrics. Loopback, because it asks for no password; set
+    /// `0.0.0.0:8081` where an orchestrator probes it over the network. Port 0 takes any free one.
     pub http_bind: SocketAddr,
 }
 

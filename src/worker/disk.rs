@@ -1,6 +1,8 @@
-//! Watches the disk of the data folder: a worker that cannot write records takes no new calls, and says why.
+//! Watches the disk of the data folder: a worker that cannot write records takes no new calls, and
+//! says why.
 //!
-//! Also where old recordings are deleted, if the settings ask for it. A disk that hangs holds up this task and nothing else.
+//! Also where old recordings are deleted, if the settings ask for it. A disk that hangs holds up
+//! this task and nothing else.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +15,8 @@ use tracing::{error, info};
 use super::metrics as names;
 use crate::store::{StorageConfig, Store};
 
-/// How often the disk is looked at. A call writes some kilobytes a second, far less than `storage.min_free_mb` in this time.
+/// How often the disk is looked at. A call writes some kilobytes a second, far less than
+/// `storage.min_free_mb` in this time.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a look may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
@@ -29,8 +32,8 @@ struct Look {
     writable: Result<(), String>,
 }
 
-/// Why no call may be taken, as a sentence; `None` when one may. A worker that has stopped for lack of space goes on when there is a
-/// tenth more than the limit, so that it does not waver.
+/// Why no call may be taken, as a sentence; `None` when one may. A worker that has stopped for lack
+/// of space goes on when there is a tenth more than the limit, so that it does not waver.
 fn problem(look: &Look, min_free_bytes: u64, was_full: bool) -> Option<String> {
     if let Err(error) = &look.writable {
         return Some(format!("the data folder can not be written: {error}"));

@@ -1,8 +1,8 @@
-//! What operators and orchestrators ask the worker over HTTP: is it alive, does it take calls, how is it doing. And what LiveKit tells it
-//! there: its webhooks.
+//! What operators and orchestrators ask the worker over HTTP: is it alive, does it take calls, how
+//! is it doing. And what LiveKit tells it there: its webhooks.
 //!
-//! The pages read the worker's status and change nothing. Liveness and readiness differ on purpose: a worker that has lost its
-//! server must not be restarted, because it may be holding calls.
+//! The pages read the worker's status and change nothing. Liveness and readiness differ on purpose:
+//! a worker that has lost its server must not be restarted, because it may be holding calls.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,11 +25,13 @@ use super::run::WorkerStatus;
 use super::{metrics, wire};
 use crate::recording::webhook::{EgressEnded, WebhookRefused, Webhooks};
 
-/// How often the metrics are tidied: without it, the samples of histograms that nobody asks for would pile up.
+/// How often the metrics are tidied: without it, the samples of histograms that nobody asks for
+/// would pile up.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long requests in progress may take when the worker stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
-/// A webhook has a few kilobytes: a room with its participant and track, or an egress with its request.
+/// A webhook has a few kilobytes: a room with its participant and track, or an egress with its
+/// request.
 const MAX_WEBHOOK_BYTES: usize = 256 * 1024;
 /// How long a webhook may take to arrive; LiveKit itself gives up after less.
 const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,7 +68,8 @@ struct Page {
 }
 
 impl HttpServer {
-    /// Takes the address. Do this before anything else starts, so that a taken port is said at once.
+    /// Takes the address. Do this before anything else starts, so that a taken port is said at
+    /// once.
     ///
     /// # Errors
     /// When the address cannot be had.
@@ -85,7 +88,8 @@ impl HttpServer {
         self.address
     }
 
-    /// Serves until `stop`. `extra` comes first: its routes win over ours (a page at `/`, for example).
+    /// Serves until `stop`. `extra` comes first: its routes win over ours (a page at `/`, for
+    /// example).
     ///
     /// # Errors
     /// When the listener breaks.
@@ -132,8 +136,8 @@ fn routes(status: watch::Receiver<WorkerStatus>, metrics: Option<PrometheusHandl
         .with_state(Page { status, metrics })
 }
 
-/// Where LiveKit sends its webhooks: `POST /webhook`. What they tell of recordings goes to `ended`; when that is full it is dropped,
-/// because the recordings are looked for anyway.
+/// Where LiveKit sends its webhooks: `POST /webhook`. What they tell of recordings goes to `ended`;
+/// when that is full it is dropped, because the recordings are looked for anyway.
 pub fn webhook_route(webhooks: Webhooks, ended: mpsc::Sender<EgressEnded>) -> Router {
     Router::new()
         .route("/webhook", post(hear_webhook))

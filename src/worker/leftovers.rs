@@ -1,5 +1,5 @@
-//! Records of this worker's own calls that could not be written when the calls ended, because the disk was full or not writable: they
-//! are tried again until they are on disk.
+//! Records of this worker's own calls that could not be written when the calls ended, because the
+//! disk was full or not writable: they are tried again until they are on disk.
 
 use std::time::Duration;
 
@@ -11,9 +11,11 @@ use super::process::{Recovered, recover};
 use crate::session::{CallStart, Outcome, SessionEvent};
 use crate::store::Store;
 
-/// How often they are tried. A full disk is emptied by a person or by retention; seconds do not matter.
+/// How often they are tried. A full disk is emptied by a person or by retention; seconds do not
+/// matter.
 const TRY_EVERY: Duration = Duration::from_secs(10);
-/// The most calls that are kept in memory. A worker without a disk takes no new ones, so this is far more than it can hold at a time.
+/// The most calls that are kept in memory. A worker without a disk takes no new ones, so this is
+/// far more than it can hold at a time.
 const MOST: usize = 1024;
 
 /// A call that has ended and has no record.
@@ -25,7 +27,8 @@ pub(super) struct Leftover {
     pub outcome: Outcome,
 }
 
-/// Finishes what comes in, until nobody sends any more; then tries once more, and says what is left.
+/// Finishes what comes in, until nobody sends any more; then tries once more, and says what is
+/// left.
 pub(super) async fn finish(
     store: Store,
     mut inbox: mpsc::Receiver<Leftover>,

@@ -1,6 +1,7 @@
 //! The worker's metrics: their names, and the figures of its own process.
 //!
-//! Names that LiveKit's own workers have are theirs (`livekit-agents/livekit/agents/telemetry/metrics.py`), so that dashboards carry over.
+//! Names that LiveKit's own workers have are theirs
+//! (`livekit-agents/livekit/agents/telemetry/metrics.py`), so that dashboards carry over.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};

@@ -1,11 +1,13 @@
-//! The long-lived process: takes jobs from the LiveKit server, starts one process for each call, and sees to it that every call
-//! ends in a record.
+//! The long-lived process: takes jobs from the LiveKit server, starts one process for each call,
+//! and sees to it that every call ends in a record.
 //!
-//! It never touches media and never talks to the CRM (the upload task does). By file: `run` is the one task that decides, fed by events;
-//! `registration` keeps the connection to the server; `admission` counts slots; `process` follows one call's process from its
-//! start to its record; `abandoned` ends the rooms of calls that died; `disk` watches the room for records; `orphans` looks after calls that an earlier worker left, `leftovers` after records
-//! that could not be written; `wire` alone knows the worker protocol;
-//! `http` and `metrics` show the worker to operators.
+//! It never touches media and never talks to the CRM (the upload task does). By file: `run` is the
+//! one task that decides, fed by events; `registration` keeps the connection to the server;
+//! `admission` counts slots; `process` follows one call's process from its start to its record;
+//! `abandoned` ends the rooms of calls that died; `disk` watches the room for records; `orphans`
+//! looks after calls that an earlier worker left, `leftovers` after records that could not be
+//! written; `wire` alone knows the worker protocol; `http` and `metrics` show the worker to
+//! operators.
 
 mod abandoned;
 mod admission;

@@ -1,7 +1,8 @@
-//! Calls that an earlier worker left: those that still run are counted until they end, and whichever of them ends without
-//! a record gets one from its journal, and its room is ended.
+//! Calls that an earlier worker left: those that still run are counted until they end, and
+//! whichever of them ends without a record gets one from its journal, and its room is ended.
 //!
-//! Only journals that were there before this worker's first call are looked at, so its own calls are never touched here.
+//! Only journals that were there before this worker's first call are looked at, so its own calls
+//! are never touched here.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -18,18 +19,19 @@ use super::run::agent_identity;
 use crate::session::{Outcome, SessionId};
 use crate::store::{OrphanJournal, Store};
 
-/// How often the journals are looked at while any is left. Their calls may last for an hour; nobody waits for this but a slot.
+/// How often the journals are looked at while any is left. Their calls may last for an hour; nobody
+/// waits for this but a slot.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A journal that nobody holds and that was written more recently than this may belong to a call whose process is just starting
-/// (its worker waits up to ten seconds for it).
+/// A journal that nobody holds and that was written more recently than this may belong to a call
+/// whose process is just starting (its worker waits up to ten seconds for it).
 const MAY_BE_STARTING: Duration = Duration::from_secs(15);
 
 /// How soon a record is tried again that could not be written.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
-/// Follows the journals of an earlier worker to their ends. Tells which calls are running whenever that changes, and returns
-/// when nothing is left to look after.
+/// Follows the journals of an earlier worker to their ends. Tells which calls are running whenever
+/// that changes, and returns when nothing is left to look after.
 pub(super) async fn follow(
     store: Store,
     found: Vec<OrphanJournal>,
@@ -111,7 +113,8 @@ pub(super) async fn follow(
     }
 }
 
-/// The room that the call of this journal may have left behind. Without the room's id it cannot be told from one that came later.
+/// The room that the call of this journal may have left behind. Without the room's id it cannot be
+/// told from one that came later.
 fn abandoned_room(journal: OrphanJournal) -> Option<AbandonedRoom> {
     Some(AbandonedRoom {
         room_sid: Some(journal.room_sid?),

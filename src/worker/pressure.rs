@@ -1,6 +1,8 @@
-//! How busy the machine is, or the container's share of it: read from `/proc` and from the control group (version 2).
+//! How busy the machine is, or the container's share of it: read from `/proc` and from the control
+//! group (version 2).
 //!
-//! Where a file is missing (another system, no control group), its part of the answer is 0: the slots alone decide then.
+//! Where a file is missing (another system, no control group), its part of the answer is 0: the
+//! slots alone decide then.
 
 use std::path::{Path, PathBuf};
 
@@ -122,7 +124,8 @@ impl PressureGauge {
     }
 }
 
-/// The first line of `/proc/stat`: user nice system idle iowait irq softirq steal. (Guest time is within user time.)
+/// The first line of `/proc/stat`: user nice system idle iowait irq softirq steal. (Guest time is
+/// within user time.)
 fn cpu_time(stat: &str) -> Option<CpuTime> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let ticks: Vec<u64> = line

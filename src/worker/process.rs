@@ -1,8 +1,9 @@
 //! One call's process, from its start to its record.
 //!
-//! A call is followed by one task of its own. However its process ends, [`Call::ended`] is what happens next: a room that it did not leave is
-//! ended, the record is made if the process has not made it, the server is told if it was not told, the upload task is poked. The slot is given back by the worker's
-//! main task when this one ends. Nothing here decides whether a call may start.
+//! A call is followed by one task of its own. However its process ends, [`Call::ended`] is what
+//! happens next: a room that it did not leave is ended, the record is made if the process has not
+//! made it, the server is told if it was not told, the upload task is poked. The slot is given back
+//! by the worker's main task when this one ends. Nothing here decides whether a call may start.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -30,27 +31,34 @@ use crate::phone::CountryCode;
 use crate::session::{CallStatus, CloseReason, Outcome, SessionEvent, SessionId};
 use crate::store::Store;
 
-/// How long a process may take to read its job. It reads at once; the pipe holds 64 KiB and a job may be larger.
+/// How long a process may take to read its job. It reads at once; the pipe holds 64 KiB and a job
+/// may be larger.
 const JOB_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a message to a running call may take. A call that does not read is dealt with by its deadline.
+/// How long a message to a running call may take. A call that does not read is dealt with by its
+/// deadline.
 const MESSAGE_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the final status may take onto the wire before the call is let go anyway; a dead connection keeps the status for the next.
+/// How long the final status may take onto the wire before the call is let go anyway; a dead
+/// connection keeps the status for the next.
 const STATUS_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a call may take from its job to being in the room. It gives up joining by itself much earlier (`call.join_timeout_s`); one
-/// that has done neither by now is hung.
+/// How long a call may take from its job to being in the room. It gives up joining by itself much
+/// earlier (`call.join_timeout_s`); one that has done neither by now is hung.
 const JOIN_LIMIT: Duration = Duration::from_secs(120);
-/// How long a call that the server terminated may take to say goodbye, leave and write its record, before it must finalise.
+/// How long a call that the server terminated may take to say goodbye, leave and write its record,
+/// before it must finalise.
 const TERMINATION_LIMIT: Duration = Duration::from_secs(60);
-/// How long a call may take from its last word to the end of its process: leave the room, delete it, close the recording.
+/// How long a call may take from its last word to the end of its process: leave the room, delete
+/// it, close the recording.
 const LEAVE_LIMIT: Duration = Duration::from_secs(60);
-/// How long a call may take to finalise before it is killed. A record is written in milliseconds; the rest is for leaving the room.
+/// How long a call may take to finalise before it is killed. A record is written in milliseconds;
+/// the rest is for leaving the room.
 pub(super) const FINALISE_LIMIT: Duration = Duration::from_secs(12);
 /// How long the last lines of an ended process may take. They are in the pipe already.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a call's memory is looked at.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Secrets of the delivery and the ledger, which a call has no part in: its process, which a stranger talks to, does not get them.
+/// Secrets of the delivery and the ledger, which a call has no part in: its process, which a
+/// stranger talks to, does not get them.
 const NOT_FOR_CALLS: [&str; 5] = [
     "CRM_TOKEN",
     "CRM_HMAC_SECRET",
@@ -293,7 +301,8 @@ impl Call {
     /// The process is gone and has not left its room, or never came there.
     async fn abandon_room(&self, said: &Said) {
         let job = &self.job;
-        // One that had said its last word may have left long ago, and the next call be in a room of the same name.
+        // One that had said its last word may have left long ago, and the next call be in a room of
+        // the same name.
         let room_sid = job.room_sid.clone().filter(|_| said.final_state.is_some());
         let room = AbandonedRoom {
             session_id: job.session_id.clone(),
@@ -531,7 +540,8 @@ impl<'a> Process<'a> {
                 said.final_state = Some(state.clone());
                 let (written, on_its_way) = oneshot::channel();
                 self.call.report(state, Some(written)).await;
-                // Without a connection the sender is dropped at once, and the status goes out with the next one.
+                // Without a connection the sender is dropped at once, and the status goes out with
+                // the next one.
                 let _ = timeout(STATUS_WRITE_TIMEOUT, on_its_way).await;
                 self.write(ToCall::StatusSent, MESSAGE_WRITE_TIMEOUT).await;
                 self.hurry(
@@ -544,7 +554,8 @@ impl<'a> Process<'a> {
         None
     }
 
-    /// Replaces the deadline of a step that is done, unless another one has taken its place: a call that was told to end stays told.
+    /// Replaces the deadline of a step that is done, unless another one has taken its place: a call
+    /// that was told to end stays told.
     fn relax(&mut self, done: TimeUp, limit: Duration, time_up: TimeUp) {
         if self.deadline.1 == done {
             self.deadline = (Instant::now() + limit, time_up);

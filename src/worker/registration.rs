@@ -1,7 +1,9 @@
-//! The connection to the LiveKit server: opened, registered, watched, and opened again for as long as the worker lives.
+//! The connection to the LiveKit server: opened, registered, watched, and opened again for as long
+//! as the worker lives.
 //!
-//! It decides nothing about jobs. What the server says becomes a [`LinkEvent`], what the worker says goes into the outbox that
-//! comes with [`LinkEvent::Up`]. Each connection has an outbox of its own, so nothing that was meant for one reaches the next.
+//! It decides nothing about jobs. What the server says becomes a [`LinkEvent`], what the worker
+//! says goes into the outbox that comes with [`LinkEvent::Up`]. Each connection has an outbox of
+//! its own, so nothing that was meant for one reaches the next.
 
 use std::time::Duration;
 
@@ -24,11 +26,14 @@ use crate::config::LiveKitSettings;
 
 /// How long opening the socket may take, with name look-up and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the server may take to answer a registration. It waits as long for ours (`RegisterTimeout`).
+/// How long the server may take to answer a registration. It waits as long for ours
+/// (`RegisterTimeout`).
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The server pings every 10 s; without any frame for three of these the connection is dead, whatever TCP says.
+/// The server pings every 10 s; without any frame for three of these the connection is dead,
+/// whatever TCP says.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-/// How often we send the protocol's own ping, so that a middlebox or a server that has forgotten us is noticed.
+/// How often we send the protocol's own ping, so that a middlebox or a server that has forgotten us
+/// is noticed.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// A message that cannot be written for this long means a dead connection.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,9 +41,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The wait before a new attempt grows by this much with each failure…
 const BACKOFF_STEP: Duration = Duration::from_secs(2);
-/// …up to this (both are the values of LiveKit's own workers, which give up after 16 attempts; we never do).
+/// …up to this (both are the values of LiveKit's own workers, which give up after 16 attempts; we
+/// never do).
 const BACKOFF_LIMIT: Duration = Duration::from_secs(10);
-/// Up to this much is added to every wait, so that the workers of a restarted server do not all come at once.
+/// Up to this much is added to every wait, so that the workers of a restarted server do not all
+/// come at once.
 const BACKOFF_JITTER: Duration = Duration::from_secs(1);
 /// A connection that held this long was a good one: the next attempt comes at once.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
@@ -175,7 +182,8 @@ impl Registration {
     }
 }
 
-/// The wait before the next attempt: 0, 2, 4, 6, 8, 10, 10… seconds and a random part of one. `random` is any number.
+/// The wait before the next attempt: 0, 2, 4, 6, 8, 10, 10… seconds and a random part of one.
+/// `random` is any number.
 fn backoff(failures: u32, random: u32) -> Duration {
     let wait = BACKOFF_STEP.saturating_mul(failures).min(BACKOFF_LIMIT);
     wait + BACKOFF_JITTER.mul_f64(f64::from(random) / f64::from(u32::MAX))
@@ -215,7 +223,8 @@ impl Connection {
         })?
     }
 
-    /// Carries messages both ways until the connection ends. `None`: `stop` asked for the end, everything is written and closed.
+    /// Carries messages both ways until the connection ends. `None`: `stop` asked for the end,
+    /// everything is written and closed.
     async fn serve(
         mut self,
         mut inbox: mpsc::Receiver<Outgoing>,
@@ -262,7 +271,8 @@ impl Connection {
         loop {
             tokio::select! {
                 biased;
-                // The worker cancels only after its last message, so what is in the inbox then is written by `serve`.
+                // The worker cancels only after its last message, so what is in the inbox then is
+                // written by `serve`.
                 () = stop.cancelled() => return Ok(()),
                 frame = self.socket.next() => {
                     last_heard = Instant::now();
@@ -324,7 +334,8 @@ impl Connection {
     }
 }
 
-/// A job's status must reach the server even if this connection does not carry it; everything else is said anew on the next one.
+/// A job's status must reach the server even if this connection does not carry it; everything else
+/// is said anew on the next one.
 fn keep_status(message: ToServer, unsent: &mut Vec<JobStatus>) {
     if let ToServer::JobStatus(status) = message {
         unsent.push(status);
@@ -346,7 +357,8 @@ fn understand(frame: Message) -> Result<Option<FromServer>, LinkError> {
                 .filter(|frame| !frame.reason.is_empty())
                 .map(|frame| frame.reason.to_string()),
         )),
-        // Pings are answered by the WebSocket library; the server answers in the encoding that we use, which is binary.
+        // Pings are answered by the WebSocket library; the server answers in the encoding that we
+        // use, which is binary.
         _ => Ok(None),
     }
 }

@@ -1,9 +1,10 @@
 //! The worker's main task: hears everything, decides, and never waits for anything slow.
 //!
-//! Three things run beside it and speak to it through channels: the connection to the server ([`super::registration`]), one task for
-//! each call ([`super::process`]) and the watch over the calls of an earlier worker ([`super::orphans`]). Records and rooms that a call could
-//! not finish itself go to [`super::leftovers`] and [`super::abandoned`]. All state is in [`Desk`],
-//! which this task alone owns.
+//! Three things run beside it and speak to it through channels: the connection to the server
+//! ([`super::registration`]), one task for each call ([`super::process`]) and the watch over the
+//! calls of an earlier worker ([`super::orphans`]). Records and rooms that a call could not finish
+//! itself go to [`super::leftovers`] and [`super::abandoned`]. All state is in [`Desk`], which this
+//! task alone owns.
 
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
@@ -44,21 +45,24 @@ use crate::store::{StorageConfig, Store};
 
 /// How often the server hears our status when nothing changes; LiveKit's own workers use the same.
 const STATUS_INTERVAL: Duration = Duration::from_millis(2500);
-/// How long the calls may take to finalise after a second stop signal, all together: each has [`FINALISE_LIMIT`] and then is killed,
-/// and its record is made.
+/// How long the calls may take to finalise after a second stop signal, all together: each has
+/// [`FINALISE_LIMIT`] and then is killed, and its record is made.
 const STOP_LIMIT: Duration = FINALISE_LIMIT.saturating_add(Duration::from_secs(3));
-/// Events that may wait for the main task. It handles one in microseconds; a full channel makes the connection read more slowly.
+/// Events that may wait for the main task. It handles one in microseconds; a full channel makes the
+/// connection read more slowly.
 const EVENTS: usize = 64;
 /// Commands that may wait for a call's task, which is never told more than three things.
 const COMMANDS: usize = 4;
-/// Final statuses that are kept for the next connection. More can only pile up when the server is away while hundreds of calls end.
+/// Final statuses that are kept for the next connection. More can only pile up when the server is
+/// away while hundreds of calls end.
 const MAX_KEPT_STATUSES: usize = 1024;
 
 /// Requests to stop. The first drains, the second ends calls at once.
 pub type StopRequests = mpsc::Receiver<()>;
 
-/// SIGTERM and SIGINT as stop requests. With `starter`, a pipe to the program that started this one, its end counts as two: that
-/// program is gone, and nobody is left who could want the calls to go on.
+/// SIGTERM and SIGINT as stop requests. With `starter`, a pipe to the program that started this
+/// one, its end counts as two: that program is gone, and nobody is left who could want the calls to
+/// go on.
 ///
 /// # Errors
 /// When the system does not let us hear signals.
@@ -69,7 +73,8 @@ pub fn stop_signals(starter: Option<pipe::Receiver>) -> io::Result<StopRequests>
     if let Some(mut starter) = starter {
         let requests = requests.clone();
         tokio::spawn(async move {
-            // Nothing is ever written to it, so this waits for its end; a broken pipe is an end as well.
+            // Nothing is ever written to it, so this waits for its end; a broken pipe is an end as
+            // well.
             let _ = tokio::io::copy(&mut starter, &mut tokio::io::sink()).await;
             info!("the program that started this worker is gone: stopping");
             let _ = requests.try_send(());
@@ -156,8 +161,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker that takes the jobs for `agent_name` (empty: every new room) and runs `program` for each. It pokes `upload_poke`
-    /// whenever a record may be waiting.
+    /// A worker that takes the jobs for `agent_name` (empty: every new room) and runs `program` for
+    /// each. It pokes `upload_poke` whenever a record may be waiting.
     ///
     /// # Errors
     /// When the address of the server cannot be one.
@@ -204,7 +209,8 @@ impl Worker {
         self
     }
 
-    /// Whether rooms are deleted at the end of calls (`call.delete_room`); they are unless this says otherwise.
+    /// Whether rooms are deleted at the end of calls (`call.delete_room`); they are unless this
+    /// says otherwise.
     #[must_use]
     pub fn with_room_deletion(mut self, delete_rooms: bool) -> Self {
         self.delete_rooms = delete_rooms;
@@ -228,7 +234,8 @@ impl Worker {
     /// # Errors
     /// None at present once it runs: an unreachable server is tried again for ever.
     pub async fn run(self, mut stop: StopRequests) -> Result<(), WorkerError> {
-        // TLS needs to be told which of its engines to use, once per process; whoever was first has chosen the same one.
+        // TLS needs to be told which of its engines to use, once per process; whoever was first has
+        // chosen the same one.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 
         let found = orphans::find(&self.store).await;
@@ -317,7 +324,8 @@ impl Worker {
         drop(events);
         orphans.abort();
         disk.abort();
-        // All calls have ended, so nobody else sends any more, and what is left is tried once again.
+        // All calls have ended, so nobody else sends any more, and what is left is tried once
+        // again.
         drop(desk);
         if let Err(error) = room_ends.await {
             error!(%error, "the task that ends the rooms of calls that died failed");
@@ -476,7 +484,8 @@ impl Desk {
         }
     }
 
-    /// Stopping, and nothing is left: neither calls nor jobs that were accepted and may still be assigned.
+    /// Stopping, and nothing is left: neither calls nor jobs that were accepted and may still be
+    /// assigned.
     fn is_done(&self) -> bool {
         match self.phase {
             Phase::Serving => false,
@@ -748,7 +757,8 @@ impl Desk {
         self.report();
     }
 
-    /// The server hears of it at once when the number of calls or the fullness changed: it must not choose a worker by an old status.
+    /// The server hears of it at once when the number of calls or the fullness changed: it must not
+    /// choose a worker by an old status.
     fn slots_changed(&mut self) {
         let new = self.admission.report(self.pressure);
         let same = |old: Report| old.full == new.full && old.job_count == new.job_count;

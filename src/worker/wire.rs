@@ -1,7 +1,8 @@
-//! The worker protocol of LiveKit, version 1: the only file that knows its protobuf types, its address and its token.
+//! The worker protocol of LiveKit, version 1: the only file that knows its protobuf types, its
+//! address and its token.
 //!
-//! The rest of the worker speaks [`ToServer`] and [`FromServer`]. Messages and rules are those of `livekit_agent.proto` and of
-//! livekit-server's `pkg/service/agentservice.go`.
+//! The rest of the worker speaks [`ToServer`] and [`FromServer`]. Messages and rules are those of
+//! `livekit_agent.proto` and of livekit-server's `pkg/service/agentservice.go`.
 
 use std::collections::HashMap;
 
@@ -14,7 +15,8 @@ use url::Url;
 /// The version of the worker protocol that we speak, as the `/worker` page shows it too.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
 
-/// How long a worker token is good for. It is looked at when the socket opens and never again; each connection has a fresh one.
+/// How long a worker token is good for. It is looked at when the socket opens and never again; each
+/// connection has a fresh one.
 const TOKEN_LIFETIME_S: i64 = 3600;
 
 /// Clocks of two machines differ: the token is valid from a little earlier on.
@@ -328,7 +330,8 @@ struct Grants {
     agent: bool,
 }
 
-/// A token that lets a worker register, for a connection that is opened at `now_s` (seconds since 1970).
+/// A token that lets a worker register, for a connection that is opened at `now_s` (seconds since
+/// 1970).
 pub(super) fn worker_token(api_key: &str, api_secret: &str, subject: &str, now_s: i64) -> String {
     let claims = Claims {
         iss: api_key,

@@ -1,5 +1,5 @@
-//! What CRMs, and what stands in front of them, answer: which answers are receipts, where the recording's URL is, and what happens to the
-//! records when nobody is let in.
+//! What CRMs, and what stands in front of them, answer: which answers are receipts, where the
+//! recording's URL is, and what happens to the records when nobody is let in.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -162,7 +162,8 @@ async fn an_upload_that_is_answered_in_any_of_these_ways_is_done_and_the_call_fo
 
 #[tokio::test]
 async fn a_recording_that_does_not_get_through_holds_the_call_for_ten_minutes_and_follows() {
-    // In an encoding that nobody asked for; as a page; as nothing at all; and a disk that does not give the file.
+    // In an encoding that nobody asked for; as a page; as nothing at all; and a disk that does not
+    // give the file.
     let unreadable = Answer::Raw(
         200,
         vec![("content-encoding", "br".to_owned())],
@@ -281,7 +282,8 @@ async fn ten_minutes_at_a_shut_door_fail_no_record() {
             passes += 1;
             world.advance(60);
         }
-        // Each pass is a new process, which has to find out; what it has under way then comes to its end.
+        // Each pass is a new process, which has to find out; what it has under way then comes to
+        // its end.
         let requests = world.crm.uploads().len() + world.crm.call_data().len();
         assert!(requests <= passes * 4 * world.config.parallel, "{requests}");
         let error = listed_error(&world);
@@ -391,7 +393,8 @@ async fn a_redirect_that_keeps_the_method_is_followed_on_the_same_host() {
     assert_eq!((calls.len(), &calls[0].body), (2, &calls[1].body));
     world.data.assert_nothing_left_over();
 
-    // Elsewhere, in a circle, or with a method that forgets the body: the records wait, and a person hears where it leads.
+    // Elsewhere, in a circle, or with a method that forgets the body: the records wait, and a
+    // person hears where it leads.
     for (status, there, said) in [
         (
             308,

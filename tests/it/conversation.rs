@@ -1,4 +1,5 @@
-//! Whole conversations in virtual time: real speech through the real detector, scripted providers, an ear that plays in real time.
+//! Whole conversations in virtual time: real speech through the real detector, scripted providers,
+//! an ear that plays in real time.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -21,7 +22,8 @@ use voicebot::voice::{AgentState, TurnConfig, VoiceCommand, VoiceConfig, VoiceEn
 const LONG: &str = "We have three plans for every kind of customer. The first plan is small and covers one person. \
                     The second plan is larger and covers a whole family.";
 
-/// Scripted providers that understand every stretch of speech as `heard`, and answer `say` to everything.
+/// Scripted providers that understand every stretch of speech as `heard`, and answer `say` to
+/// everything.
 fn providers(heard: &str, say: &str) -> Providers {
     let script = format!(
         r#"{{ "caller": [{{ "seconds": 1, "text": {} }}], "agent": [], "otherwise": {} }}"#,
@@ -82,8 +84,8 @@ async fn a_caller_asks_leaves_a_lead_and_says_goodbye() {
         .map(|(name, _)| name.clone())
         .collect();
     assert_eq!(used, ["detect_intent", "create_lead", "end_call"]);
-    // 0.25 s of silence, of which recognition uses 0.15 s; 0.2 s for the first token, some words, 0.15 s for the first sound. The
-    // turn with the tool asks the model twice.
+    // 0.25 s of silence, of which recognition uses 0.15 s; 0.2 s for the first token, some words,
+    // 0.15 s for the first sound. The turn with the tool asks the model twice.
     for (latency, most) in latencies.iter().zip([900, 1_200, 900]) {
         assert!(*latency < Duration::from_millis(most), "{latencies:?}");
     }

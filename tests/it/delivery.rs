@@ -1,4 +1,5 @@
-//! Calls on their way to the CRM: what it gets, what happens when it misbehaves, and what is on disk afterwards.
+//! Calls on their way to the CRM: what it gets, what happens when it misbehaves, and what is on
+//! disk afterwards.
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,4 +1,5 @@
-//! Disks that are full, read-only or somebody else's, clocks that jump, and recordings that are deleted to make room.
+//! Disks that are full, read-only or somebody else's, clocks that jump, and recordings that are
+//! deleted to make room.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -354,7 +355,8 @@ fn a_journal_from_the_future_is_recovered_like_any_other() {
         .expect("a record");
 }
 
-/// A call whose recording is in the given state at the CRM, archived or still waiting. Returns the recording.
+/// A call whose recording is in the given state at the CRM, archived or still waiting. Returns the
+/// recording.
 fn recorded(
     data: &DataFolder,
     id: &str,

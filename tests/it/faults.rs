@@ -1,6 +1,8 @@
-//! Delivery while everything goes wrong: a CRM that misbehaves by a seeded plan, and uploaders that are killed at random moments.
+//! Delivery while everything goes wrong: a CRM that misbehaves by a seeded plan, and uploaders that
+//! are killed at random moments.
 //!
-//! `VOICEBOT_TEST_CALLS` (2000), `VOICEBOT_TEST_KILLS` (200) and `VOICEBOT_TEST_SEED` change its size and its course.
+//! `VOICEBOT_TEST_CALLS` (2000), `VOICEBOT_TEST_KILLS` (200) and `VOICEBOT_TEST_SEED` change its
+//! size and its course.
 
 use std::collections::HashMap;
 use std::fs;
@@ -107,8 +109,8 @@ impl Told {
     ];
 }
 
-/// A backlog as the original left it a year ago, copied here just now: the records and files are new, the calls are not. Answers with what
-/// each record tells, and the bytes of its recording.
+/// A backlog as the original left it a year ago, copied here just now: the records and files are
+/// new, the calls are not. Answers with what each record tells, and the bytes of its recording.
 fn backlog(count: u64, random: &mut StdRng) -> (DataFolder, HashMap<String, (Told, Vec<u8>)>) {
     let data = DataFolder::in_memory();
     let mut calls = HashMap::new();
@@ -206,7 +208,8 @@ impl World {
         names.iter().filter(|name| !name.starts_with('.')).count()
     }
 
-    /// Kills one worker after another in the middle of its work. Stops early when there is no work left.
+    /// Kills one worker after another in the middle of its work. Stops early when there is no work
+    /// left.
     async fn kill_workers(&self, kills: &AtomicU64, wanted: u64, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         while kills.load(Ordering::Relaxed) < wanted && self.records_left() > 0 {

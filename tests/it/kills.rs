@@ -1,4 +1,5 @@
-//! Processes of calls are killed at random moments, hundreds of times: what they had been told is kept, is there afterwards.
+//! Processes of calls are killed at random moments, hundreds of times: what they had been told is
+//! kept, is there afterwards.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -19,7 +20,8 @@ const FOLDER: &str = "VOICEBOT_TEST_KILLS_FOLDER";
 /// Its seed.
 const SEED: &str = "VOICEBOT_TEST_KILLS_SEED";
 
-/// Tells the test what the store has taken. The dot ends the line: a line without it was cut off by the kill.
+/// Tells the test what the store has taken. The dot ends the line: a line without it was cut off by
+/// the kill.
 fn tell(line: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line} .").unwrap();
@@ -81,7 +83,8 @@ struct Told {
     record: bool,
 }
 
-/// Lets a process hold calls until it has told so much and is somewhere behind that, kills it, and returns what it had been told.
+/// Lets a process hold calls until it has told so much and is somewhere behind that, kills it, and
+/// returns what it had been told.
 fn kill_one(folder: &Path, seed: u64) -> BTreeMap<String, Told> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([

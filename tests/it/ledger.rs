@@ -1,4 +1,5 @@
-//! Finding calls again: which there are, which one is meant, and what is told of it, at whatever stage it is.
+//! Finding calls again: which there are, which one is meant, and what is told of it, at whatever
+//! stage it is.
 
 use std::fs;
 use std::process::{Command, Output};

@@ -1,5 +1,5 @@
-//! Calls over lines on which UDP stops or never worked: the sound has to find another way by itself. Those through a TURN server need coturn;
-//! `tests/interop/turn/run.py` runs them.
+//! Calls over lines on which UDP stops or never worked: the sound has to find another way by
+//! itself. Those through a TURN server need coturn; `tests/interop/turn/run.py` runs them.
 
 #[path = "../../crates/libwebrtc/tests/coturn/mod.rs"]
 mod coturn;

@@ -1,5 +1,5 @@
-//! All integration tests of the program, one module for each subject. They are one test program, because each further one would be
-//! linked with the whole program again.
+//! All integration tests of the program, one module for each subject. They are one test program,
+//! because each further one would be linked with the whole program again.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! The copy of all calls in MongoDB: what is in it after faults. The destination is a table that fails as a test tells it to; the real
-//! server is judged by `tests/interop/mongodb`.
+//! The copy of all calls in MongoDB: what is in it after faults. The destination is a table that
+//! fails as a test tells it to; the real server is judged by `tests/interop/mongodb`.
 
 #![cfg(feature = "mongodb")]
 

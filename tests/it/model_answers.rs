@@ -1,5 +1,6 @@
-//! What the caller hears when a model answers in one of the many shapes that models and their servers have: whole conversations
-//! through the OpenAI-compatible provider and a socket. The inputs lie in `tests/fixtures/cases`, one folder a case.
+//! What the caller hears when a model answers in one of the many shapes that models and their
+//! servers have: whole conversations through the OpenAI-compatible provider and a socket. The
+//! inputs lie in `tests/fixtures/cases`, one folder a case.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! The OpenAI-compatible providers against a service on a real socket: what goes out, what comes in, and every way to fail.
+//! The OpenAI-compatible providers against a service on a real socket: what goes out, what comes
+//! in, and every way to fail.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Where the recording of a call is in the end: found in every place, waited for, given up, and found late.
+//! Where the recording of a call is in the end: found in every place, waited for, given up, and
+//! found late.
 
 use std::fs;
 use std::process::{Output, Stdio};
@@ -249,7 +250,8 @@ async fn what_is_missing_is_still_looked_for_and_found_late() {
 
 const DAY: i64 = 24 * 3600;
 
-/// Looks when it was planned, from this second on, until it is given up. Answers after how many seconds that was.
+/// Looks when it was planned, from this second on, until it is given up. Answers after how many
+/// seconds that was.
 async fn given_up_after(search: &mut Search, from: i64) -> i64 {
     let mut second = from;
     for _ in 0..1000 {
@@ -454,7 +456,8 @@ async fn what_a_failed_egress_has_left_is_taken_when_it_is_there_and_sound() {
     }
 }
 
-/// A call that asked for a file with its name, whose egress has failed and tells of no file; these bytes are there.
+/// A call that asked for a file with its name, whose egress has failed and tells of no file; these
+/// bytes are there.
 fn left_by_a_failed_egress(bytes: &[u8]) -> Search {
     let search = Search::new(Some(RecordingMetadata {
         egress_id: Some("EG_1".to_owned()),
@@ -925,8 +928,8 @@ async fn a_webhook_is_heard_when_livekit_signed_it_and_tells_of_ended_egresses_o
     stop.cancel();
 }
 
-/// Tells a delivery whose clock stands still, and which waits for so long, that the egress has ended, after it has looked in vain. The CRM
-/// has then so many recordings and call data.
+/// Tells a delivery whose clock stands still, and which waits for so long, that the egress has
+/// ended, after it has looked in vain. The CRM has then so many recordings and call data.
 async fn egress_ends(wait_s: u64, expected: (usize, usize)) -> FakeCrm {
     let crm = FakeCrm::start().await;
     let search = Search::egress(Some("EG_1"));

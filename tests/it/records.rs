@@ -621,7 +621,8 @@ fn odd_metadata_files_are_told_apart_and_stop_nothing() {
     assert_eq!(data.store.pending().unwrap().len(), 6);
 }
 
-/// Names the data folder for [`a_process_that_talks_until_it_is_killed`], which is a process of its own.
+/// Names the data folder for [`a_process_that_talks_until_it_is_killed`], which is a process of its
+/// own.
 const CHILD_FOLDER: &str = "VOICEBOT_TEST_CHILD_FOLDER";
 
 #[test]

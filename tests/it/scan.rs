@@ -381,8 +381,8 @@ fn damage() -> impl Strategy<Value = Damage> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever state the files are in: no panic, nothing is lost, every refusal names its file, and the sound call beside them gets
-    /// its record.
+    /// Whatever state the files are in: no panic, nothing is lost, every refusal names its file,
+    /// and the sound call beside them gets its record.
     #[test]
     fn damaged_files_are_named_and_kept_and_hold_nobody_up(damages in prop::collection::vec(damage(), 6)) {
         const JOURNAL: &str = "session_20261121_100000_aaaaaa";

@@ -1,4 +1,5 @@
-//! The worker between a LiveKit server and its calls: the server is played by the test, each call by a few lines of shell.
+//! The worker between a LiveKit server and its calls: the server is played by the test, each call
+//! by a few lines of shell.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -19,8 +20,8 @@ use voicebot::session::{CallStart, SessionId};
 use voicebot::store::Store;
 use voicebot::worker::{CallProgram, HttpServer, Worker, WorkerConfig, WorkerError, WorkerStatus};
 
-/// What every scripted call begins with: it says that it is ready and reads its job. `record` does what the worker sees
-/// of a call that has written its record: its journal is gone.
+/// What every scripted call begins with: it says that it is ready and reads its job. `record` does
+/// what the worker sees of a call that has written its record: its journal is gone.
 const OPENING: &str = r#"
 say() { printf '%s\n' "$1"; }
 say '{"message":"ready"}'
@@ -310,7 +311,8 @@ async fn a_second_signal_ends_calls_at_once_and_a_third_one_kills_what_is_left()
     world.stopped().await;
 }
 
-/// Runs one job whose call comes to a bad end, and returns what the server and the record say of it.
+/// Runs one job whose call comes to a bad end, and returns what the server and the record say of
+/// it.
 async fn bad_end(world: &mut World) -> (String, Value) {
     let (mut server, _) = world.server.worker().await;
     server.dispatch("AJ_1").await;
@@ -472,7 +474,8 @@ async fn calls_that_a_killed_worker_left_are_counted_until_they_end_and_then_rec
     assert_eq!(world.records()[0]["session_id"], id.as_str());
     server.offer("AJ_2").await;
     assert!(server.answer("AJ_2").await.available);
-    // The accepted job is never assigned; the worker must not wait for it when it is told twice to stop.
+    // The accepted job is never assigned; the worker must not wait for it when it is told twice to
+    // stop.
     world.stop.send(()).await.unwrap();
     world.stopped().await;
 }

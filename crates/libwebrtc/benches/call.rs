@@ -1,7 +1,9 @@
-//! What each event of a call costs, in CPU time of the thread, and what share of a core that is for a whole call.
+//! What each event of a call costs, in CPU time of the thread, and what share of a core that is for
+//! a whole call.
 //!
-//! `cargo bench -p libwebrtc --features internals` prints the shares at the end. The time is that of the thread, so other work on the
-//! machine disturbs it less; waking up, which costs more than most of these, is no part of it.
+//! `cargo bench -p libwebrtc --features internals` prints the shares at the end. The time is that
+//! of the thread, so other work on the machine disturbs it less; waking up, which costs more than
+//! most of these, is no part of it.
 
 use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
@@ -67,7 +69,8 @@ fn main() {
     print_shares();
 }
 
-/// How often an event happens in a second of a call with sound both ways. Variants that take the place of another event are marked so.
+/// How often an event happens in a second of a call with sound both ways. Variants that take the
+/// place of another event are marked so.
 const EVENTS_A_SECOND: [(&str, f64, bool); 11] = [
     ("frame in, 48 kHz", 100.0, true),
     ("frame in, 24 kHz", 100.0, false),

@@ -1,7 +1,7 @@
 //! Where the sound of a local track comes from.
 //!
-//! The application pushes PCM into a [`native::NativeAudioSource`]. There are no sound devices in this engine: a device source is accepted,
-//! because the API has it, and stays silent.
+//! The application pushes PCM into a [`native::NativeAudioSource`]. There are no sound devices in
+//! this engine: a device source is accepted, because the API has it, and stays silent.
 
 /// Sample rate that a source without an own one reports, in Hz.
 pub const DEFAULT_SAMPLE_RATE: u32 = 48_000;
@@ -9,7 +9,8 @@ pub const DEFAULT_SAMPLE_RATE: u32 = 48_000;
 /// Channel count that a source without an own one reports.
 pub const DEFAULT_NUM_CHANNELS: u32 = 1;
 
-/// Sound processing that an application may ask for. The values are kept and given back; nothing is processed, since there is no device.
+/// Sound processing that an application may ask for. The values are kept and given back; nothing is
+/// processed, since there is no device.
 #[derive(Default, Debug)]
 pub struct AudioSourceOptions {
     /// Remove the echo of the loudspeaker.
@@ -70,7 +71,8 @@ pub mod native {
     use super::AudioSourceOptions;
     use crate::{RtcError, audio::source::SourceCore, audio_frame::AudioFrame};
 
-    /// A queue of PCM that the media clock plays out evenly, 10 ms at a time. Clones share the queue.
+    /// A queue of PCM that the media clock plays out evenly, 10 ms at a time. Clones share the
+    /// queue.
     #[derive(Clone)]
     pub struct NativeAudioSource {
         pub(crate) core: std::sync::Arc<SourceCore>,
@@ -88,9 +90,10 @@ pub mod native {
     impl NativeAudioSource {
         /// Makes a source with a queue of `queue_size_ms`.
         ///
-        /// With a queue, sound is played out on the clock: [`capture_frame`](Self::capture_frame) takes frames of any length and waits while more
-        /// than `queue_size_ms` lie ready, so the queue holds at most twice that for a moment. With `queue_size_ms` 0 there is no clock: each
-        /// call must bring exactly 10 ms, which are sent before the call returns.
+        /// With a queue, sound is played out on the clock: [`capture_frame`](Self::capture_frame)
+        /// takes frames of any length and waits while more than `queue_size_ms` lie ready, so the
+        /// queue holds at most twice that for a moment. With `queue_size_ms` 0 there is no clock:
+        /// each call must bring exactly 10 ms, which are sent before the call returns.
         ///
         /// # Panics
         ///
@@ -106,7 +109,8 @@ pub mod native {
             }
         }
 
-        /// Drops everything that waits to be played and lets a waiting [`capture_frame`](Self::capture_frame) return at once.
+        /// Drops everything that waits to be played and lets a waiting
+        /// [`capture_frame`](Self::capture_frame) return at once.
         pub fn clear_buffer(&self) {
             self.core.clear_buffer();
         }
@@ -115,8 +119,8 @@ pub mod native {
         ///
         /// # Errors
         ///
-        /// `InvalidState` if the format is not the source's, if another call is still waiting, or if a source without a queue gets anything but
-        /// 10 ms.
+        /// `InvalidState` if the format is not the source's, if another call is still waiting, or
+        /// if a source without a queue gets anything but 10 ms.
         pub async fn capture_frame(&self, frame: &AudioFrame<'_>) -> Result<(), RtcError> {
             self.core.capture_frame(frame).await
         }

@@ -17,17 +17,20 @@ pub mod native {
         audio_track::RtcAudioTrack,
     };
 
-    /// 100 ms: enough for a reader that is held up for a moment, little enough that what it then gets is not old.
+    /// 100 ms: enough for a reader that is held up for a moment, little enough that what it then
+    /// gets is not old.
     const DEFAULT_QUEUE_SIZE_FRAMES: usize = 10;
 
     /// How a [`NativeAudioStream`] holds frames that nobody has read yet.
     #[derive(Clone, Debug, Default)]
     pub struct NativeAudioStreamOptions {
-        /// How many frames of 10 ms wait at most; when one more comes, the oldest is dropped. `None` means 10, `Some(0)` no limit.
+        /// How many frames of 10 ms wait at most; when one more comes, the oldest is dropped.
+        /// `None` means 10, `Some(0)` no limit.
         pub queue_size_frames: Option<usize>,
     }
 
-    /// The sound of a track as frames of 10 ms in the format that was asked for. It ends when the track ends or the stream is closed.
+    /// The sound of a track as frames of 10 ms in the format that was asked for. It ends when the
+    /// track ends or the stream is closed.
     pub struct NativeAudioStream {
         track: RtcAudioTrack,
         queue: Arc<FrameQueue>,
@@ -42,7 +45,8 @@ pub mod native {
     }
 
     impl NativeAudioStream {
-        /// Starts to listen to the track, with frames at `sample_rate` Hz and of `num_channels` channels.
+        /// Starts to listen to the track, with frames at `sample_rate` Hz and of `num_channels`
+        /// channels.
         ///
         /// # Panics
         ///

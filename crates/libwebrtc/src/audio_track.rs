@@ -45,7 +45,8 @@ impl RtcAudioTrack {
         self.handle.enabled()
     }
 
-    /// Lets the sound of the track through or replaces it by silence; answers whether that was a change.
+    /// Lets the sound of the track through or replaces it by silence; answers whether that was a
+    /// change.
     pub fn set_enabled(&self, enabled: bool) -> bool {
         self.handle.set_enabled(enabled)
     }

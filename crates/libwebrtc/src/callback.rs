@@ -2,8 +2,8 @@
 
 use parking_lot::Mutex;
 
-/// Holds a callback and calls it without holding a lock, so that the callback may replace itself or call anything
-/// else of this crate.
+/// Holds a callback and calls it without holding a lock, so that the callback may replace itself or
+/// call anything else of this crate.
 pub(crate) struct CallbackSlot<F> {
     slot: Mutex<Slot<F>>,
 }
@@ -32,7 +32,8 @@ impl<F> CallbackSlot<F> {
             slot.generation += 1;
             std::mem::replace(&mut slot.callback, callback)
         };
-        // Dropped after the lock is gone: a callback may own handles whose destructors come back here.
+        // Dropped after the lock is gone: a callback may own handles whose destructors come back
+        // here.
         drop(replaced);
     }
 

@@ -1,8 +1,8 @@
 //! One peer connection, shared by the application's handles and the driver task.
 //!
-//! The [`Core`] lies behind a mutex, because the application asks from any thread and expects an answer at once.
-//! Nothing waits while holding it, and no callback runs under it: what the core wants to send or to tell is taken
-//! by the driver task, which is woken after every change.
+//! The [`Core`] lies behind a mutex, because the application asks from any thread and expects an
+//! answer at once. Nothing waits while holding it, and no callback runs under it: what the core
+//! wants to send or to tell is taken by the driver task, which is woken after every change.
 
 use std::{
     sync::{Arc, Weak},

@@ -1,5 +1,5 @@
-//! Data channels as the application sees them. Accounts of bytes and the life of a channel are kept in
-//! `core`; this module is the handle.
+//! Data channels as the application sees them. Accounts of bytes and the life of a channel are kept
+//! in `core`; this module is the handle.
 
 use std::{fmt::Debug, str::Utf8Error, sync::Arc};
 
@@ -23,7 +23,8 @@ pub struct DataChannelInit {
     pub negotiated: bool,
     /// SCTP stream id of a negotiated channel; -1 when the engine chooses one.
     pub id: i32,
-    /// Share of the line when several channels want to send. Kept, but all channels are served alike.
+    /// Share of the line when several channels want to send. Kept, but all channels are served
+    /// alike.
     pub priority: Option<Priority>,
 }
 
@@ -88,7 +89,8 @@ pub struct DataBuffer<'a> {
 pub type OnStateChange = Box<dyn FnMut(DataChannelState) + Send + Sync>;
 /// Called for every message received.
 pub type OnMessage = Box<dyn FnMut(DataBuffer) + Send + Sync>;
-/// Called with the number of bytes that left the send buffer. All calls together add up to every byte sent.
+/// Called with the number of bytes that left the send buffer. All calls together add up to every
+/// byte sent.
 pub type OnBufferedAmountChange = Box<dyn FnMut(u64) + Send + Sync>;
 
 /// Handle of a data channel.
@@ -102,7 +104,8 @@ impl DataChannel {
     ///
     /// # Errors
     ///
-    /// When the channel is not open, the send buffer is full, or the message is empty, too large or not the text that it is said to be.
+    /// When the channel is not open, the send buffer is full, or the message is empty, too large or
+    /// not the text that it is said to be.
     pub fn send(&self, data: &[u8], binary: bool) -> Result<(), DataChannelError> {
         if !binary {
             std::str::from_utf8(data)?;
@@ -140,8 +143,8 @@ impl DataChannel {
         self.channel.on_state.set(callback)
     }
 
-    /// Sets or removes the callback for messages. Messages that came before the first callback was set are
-    /// kept and handed over in order.
+    /// Sets or removes the callback for messages. Messages that came before the first callback was
+    /// set are kept and handed over in order.
     pub fn on_message(&self, callback: Option<OnMessage>) {
         self.channel.set_on_message(callback)
     }

@@ -1,7 +1,8 @@
 //! The task that owns the sockets of one peer connection.
 //!
-//! It feeds packets and time into the core, sends what the core wants to send, and calls the application's
-//! callbacks in order and without a lock. It ends when the connection is closed, and the sockets with it.
+//! It feeds packets and time into the core, sends what the core wants to send, and calls the
+//! application's callbacks in order and without a lock. It ends when the connection is closed, and
+//! the sockets with it.
 
 mod servers;
 
@@ -37,7 +38,8 @@ const READ_AT_ONCE: usize = 32;
 const MAX_FAILURES: u32 = 16;
 /// More than any packet of WebRTC: they are made to fit into 1,500 bytes.
 const MAX_PACKET_BYTES: usize = 2048;
-/// The port that stands for "none" in candidates of a side that only opens connections (RFC 6544, section 4.5).
+/// The port that stands for "none" in candidates of a side that only opens connections (RFC 6544,
+/// section 4.5).
 const ACTIVE_TCP_PORT: u16 = 9;
 /// How often the network interfaces are looked at; Google's engine does so too.
 const INTERFACE_INTERVAL: Duration = Duration::from_secs(2);
@@ -61,8 +63,8 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Binds a socket to every usable address. The loopback address is among them, as servers for development
-    /// listen there.
+    /// Binds a socket to every usable address. The loopback address is among them, as servers for
+    /// development listen there.
     pub fn open() -> Result<Self, RtcError> {
         let mut sockets = Self { sockets: vec![] };
         sockets.bind_new(&usable_addresses()?);
@@ -98,7 +100,8 @@ impl Sockets {
         new
     }
 
-    /// Closes the sockets whose address is gone and those that have failed, and answers which these were.
+    /// Closes the sockets whose address is gone and those that have failed, and answers which these
+    /// were.
     fn close_old(&mut self, addresses: &[IpAddr]) -> Vec<SocketAddr> {
         let mut old = Vec::new();
         self.sockets.retain(|socket| {
@@ -196,7 +199,8 @@ fn usable_addresses() -> Result<Vec<IpAddr>, RtcError> {
 fn is_usable(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_link_local(),
-        // Link-local addresses need a zone, which candidates cannot carry; ::1 would only double 127.0.0.1.
+        // Link-local addresses need a zone, which candidates cannot carry; ::1 would only double
+        // 127.0.0.1.
         IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_loopback() && !ip.is_unicast_link_local(),
     }
 }

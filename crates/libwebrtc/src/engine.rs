@@ -1,10 +1,12 @@
-//! The one media thread of the process: a current-thread tokio runtime for sockets, peer connections and the audio clock.
+//! The one media thread of the process: a current-thread tokio runtime for sockets, peer
+//! connections and the audio clock.
 
 use std::sync::OnceLock;
 
 use tokio::runtime::{Builder, Handle};
 
-/// The handle of the media runtime, which starts with the first use and lives as long as the process.
+/// The handle of the media runtime, which starts with the first use and lives as long as the
+/// process.
 pub(crate) fn handle() -> &'static Handle {
     static ENGINE: OnceLock<Handle> = OnceLock::new();
     ENGINE.get_or_init(|| {

@@ -1,4 +1,5 @@
-//! ICE over TCP, the side that opens connections (RFC 6544), with a length of two bytes before every packet (RFC 4571).
+//! ICE over TCP, the side that opens connections (RFC 6544), with a length of two bytes before
+//! every packet (RFC 4571).
 
 use std::{collections::HashMap, io, net::SocketAddr, time::Duration};
 
@@ -11,9 +12,11 @@ use tokio::{
 
 /// How long a connection may take to open or to take a packet.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A connection that was opened for a connectivity check and lost to a better path is closed after this time.
+/// A connection that was opened for a connectivity check and lost to a better path is closed after
+/// this time.
 const IDLE: Duration = Duration::from_secs(30);
-/// Packets that wait for a connection, each way. What comes beyond is dropped, as a router would do.
+/// Packets that wait for a connection, each way. What comes beyond is dropped, as a router would
+/// do.
 const QUEUE: usize = 256;
 
 /// A packet that has come over TCP.
@@ -42,7 +45,8 @@ impl TcpConnections {
         }
     }
 
-    /// Sends a packet, over a new connection if there is none. Must be called inside a tokio runtime.
+    /// Sends a packet, over a new connection if there is none. Must be called inside a tokio
+    /// runtime.
     pub fn send(&mut self, source: SocketAddr, destination: SocketAddr, data: Vec<u8>) {
         let data = match self.outgoing.get(&(source, destination)) {
             Some(outgoing) => match outgoing.try_send(data) {
@@ -77,7 +81,8 @@ impl TcpConnections {
     }
 }
 
-/// Lives until the peer connection drops its end, the other side closes, or nothing is sent for long.
+/// Lives until the peer connection drops its end, the other side closes, or nothing is sent for
+/// long.
 async fn serve(
     source: SocketAddr,
     destination: SocketAddr,

@@ -6,9 +6,10 @@
 //!
 //! # Map of the code
 //!
-//! - The public modules named as in the original (`peer_connection`, `data_channel`, `rtp_sender`, …)
-//!   hold the types that `livekit` sees. They carry no logic of their own.
-//! - `connection`: one peer connection as handles and driver share it, behind a mutex that nobody waits with.
+//! - The public modules named as in the original (`peer_connection`, `data_channel`, `rtp_sender`,
+//!   …) hold the types that `livekit` sees. They carry no logic of their own.
+//! - `connection`: one peer connection as handles and driver share it, behind a mutex that nobody
+//!   waits with.
 //! - `core`: the same without sockets and clocks. It owns the str0m instance; time comes in as an
 //!   argument, packets and events come out as values.
 //! - `jsep`: reading and writing of session descriptions and the offer/answer exchange. Pure.
@@ -24,8 +25,8 @@
 //!
 //! # Not supported, and refused in words
 //!
-//! Video cannot be sent or received, and there are no audio devices: calls that would need them return
-//! an error, `false`, or zero devices.
+//! Video cannot be sent or received, and there are no audio devices: calls that would need them
+//! return an error, `false`, or zero devices.
 
 #![forbid(unsafe_code)]
 

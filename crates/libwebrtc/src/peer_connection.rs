@@ -75,8 +75,8 @@ pub struct OfferOptions {
 #[derive(Debug, Clone, Default)]
 pub struct AnswerOptions {}
 
-/// Limits of the whole connection in bits per second. They concern the bandwidth estimator of video; voice is far
-/// below any of them.
+/// Limits of the whole connection in bits per second. They concern the bandwidth estimator of
+/// video; voice is far below any of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BitrateSettings {
     pub min_bitrate_bps: Option<u64>,
@@ -129,8 +129,8 @@ pub struct PeerConnection {
     _closer: Arc<Closer>,
 }
 
-/// Closes the connection when the last handle of the application is gone. The driver task and the senders hold the
-/// connection too, so its own reference count cannot tell.
+/// Closes the connection when the last handle of the application is gone. The driver task and the
+/// senders hold the connection too, so its own reference count cannot tell.
 struct Closer(Arc<Connection>);
 
 impl Drop for Closer {
@@ -162,7 +162,8 @@ impl PeerConnection {
         self.connection.set_bitrate(settings)
     }
 
-    /// An offer of everything that the transceivers and data channels want. It is always possible, also without a change.
+    /// An offer of everything that the transceivers and data channels want. It is always possible,
+    /// also without a change.
     pub async fn create_offer(
         &self,
         options: OfferOptions,

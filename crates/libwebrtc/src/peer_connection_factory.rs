@@ -31,15 +31,16 @@ pub enum IceTransportsType {
     All,
 }
 
-/// Configuration of a [`PeerConnection`]. Start from [`RtcConfiguration::default`] and set what you need.
+/// Configuration of a [`PeerConnection`]. Start from [`RtcConfiguration::default`] and set what you
+/// need.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RtcConfiguration {
     pub ice_servers: Vec<IceServer>,
     pub continual_gathering_policy: ContinualGatheringPolicy,
     pub ice_transport_type: IceTransportsType,
-    /// Send the first SCTP packet inside the session description, which saves two round trips when the other
-    /// side can do so too.
+    /// Send the first SCTP packet inside the session description, which saves two round trips when
+    /// the other side can do so too.
     pub enable_sctp_snap: bool,
 }
 
@@ -64,8 +65,8 @@ impl PeerConnectionFactory {
         Self::default()
     }
 
-    /// As [`PeerConnectionFactory::default`]. The first option concerns video; the second allows DTLS inside
-    /// STUN, which is an acceleration that both sides must offer and this one does not.
+    /// As [`PeerConnectionFactory::default`]. The first option concerns video; the second allows
+    /// DTLS inside STUN, which is an acceleration that both sides must offer and this one does not.
     pub fn with_options(_zero_playout_delay: bool, _enable_warp: bool) -> Self {
         Self::default()
     }
@@ -131,8 +132,8 @@ pub mod native {
             $(#[$attribute:meta])*
             fn $name:ident(&$this:ident $(, $argument:ident: $argument_type:ty)*) $(-> $result:ty)? $body:block
         )*) => {
-            /// Local tracks and audio devices. This engine has no devices: there are none to list, and
-            /// what would use one answers `false`.
+            /// Local tracks and audio devices. This engine has no devices: there are none to list,
+            /// and what would use one answers `false`.
             pub trait PeerConnectionFactoryExt {
                 $($(#[$attribute])* fn $name(&self $(, $argument: $argument_type)*) $(-> $result)?;)*
             }

@@ -1,7 +1,9 @@
-//! Transceivers with their halves, as the handles of the application share them with the connection.
+//! Transceivers with their halves, as the handles of the application share them with the
+//! connection.
 //!
-//! The core writes what was negotiated into them; [`Transceiver::sync`] then attaches or detaches the audio. It
-//! runs without the lock of the core, because attaching calls into audio sources, which may be sending just now.
+//! The core writes what was negotiated into them; [`Transceiver::sync`] then attaches or detaches
+//! the audio. It runs without the lock of the core, because attaching calls into audio sources,
+//! which may be sending just now.
 
 use std::sync::{Arc, Weak};
 
@@ -54,7 +56,8 @@ pub(crate) struct SendStream {
 }
 
 impl SendStream {
-    /// Whether an encoder made for the other stream serves this one. A bitrate can be changed while it runs.
+    /// Whether an encoder made for the other stream serves this one. A bitrate can be changed while
+    /// it runs.
     fn same_encoder(&self, other: &Self) -> bool {
         let unlimited = |stream: &Self| Self {
             config: OpusSendConfig {
@@ -120,7 +123,8 @@ impl Transceiver {
         }
     }
 
-    /// The connection is gone: nothing is sent or received any more, and the remote track has ended.
+    /// The connection is gone: nothing is sent or received any more, and the remote track has
+    /// ended.
     pub fn end(&self) {
         self.sender.configure(None);
         if let Some(audio) = &self.receiver.audio {
@@ -149,7 +153,8 @@ impl Transceiver {
             (Some(_), Some(_)) => Some(Redundancy::AfterOpus),
         };
         if let Some(redundancy) = redundancy {
-            // With one codec for each kind, the order of preference has nothing else to decide. A connection that is gone has nothing to offer.
+            // With one codec for each kind, the order of preference has nothing else to decide. A
+            // connection that is gone has nothing to offer.
             if let Some(connection) = self.connection.upgrade() {
                 connection.set_redundancy(self, redundancy);
             }
@@ -296,8 +301,9 @@ impl Sender {
                     {
                         (payload_type, packet.payload) = (*red, payload);
                     }
-                    // A redundant payload is encrypted as a whole, as in Google's engine. The cryptor is taken out of its lock, because the
-                    // application may be told about it.
+                    // A redundant payload is encrypted as a whole, as in Google's engine. The
+                    // cryptor is taken out of its lock, because the application may be told about
+                    // it.
                     let cryptor = cryptor.lock().clone();
                     if let Some(cryptor) = cryptor {
                         match cryptor.encrypt(&packet.payload, packet.rtp_timestamp) {
@@ -470,7 +476,8 @@ mod tests {
     use super::*;
     use crate::audio::track::Pcm;
 
-    /// A server drops everything of a stream that goes back in time, so a new encoder has to go on where the old one was.
+    /// A server drops everything of a stream that goes back in time, so a new encoder has to go on
+    /// where the old one was.
     #[test]
     fn timestamps_go_on_when_what_was_negotiated_changes() {
         let track = RtcAudioTrack::silent("voice".to_owned());

@@ -11,7 +11,8 @@ pub enum Priority {
     High,
 }
 
-/// What a video encoder gives up first when the line is narrow. Kept for the API; there is no video encoder.
+/// What a video encoder gives up first when the line is narrow. Kept for the API; there is no video
+/// encoder.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Default)]
 pub enum DegradationPreference {
     MaintainFramerateAndResolution,

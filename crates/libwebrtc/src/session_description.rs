@@ -61,7 +61,8 @@ pub struct SessionDescription {
 }
 
 impl SessionDescription {
-    /// Checks a text and keeps it. `livekit` edits descriptions as text, so this is called on our own offers too.
+    /// Checks a text and keeps it. `livekit` edits descriptions as text, so this is called on our
+    /// own offers too.
     pub fn parse(sdp: &str, sdp_type: SdpType) -> Result<Self, SdpParseError> {
         if sdp_type != SdpType::Rollback {
             Sdp::parse(sdp)?;

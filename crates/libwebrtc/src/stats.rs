@@ -1,5 +1,5 @@
-//! Statistics in the shapes and names of the W3C recommendation "Identifiers for WebRTC's Statistics API",
-//! as far as the replaced library has them. `core::report` fills them.
+//! Statistics in the shapes and names of the W3C recommendation "Identifiers for WebRTC's
+//! Statistics API", as far as the replaced library has them. `core::report` fills them.
 
 use std::collections::HashMap;
 
@@ -121,8 +121,8 @@ entries! {
     StreamStats { rtc: RtcStats, stream: StreamStats }
 }
 
-/// The groups of fields that entries are put together from. Times are in seconds unless a name says otherwise;
-/// `timestamp` is in microseconds since 1970.
+/// The groups of fields that entries are put together from. Times are in seconds unless a name says
+/// otherwise; `timestamp` is in microseconds since 1970.
 pub mod dictionaries {
     use super::*;
 

@@ -1,6 +1,7 @@
 //! Calls through a real TURN server: coturn, the program `turnserver`.
 //!
-//! `tests/interop/turn/run.py` makes a certificate and runs these tests; without it they are left out.
+//! `tests/interop/turn/run.py` makes a certificate and runs these tests; without it they are left
+//! out.
 
 mod coturn;
 

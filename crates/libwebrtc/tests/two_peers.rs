@@ -735,7 +735,8 @@ async fn statistics_tell_what_happened() {
     stop.store(true, Ordering::Relaxed);
 }
 
-/// Which codec the sound that arrives has, once it is heard: packets of it, and none was thrown away.
+/// Which codec the sound that arrives has, once it is heard: packets of it, and none was thrown
+/// away.
 async fn heard_codec(peer: &Peer, receiver: &RtpReceiver) -> String {
     let MediaStreamTrack::Audio(track) = receiver.track().expect("a track") else {
         panic!("it is audio");

@@ -1,14 +1,19 @@
-//! Opus sound in Ogg files (RFC 7845): writing as the sound arrives, reading it back, and measuring how long it is.
+//! Opus sound in Ogg files (RFC 7845): writing as the sound arrives, reading it back, and measuring
+//! how long it is.
 //!
-//! Everything here works on 48 kHz samples, because that is the clock of Opus in Ogg whatever was recorded. A "sample" is one instant
-//! of all channels together; interleaved buffers hold `channels` values for each.
+//! Everything here works on 48 kHz samples, because that is the clock of Opus in Ogg whatever was
+//! recorded. A "sample" is one instant of all channels together; interleaved buffers hold
+//! `channels` values for each.
 //!
-//! - [`Writer`] encodes interleaved sound and writes it in pages of about a second, so that a process which dies loses no more than that.
-//! - [`DualChannelTimeline`] puts the sound of a call in order: the agent left, the caller right, silence where nobody sent anything.
+//! - [`Writer`] encodes interleaved sound and writes it in pages of about a second, so that a
+//!   process which dies loses no more than that.
+//! - [`DualChannelTimeline`] puts the sound of a call in order: the agent left, the caller right,
+//!   silence where nobody sent anything.
 //! - [`DualChannelWriter`] is the two together, which is all that a call recorder needs.
 //! - [`duration`] reads the length of a file from its end; [`Reader`] decodes it.
 //!
-//! The crate knows nothing about calls, tracks or the network, spawns nothing and reads no clock: positions are given to it.
+//! The crate knows nothing about calls, tracks or the network, spawns nothing and reads no clock:
+//! positions are given to it.
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +27,8 @@ pub use timeline::{
 };
 pub use writer::{Writer, WriterOptions};
 
-/// Samples per second of everything in this crate (RFC 7845, section 4: granule positions always count at 48 kHz).
+/// Samples per second of everything in this crate (RFC 7845, section 4: granule positions always
+/// count at 48 kHz).
 pub const SAMPLE_RATE_HZ: u32 = 48_000;
 
 /// Number of channels in a file. RFC 7845's channel mapping family 0 knows these two and no others.

@@ -12,7 +12,8 @@ use crate::{Channels, Error, SAMPLE_RATE_HZ};
 /// A packet holds at most 120 ms (RFC 6716, section 3.2.5).
 const MAX_PACKET_SAMPLES: usize = SAMPLE_RATE_HZ as usize * 120 / 1000;
 
-/// A page has at most 27 bytes of header, 255 of lacing values and 255 times 255 of packets (RFC 3533, section 6).
+/// A page has at most 27 bytes of header, 255 of lacing values and 255 times 255 of packets (RFC
+/// 3533, section 6).
 const MAX_PAGE_BYTES: u64 = 27 + 255 + 255 * 255;
 
 const PAGE_HEADER_BYTES: usize = 27;
@@ -57,7 +58,8 @@ impl Identification {
 
 /// Decodes one Ogg Opus stream packet by packet.
 ///
-/// A file whose end is missing, because the process that wrote it died, reads up to its last whole page.
+/// A file whose end is missing, because the process that wrote it died, reads up to its last whole
+/// page.
 pub struct Reader<R: Read + Seek> {
     packets: ogg::PacketReader<R>,
     decoder: opus::Decoder,
@@ -142,7 +144,8 @@ impl<R: Read + Seek> Reader<R> {
         Ok(None)
     }
 
-    /// Everything that is left, interleaved. For files that are known to be small: a minute of stereo takes 11.5 MB.
+    /// Everything that is left, interleaved. For files that are known to be small: a minute of
+    /// stereo takes 11.5 MB.
     pub fn read_to_end(&mut self) -> Result<Vec<i16>, Error> {
         let mut all = Vec::new();
         while let Some(pcm) = self.read()? {
@@ -161,7 +164,8 @@ fn read_error(error: OggReadError) -> Error {
 
 /// How long the sound in a file is, from the position on its last whole page.
 ///
-/// Reads the first page and at most the last 128 KiB, so that the length of the file does not matter.
+/// Reads the first page and at most the last 128 KiB, so that the length of the file does not
+/// matter.
 pub fn duration(path: &Path) -> Result<Duration, Error> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -199,7 +203,8 @@ struct Page<'a> {
 }
 
 impl<'a> Page<'a> {
-    /// The page at the start of `bytes`; none if it is cut off or its checksum is wrong, so that "OggS" within sound is no page.
+    /// The page at the start of `bytes`; none if it is cut off or its checksum is wrong, so that
+    /// "OggS" within sound is no page.
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         let header: [u8; PAGE_HEADER_BYTES] = bytes.get(..PAGE_HEADER_BYTES)?.try_into().ok()?;
         if &header[..4] != b"OggS" {

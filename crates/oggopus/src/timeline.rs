@@ -1,7 +1,7 @@
 //! Puts the sound of several senders in order on two channels.
 //!
-//! Positions are samples since the recording began. Nothing here looks at a clock: whoever feeds the timeline says where sound belongs and how
-//! far time has come.
+//! Positions are samples since the recording began. Nothing here looks at a clock: whoever feeds
+//! the timeline says where sound belongs and how far time has come.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -26,16 +26,19 @@ pub struct SourceId(usize);
 pub struct TimelineOptions {
     /// How long a position stays open for sound that arrives late, in samples.
     pub delay_samples: u64,
-    /// A gap or an overlap of up to this many samples between two pieces of one source is taken for jitter of the given positions, and the
-    /// pieces are joined. The error does not add up, because each piece is compared with the position that was given for it.
+    /// A gap or an overlap of up to this many samples between two pieces of one source is taken for
+    /// jitter of the given positions, and the pieces are joined. The error does not add up, because
+    /// each piece is compared with the position that was given for it.
     pub jitter_samples: u64,
-    /// Sound that lies further ahead of what has been drained is refused. This is the bound on memory: two bytes a sample and side.
+    /// Sound that lies further ahead of what has been drained is refused. This is the bound on
+    /// memory: two bytes a sample and side.
     pub max_ahead_samples: u64,
 }
 
 impl Default for TimelineOptions {
-    /// Half a second of patience covers what a jitter buffer or a busy machine holds back. 120 ms of jitter is a stall of six packets: shorter
-    /// pauses than that are not noticed when they close up. Ten seconds ahead take 1.9 MB for both sides.
+    /// Half a second of patience covers what a jitter buffer or a busy machine holds back. 120 ms
+    /// of jitter is a stall of six packets: shorter pauses than that are not noticed when they
+    /// close up. Ten seconds ahead take 1.9 MB for both sides.
     fn default() -> Self {
         let rate = u64::from(SAMPLE_RATE_HZ);
         Self {
@@ -49,11 +52,13 @@ impl Default for TimelineOptions {
 /// What became of a piece of sound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placed {
-    /// Where its first sample was put, after joining; the place it would have had if all of it was dropped.
+    /// Where its first sample was put, after joining; the place it would have had if all of it was
+    /// dropped.
     pub start: u64,
     /// Samples that are on the timeline.
     pub kept: usize,
-    /// Samples that came after their place was drained, lie on top of sound of the same source, or lie too far ahead.
+    /// Samples that came after their place was drained, lie on top of sound of the same source, or
+    /// lie too far ahead.
     pub dropped: usize,
 }
 
@@ -65,7 +70,8 @@ struct Source {
 
 /// Mixes mono sound with positions into one stereo stream without holes.
 ///
-/// What is drained depends on the time alone: a party that stops sending is silence and holds nobody up.
+/// What is drained depends on the time alone: a party that stops sending is silence and holds
+/// nobody up.
 pub struct DualChannelTimeline {
     options: TimelineOptions,
     sources: Vec<Source>,
@@ -99,8 +105,8 @@ impl DualChannelTimeline {
         SourceId(self.sources.len() - 1)
     }
 
-    /// Places mono sound whose first sample belongs at `start`. Pieces of one source come in their order; where they overlap by more than jitter, what was there
-    /// first stays.
+    /// Places mono sound whose first sample belongs at `start`. Pieces of one source come in their
+    /// order; where they overlap by more than jitter, what was there first stays.
     ///
     /// # Panics
     /// If `source` is from another timeline that had more sources.
@@ -118,7 +124,8 @@ impl DualChannelTimeline {
         if kept_to > kept_from {
             source.end = Some(kept_to);
         } else if end <= first_free {
-            // All of it came too late. The source's own place still moves on, so that the next piece joins this one.
+            // All of it came too late. The source's own place still moves on, so that the next
+            // piece joins this one.
             source.end = Some(source.end.unwrap_or(0).max(end));
         }
 
@@ -153,13 +160,14 @@ impl DualChannelTimeline {
         self.drained + self.left.len().max(self.right.len()) as u64
     }
 
-    /// The next piece of interleaved sound that is final at time `now` (samples since the start), at most a second; none when there is no more.
-    /// Call it until it says none.
+    /// The next piece of interleaved sound that is final at time `now` (samples since the start),
+    /// at most a second; none when there is no more. Call it until it says none.
     pub fn drain(&mut self, now: u64) -> Option<&[i16]> {
         self.drain_until(now.saturating_sub(self.options.delay_samples))
     }
 
-    /// Like [`drain`](Self::drain) up to a position, without patience: for the end of the recording.
+    /// Like [`drain`](Self::drain) up to a position, without patience: for the end of the
+    /// recording.
     pub fn drain_until(&mut self, position: u64) -> Option<&[i16]> {
         let samples = position
             .saturating_sub(self.drained)
@@ -202,7 +210,8 @@ impl<W: Write> DualChannelWriter<W> {
         self.timeline.push(source, start, pcm)
     }
 
-    /// Writes what is final at time `now`, in samples since the recording began. To be called a few times a second.
+    /// Writes what is final at time `now`, in samples since the recording began. To be called a few
+    /// times a second.
     pub fn advance(&mut self, now: u64) -> Result<(), Error> {
         while let Some(pcm) = self.timeline.drain(now) {
             self.writer.write(pcm)?;
@@ -215,7 +224,8 @@ impl<W: Write> DualChannelWriter<W> {
         self.writer.samples()
     }
 
-    /// Writes everything that is on the timeline, silence up to `end` if it is later, and the file's end. Gives the destination back.
+    /// Writes everything that is on the timeline, silence up to `end` if it is later, and the
+    /// file's end. Gives the destination back.
     pub fn finish(mut self, end: u64) -> Result<W, Error> {
         let end = end.max(self.timeline.end());
         while let Some(pcm) = self.timeline.drain_until(end) {

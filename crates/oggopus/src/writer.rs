@@ -28,8 +28,9 @@ pub struct WriterOptions {
 }
 
 impl WriterOptions {
-    /// Values for speech: 32 kbit/s a channel keeps it transparent and the two parties of a stereo file apart. Complexity 5, because
-    /// a recorder runs beside every call and the next steps cost twice the time for a difference that nobody hears at this rate.
+    /// Values for speech: 32 kbit/s a channel keeps it transparent and the two parties of a stereo
+    /// file apart. Complexity 5, because a recorder runs beside every call and the next steps cost
+    /// twice the time for a difference that nobody hears at this rate.
     pub fn speech(channels: Channels) -> Self {
         Self {
             channels,
@@ -41,8 +42,8 @@ impl WriterOptions {
 
 /// Writes one Ogg Opus stream.
 ///
-/// Feed it with [`write`](Self::write) and end it with [`finish`](Self::finish). A writer that is dropped instead leaves a file that
-/// lacks its last second and its end mark but is readable.
+/// Feed it with [`write`](Self::write) and end it with [`finish`](Self::finish). A writer that is
+/// dropped instead leaves a file that lacks its last second and its end mark but is readable.
 ///
 /// ```
 /// # fn main() -> Result<(), oggopus::Error> {
@@ -56,7 +57,8 @@ impl WriterOptions {
 /// ```
 pub struct Writer<W: Write> {
     out: W,
-    /// Collects the page in progress in memory, so that `out` gets whole pages only, each in one call.
+    /// Collects the page in progress in memory, so that `out` gets whole pages only, each in one
+    /// call.
     pages: PacketWriter<'static, Vec<u8>>,
     encoder: opus::Encoder,
     channels: Channels,
@@ -82,7 +84,8 @@ impl<W: Write> Writer<W> {
         encoder.set_bitrate(opus::Bitrate::Bits(options.bitrate_bps))?;
         encoder.set_complexity(options.complexity)?;
         encoder.set_signal(opus::Signal::Voice)?;
-        // Left to itself the encoder folds quiet stereo into mono, which would put each party on both channels.
+        // Left to itself the encoder folds quiet stereo into mono, which would put each party on
+        // both channels.
         encoder.set_force_channels(Some(channels.for_codec()))?;
         let pre_skip = u16::try_from(encoder.get_lookahead()?)
             .map_err(|_| Error::malformed("the encoder's delay does not fit the file's header"))?;
@@ -92,7 +95,8 @@ impl<W: Write> Writer<W> {
             pages: PacketWriter::new(Vec::new()),
             encoder,
             channels,
-            // Streams that are concatenated must differ in their serial numbers (RFC 3533, section 6).
+            // Streams that are concatenated must differ in their serial numbers (RFC 3533, section
+            // 6).
             serial: RandomState::new().hash_one(0u8) as u32,
             pre_skip: u64::from(pre_skip),
             pending: Vec::with_capacity(PACKET_SAMPLES * channels.count()),
@@ -128,10 +132,12 @@ impl<W: Write> Writer<W> {
         self.encoded_samples + (self.pending.len() / self.channels.count()) as u64
     }
 
-    /// Writes what is left with the end mark, and gives the destination back. The decoded length is exactly [`samples`](Self::samples).
+    /// Writes what is left with the end mark, and gives the destination back. The decoded length is
+    /// exactly [`samples`](Self::samples).
     pub fn finish(mut self) -> Result<W, Error> {
-        // The decoder drops `pre_skip` samples at the start, so that many have to be encoded after the last one. The last page's
-        // position then tells the decoder where to cut (RFC 7845, section 4.4).
+        // The decoder drops `pre_skip` samples at the start, so that many have to be encoded after
+        // the last one. The last page's position then tells the decoder where to cut (RFC 7845,
+        // section 4.4).
         let end = self.samples() + self.pre_skip;
         loop {
             self.pending

@@ -95,7 +95,8 @@ fn a_party_that_speaks_alone_leaves_the_other_channel_silent() {
 
 #[test]
 fn sound_comes_back_in_its_place() {
-    // Silence, a tone from 1 s to 2 s, silence: a mistake in the codec's delay would move the edges.
+    // Silence, a tone from 1 s to 2 s, silence: a mistake in the codec's delay would move the
+    // edges.
     let mut pcm = vec![0; 3 * SECOND];
     pcm[SECOND..2 * SECOND].copy_from_slice(&sine(500.0, SECOND));
     let decoded = decode(&encode(Channels::Mono, &pcm));

@@ -1,4 +1,5 @@
-//! Everything beside signalling: API calls over Twirp and the agent workers' end point, as one router.
+//! Everything beside signalling: API calls over Twirp and the agent workers' end point, as one
+//! router.
 
 use axum::Router;
 use axum::extract::{Path, State};

@@ -1,7 +1,8 @@
 //! Data tracks: named streams of unreliable frames, on the data channel `_data_track`.
 //!
-//! A publisher calls its track by a handle of its own, and every subscriber is told another one; the handle is all
-//! that forwarding changes in a packet (livekit-server, `pkg/rtc/datatrack/packet.go`). Nobody is subscribed unasked.
+//! A publisher calls its track by a handle of its own, and every subscriber is told another one;
+//! the handle is all that forwarding changes in a packet (livekit-server,
+//! `pkg/rtc/datatrack/packet.go`). Nobody is subscribed unasked.
 
 use std::collections::HashMap;
 

@@ -1,8 +1,9 @@
-//! Numbering of forwarded packets: one gapless story for the subscriber, whatever the publishers' numbers are.
+//! Numbering of forwarded packets: one gapless story for the subscriber, whatever the publishers'
+//! numbers are.
 //!
-//! A subscriber's stream keeps its SSRC when another track takes its place, so sequence numbers and timestamps
-//! must go on where they were. Gaps in the publisher's numbers stay gaps: they are loss that the subscriber
-//! should know of and conceal.
+//! A subscriber's stream keeps its SSRC when another track takes its place, so sequence numbers and
+//! timestamps must go on where they were. Gaps in the publisher's numbers stay gaps: they are loss
+//! that the subscriber should know of and conceal.
 
 use tokio::time::Instant;
 
@@ -43,7 +44,8 @@ struct Last {
 }
 
 impl Renumbering {
-    /// Numbers a packet. `None` when it is older than what the subscriber's story of this track begins with.
+    /// Numbers a packet. `None` when it is older than what the subscriber's story of this track
+    /// begins with.
     pub fn next(
         &mut self,
         track_sid: &std::sync::Arc<str>,

@@ -1,4 +1,5 @@
-//! Identifiers in LiveKit's manner: a prefix that names the kind of thing, then twelve letters and digits.
+//! Identifiers in LiveKit's manner: a prefix that names the kind of thing, then twelve letters and
+//! digits.
 
 use rand::Rng;
 

@@ -1,4 +1,5 @@
-//! The targets that fuzzers reach the server's parsers through. Behind the feature `internals`, and no part of the interface.
+//! The targets that fuzzers reach the server's parsers through. Behind the feature `internals`, and
+//! no part of the interface.
 
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 
@@ -25,7 +26,8 @@ const METHODS: [&str; 12] = [
     "MoveParticipant",
 ];
 
-/// A call of the room service by somebody who may do everything. The first byte says which method and which encoding.
+/// A call of the room service by somebody who may do everything. The first byte says which method
+/// and which encoding.
 pub fn twirp(data: &[u8]) {
     let Some((what, body)) = data.split_first() else {
         return;
@@ -72,7 +74,8 @@ pub fn twirp(data: &[u8]) {
     });
 }
 
-/// Session descriptions of clients: what is written reads the same, and everything that the server does to a section leaves one.
+/// Session descriptions of clients: what is written reads the same, and everything that the server
+/// does to a section leaves one.
 pub fn server_sdp(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;

@@ -1,19 +1,22 @@
 //! A LiveKit-compatible room server for development, demonstrations and tests. Not for production.
 //!
-//! Official LiveKit clients join it as they join the real server: they signal over a WebSocket at `/rtc` or
-//! `/rtc/v1`, and exchange audio and data over WebRTC. One process holds everything in memory.
+//! Official LiveKit clients join it as they join the real server: they signal over a WebSocket at
+//! `/rtc` or `/rtc/v1`, and exchange audio and data over WebRTC. One process holds everything in
+//! memory.
 //!
 //! Where things are:
 //! - [`server`]: the HTTP side, what all parts share, starting and stopping.
 //! - [`token`]: who may do what.
 //! - [`rooms`]: the handle through which API calls, agents and recorders see and change rooms.
 //! - `room`: one room's state. `speakers`: who speaks. `data_tracks`: named streams of frames.
-//! - `api`: the routes of API calls. `twirp`: their protocol. `room_service`: rooms and participants by API.
+//! - `api`: the routes of API calls. `twirp`: their protocol. `room_service`: rooms and
+//!   participants by API.
 //! - `agents`: workers, dispatches and jobs. `egress`: recordings.
 //! - `sip`: simulated telephone calls. `webhooks`: telling others what happened.
 //! - `signal`: a client's WebSocket. `peer`: the task that owns a participant's connections.
-//! - `transport`: one peer connection. `network`: its sockets. `sdp`: what descriptions say beyond negotiation.
-//!   `forward`: how forwarded packets are numbered. `red`: redundant audio, taken apart for who does not take it. [`line`]: a bad line in front of the sockets.
+//! - `transport`: one peer connection. `network`: its sockets. `sdp`: what descriptions say beyond
+//!   negotiation. `forward`: how forwarded packets are numbered. `red`: redundant audio, taken
+//!   apart for who does not take it. [`line`]: a bad line in front of the sockets.
 
 #![forbid(unsafe_code)]
 
@@ -104,7 +107,8 @@ pub struct EgressBehaviour {
     pub refusal: Option<EgressRefusal>,
     /// How recordings end that somebody has published into.
     pub ending: EgressEnding,
-    /// Recordings stay STARTING, and record nothing, until this is cancelled: the real egress takes seconds to begin.
+    /// Recordings stay STARTING, and record nothing, until this is cancelled: the real egress takes
+    /// seconds to begin.
     pub begins_after: Option<CancellationToken>,
     /// Recordings stay ENDING, with nothing written, until this is cancelled.
     pub held_until: Option<CancellationToken>,

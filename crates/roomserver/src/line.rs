@@ -1,10 +1,14 @@
-//! A bad line for tests: a relay that stands in front of a UDP address and loses, delays, reorders and doubles what it carries, both ways.
+//! A bad line for tests: a relay that stands in front of a UDP address and loses, delays, reorders
+//! and doubles what it carries, both ways.
 //!
-//! Everybody who sends to it is one flow, and every flow belongs to a class, which has a weather. Who is in which class is decided by when a
-//! flow begins: it belongs to the class that is admitted then, unless where it comes from has a class of its own. Each direction of a flow has dice of its own, all with the same seed and thrown
-//! anew when the weather changes, so two participants with the same weather lose the same of their sound.
+//! Everybody who sends to it is one flow, and every flow belongs to a class, which has a weather.
+//! Who is in which class is decided by when a flow begins: it belongs to the class that is admitted
+//! then, unless where it comes from has a class of its own. Each direction of a flow has dice of
+//! its own, all with the same seed and thrown anew when the weather changes, so two participants
+//! with the same weather lose the same of their sound.
 //!
-//! Knows nothing about what it carries, except which datagrams are RTP. Nothing here is for production.
+//! Knows nothing about what it carries, except which datagrams are RTP. Nothing here is for
+//! production.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -28,9 +32,11 @@ use crate::network::MAX_DATAGRAM;
 
 /// Senders that a line carries for; those that come later get nothing through.
 const MAX_FLOWS: usize = 64;
-/// Datagrams that are under way on one line. More than that are lost, as in a router whose queue is full.
+/// Datagrams that are under way on one line. More than that are lost, as in a router whose queue is
+/// full.
 const MAX_UNDER_WAY: usize = 20_000;
-/// Datagrams from the server that wait to be looked at; more than that are lost, as in a socket's buffer.
+/// Datagrams from the server that wait to be looked at; more than that are lost, as in a socket's
+/// buffer.
 const BACKLOG: usize = 1024;
 /// How much longer a packet takes that is overtaken: the next two of 20 ms come before it.
 const OVERTAKEN_BY: Duration = Duration::from_millis(45);
@@ -111,10 +117,12 @@ impl FromStr for Weather {
     }
 }
 
-/// One direction of a flow. Decides what happens to a datagram; all times are counted from when the weather began.
+/// One direction of a flow. Decides what happens to a datagram; all times are counted from when the
+/// weather began.
 struct Way {
     weather: Weather,
-    /// For sound, and for all else: the fate of the n-th packet of sound must not depend on how many reports went between.
+    /// For sound, and for all else: the fate of the n-th packet of sound must not depend on how
+    /// many reports went between.
     dice: [StdRng; 2],
     /// When the last datagram arrives that keeps its place.
     last: Duration,
@@ -240,7 +248,8 @@ impl Lines {
         self.shared.lock().admitted = class.to_owned();
     }
 
-    /// Flows that begin from now on and come from this address belong to this class, whoever is admitted.
+    /// Flows that begin from now on and come from this address belong to this class, whoever is
+    /// admitted.
     pub fn admit_from(&self, address: IpAddr, class: &str) {
         let mut shared = self.shared.lock();
         shared.from.insert(address, class.to_owned());
@@ -259,8 +268,8 @@ impl Lines {
         self.shared.lock().class(class).tally
     }
 
-    /// Does what a line of text says, `admit CLASS`, `from ADDRESS CLASS` or `weather CLASS loss=0.05 …`, and answers what was done to the
-    /// class under its weather before.
+    /// Does what a line of text says, `admit CLASS`, `from ADDRESS CLASS` or `weather CLASS
+    /// loss=0.05 …`, and answers what was done to the class under its weather before.
     pub fn obey(&self, order: &str) -> Result<Tally, BadOrder> {
         let bad = || BadOrder(order.to_owned());
         let (word, rest) = order.split_once(' ').unwrap_or((order, ""));
@@ -434,7 +443,8 @@ impl Relay {
             };
             tokio::select! {
                 received = self.socket.recv_from(&mut buffer) => {
-                    // An error is the echo of an earlier datagram that could not be delivered; the socket is still good.
+                    // An error is the echo of an earlier datagram that could not be delivered; the
+                    // socket is still good.
                     let Ok((length, client)) = received else { continue };
                     if let Err(error) = self.welcome(client, &answers).await {
                         tracing::warn!("nothing is carried for {client}: {error}");
@@ -474,7 +484,8 @@ impl Relay {
         };
         let socket = Arc::new(UdpSocket::bind(any).await?);
         socket.connect(self.server).await?;
-        // A new socket takes nothing before the runtime has looked at it once, and the flow's first datagram would be lost.
+        // A new socket takes nothing before the runtime has looked at it once, and the flow's first
+        // datagram would be lost.
         socket.writable().await?;
         let reader = read(socket.clone(), client, answers.clone());
         let flow = Flow {

@@ -1,7 +1,7 @@
 //! A participant's sockets: one for UDP, and a listener for ICE over TCP.
 //!
-//! TCP carries the same datagrams, each behind its length in two bytes (RFC 4571). The server is always the
-//! passive side (RFC 6544).
+//! TCP carries the same datagrams, each behind its length in two bytes (RFC 4571). The server is
+//! always the passive side (RFC 6544).
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -21,7 +21,8 @@ use crate::line::Line;
 
 /// Longer datagrams than this do not occur: DTLS, RTP and STUN all stay below the path's MTU.
 pub(crate) const MAX_DATAGRAM: usize = 2048;
-/// A client makes at most one connection for each of its peer connections and for each restart that overlaps.
+/// A client makes at most one connection for each of its peer connections and for each restart that
+/// overlaps.
 const MAX_TCP_CONNECTIONS: usize = 8;
 /// Datagrams that wait to be written to a TCP connection. More than that are dropped, as UDP would.
 const TCP_BACKLOG: usize = 512;
@@ -61,8 +62,8 @@ pub(crate) struct Network {
 /// A line in front of the UDP socket.
 struct Lined {
     _line: Line,
-    /// Whom the line has brought. Nobody else is sent anything: connectivity checks that went straight to a client's own addresses would
-    /// make a way around the line.
+    /// Whom the line has brought. Nobody else is sent anything: connectivity checks that went
+    /// straight to a client's own addresses would make a way around the line.
     brought: HashSet<SocketAddr>,
 }
 
@@ -208,7 +209,8 @@ async fn receive_udp(udp: Option<&(UdpSocket, SocketAddr)>, buffer: &mut [u8]) -
     let Some((socket, address)) = udp else {
         return std::future::pending().await;
     };
-    // An error is the echo of an earlier datagram that could not be delivered; the socket is still good.
+    // An error is the echo of an earlier datagram that could not be delivered; the socket is still
+    // good.
     let (length, source) = socket.recv_from(buffer).await.ok()?;
     Some(Datagram {
         protocol: Protocol::Udp,

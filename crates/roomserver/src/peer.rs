@@ -1,8 +1,9 @@
-//! A participant's task: it owns the peer connections, their sockets, and the signalling connection.
+//! A participant's task: it owns the peer connections, their sockets, and the signalling
+//! connection.
 //!
-//! It takes what the room asks ([`ToPeer`]), what the client asks, what arrives on the sockets and what time brings,
-//! and ends when the participant leaves. The room knows everything about the participant that others may see;
-//! this task knows how to reach the client.
+//! It takes what the room asks ([`ToPeer`]), what the client asks, what arrives on the sockets and
+//! what time brings, and ends when the participant leaves. The room knows everything about the
+//! participant that others may see; this task knows how to reach the client.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,7 +37,8 @@ const PING_TIMEOUT_S: i32 = 15;
 const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client without signalling that has not connected its media yet has given up.
 const ABANDONED_TIMEOUT: Duration = Duration::from_secs(15);
-/// A client that lost its media may come back in this time (`participant.go`, the disconnect timer).
+/// A client that lost its media may come back in this time (`participant.go`, the disconnect
+/// timer).
 const LOST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A client whose media stays but whose signalling does not come back.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -212,7 +214,8 @@ impl Peer {
         let can_publish = permission.can_publish;
         let mut attributes = init.claims.attributes.clone();
         let mut metadata = init.claims.metadata.clone();
-        // Whether the client may say this was asked when it was let in. An empty value does not delete what the token says.
+        // Whether the client may say this was asked when it was let in. An empty value does not
+        // delete what the token says.
         let said = init
             .attributes
             .into_iter()
@@ -293,7 +296,8 @@ impl Peer {
         for request in init.add_tracks {
             peer.add_track(request);
         }
-        // What the room wants the client to hear already is in the inbox and belongs into the first answer.
+        // What the room wants the client to hear already is in the inbox and belongs into the first
+        // answer.
         peer.drain_control();
         if let Some(offer) = init.publisher_offer {
             peer.on_offer(&offer);
@@ -411,7 +415,8 @@ impl Peer {
         };
         match connection.outlet.try_send(response) {
             Ok(()) => {}
-            // The client is gone. What it said before that is still read, a goodbye above all; then its requests end.
+            // The client is gone. What it said before that is still read, a goodbye above all; then
+            // its requests end.
             Err(TrySendError::Closed(_)) => {}
             // The client does not read. It finds everything again when it comes back.
             Err(TrySendError::Full(_)) => {
@@ -631,8 +636,8 @@ impl Peer {
             tracing::warn!("a candidate of {} cannot be read", self.identity);
             return;
         };
-        // An empty one ends the list. Names instead of addresses (mDNS) cannot be resolved here and need not be:
-        // the client's checks reveal its address.
+        // An empty one ends the list. Names instead of addresses (mDNS) cannot be resolved here and
+        // need not be: the client's checks reveal its address.
         let Ok(candidate) = Candidate::from_sdp_string(&init.candidate) else {
             return;
         };
@@ -710,7 +715,8 @@ impl Peer {
         }
     }
 
-    /// The announced track with the client's id, or, as some browsers rename their tracks, the oldest one.
+    /// The announced track with the client's id, or, as some browsers rename their tracks, the
+    /// oldest one.
     fn take_pending(&mut self, cid: Option<&str>) -> Option<PendingTrack> {
         let by_cid = self
             .pending_tracks
@@ -988,7 +994,8 @@ impl Peer {
 
     fn on_sync_state(&mut self, state: proto::SyncState) {
         if let Some(subscription) = &state.subscription {
-            // With automatic subscription the list names what the client does not want (room.go, onSyncState).
+            // With automatic subscription the list names what the client does not want (room.go,
+            // onSyncState).
             self.on_subscription(subscription);
         }
         if let Some(update) = &state.data_subscription {

@@ -1,5 +1,6 @@
-//! Takes redundant audio (RFC 2198) apart for who has not negotiated it, as the real server does (`pkg/sfu/redprimaryreceiver.go`): they get the
-//! packets themselves, and from the copies those that were lost on the way here.
+//! Takes redundant audio (RFC 2198) apart for who has not negotiated it, as the real server does
+//! (`pkg/sfu/redprimaryreceiver.go`): they get the packets themselves, and from the copies those
+//! that were lost on the way here.
 
 use std::sync::Arc;
 
@@ -13,7 +14,8 @@ const HISTORY: u64 = 64;
 /// What a redundant payload holds that has not come before.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unwrapped {
-    /// Lost packets, the oldest first: how many packets and how many units of RTP's clock before the one that brought them, and their payload.
+    /// Lost packets, the oldest first: how many packets and how many units of RTP's clock before
+    /// the one that brought them, and their payload.
     pub recovered: Vec<(u64, u32, Arc<[u8]>)>,
     /// The packet itself, unless a copy of it went on already.
     pub primary: Option<Arc<[u8]>>,

@@ -1,7 +1,8 @@
 //! One room: who is in it, what they publish, who hears whom.
 //!
-//! The state lies behind one mutex that is held for one short method at a time. Nothing here touches a
-//! socket: effects are messages in the bounded inboxes of the participants' tasks ([`crate::peer`]).
+//! The state lies behind one mutex that is held for one short method at a time. Nothing here
+//! touches a socket: effects are messages in the bounded inboxes of the participants' tasks
+//! ([`crate::peer`]).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -26,8 +27,8 @@ use crate::rooms::{
 use crate::speakers::LevelWindow;
 use crate::transport::Lane;
 
-/// Control messages that a participant's task may leave unread. It reads them all before it does anything
-/// else, so a full inbox means that the task hangs.
+/// Control messages that a participant's task may leave unread. It reads them all before it does
+/// anything else, so a full inbox means that the task hangs.
 pub(crate) const INBOX_CAPACITY: usize = 4096;
 /// Media packets that a participant's task may leave unread: a second and a half of three speakers.
 pub(crate) const MEDIA_CAPACITY: usize = 256;
@@ -35,7 +36,8 @@ pub(crate) const MEDIA_CAPACITY: usize = 256;
 pub(crate) const MAX_METADATA_BYTES: usize = 512 * 1024;
 pub(crate) const MAX_ATTRIBUTES_BYTES: usize = 64 * 1024;
 pub(crate) const MAX_NAME_BYTES: usize = 256;
-/// Reliable packets are kept this long for participants whose data channel is just being set up again.
+/// Reliable packets are kept this long for participants whose data channel is just being set up
+/// again.
 const DATA_CACHE_AGE: Duration = Duration::from_secs(2);
 const DATA_CACHE_BYTES: usize = 1_000_000;
 
@@ -52,7 +54,8 @@ pub(crate) enum ToPeer {
     RevokeTrack { track_sid: String },
     /// Send this packet on the data channel of its kind.
     Data { lane: Lane, packet: Bytes },
-    /// The participant's metadata, name, attributes or permission changed; its token should say the same.
+    /// The participant's metadata, name, attributes or permission changed; its token should say the
+    /// same.
     ClaimsChanged,
     /// Tell the client to leave and end.
     Close { reason: proto::DisconnectReason },
@@ -831,7 +834,8 @@ impl Room {
         member.bump();
         let info = member.info.clone();
         state.count();
-        // Clients must know a track before its media arrives, and the control inbox keeps that order.
+        // Clients must know a track before its media arrives, and the control inbox keeps that
+        // order.
         state.broadcast(&info, true);
         state.reconcile();
         drop(state);
@@ -898,7 +902,8 @@ impl Room {
         self.change_track(sid, track_sid, |track| track.muted = muted);
     }
 
-    /// The server mutes a participant's track; the client is told to stop sending. A track that is not there is no error.
+    /// The server mutes a participant's track; the client is told to stop sending. A track that is
+    /// not there is no error.
     pub fn mute_from_server(
         &self,
         identity: &str,
@@ -946,7 +951,8 @@ impl Room {
         state.reconcile();
     }
 
-    /// A participant chooses who may hear its tracks. Those who would want a track and may not, are told so.
+    /// A participant chooses who may hear its tracks. Those who would want a track and may not, are
+    /// told so.
     pub fn set_subscription_permission(
         &self,
         sid: &str,
@@ -1029,7 +1035,8 @@ impl Room {
         Some(info)
     }
 
-    /// A participant begins or ends to receive a data track, and is told by which handles it receives.
+    /// A participant begins or ends to receive a data track, and is told by which handles it
+    /// receives.
     pub fn update_data_subscription(&self, sid: &str, track_sid: &str, subscribe: bool) {
         let mut state = self.state.lock();
         if state.data_tracks.subscribe(sid, track_sid, subscribe) {
@@ -1096,7 +1103,8 @@ impl Room {
         }
     }
 
-    /// Shows a participant as speaking, because a client's developer wants to see what it looks like.
+    /// Shows a participant as speaking, because a client's developer wants to see what it looks
+    /// like.
     pub fn pretend_speaking(&self, sid: &str) {
         let speaker = proto::SpeakerInfo {
             sid: sid.to_owned(),
@@ -1281,7 +1289,8 @@ impl Room {
         }
     }
 
-    /// Reliable packets that a client that comes back has missed, by what it says to have received last.
+    /// Reliable packets that a client that comes back has missed, by what it says to have received
+    /// last.
     pub fn missed_data(
         &self,
         sid: &str,
@@ -1462,9 +1471,9 @@ fn denied(members: &[Member], publisher: usize) -> HashSet<(String, String)> {
         .collect()
 }
 
-/// Puts the true sender into a packet and says whether it may pass. The rules are those of the real server's
-/// `handleReceivedDataMessage`: an agent may speak for others in text streams and chat, only agents send
-/// transcriptions, and metrics go to nobody.
+/// Puts the true sender into a packet and says whether it may pass. The rules are those of the real
+/// server's `handleReceivedDataMessage`: an agent may speak for others in text streams and chat,
+/// only agents send transcriptions, and metrics go to nobody.
 fn assert_sender(
     packet: &mut proto::DataPacket,
     sender: &proto::ParticipantInfo,

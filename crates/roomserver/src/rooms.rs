@@ -1,7 +1,7 @@
 //! The registry of rooms: what the signalling, the API calls, the agents and the recorder share.
 //!
-//! [`Rooms`] is a cheap handle. Its methods lock, change, and return; none of them waits. What has to
-//! reach a participant is put into the bounded inbox of that participant's own task.
+//! [`Rooms`] is a cheap handle. Its methods lock, change, and return; none of them waits. What has
+//! to reach a participant is put into the bounded inbox of that participant's own task.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -32,7 +32,8 @@ pub struct RoomOptions {
     pub empty_timeout_s: u32,
     /// Seconds after the last participant left; 0 means 20.
     pub departure_timeout_s: u32,
-    /// How many participants may be in the room, agents and recorders not counted; 0 means no limit.
+    /// How many participants may be in the room, agents and recorders not counted; 0 means no
+    /// limit.
     pub max_participants: u32,
     pub metadata: String,
     /// The agents to dispatch when the room starts.
@@ -168,7 +169,8 @@ impl Rooms {
         }
     }
 
-    /// Creates the room, or returns the one that exists already; the options then count for nothing.
+    /// Creates the room, or returns the one that exists already; the options then count for
+    /// nothing.
     pub fn create(&self, name: &str, options: RoomOptions) -> proto::Room {
         self.open(name, options).snapshot()
     }
@@ -238,7 +240,8 @@ impl Rooms {
         self.require(room)?.update(identity, change)
     }
 
-    /// Mutes a track; `None` if there is no such track. Unmuting from the server is refused, as the real server does by default.
+    /// Mutes a track; `None` if there is no such track. Unmuting from the server is refused, as the
+    /// real server does by default.
     pub fn mute_track(
         &self,
         room: &str,
@@ -288,8 +291,8 @@ impl Rooms {
         self.registry.events.subscribe()
     }
 
-    /// Every Opus packet that any participant of the room publishes from now on. The stream ends with
-    /// the room. Packets that the reader does not take in time are dropped.
+    /// Every Opus packet that any participant of the room publishes from now on. The stream ends
+    /// with the room. Packets that the reader does not take in time are dropped.
     pub fn tap(&self, room: &str) -> Result<mpsc::Receiver<TappedPacket>, RoomError> {
         let (sender, receiver) = mpsc::channel(TAP_BACKLOG);
         self.require(room)?.add_tap(sender);

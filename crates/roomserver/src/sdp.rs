@@ -1,8 +1,8 @@
 //! Session descriptions as text: what str0m's own negotiation leaves out.
 //!
-//! str0m negotiates; it knows nothing of LiveKit's rules. Which track a section carries, that a publisher is
-//! never sent to on its own section, and what Opus may do is put into the text that the client sees.
-//! Nothing here changes how str0m itself understands a description.
+//! str0m negotiates; it knows nothing of LiveKit's rules. Which track a section carries, that a
+//! publisher is never sent to on its own section, and what Opus may do is put into the text that
+//! the client sees. Nothing here changes how str0m itself understands a description.
 
 use std::fmt;
 
@@ -80,7 +80,8 @@ impl Description {
         Self { session, sections }
     }
 
-    /// Names no streams for the whole description; each section names its own, and the list would be out of date.
+    /// Names no streams for the whole description; each section names its own, and the list would
+    /// be out of date.
     pub fn clear_stream_list(&mut self) {
         for line in &mut self.session {
             if line.starts_with("a=msid-semantic:") {

@@ -17,8 +17,8 @@ use crate::{Options, ids, signal};
 pub const PROTOCOL_VERSION: i32 = 17;
 /// The version of the agent worker protocol.
 pub const AGENT_PROTOCOL_VERSION: i32 = 1;
-/// What clients are told the server's version is. They compare it to decide what they may use, so it names the
-/// real server whose behaviour this one follows.
+/// What clients are told the server's version is. They compare it to decide what they may use, so
+/// it names the real server whose behaviour this one follows.
 pub const SERVER_VERSION: &str = "1.11.0";
 
 /// What the parts of the server share. Cheap to clone.
@@ -96,7 +96,8 @@ fn router(server: Server) -> Router {
         .merge(signal::router(server))
 }
 
-/// Serves until the server stops. The routes and the tasks behind them exist when this returns, so that no room event escapes them.
+/// Serves until the server stops. The routes and the tasks behind them exist when this returns, so
+/// that no room event escapes them.
 pub(crate) fn serve(
     listener: TcpListener,
     server: Server,

@@ -1,8 +1,9 @@
 //! Signalling: a client's WebSocket.
 //!
-//! A client connects to `/rtc` (settings in the query, two peer connections) or to `/rtc/v1` (a `JoinRequest` in the
-//! query, one peer connection). The WebSocket only carries messages to and from the task of the participant
-//! ([`crate::peer`]); when it breaks, the participant stays and the client comes back with `reconnect`.
+//! A client connects to `/rtc` (settings in the query, two peer connections) or to `/rtc/v1` (a
+//! `JoinRequest` in the query, one peer connection). The WebSocket only carries messages to and
+//! from the task of the participant ([`crate::peer`]); when it breaks, the participant stays and
+//! the client comes back with `reconnect`.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -28,7 +29,8 @@ use crate::rooms::RoomOptions;
 use crate::server::Server;
 use crate::token::Claims;
 
-/// Messages that may wait for a client's WebSocket. A client that is further behind is cut off and may come back.
+/// Messages that may wait for a client's WebSocket. A client that is further behind is cut off and
+/// may come back.
 const OUTLET_CAPACITY: usize = 2048;
 /// Requests that may wait for the participant's task; the WebSocket is not read while it is full.
 const REQUEST_CAPACITY: usize = 64;
@@ -403,8 +405,8 @@ async fn carry<E>(
                 // Text would be JSON, which no current SDK speaks; pings are answered by axum.
                 Message::Text(_) | Message::Ping(_) | Message::Pong(_) => continue,
             };
-            // When the participant has left, the rest is read for nothing: closing a socket with unread data
-            // would take away from the client what it was told last.
+            // When the participant has left, the rest is read for nothing: closing a socket with
+            // unread data would take away from the client what it was told last.
             let _ = incoming.send(request).await;
         }
     };
@@ -415,11 +417,13 @@ async fn carry<E>(
                 .await
                 .is_err()
             {
-                // A client that takes nothing any more has often said goodbye before; reading ends with what it said last.
+                // A client that takes nothing any more has often said goodbye before; reading ends
+                // with what it said last.
                 std::future::pending::<()>().await;
             }
         }
-        // The participant's task has let go of the client, which is told so and closes from its side.
+        // The participant's task has let go of the client, which is told so and closes from its
+        // side.
         let farewell = async {
             let _ = sink.close().await;
             std::future::pending::<()>().await;

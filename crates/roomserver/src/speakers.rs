@@ -1,13 +1,14 @@
 //! Who speaks: audio levels of packets, gathered over one interval at a time.
 //!
-//! The constants are those of the real server's `audio` section: a packet counts as speech from -35 dBov up,
-//! and a participant speaks when at least 40 % of the interval was speech.
+//! The constants are those of the real server's `audio` section: a packet counts as speech from -35
+//! dBov up, and a participant speaks when at least 40 % of the interval was speech.
 
 /// Quieter packets are not speech, in dBov as in RFC 6464.
 const ACTIVE_LEVEL_DBOV: i8 = -35;
 /// Share of the interval's packets that must be speech.
 const ACTIVE_SHARE: f32 = 0.4;
-/// Packets of 20 ms in an interval of 400 ms; with fewer, as with DTX, the missing ones count as silence.
+/// Packets of 20 ms in an interval of 400 ms; with fewer, as with DTX, the missing ones count as
+/// silence.
 const EXPECTED_PACKETS: u32 = 20;
 /// Levels are told in steps, so that small changes are no news (8 bits, as in the real server).
 const LEVEL_STEPS: f32 = 8.0;

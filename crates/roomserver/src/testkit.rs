@@ -1,5 +1,5 @@
-//! What the tests of the API and the agents share: a server on a free port, API calls, a worker made of a WebSocket, and participants that are
-//! in a room without media.
+//! What the tests of the API and the agents share: a server on a free port, API calls, a worker
+//! made of a WebSocket, and participants that are in a room without media.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -79,8 +79,8 @@ pub(crate) fn admin(room: &str) -> String {
 }
 
 thread_local! {
-    /// Every test has a thread and a runtime of its own, and a client belongs to a runtime. Making one reads the machine's
-    /// certificates, which is slow, so each test makes one.
+    /// Every test has a thread and a runtime of its own, and a client belongs to a runtime. Making
+    /// one reads the machine's certificates, which is slow, so each test makes one.
     static CLIENT: reqwest::Client = reqwest::Client::new();
 }
 

@@ -1,7 +1,7 @@
 //! Access tokens: who signed them, whom they name and what they allow.
 //!
-//! A token is a JWT signed with HS256 by the API secret that belongs to its issuer (`iss`, the API key).
-//! The claim names are those of LiveKit's `auth/grants.go`.
+//! A token is a JWT signed with HS256 by the API secret that belongs to its issuer (`iss`, the API
+//! key). The claim names are those of LiveKit's `auth/grants.go`.
 
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -58,7 +58,8 @@ pub struct Claims {
     pub identity: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// `standard`, `ingress`, `egress`, `sip`, `agent`, `connector` or `bridge`; empty means standard.
+    /// `standard`, `ingress`, `egress`, `sip`, `agent`, `connector` or `bridge`; empty means
+    /// standard.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -104,7 +105,8 @@ pub struct VideoGrants {
     pub hidden: bool,
     #[serde(skip_serializing_if = "is_default")]
     pub recorder: bool,
-    /// The bearer is an agent worker (on `/agent`) or the participant of an agent's job (in a room).
+    /// The bearer is an agent worker (on `/agent`) or the participant of an agent's job (in a
+    /// room).
     #[serde(skip_serializing_if = "is_default")]
     pub agent: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,7 +163,8 @@ impl Keys {
         Ok(jsonwebtoken::decode::<Claims>(token, &key, &rules)?.claims)
     }
 
-    /// Signs the claims with the secret of their issuer, or with the first key when the issuer is empty.
+    /// Signs the claims with the secret of their issuer, or with the first key when the issuer is
+    /// empty.
     pub fn sign(&self, claims: &Claims) -> Result<String, TokenError> {
         let mut claims = claims.clone();
         if claims.iss.is_empty() {
@@ -181,7 +184,8 @@ impl Keys {
         )?)
     }
 
-    /// The token of a request: from `Authorization: Bearer`, or else from the query's `access_token`.
+    /// The token of a request: from `Authorization: Bearer`, or else from the query's
+    /// `access_token`.
     pub fn verify_request(
         &self,
         authorization: Option<&str>,
@@ -215,7 +219,8 @@ impl Claims {
         }
     }
 
-    /// The permissions in the room. What a token leaves out is allowed, except for changing one's own metadata.
+    /// The permissions in the room. What a token leaves out is allowed, except for changing one's
+    /// own metadata.
     pub fn permission(&self) -> proto::ParticipantPermission {
         let video = &self.video;
         let can_publish = video.can_publish.unwrap_or(true);

@@ -1,7 +1,7 @@
 //! One peer connection: negotiation, incoming and outgoing tracks, data channels.
 //!
-//! There is no I/O in here except that datagrams to be sent go straight to the participant's sockets.
-//! What the connection reports is returned as [`Event`]s; time is an argument.
+//! There is no I/O in here except that datagrams to be sent go straight to the participant's
+//! sockets. What the connection reports is returned as [`Event`]s; time is an argument.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -30,9 +30,11 @@ const LOSSY: &str = "_lossy";
 const DATA_TRACK: &str = "_data_track";
 /// What SCTP may hold for a client before packets wait here.
 const SCTP_BUFFER_BYTES: usize = 2 * 1024 * 1024;
-/// The largest message either side may send; a text stream's chunk is 15 kB, a user packet at most 64 kB.
+/// The largest message either side may send; a text stream's chunk is 15 kB, a user packet at most
+/// 64 kB.
 const MAX_MESSAGE_BYTES: u32 = 256 * 1024;
-/// Reliable packets that wait for the channel or for SCTP. A client that is further behind than this loses the oldest.
+/// Reliable packets that wait for the channel or for SCTP. A client that is further behind than
+/// this loses the oldest.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 
 /// Which of a participant's connections this is.
@@ -365,7 +367,8 @@ impl Transport {
         }
     }
 
-    /// Sends on a data channel. Reliable packets wait for a channel that is not open or full, others are dropped.
+    /// Sends on a data channel. Reliable packets wait for a channel that is not open or full,
+    /// others are dropped.
     pub fn send_data(&mut self, lane: Lane, contents: Bytes) {
         let queue_is_empty = !self.waiting.iter().any(|waiting| waiting.lane == lane);
         if queue_is_empty && self.write(lane, &contents) {
@@ -496,8 +499,8 @@ impl Transport {
         }
     }
 
-    /// How many sections the client has to add for what it is to hear, if anything has to be negotiated at all.
-    /// Asked once for every change.
+    /// How many sections the client has to add for what it is to hear, if anything has to be
+    /// negotiated at all. Asked once for every change.
     pub fn missing_sections(&mut self) -> Option<u32> {
         if !std::mem::take(&mut self.stale) {
             return None;
@@ -542,8 +545,8 @@ impl Transport {
         }
     }
 
-    /// Takes the track out of a section. What comes next there is a stream of its own, with another SSRC: clients
-    /// do not play a stream again that they were told has ended.
+    /// Takes the track out of a section. What comes next there is a stream of its own, with another
+    /// SSRC: clients do not play a stream again that they were told has ended.
     fn free(&mut self, mid: Mid) -> Option<Subscription> {
         let sending = self.sending_mut(mid);
         let carried = sending.subscription.take()?;
@@ -554,7 +557,8 @@ impl Transport {
         Some(carried)
     }
 
-    /// An offer to the client, if there is something new to offer. Only for a subscriber connection.
+    /// An offer to the client, if there is something new to offer. Only for a subscriber
+    /// connection.
     pub fn create_offer(
         &mut self,
         ice_restart: bool,

@@ -1,7 +1,9 @@
-//! Twirp, the protocol of LiveKit's API calls: `POST /twirp/<service>/<method>` with protobuf or JSON in and out.
+//! Twirp, the protocol of LiveKit's API calls: `POST /twirp/<service>/<method>` with protobuf or
+//! JSON in and out.
 //!
-//! This module decodes, finds the access token, encodes the answer or the error; what a method does is in the services' modules.
-//! Protocol: Twirp v7 wire specification. What differs from the real server's JSON: fields that have their default value are left out.
+//! This module decodes, finds the access token, encodes the answer or the error; what a method does
+//! is in the services' modules. Protocol: Twirp v7 wire specification. What differs from the real
+//! server's JSON: fields that have their default value are left out.
 
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -97,7 +99,8 @@ impl TwirpError {
         Self::new(Code::Unimplemented, message)
     }
 
-    /// A call that the real server passes on to whoever holds the room or the participant, and nobody does.
+    /// A call that the real server passes on to whoever holds the room or the participant, and
+    /// nobody does.
     pub fn nobody_answers() -> Self {
         Self::new(Code::Unavailable, "no response from servers")
     }
@@ -160,8 +163,8 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Checks what every method checks: the verb, the content type and the token's signature. Whether the token allows the call is up to
-    /// the method.
+    /// Checks what every method checks: the verb, the content type and the token's signature.
+    /// Whether the token allows the call is up to the method.
     pub fn new(
         keys: &Keys,
         method: &Method,
@@ -211,7 +214,8 @@ impl Call {
         })
     }
 
-    /// Runs one method: decodes the request, hands it over with the token's claims, encodes the answer.
+    /// Runs one method: decodes the request, hands it over with the token's claims, encodes the
+    /// answer.
     pub async fn serve<Request, Answer>(
         self,
         method: impl AsyncFnOnce(&Claims, Request) -> Result<Answer, TwirpError>,
@@ -266,7 +270,8 @@ impl Call {
     }
 }
 
-/// A message as the real server's JSON shows it: fields by their names in the `.proto` files, as Twirp wants it, instead of camel case.
+/// A message as the real server's JSON shows it: fields by their names in the `.proto` files, as
+/// Twirp wants it, instead of camel case.
 pub(crate) fn to_twirp_json<T: Serialize>(
     message: &T,
 ) -> Result<serde_json::Value, serde_json::Error> {

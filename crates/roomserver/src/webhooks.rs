@@ -1,7 +1,7 @@
 //! Webhooks: tells other servers by HTTP what happens in rooms and to recordings.
 //!
-//! Delivery is as loose as the real server's: per address a queue of [`QUEUE_DEPTH`] events, a few attempts, and nothing is sent that is older
-//! than [`MAX_AGE`].
+//! Delivery is as loose as the real server's: per address a queue of [`QUEUE_DEPTH`] events, a few
+//! attempts, and nothing is sent that is older than [`MAX_AGE`].
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -40,7 +40,8 @@ pub(crate) struct Webhooks {
 
 struct Shared {
     server: Server,
-    /// Made when the first address needs it: it reads the machine's certificates, which takes a while.
+    /// Made when the first address needs it: it reads the machine's certificates, which takes a
+    /// while.
     client: OnceLock<reqwest::Client>,
     /// The addresses that get every event.
     queues: Vec<Address>,
@@ -124,7 +125,8 @@ impl Webhooks {
         }
     }
 
-    /// The webhook for an event, if it has one. `active` holds the participants who have been told of as joined.
+    /// The webhook for an event, if it has one. `active` holds the participants who have been told
+    /// of as joined.
     fn room_event(
         &self,
         event: RoomEvent,

@@ -141,7 +141,8 @@ async fn redundant_audio_reaches_who_takes_it_and_is_taken_apart_for_others() {
             .iter()
             .all(|(_, payload)| payload == b"opusalice")
     );
-    // Who takes redundant audio is left with the holes, for which there are copies; for others they were filled.
+    // Who takes redundant audio is left with the holes, for which there are copies; for others they
+    // were filled.
     let numbers = |client: &Client| -> Vec<u64> {
         let numbers = client.audio_headers.iter().map(|(_, sequence)| *sequence);
         numbers.collect()

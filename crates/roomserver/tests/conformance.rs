@@ -1,4 +1,5 @@
-//! `CONFORMANCE.md` and the tests of `tests/interop/python` name each other: every rule has its test, every test its rule.
+//! `CONFORMANCE.md` and the tests of `tests/interop/python` name each other: every rule has its
+//! test, every test its rule.
 
 use std::collections::BTreeSet;
 use std::fs;

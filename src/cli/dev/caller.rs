@@ -1,4 +1,5 @@
-//! A caller who follows a script: joins the room as a person would, listens, and speaks recorded lines when the agent is silent.
+//! A caller who follows a script: joins the room as a person would, listens, and speaks recorded
+//! lines when the agent is silent.
 //!
 //! It uses the official client over real WebRTC and times everything with its own ears.
 

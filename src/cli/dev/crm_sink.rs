@@ -1,7 +1,8 @@
-//! A CRM for demonstrations and development: takes what the worker delivers and keeps it in a folder.
+//! A CRM for demonstrations and development: takes what the worker delivers and keeps it in a
+//! folder.
 //!
-//! It answers as the contract says (`POST /upload`, `POST /call-data`), knows repeated requests by their idempotency key, and
-//! listens on loopback only.
+//! It answers as the contract says (`POST /upload`, `POST /call-data`), knows repeated requests by
+//! their idempotency key, and listens on loopback only.
 
 use std::collections::HashMap;
 use std::io;

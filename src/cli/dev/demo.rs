@@ -1,8 +1,8 @@
 //! `voicebot demo`: one whole call on this machine, and its story.
 //!
-//! A room server, a CRM, a worker with its call process, and a caller who speaks recorded lines over real WebRTC. Every step is
-//! timed and checked from outside: by what the caller hears, by what the CRM receives, by what lies on disk. The exit code says
-//! whether all of it happened.
+//! A room server, a CRM, a worker with its call process, and a caller who speaks recorded lines
+//! over real WebRTC. Every step is timed and checked from outside: by what the caller hears, by
+//! what the CRM receives, by what lies on disk. The exit code says whether all of it happened.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,8 @@ const STEP: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Args)]
 pub struct DemoArguments {
-    /// Folder for everything that the demo makes [default: a new one in the system's temporary folder]
+    /// Folder for everything that the demo makes [default: a new one in the system's temporary
+    /// folder]
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
     /// The program whose worker holds the call, for example a production build [default: this one]

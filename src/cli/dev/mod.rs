@@ -1,10 +1,12 @@
 //! `voicebot dev`: local development in one terminal.
 //!
-//! A worker with its upload task, a page on which a person talks to the agent from the browser, and, where no LiveKit server is
-//! named, the development room server with made-up keys. Without a CRM address the records go to a CRM sink in `./crm`; without a
-//! key for the providers a prepared conversation answers. What is made up is said on the terminal.
+//! A worker with its upload task, a page on which a person talks to the agent from the browser,
+//! and, where no LiveKit server is named, the development room server with made-up keys. Without a
+//! CRM address the records go to a CRM sink in `./crm`; without a key for the providers a prepared
+//! conversation answers. What is made up is said on the terminal.
 //!
-//! Everything in this folder is for development and exists only with the feature `dev`, which a production build leaves out.
+//! Everything in this folder is for development and exists only with the feature `dev`, which a
+//! production build leaves out.
 
 mod caller;
 mod crm_sink;

@@ -1,4 +1,5 @@
-//! `voicebot roomserver`: the development room server alone, for tests that bring their own clients.
+//! `voicebot roomserver`: the development room server alone, for tests that bring their own
+//! clients.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! What `dev` and `demo` build their scene from: made-up keys, a free port, a worker in a process of its own.
+//! What `dev` and `demo` build their scene from: made-up keys, a free port, a worker in a process
+//! of its own.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -68,7 +69,8 @@ pub struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts a worker with `environment` on top of ours, as `program` or this one. Its log goes to `log`, or where ours goes.
+    /// Starts a worker with `environment` on top of ours, as `program` or this one. Its log goes to
+    /// `log`, or where ours goes.
     pub fn start(
         program: Option<&Path>,
         config: Option<&Path>,

@@ -1,7 +1,8 @@
 //! How a call and its leads look in MongoDB. Pure.
 //!
-//! A session has the ids and times that people search by at the top, as MongoDB's own types, and below them the record and the
-//! conversation as their files have them. What comes from outside is fitted: MongoDB does not take every key that JSON has.
+//! A session has the ids and times that people search by at the top, as MongoDB's own types, and
+//! below them the record and the conversation as their files have them. What comes from outside is
+//! fitted: MongoDB does not take every key that JSON has.
 
 use ::mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
 use chrono::{DateTime, Utc};
@@ -10,7 +11,8 @@ use serde_json::{Map, Number, Value};
 use crate::ledger::search::{FoundCall, Standing, WholeCall};
 use crate::session::{CallRecord, CampaignIds, RecordStatus, SessionId, time};
 
-/// Values that lie deeper than this are kept as their JSON text: MongoDB allows 100 levels, of which some are ours.
+/// Values that lie deeper than this are kept as their JSON text: MongoDB allows 100 levels, of
+/// which some are ours.
 const DEEPEST: usize = 60;
 
 /// A call, ready to be written.
@@ -22,7 +24,8 @@ pub struct CallDocuments {
     pub leads: Vec<Document>,
 }
 
-/// The documents of a call that has a record. `conversation` and `leads` are the files' contents; leads come with their paths.
+/// The documents of a call that has a record. `conversation` and `leads` are the files' contents;
+/// leads come with their paths.
 pub fn documents(
     call: &FoundCall,
     conversation: Option<&Value>,
@@ -138,8 +141,8 @@ fn bson_of(value: &Value, depth: usize) -> Bson {
     }
 }
 
-/// Older servers refuse `$` at the beginning of a key and a dot in it, and no server takes a zero byte: they become the characters that
-/// look like them, as MongoDB's own manual advises.
+/// Older servers refuse `$` at the beginning of a key and a dot in it, and no server takes a zero
+/// byte: they become the characters that look like them, as MongoDB's own manual advises.
 fn fit_key(key: &str) -> String {
     let key = match key.strip_prefix('$') {
         Some(rest) => format!("\u{ff04}{rest}"),
@@ -331,7 +334,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever somebody puts into the campaign's metadata: the server has no reason to refuse it.
+        /// Whatever somebody puts into the campaign's metadata: the server has no reason to refuse
+        /// it.
         #[test]
         fn every_key_and_depth_fits(keys in prop::collection::vec("[$.a\0]{0,4}", 1..100)) {
             let nested = keys.iter().fold(json!(1), |inner, key| json!({ key: inner, "list": [key] }));

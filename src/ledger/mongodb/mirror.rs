@@ -1,8 +1,9 @@
 //! Keeps the copy complete: finds the calls that are not in it as they are now, and writes them.
 //!
-//! There is no queue that could overflow or be lost. What is missing is the difference between the records on disk and what
-//! [`Progress`] remembers, and it is taken in batches, so a copy that is ten thousand calls behind needs no more memory than one
-//! that is ten behind. Writing a call twice changes nothing, so a process may be killed at any instruction.
+//! There is no queue that could overflow or be lost. What is missing is the difference between the
+//! records on disk and what [`Progress`] remembers, and it is taken in batches, so a copy that is
+//! ten thousand calls behind needs no more memory than one that is ten behind. Writing a call twice
+//! changes nothing, so a process may be killed at any instruction.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,7 +25,8 @@ use crate::ledger::search::{FoundCall, WholeCall};
 use crate::session::{SessionId, mask_numbers};
 use crate::store::{CallFile, Place, Store, StoreError};
 
-/// How often the folders are looked at. The look at folders in which nothing has changed costs microseconds.
+/// How often the folders are looked at. The look at folders in which nothing has changed costs
+/// microseconds.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Calls that one pass takes on at most.
 const BATCH: usize = 500;
@@ -36,7 +38,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long the last pass may take before a worker that was told to stop ends.
 const LAST_PASS: Duration = Duration::from_secs(5);
-/// A folder that changed less than this before it was listed may change again within one tick of its clock.
+/// A folder that changed less than this before it was listed may change again within one tick of
+/// its clock.
 const CLOCK_TICK: Duration = Duration::from_secs(2);
 /// How often archived files are looked at one by one: they hardly ever change where they are.
 const FULL_LOOK_EVERY: Duration = Duration::from_secs(600);
@@ -54,14 +57,16 @@ pub enum PutError {
 
 /// Where calls are written to.
 pub trait Destination: Send + Sync {
-    /// Writes a call, or writes it over. Doing it twice changes nothing. `is_new`: as far as is known the destination does not have it.
+    /// Writes a call, or writes it over. Doing it twice changes nothing. `is_new`: as far as is
+    /// known the destination does not have it.
     fn put(
         &self,
         call: CallDocuments,
         is_new: bool,
     ) -> impl Future<Output = Result<(), PutError>> + Send;
 
-    /// Which one it is: host and database, without user and password. What was written is remembered for each by itself.
+    /// Which one it is: host and database, without user and password. What was written is
+    /// remembered for each by itself.
     fn name(&self) -> &str;
 }
 
@@ -204,7 +209,8 @@ impl<D: Destination> Mirror<D> {
     /// Writes what is missing, at most one batch of it.
     ///
     /// # Errors
-    /// When the folders cannot be listed or what was written cannot be remembered. That MongoDB is down is no error.
+    /// When the folders cannot be listed or what was written cannot be remembered. That MongoDB is
+    /// down is no error.
     pub async fn pass(&mut self) -> Result<MirrorPass, MongoError> {
         let Some(progress) = self.progress().await? else {
             return Ok(MirrorPass {

@@ -1,11 +1,12 @@
 //! The copy of all calls in MongoDB: `sessions` and `leads`, for those who search there.
 //!
-//! The worker writes it, from the records and leads on disk, and no call process ever does. The files stay what counts: when MongoDB is
-//! down, calls, files and delivery do not notice, and what is missing is written when it is back. Built with the feature `mongodb`
-//! (the default) and used when `MONGODB_URI` is set.
+//! The worker writes it, from the records and leads on disk, and no call process ever does. The
+//! files stay what counts: when MongoDB is down, calls, files and delivery do not notice, and what
+//! is missing is written when it is back. Built with the feature `mongodb` (the default) and used
+//! when `MONGODB_URI` is set.
 //!
-//! [`Mirror`] finds out what is missing and writes it; `Progress` is what it remembers on disk; `document` is how a call looks there;
-//! `server` alone knows the driver.
+//! [`Mirror`] finds out what is missing and writes it; `Progress` is what it remembers on disk;
+//! `document` is how a call looks there; `server` alone knows the driver.
 
 #[cfg(feature = "mongodb")]
 mod document;
@@ -32,7 +33,8 @@ pub use server::{MongoServer, catch_up, look_up, ping, start};
 /// The variable with the address, user and password.
 pub const URI_VARIABLE: &str = "MONGODB_URI";
 
-/// Section `mongodb` of the configuration. The address is not in it: it holds a password and comes from the environment.
+/// Section `mongodb` of the configuration. The address is not in it: it holds a password and comes
+/// from the environment.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MongoConfig {
@@ -52,7 +54,8 @@ impl MongoConfig {
     /// Looks for mistakes that a type cannot catch. The error names the key.
     ///
     /// # Errors
-    /// When MongoDB would refuse the name: <https://www.mongodb.com/docs/manual/reference/limits/#naming-restrictions>
+    /// When MongoDB would refuse the name:
+    /// <https://www.mongodb.com/docs/manual/reference/limits/#naming-restrictions>
     pub fn check(&self) -> Result<(), String> {
         let bad = |c: char| c.is_control() || "/\\. \"$*<>:|?".contains(c);
         if self.database.is_empty() || self.database.len() > 63 || self.database.contains(bad) {

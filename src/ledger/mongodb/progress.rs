@@ -1,7 +1,8 @@
-//! What is in MongoDB already, remembered on disk: one line for each file that was written, with a stamp of the file as it was.
+//! What is in MongoDB already, remembered on disk: one line for each file that was written, with a
+//! stamp of the file as it was.
 //!
-//! The file may be lost or cut off at any time: what it does not tell is written once more, and writing a call twice changes nothing.
-//! That is why it is not synced.
+//! The file may be lost or cut off at any time: what it does not tell is written once more, and
+//! writing a call twice changes nothing. That is why it is not synced.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -15,7 +16,8 @@ use crate::session::SessionId;
 /// Lines that may be out of date before the file is written anew.
 const SPARE_LINES: usize = 10_000;
 
-/// A file's state: another one after every change. Archived files have odd stamps, so that they can be told without a look at the disk.
+/// A file's state: another one after every change. Archived files have odd stamps, so that they can
+/// be told without a look at the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp(u64);
 

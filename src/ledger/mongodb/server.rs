@@ -1,4 +1,5 @@
-//! The driver: connection, indexes, writing, searching, and what its errors mean. Nothing else knows its types but BSON's.
+//! The driver: connection, indexes, writing, searching, and what its errors mean. Nothing else
+//! knows its types but BSON's.
 
 use std::time::Duration;
 
@@ -59,7 +60,8 @@ const DUPLICATE_KEY: i32 = 11000;
 /// The code for a collection that nobody has written to yet.
 const NAMESPACE_NOT_FOUND: i32 = 26;
 
-/// A database with `sessions` and `leads`. Connected when it is first needed, so that a server that is down at the start is no fault.
+/// A database with `sessions` and `leads`. Connected when it is first needed, so that a server that
+/// is down at the start is no fault.
 pub struct MongoServer {
     uri: Secret,
     database: String,
@@ -171,8 +173,8 @@ impl MongoServer {
         )
     }
 
-    /// What an error means, for whoever can do something about it. The driver's texts have hosts in them, and no passwords but perhaps
-    /// in what they repeat of the address, which is not shown.
+    /// What an error means, for whoever can do something about it. The driver's texts have hosts in
+    /// them, and no passwords but perhaps in what they repeat of the address, which is not shown.
     fn sentence(&self, error: &Error) -> String {
         let name = &self.name;
         match error.kind.as_ref() {
@@ -277,8 +279,8 @@ impl Connected {
     }
 }
 
-/// Writes a document, or writes it over. What is new is inserted: a replacement that finds nothing to replace makes some servers read the
-/// whole collection.
+/// Writes a document, or writes it over. What is new is inserted: a replacement that finds nothing
+/// to replace makes some servers read the whole collection.
 async fn write(
     collection: &Collection<Document>,
     document: Document,
@@ -307,7 +309,8 @@ fn code_of(error: &Error) -> Option<i32> {
     }
 }
 
-/// An index on each key that has none of ours yet. FerretDB breaks off when it is asked for what is there already.
+/// An index on each key that has none of ours yet. FerretDB breaks off when it is asked for what is
+/// there already.
 async fn create_missing(collection: &Collection<Document>, keys: &[&str]) -> Result<(), Error> {
     let there = match collection.list_index_names().await {
         Ok(names) => names,
@@ -413,7 +416,8 @@ pub fn start(
     Ok(Some(tokio::spawn(mirror.run(stop))))
 }
 
-/// Writes every call of `store` that MongoDB does not have as it is now. `None`: `MONGODB_URI` is not set.
+/// Writes every call of `store` that MongoDB does not have as it is now. `None`: `MONGODB_URI` is
+/// not set.
 ///
 /// # Errors
 /// When `MONGODB_URI` is not an address, or what is written cannot be remembered.

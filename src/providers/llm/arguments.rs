@@ -14,8 +14,8 @@ pub(super) fn read(text: &str) -> Option<Map<String, Value>> {
     unwrap(text, MAX_WRAPPINGS)
 }
 
-/// `text` as a JSON object where it can be read as one; else as it is, so that the tool can tell the
-/// model what is wrong with it.
+/// `text` as a JSON object where it can be read as one; else as it is, so that the tool can tell
+/// the model what is wrong with it.
 pub(super) fn tidy(text: String) -> String {
     match serde_json::from_str::<Value>(&text) {
         Ok(Value::Object(_)) => text,

@@ -90,7 +90,8 @@ pub enum CutShort {
     Length,
 }
 
-/// Something of a request that some servers do not take. What a server has refused once is left out.
+/// Something of a request that some servers do not take. What a server has refused once is left
+/// out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChatOption {
@@ -106,8 +107,8 @@ pub enum ChatOption {
     Tools,
     /// A message of the role `system`. Without it, its words begin the first message of the user.
     SystemRole,
-    /// Messages in the order in which they were said. Without it, user and assistant take turns, and
-    /// the user begins.
+    /// Messages in the order in which they were said. Without it, user and assistant take turns,
+    /// and the user begins.
     RoleOrder,
 }
 
@@ -135,7 +136,8 @@ pub trait ChatModel: Send + Sync + 'static {
     /// Vendor and model, for logs.
     fn name(&self) -> &str;
 
-    /// Starts an answer: returns once the provider has accepted the request. Dropping the stream gives it up.
+    /// Starts an answer: returns once the provider has accepted the request. Dropping the stream
+    /// gives it up.
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, ProviderError>;
 
     /// Opens a connection ahead of the first request. Failing is not an error yet.

@@ -1,4 +1,5 @@
-//! The language model by `POST chat/completions` of an OpenAI-compatible server, as a stream of server-sent events.
+//! The language model by `POST chat/completions` of an OpenAI-compatible server, as a stream of
+//! server-sent events.
 //!
 //! `answer` reads what comes back, `refusals` and `history` know what servers do not take.
 

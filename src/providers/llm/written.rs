@@ -1,9 +1,9 @@
-//! What a model writes into its text that is not for the caller: thoughts, requests for tools, marks of
-//! its chat template. Pure, and independent of vendors: it depends on the model and on how its server
-//! was started, not on the interface.
+//! What a model writes into its text that is not for the caller: thoughts, requests for tools,
+//! marks of its chat template. Pure, and independent of vendors: it depends on the model and on how
+//! its server was started, not on the interface.
 //!
-//! Text goes on at once. Only what may be the beginning of such a thing is held back, until the next
-//! characters tell.
+//! Text goes on at once. Only what may be the beginning of such a thing is held back, until the
+//! next characters tell.
 
 use serde_json::{Map, Value};
 
@@ -576,7 +576,8 @@ impl Written {
             let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter::<Value>();
             let Some(Ok(value)) = values.next() else {
                 if text[at..].starts_with('{') {
-                    // An object that is not whole; what lies in it is only a part of what was meant.
+                    // An object that is not whole; what lies in it is only a part of what was
+                    // meant.
                     break;
                 }
                 at += 1;

@@ -28,8 +28,8 @@ impl SpeechSegment {
     }
 }
 
-/// What was said. Empty text means that there were no words in the sound, a mark alone that nobody has
-/// spoken.
+/// What was said. Empty text means that there were no words in the sound, a mark alone that nobody
+/// has spoken.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Transcript {
     /// The words.
@@ -47,6 +47,7 @@ pub trait SpeechToText: Send + Sync + 'static {
     /// The words in `segment`. Dropping the future gives the request up.
     async fn transcribe(&self, segment: SpeechSegment) -> Result<Transcript, ProviderError>;
 
-    /// Opens a connection ahead of the first request. Failing is not an error yet: the first request will say what is wrong.
+    /// Opens a connection ahead of the first request. Failing is not an error yet: the first
+    /// request will say what is wrong.
     async fn prewarm(&self) {}
 }

@@ -19,7 +19,8 @@ pub struct SpeechRequest {
     pub language: Option<Language>,
 }
 
-/// Mono samples at [`TextToSpeech::sample_rate_hz`], in pieces of any size. It ends after the last one; an error ends it early.
+/// Mono samples at [`TextToSpeech::sample_rate_hz`], in pieces of any size. It ends after the last
+/// one; an error ends it early.
 pub type SpeechStream = BoxStream<'static, Result<Vec<i16>, ProviderError>>;
 
 /// A speech synthesiser that streams.
@@ -31,7 +32,8 @@ pub trait TextToSpeech: Send + Sync + 'static {
     /// Samples a second of every stream.
     fn sample_rate_hz(&self) -> u32;
 
-    /// Starts one sentence: returns once the provider has accepted the request. Dropping the stream gives it up.
+    /// Starts one sentence: returns once the provider has accepted the request. Dropping the stream
+    /// gives it up.
     async fn synthesize(&self, request: SpeechRequest) -> Result<SpeechStream, ProviderError>;
 
     /// What the sound of the last answer was before it became samples, such as "WAV, 44100 Hz, 2

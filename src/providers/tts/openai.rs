@@ -13,7 +13,8 @@ use super::{SpeechRequest, SpeechStream, TextToSpeech};
 use crate::providers::ProviderError;
 use crate::providers::openai::Api;
 
-/// `response_format: pcm` is 24 kHz, mono, 16 bit little endian (OpenAI's API reference, "Create speech").
+/// `response_format: pcm` is 24 kHz, mono, 16 bit little endian (OpenAI's API reference, "Create
+/// speech").
 const SAMPLE_RATE_HZ: u32 = 24_000;
 
 /// One model on one server.

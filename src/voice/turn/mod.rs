@@ -1,12 +1,13 @@
 //! Whose turn it is: a pure machine over time.
 //!
-//! [`TurnMachine::handle`] takes one [`Input`] and the time, and returns what is to be done about it, in order. It knows no tasks, no
-//! sound and no providers, and never waits: it names the moment at which it wants to be asked again
-//! ([`TurnMachine::next_deadline`]).
+//! [`TurnMachine::handle`] takes one [`Input`] and the time, and returns what is to be done about
+//! it, in order. It knows no tasks, no sound and no providers, and never waits: it names the moment
+//! at which it wants to be asked again ([`TurnMachine::next_deadline`]).
 //!
-//! The state (`state`) is three enums, and every question (`questions`) is a match over them: `Stage` (do we converse, or are we
-//! ending), `Floor` (the one reply that may exist, and how far it is), `Caller` (speaking, pausing, quiet). Beside them lie the
-//! stretches of speech that nobody has answered yet. What the agent's state is called outside is derived, never stored.
+//! The state (`state`) is three enums, and every question (`questions`) is a match over them:
+//! `Stage` (do we converse, or are we ending), `Floor` (the one reply that may exist, and how far
+//! it is), `Caller` (speaking, pausing, quiet). Beside them lie the stretches of speech that nobody
+//! has answered yet. What the agent's state is called outside is derived, never stored.
 
 mod keypad;
 mod questions;
@@ -32,8 +33,8 @@ pub use vocabulary::{
 /// How many lines may wait to be said; more than that are refused with a report.
 const MAX_WAITING_LINES: usize = 8;
 
-/// How often in a row the caller is asked to repeat speech without words. After that it is taken for the
-/// silence that it may be: a television, or music on hold.
+/// How often in a row the caller is asked to repeat speech without words. After that it is taken
+/// for the silence that it may be: a television, or music on hold.
 const MAX_WORDLESS: u32 = 3;
 
 /// See the module's own words.
@@ -101,7 +102,8 @@ impl TurnMachine {
         }
     }
 
-    /// Takes what happened at `now` and returns what to do, in order. Time that goes backwards is taken for standing still.
+    /// Takes what happened at `now` and returns what to do, in order. Time that goes backwards is
+    /// taken for standing still.
     pub fn handle(&mut self, now: Time, input: Input) -> Vec<Output> {
         self.now = self.now.max(now);
         if self.stage != Stage::Over {
@@ -113,7 +115,8 @@ impl TurnMachine {
         std::mem::take(&mut self.out)
     }
 
-    /// When to call [`TurnMachine::handle`] with [`Input::Tick`], if nothing else happens before. Always later than the last input.
+    /// When to call [`TurnMachine::handle`] with [`Input::Tick`], if nothing else happens before.
+    /// Always later than the last input.
     pub fn next_deadline(&self) -> Option<Time> {
         self.deadlines()
             .into_iter()
@@ -528,7 +531,8 @@ impl TurnMachine {
             .iter_mut()
             .filter(|segment| segment.origin == Origin::Backchannel)
         {
-            // "Yes" on the agent's last word answers its question; in the middle of its speech it only means "go on".
+            // "Yes" on the agent's last word answers its question; in the middle of its speech it
+            // only means "go on".
             let at_the_end = segment.ended.is_none_or(|ended| ended >= boundary);
             segment.origin = if at_the_end {
                 Origin::Speech
@@ -729,7 +733,8 @@ impl TurnMachine {
         }
     }
 
-    /// Writes down the words that the reply answers, once it is certain that it will be heard or has effects.
+    /// Writes down the words that the reply answers, once it is certain that it will be heard or
+    /// has effects.
     fn commit_covered(&mut self) {
         let covers = match &mut self.floor {
             Floor::Preparing(reply) => std::mem::take(&mut reply.covers),

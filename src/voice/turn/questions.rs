@@ -1,6 +1,7 @@
 //! Questions to the state, and the moments at which their answers change.
 //!
-//! Each moment is one function, asked by the step that acts on it and by the alarm clock, so that the two cannot disagree.
+//! Each moment is one function, asked by the step that acts on it and by the alarm clock, so that
+//! the two cannot disagree.
 
 use std::time::Duration;
 
@@ -43,7 +44,8 @@ impl TurnMachine {
             && reply.tools != ToolUse::Running
     }
 
-    /// Whether the reply in preparation may be heard, or may have effects: the turn that it answers is over.
+    /// Whether the reply in preparation may be heard, or may have effects: the turn that it answers
+    /// is over.
     pub(super) fn may_be_heard(&self) -> bool {
         let Floor::Preparing(reply) = &self.floor else {
             return false;
@@ -270,7 +272,8 @@ impl TurnMachine {
         if ask == 0 || ask >= hang_up {
             return Some(at);
         }
-        // Whoever was not asked yet, because there was sound without words all the time, is asked first.
+        // Whoever was not asked yet, because there was sound without words all the time, is asked
+        // first.
         let asked = self.silence.asked?;
         Some(at.max(asked + ms(hang_up - ask)))
     }

@@ -135,7 +135,8 @@ pub(super) enum Origin {
     Typed,
     /// Agreement while the agent spoke: an answer only if it came at the end.
     Backchannel,
-    /// Begun before the greeting and not over when it came: a "hello?" that it answers, or a request.
+    /// Begun before the greeting and not over when it came: a "hello?" that it answers, or a
+    /// request.
     Opening,
     /// Speech that needs no answer; it is only written down.
     Noted,

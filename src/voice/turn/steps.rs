@@ -1,4 +1,5 @@
-//! What follows from the state and the time: one thing after the other, until nothing is left to do.
+//! What follows from the state and the time: one thing after the other, until nothing is left to
+//! do.
 
 use super::TurnMachine;
 use super::state::{
@@ -10,7 +11,8 @@ use crate::voice::VoiceEnd;
 use crate::voice::config::ms;
 use crate::voice::wording;
 
-/// How many stretches of speech may wait for an answer. With more, the oldest are written down unanswered.
+/// How many stretches of speech may wait for an answer. With more, the oldest are written down
+/// unanswered.
 const MAX_UNANSWERED: usize = 64;
 
 /// Words with which people pick up a phone; a greeting that comes upon them answers them.
@@ -495,7 +497,8 @@ impl TurnMachine {
         }
     }
 
-    /// Nobody speaks any more and the conversation is to end: the last line, the last transcripts, the end.
+    /// Nobody speaks any more and the conversation is to end: the last line, the last transcripts,
+    /// the end.
     pub(super) fn step_out(&mut self) -> bool {
         let now = self.now;
         let Stage::Closing(closing) = &mut self.stage else {

@@ -1,4 +1,5 @@
-//! The machine in made-up time: what a caller would notice, and what must hold in any order of events.
+//! The machine in made-up time: what a caller would notice, and what must hold in any order of
+//! events.
 
 use std::time::Duration;
 
@@ -38,7 +39,8 @@ impl Table {
             .extend(outputs.into_iter().map(|output| (self.now, output)));
     }
 
-    /// Lets time pass up to `ms` after the start; every deadline on the way is kept, and the caller's line stays alive.
+    /// Lets time pass up to `ms` after the start; every deadline on the way is kept, and the
+    /// caller's line stays alive.
     fn until(&mut self, ms: u64) {
         let end = Duration::from_millis(ms);
         assert!(end >= self.now, "the test goes back in time");
@@ -180,7 +182,8 @@ fn recognition_and_the_model_start_before_the_turn_is_over() {
         table.at(&|o| matches!(o, Output::StartReply { .. })),
         Some(3_250)
     );
-    // The answer is there early; the caller may still go on, so that it waits for the end of the turn.
+    // The answer is there early; the caller may still go on, so that it waits for the end of the
+    // turn.
     let reply = table.reply();
     table.until(3_400);
     table.input(Input::AudioReady { reply });
@@ -400,7 +403,8 @@ fn tools_wait_for_the_end_of_the_turn_and_are_seen_through() {
         table.at(&|o| matches!(o, Output::RunTools { .. })),
         Some(3_500)
     );
-    // The caller goes on while it runs: the tool's effect is real, so that its reply is kept until it is known.
+    // The caller goes on while it runs: the tool's effect is real, so that its reply is kept until
+    // it is known.
     table.speak(3_700, 4_700);
     table.heard("and call me tomorrow");
     assert!(!table.has(&is_cancel));
@@ -1037,7 +1041,8 @@ proptest! {
         let back = Input::LineBack { say: None };
         let outputs = machine.handle(now, back.clone());
         check(&machine, now, &back, outputs)?;
-        // Left alone, with a caller who says nothing and providers that do nothing, it asks, waits and hangs up.
+        // Left alone, with a caller who says nothing and providers that do nothing, it asks, waits
+        // and hangs up.
         let end = Input::SpeechEnded { end: now };
         let outputs = machine.handle(now, end.clone());
         check(&machine, now, &end, outputs)?;

@@ -159,7 +159,8 @@ pub enum Input {
 /// Something to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
-    /// Send the sound of this segment, as far as it is there, to recognition; give an earlier request for it up.
+    /// Send the sound of this segment, as far as it is there, to recognition; give an earlier
+    /// request for it up.
     Transcribe {
         /// Which one.
         segment: SegmentId,

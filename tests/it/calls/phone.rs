@@ -1,4 +1,5 @@
-//! Callers on the telephone: the numbers, who called whom, and how a call ends that was not answered.
+//! Callers on the telephone: the numbers, who called whom, and how a call ends that was not
+//! answered.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -27,7 +27,8 @@ async fn recorded_call(mode: &str) -> (World, crate::support::world::Worker, Del
     call_in(world).await
 }
 
-/// The same, recorded by an egress that ends like this; a backup goes into the folder that is mounted as `recordings/backup`.
+/// The same, recorded by an egress that ends like this; a backup goes into the folder that is
+/// mounted as `recordings/backup`.
 async fn call_with_egress(
     egress: EgressBehaviour,
 ) -> (World, crate::support::world::Worker, Delivered) {
@@ -315,7 +316,8 @@ async fn a_recording_that_is_not_where_it_should_be_is_a_warning_with_the_place(
     world.nothing_is_left(worker).await;
 }
 
-/// A world whose egress begins when the token is cancelled, and a call in it whose caller hears the agent.
+/// A world whose egress begins when the token is cancelled, and a call in it whose caller hears the
+/// agent.
 async fn call_with_slow_egress(wait_ms: &str) -> (World, CancellationToken) {
     let begins = CancellationToken::new();
     let settings = [

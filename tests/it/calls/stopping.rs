@@ -24,7 +24,8 @@ async fn full_worker_takes_no_second_call() {
     })
     .await;
     eventually("call after the first one", async || {
-        // The worker says that it has a slot again a moment after the first call's process has ended.
+        // The worker says that it has a slot again a moment after the first call's process has
+        // ended.
         world.dispatch("second", Value::Null).await;
         (!world.call_processes().is_empty()).then_some(())
     })

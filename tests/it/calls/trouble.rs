@@ -1,4 +1,5 @@
-//! Servers that a call needs are down: the caller is told if that is possible, and the record says why.
+//! Servers that a call needs are down: the caller is told if that is possible, and the record says
+//! why.
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -12,7 +13,8 @@ use crate::support::world::{GREETING, SHORT_LINE, World, eventually, files, read
 
 const APOLOGY: &str = "Sorry.";
 
-/// An OpenAI-compatible service, some of whose parts answer 500 to everything. It stops when it is dropped.
+/// An OpenAI-compatible service, some of whose parts answer 500 to everything. It stops when it is
+/// dropped.
 struct Service {
     url: String,
     task: JoinHandle<()>,

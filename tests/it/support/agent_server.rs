@@ -143,7 +143,8 @@ impl Connection {
             .unwrap();
     }
 
-    /// The first message, heard already or yet to come, that `wanted` takes. Others wait for their turn.
+    /// The first message, heard already or yet to come, that `wanted` takes. Others wait for their
+    /// turn.
     pub async fn expect<T>(
         &mut self,
         what: &str,

@@ -1,6 +1,8 @@
-//! A CRM that misbehaves by a seeded plan, and keeps exact books: what it has taken, and what it should never have been sent.
+//! A CRM that misbehaves by a seeded plan, and keeps exact books: what it has taken, and what it
+//! should never have been sent.
 //!
-//! It speaks HTTP/1.1 by hand, one request a connection, because its faults are below what a server library would let it do.
+//! It speaks HTTP/1.1 by hand, one request a connection, because its faults are below what a server
+//! library would let it do.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
@@ -73,7 +75,8 @@ pub const UNRELIABLE: Plan = &[
     (Fault::DripsForEverAfter, 1),
 ];
 
-/// One that also says no in every way, shuts its doors, sends elsewhere, and says little when it has taken something.
+/// One that also says no in every way, shuts its doors, sends elsewhere, and says little when it
+/// has taken something.
 pub const HOSTILE: Plan = &[
     (Fault::None, 56),
     (Fault::HangsBefore, 1),
@@ -360,7 +363,8 @@ fn later(inside: &Mutex<Inside>) -> String {
     plain(429, &header, "too many")
 }
 
-/// Puts what came into the books, once, and says so: what is there already is answered as the first time, or as a duplicate.
+/// Puts what came into the books, once, and says so: what is there already is answered as the first
+/// time, or as a duplicate.
 fn take(inside: &Mutex<Inside>, request: &Request) -> String {
     let mut guard = inside.lock().unwrap();
     let inside = &mut *guard;

@@ -1,4 +1,5 @@
-//! A CRM that really listens on a socket. It takes recordings and call data, remembers them, and answers as a test tells it to.
+//! A CRM that really listens on a socket. It takes recordings and call data, remembers them, and
+//! answers as a test tells it to.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -155,7 +156,8 @@ impl FakeCrm {
             .extend(answers);
     }
 
-    /// Answers every request whose idempotency key begins like this in this way, until it is told otherwise; nothing: as usual.
+    /// Answers every request whose idempotency key begins like this in this way, until it is told
+    /// otherwise; nothing: as usual.
     pub fn always_answer(&self, key: &str, answer: Option<Answer>) {
         let standing = &mut self.shared.inside.lock().unwrap().standing_answers;
         standing.retain(|(known, _)| known != key);
@@ -311,7 +313,8 @@ fn plain(status: u16, body: &str) -> Response<Body> {
     response
 }
 
-/// The one part of a multipart form (RFC 7578) with the name `file`: its file name, media type and content.
+/// The one part of a multipart form (RFC 7578) with the name `file`: its file name, media type and
+/// content.
 pub fn the_file(content_type: &str, body: &Bytes) -> Option<(String, String, Bytes)> {
     let boundary = content_type.strip_prefix("multipart/form-data; boundary=")?;
     let (opening, closing) = (

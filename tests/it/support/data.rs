@@ -27,8 +27,8 @@ impl DataFolder {
         Self { folder, store }
     }
 
-    /// In memory where the system has such a folder, for tests that write thousands of files: no test cuts the power, so nothing is
-    /// lost by syncs that cost nothing.
+    /// In memory where the system has such a folder, for tests that write thousands of files: no
+    /// test cuts the power, so nothing is lost by syncs that cost nothing.
     pub fn in_memory() -> Self {
         let folder = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
@@ -106,7 +106,8 @@ impl DataFolder {
             .expect("the record is written")
     }
 
-    /// Nothing is left that a killed or careless process leaves: no journal, no temporary file, no claim.
+    /// Nothing is left that a killed or careless process leaves: no journal, no temporary file, no
+    /// claim.
     pub fn assert_nothing_left_over(&self) {
         self.assert_no_journals_or_temporaries();
         if self.path("call_metadata/.claims").exists() {

@@ -1,4 +1,5 @@
-//! A caller in a room: the official LiveKit client, with a microphone that plays recorded lines and an ear.
+//! A caller in a room: the official LiveKit client, with a microphone that plays recorded lines and
+//! an ear.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A server that speaks as much S3 as reading needs: HEAD, and GET with ranges and `If-Match`. It does not check signatures, only whose
-//! key they name.
+//! A server that speaks as much S3 as reading needs: HEAD, and GET with ranges and `If-Match`. It
+//! does not check signatures, only whose key they name.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,5 @@
-//! A whole world for a call: a room server and a CRM in the test's process, the real program as the worker with a process for each
-//! call, and what is left of all of it on disk.
+//! A whole world for a call: a room server and a CRM in the test's process, the real program as the
+//! worker with a process for each call, and what is left of all of it on disk.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -40,7 +40,8 @@ pub const PHONE: &str = "+15550100142";
 /// Recorded lines of the caller.
 pub const SHORT_LINE: &str = "goodbye.wav";
 pub const LONG_LINE: &str = "hello.wav";
-/// What the scripted recogniser takes everything for. It tells lines by their lengths, which a busy machine may change.
+/// What the scripted recogniser takes everything for. It tells lines by their lengths, which a busy
+/// machine may change.
 pub const WORDS: &str = "Some words.";
 
 /// What the agent says first.
@@ -67,7 +68,8 @@ fn machine() -> Runtime {
         .expect("threads")
 }
 
-/// Waits until `look` gives something. For what tells nobody that it has changed: files and processes.
+/// Waits until `look` gives something. For what tells nobody that it has changed: files and
+/// processes.
 pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
     loop {
@@ -140,7 +142,8 @@ impl World {
         Self::with(agent, settings, |_, _| {}).await
     }
 
-    /// The same, around a server that is started differently; `change` gets the data folder as well.
+    /// The same, around a server that is started differently; `change` gets the data folder as
+    /// well.
     pub async fn with(
         agent: Value,
         settings: &[(&str, &str)],
@@ -217,7 +220,8 @@ impl World {
         server.shutdown().await;
     }
 
-    /// The room server is gone without a word, and then there is another one at its address, which knows nothing.
+    /// The room server is gone without a word, and then there is another one at its address, which
+    /// knows nothing.
     pub async fn server_is_restarted(&mut self) {
         let stopped = self.machine.take().expect("the machine runs");
         // Nothing of it may run when the server is dropped, which says goodbye.
@@ -316,7 +320,8 @@ impl World {
         LiveCaller::watch(&self.server().url(), &token).await
     }
 
-    /// A telephone's bridge joins a room, with a microphone or without; `status` is that of the call.
+    /// A telephone's bridge joins a room, with a microphone or without; `status` is that of the
+    /// call.
     pub async fn telephone_joins(&self, room: &str, status: &str, microphone: bool) -> LiveCaller {
         let attributes = [
             ("sip.callID", "SCL_test"),
@@ -380,7 +385,8 @@ impl World {
         dispatch.expect("the dispatch is made").id
     }
 
-    /// A caller and the agent in a room; the greeting has been said, and the agent has the caller's sound.
+    /// A caller and the agent in a room; the greeting has been said, and the agent has the caller's
+    /// sound.
     pub async fn call(&self, room: &str) -> LiveCaller {
         let mut caller = self.caller(room).await;
         self.dispatch(room, Value::Null).await;
@@ -424,7 +430,8 @@ impl World {
         .await;
     }
 
-    /// Waits until so many calls have arrived at the CRM and are archived; in the order of their beginnings.
+    /// Waits until so many calls have arrived at the CRM and are archived; in the order of their
+    /// beginnings.
     pub async fn delivered(&self, calls: usize) -> Vec<Delivered> {
         let archive = self.data().join("processed_metadata");
         let records = eventually("archived record", async || {

@@ -1,8 +1,8 @@
 //! The 10 ms clock of the media thread.
 //!
-//! It beats for sources and receivers that asked for it and rests when there are none. A beat that comes late is made up for, so that no sound
-//! is lost and queues do not grow; but never more than [`MAX_CATCH_UP`] at once, since a burst of packets is worse than a gap for whoever gets
-//! it.
+//! It beats for sources and receivers that asked for it and rests when there are none. A beat that
+//! comes late is made up for, so that no sound is lost and queues do not grow; but never more than
+//! [`MAX_CATCH_UP`] at once, since a burst of packets is worse than a gap for whoever gets it.
 
 use std::{
     sync::{Arc, OnceLock, Weak},
@@ -17,7 +17,8 @@ use crate::engine;
 /// The time between two beats.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
 
-/// The most that is made up for after a delay: what the jitter buffer of a receiver usually bridges. Time beyond that is given up.
+/// The most that is made up for after a delay: what the jitter buffer of a receiver usually
+/// bridges. Time beyond that is given up.
 const MAX_CATCH_UP: Duration = Duration::from_millis(100);
 
 /// Whether the clock should come again.
@@ -76,7 +77,8 @@ impl Clock {
             while self.beat(due.into_std(), &mut present) {
                 due = next_beat(due, tokio::time::Instant::now());
                 if due <= tokio::time::Instant::now() {
-                    // Packets that came during the delay have to be in the jitter buffers before these are asked again.
+                    // Packets that came during the delay have to be in the jitter buffers before
+                    // these are asked again.
                     tokio::task::yield_now().await;
                 }
                 tokio::time::sleep_until(due).await;

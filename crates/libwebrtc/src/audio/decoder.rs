@@ -4,8 +4,8 @@ use opus::Channels;
 
 use super::OPUS_RATE_HZ;
 
-/// The decoder of one stream. It begins in mono and becomes stereo with the first stereo packet, for good: encoders change back and forth,
-/// and a change loses the decoder's memory.
+/// The decoder of one stream. It begins in mono and becomes stereo with the first stereo packet,
+/// for good: encoders change back and forth, and a change loses the decoder's memory.
 pub(crate) struct OpusDecoder {
     opus: opus::Decoder,
     channels: usize,
@@ -53,7 +53,8 @@ impl OpusDecoder {
         self.append(payload, false, frames, pcm)
     }
 
-    /// Appends `frames` samples in place of the packet before this one, from this one's error correction, or guessed if it has none.
+    /// Appends `frames` samples in place of the packet before this one, from this one's error
+    /// correction, or guessed if it has none.
     pub fn recover_previous(
         &mut self,
         payload: &[u8],
@@ -63,7 +64,8 @@ impl OpusDecoder {
         self.append(payload, true, frames, pcm)
     }
 
-    /// Appends `frames` guessed samples, which must be a multiple of 2.5 ms: more of the sound before, fading, or noise during DTX.
+    /// Appends `frames` guessed samples, which must be a multiple of 2.5 ms: more of the sound
+    /// before, fading, or noise during DTX.
     pub fn conceal(&mut self, frames: usize, pcm: &mut Vec<i16>) -> Result<(), opus::Error> {
         self.append(&[], false, frames, pcm)
     }
@@ -90,7 +92,8 @@ impl OpusDecoder {
     }
 }
 
-/// Whether the packet says that it holds two channels (RFC 6716, section 3.1: the third last bit of the first byte).
+/// Whether the packet says that it holds two channels (RFC 6716, section 3.1: the third last bit of
+/// the first byte).
 fn is_stereo(payload: &[u8]) -> bool {
     payload.first().is_some_and(|toc| toc & 0x04 != 0)
 }
@@ -102,8 +105,9 @@ pub(crate) fn packet_frames(payload: &[u8]) -> Option<usize> {
 
 /// Whether the packet carries error correction for the one before it.
 ///
-/// SILK and hybrid frames begin with a bit of voice activity for each of their SILK frames and then the bit that is asked for, twice that for
-/// stereo (RFC 6716, sections 4.2.3 and 4.2.4); CELT frames never have any.
+/// SILK and hybrid frames begin with a bit of voice activity for each of their SILK frames and then
+/// the bit that is asked for, twice that for stereo (RFC 6716, sections 4.2.3 and 4.2.4); CELT
+/// frames never have any.
 pub(crate) fn recovers_previous(payload: &[u8]) -> bool {
     let Some(toc) = payload.first() else {
         return false;

@@ -1,7 +1,8 @@
 //! How long packets have to wait so that nearly all of them are there when their turn comes.
 //!
-//! Every packet's *delay* is measured against the quickest packet of the last two seconds, by its RTP timestamp. That makes the delay
-//! independent of the clocks of both sides, of pauses in sending (DTX) and of how much happens to be buffered. The *target* is what covers
+//! Every packet's *delay* is measured against the quickest packet of the last two seconds, by its
+//! RTP timestamp. That makes the delay independent of the clocks of both sides, of pauses in
+//! sending (DTX) and of how much happens to be buffered. The *target* is what covers
 //! [`COVERED_SHARE`] of the recent delays. Knows nothing of what packets contain.
 
 use std::{
@@ -11,53 +12,64 @@ use std::{
 
 use super::OPUS_RATE_HZ;
 
-/// For how long the quickest packet is remembered. Long enough to see a quick one in jitter, short enough to follow a new route or clock drift.
+/// For how long the quickest packet is remembered. Long enough to see a quick one in jitter, short
+/// enough to follow a new route or clock drift.
 const BASE_WINDOW: Duration = Duration::from_secs(2);
 
-/// The share of packets that should be in time. The rest is concealed, which costs less than the delay that it would take to wait for all.
+/// The share of packets that should be in time. The rest is concealed, which costs less than the
+/// delay that it would take to wait for all.
 const COVERED_SHARE: f32 = 0.97;
 
-/// How much of the histogram stays with each packet: a memory of about 100 packets or two seconds of sound.
+/// How much of the histogram stays with each packet: a memory of about 100 packets or two seconds
+/// of sound.
 const KEPT_SHARE: f32 = 0.99;
 
-/// Less than this is nothing. Without it, shares would become denormal after three minutes, and computing with those takes a hundred times as long.
+/// Less than this is nothing. Without it, shares would become denormal after three minutes, and
+/// computing with those takes a hundred times as long.
 const NEGLIGIBLE_SHARE: f32 = 1e-9;
 
-/// Width of a histogram bucket. The histogram reaches to half a second; longer delays are counted there.
+/// Width of a histogram bucket. The histogram reaches to half a second; longer delays are counted
+/// there.
 const BUCKET_US: i64 = 1_000;
 const BUCKETS: usize = 500;
 
 /// One tick of the clock, of which the target is a multiple.
 const TICK_US: i64 = 10_000;
 
-/// When the quickest packet is forgotten and the next quickest was slower by a tick, that was a step, such as from the way on which a call began to a
-/// better one; if no more than this share of the packets came before it, they were no measure for the others.
+/// When the quickest packet is forgotten and the next quickest was slower by a tick, that was a
+/// step, such as from the way on which a call began to a better one; if no more than this share of
+/// the packets came before it, they were no measure for the others.
 const EXCEPTIONAL_SHARE: f32 = 0.1;
 
-/// Added to the covered delay: the clock asks only every 10 ms, so a packet may be needed that much before its time.
+/// Added to the covered delay: the clock asks only every 10 ms, so a packet may be needed that much
+/// before its time.
 const TICK_MARGIN_US: i64 = TICK_US;
 
-/// Bounds of the target. The lower one is a packet's length, with which a link without jitter has no hole; beyond the upper one people
-/// start to talk over each other, so that holes are the smaller evil.
+/// Bounds of the target. The lower one is a packet's length, with which a link without jitter has
+/// no hole; beyond the upper one people start to talk over each other, so that holes are the
+/// smaller evil.
 pub(crate) const MIN_TARGET_US: i64 = 20_000;
 pub(crate) const MAX_TARGET_US: i64 = 400_000;
 
 /// The target until something is known about the link.
 const INITIAL_TARGET_US: i64 = 40_000;
 
-/// After how many packets the measured target counts: from then on a single late one is no more than the share that need not be covered.
+/// After how many packets the measured target counts: from then on a single late one is no more
+/// than the share that need not be covered.
 const LEARNING_PACKETS: u32 = 34;
 
-/// The target rises at once, but falls only after it has been higher than needed for so many packets, about two seconds: every change of it is a
-/// change of speed that might be heard.
+/// The target rises at once, but falls only after it has been higher than needed for so many
+/// packets, about two seconds: every change of it is a change of speed that might be heard.
 const PATIENCE_PACKETS: u32 = 100;
 
-/// A measured target that is too high by less than this costs less than the two changes of speed when it was right after all: jitter that lies on the
-/// border of two ticks looks now like the one and now like the other. It falls only after so many packets, about twenty seconds.
+/// A measured target that is too high by less than this costs less than the two changes of speed
+/// when it was right after all: jitter that lies on the border of two ticks looks now like the one
+/// and now like the other. It falls only after so many packets, about twenty seconds.
 const WORTHWHILE_FALL_US: i64 = 2 * TICK_US;
 const LONG_PATIENCE_PACKETS: u32 = 1_000;
 
-/// A packet that seems later than this has rather got a timestamp of a new time line: senders may stop their timestamps while muted.
+/// A packet that seems later than this has rather got a timestamp of a new time line: senders may
+/// stop their timestamps while muted.
 const NEW_TIME_LINE_US: i64 = 1_000_000;
 
 /// Measures delays and derives the target.
@@ -70,7 +82,8 @@ pub(crate) struct DelayEstimator {
     histogram: [f32; BUCKETS],
     packets: u32,
     target_us: i64,
-    /// Whether the target is one that packets needed: not the one to begin with, nor one that was measured against an exception.
+    /// Whether the target is one that packets needed: not the one to begin with, nor one that was
+    /// measured against an exception.
     measured: bool,
     covered_us: i64,
     too_high: TooHigh,
@@ -82,7 +95,8 @@ struct TooHigh {
     packets: u32,
     /// The most that was needed in this time, in microseconds.
     most_us: i64,
-    /// The most of the last packets, since their number was a multiple of [`PATIENCE_PACKETS`]: what follows a time of jitter goes down step by step.
+    /// The most of the last packets, since their number was a multiple of [`PATIENCE_PACKETS`]:
+    /// what follows a time of jitter goes down step by step.
     recent_us: i64,
 }
 
@@ -131,8 +145,9 @@ impl DelayEstimator {
         self.count(transit - base);
     }
 
-    /// Takes note that the quickest packet is slower than the one until now by so many microseconds: what was measured against that one was this much
-    /// less late, if that one was an exception.
+    /// Takes note that the quickest packet is slower than the one until now by so many
+    /// microseconds: what was measured against that one was this much less late, if that one was an
+    /// exception.
     fn base_rose(&mut self, by_us: i64) {
         if by_us < TICK_US {
             return;
@@ -151,7 +166,8 @@ impl DelayEstimator {
         self.too_high = TooHigh::default();
     }
 
-    /// Takes note of a packet that came after its turn. What is very late, such as a copy that was sent again, says nothing about the link.
+    /// Takes note of a packet that came after its turn. What is very late, such as a copy that was
+    /// sent again, says nothing about the link.
     pub fn late_packet_arrived(&mut self, now: Instant, rtp_timestamp: u64) {
         let delay = self.delay_us(now, rtp_timestamp);
         if delay.is_some_and(|delay| delay <= NEW_TIME_LINE_US) {
@@ -215,8 +231,8 @@ impl DelayEstimator {
         worthwhile.then_some(recent)
     }
 
-    /// The delay in microseconds with which sound of that timestamp is played if it is played at `at`; `None` before the first packet.
-    /// Negative only if a packet was never as quick.
+    /// The delay in microseconds with which sound of that timestamp is played if it is played at
+    /// `at`; `None` before the first packet. Negative only if a packet was never as quick.
     pub fn delay_us(&self, at: Instant, rtp_timestamp: u64) -> Option<i64> {
         let (first_arrival, first_timestamp) = self.origin?;
         let (_, base) = self.quickest.front()?;
@@ -259,7 +275,8 @@ pub(crate) fn samples_to_us(samples: i64) -> i64 {
 mod tests {
     use super::*;
 
-    /// Feeds packets of 20 ms, each with its own extra delay in milliseconds, and answers the target.
+    /// Feeds packets of 20 ms, each with its own extra delay in milliseconds, and answers the
+    /// target.
     fn feed(
         estimator: &mut DelayEstimator,
         start: Instant,
@@ -295,13 +312,15 @@ mod tests {
         let mut estimator = DelayEstimator::default();
         let step = [0; 3].into_iter().chain([31; 90]);
         assert_eq!(feed(&mut estimator, start, 0, step), 50);
-        // While the first is remembered, sound is played 50 ms after it, and afterwards at the same moment: 19 ms after the others, or 20.
+        // While the first is remembered, sound is played 50 ms after it, and afterwards at the same
+        // moment: 19 ms after the others, or 20.
         assert_eq!(feed(&mut estimator, start, 93, [31; 20]), 20);
     }
 
     #[test]
     fn steps_between_what_is_common_are_jitter() {
-        // Every two and a half seconds another way, one of them 50 ms slower: without that memory, the slower packets would be late each time.
+        // Every two and a half seconds another way, one of them 50 ms slower: without that memory,
+        // the slower packets would be late each time.
         let start = Instant::now();
         let mut estimator = DelayEstimator::default();
         let way = |number: u64| number / 125 % 2 * 50;
@@ -351,7 +370,8 @@ mod tests {
     fn target_does_not_follow_every_breath_of_the_jitter() {
         let start = Instant::now();
         let mut estimator = DelayEstimator::default();
-        // Every 30th packet is late: sometimes that is more than what need not be covered, and sometimes less.
+        // Every 30th packet is late: sometimes that is more than what need not be covered, and
+        // sometimes less.
         let mut changes = 0;
         let mut target = 0;
         for number in 0..3_000u64 {
@@ -392,7 +412,8 @@ mod tests {
     fn pauses_and_clock_drift_are_no_jitter() {
         let start = Instant::now();
         let mut estimator = DelayEstimator::default();
-        // The sender's clock loses 200 ppm for a minute, and nothing is sent for every second second.
+        // The sender's clock loses 200 ppm for a minute, and nothing is sent for every second
+        // second.
         let mut target = 0;
         for second in (0..60u64).step_by(2) {
             for packet in second * 50..second * 50 + 50 {

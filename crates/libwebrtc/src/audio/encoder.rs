@@ -1,7 +1,7 @@
 //! From a local track's PCM to Opus packets of 20 ms.
 //!
-//! Knows nothing of sequence numbers, SSRCs and sockets: packets go to whoever made the [`AudioSender`], with the RTP timestamp and the facts
-//! for the audio-level header extension.
+//! Knows nothing of sequence numbers, SSRCs and sockets: packets go to whoever made the
+//! [`AudioSender`], with the RTP timestamp and the facts for the audio-level header extension.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,8 @@ const PACKET_SAMPLES: u32 = OPUS_RATE_HZ / 1000 * PACKET_MS;
 /// More than a packet of Opus at 20 ms can have (RFC 6716, section 3.4: 1275 bytes in one frame).
 const MAX_PACKET_BYTES: usize = 1500;
 
-/// Opus says with a packet of at most this length that there is nothing to transmit (libopus, `opus_encode`).
+/// Opus says with a packet of at most this length that there is nothing to transmit (libopus,
+/// `opus_encode`).
 const DTX_PACKET_BYTES: usize = 2;
 
 /// The bitrates that Google's engine takes by default for full-band speech, in bits per second.
@@ -34,16 +35,19 @@ const DEFAULT_STEREO_BPS: u64 = 64_000;
 /// The range of bitrates that Opus supports (RFC 6716, section 2.1.1), in bits per second.
 const BITRATE_RANGE_BPS: std::ops::RangeInclusive<u64> = 6_000..=510_000;
 
-/// A line that takes less than this gets it nevertheless, or speech would no longer be wide-band (RFC 6716, section 2.1.1), in bits per second.
+/// A line that takes less than this gets it nevertheless, or speech would no longer be wide-band
+/// (RFC 6716, section 2.1.1), in bits per second.
 const NARROWEST_BPS: u64 = 12_000;
 
 /// As thorough as Google's engine on a desktop. Half of it would save a quarter of the time.
 const COMPLEXITY: i32 = 9;
 
-/// Sound louder than this counts as voice for the audio-level extension: well over the noise of a quiet room, under quiet speech.
+/// Sound louder than this counts as voice for the audio-level extension: well over the noise of a
+/// quiet room, under quiet speech.
 const VOICE_DBOV: i8 = -50;
 
-/// When PCM is due this much later than what came before it ended, the RTP timestamp follows the time over the pause instead of hiding it.
+/// When PCM is due this much later than what came before it ended, the RTP timestamp follows the
+/// time over the pause instead of hiding it.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What was negotiated for the Opus stream.
@@ -53,9 +57,11 @@ pub(crate) struct OpusSendConfig {
     pub stereo: bool,
     /// Send nothing during silence (`usedtx=1`).
     pub dtx: bool,
-    /// In-band forward error correction (`useinbandfec=1`). It starts to work when loss is reported.
+    /// In-band forward error correction (`useinbandfec=1`). It starts to work when loss is
+    /// reported.
     pub fec: bool,
-    /// The bitrate to use (`maxaveragebitrate`, or the encoding's `max_bitrate`), in bits per second.
+    /// The bitrate to use (`maxaveragebitrate`, or the encoding's `max_bitrate`), in bits per
+    /// second.
     pub max_bitrate_bps: Option<u64>,
 }
 
@@ -107,8 +113,8 @@ pub(crate) struct AudioSenderStats {
 /// Takes who gets the packets, in order, on the media thread.
 type PacketSink = Box<dyn Fn(EncodedAudio) + Send + Sync>;
 
-/// The RTP clock of a stream. It outlives the encoder: a stream whose timestamps begin anew is taken for one that went back in time, and
-/// LiveKit's server drops every packet of it.
+/// The RTP clock of a stream. It outlives the encoder: a stream whose timestamps begin anew is
+/// taken for one that went back in time, and LiveKit's server drops every packet of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RtpClock {
     /// The timestamp of the next packet if there is no pause.
@@ -158,7 +164,8 @@ impl AudioSender {
         })
     }
 
-    /// Tells the encoder how many packets of a hundred get lost on the way, so that it adds as much error correction.
+    /// Tells the encoder how many packets of a hundred get lost on the way, so that it adds as much
+    /// error correction.
     pub fn set_packet_loss_percent(&self, percent: u8) {
         self.encoder.lock().set_packet_loss_percent(percent);
     }
@@ -187,7 +194,8 @@ impl AudioSender {
 impl PcmSink for AudioSender {
     fn on_pcm(&self, at: Instant, pcm: Pcm<'_>) {
         self.encoder.lock().push(at, pcm);
-        // The lock is not held while a packet is sent. Only one thread feeds a track, so the order stays.
+        // The lock is not held while a packet is sent. Only one thread feeds a track, so the order
+        // stays.
         loop {
             let packet = self.encoder.lock().next_packet();
             match packet {
@@ -286,7 +294,8 @@ impl PacketEncoder {
         }
     }
 
-    /// Takes PCM of any format that is due `at`. Call [`next_packet`](Self::next_packet) until it gives nothing.
+    /// Takes PCM of any format that is due `at`. Call [`next_packet`](Self::next_packet) until it
+    /// gives nothing.
     pub fn push(&mut self, at: Instant, pcm: Pcm<'_>) {
         self.pcm.drain(..self.consumed);
         self.consumed = 0;
@@ -331,8 +340,8 @@ impl PacketEncoder {
             let nothing_new = self.config.dtx && len <= DTX_PACKET_BYTES;
             let was_silent = std::mem::replace(&mut self.silent, nothing_new);
             if nothing_new && was_silent {
-                // Only the first one of a pause is sent, as Google's engine does: it tells the decoder to go on with comfort noise instead of
-                // suspecting a loss.
+                // Only the first one of a pause is sent, as Google's engine does: it tells the
+                // decoder to go on with comfort noise instead of suspecting a loss.
                 self.stats.dtx_packets += 1;
                 continue;
             }

@@ -1,15 +1,21 @@
-//! The jitter buffer: packets in whenever they come, 10 ms of sound out whenever they are asked for.
+//! The jitter buffer: packets in whenever they come, 10 ms of sound out whenever they are asked
+//! for.
 //!
-//! It has no clock and no socket: both [`push`](JitterBuffer::push) and [`pull`](JitterBuffer::pull) get the time. How it decides:
+//! It has no clock and no socket: both [`push`](JitterBuffer::push) and
+//! [`pull`](JitterBuffer::pull) get the time. How it decides:
 //!
-//! - How long packets should wait is measured by [`DelayEstimator`]. The first packet of a stream or after a pause waits until its delay is
-//!   the target; packets that follow it without a gap are played one after the other.
-//! - A missing packet is played from its copy if a later one brought that (RED), else recovered from the next one's error correction, else guessed
-//!   by the decoder. If nothing at all is
-//!   there, guessing goes on for [`MAX_GUESSED`], then there is the background that was heard before ([`BackgroundNoise`]). A late packet is still played as long as nothing after it was: that
+//! - How long packets should wait is measured by [`DelayEstimator`]. The first packet of a stream
+//!   or after a pause waits until its delay is the target; packets that follow it without a gap are
+//!   played one after the other.
+//! - A missing packet is played from its copy if a later one brought that (RED), else recovered
+//!   from the next one's error correction, else guessed by the decoder. If nothing at all is there,
+//!   guessing goes on for [`MAX_GUESSED`], then there is the background that was heard before
+//!   ([`BackgroundNoise`]). A late packet is still played as long as nothing after it was: that
 //!   makes the delay longer instead of losing speech.
-//! - A delay away from the target is corrected by making sound shorter or longer ([`stretch`]), never by leaving packets out.
-//! - Timestamps that jump without a missing packet are a pause of the sender (DTX): no loss, and comfort noise if the sender announced it.
+//! - A delay away from the target is corrected by making sound shorter or longer ([`stretch`]),
+//!   never by leaving packets out.
+//! - Timestamps that jump without a missing packet are a pause of the sender (DTX): no loss, and
+//!   comfort noise if the sender announced it.
 
 use std::{
     collections::VecDeque,
@@ -30,20 +36,24 @@ use super::{
 /// More packets than this do not wait: at 20 ms each, four seconds.
 const MAX_PACKETS: usize = 200;
 
-/// For how long a hole is filled with guesses. The decoder fades them out in about this time; after that they would be a hum.
+/// For how long a hole is filled with guesses. The decoder fades them out in about this time; after
+/// that they would be a hum.
 const MAX_GUESSED: usize = TICK_SAMPLES * 12;
 
-/// The decoder's last guess fades into the background, and the background into the first sound after it, over this many samples.
+/// The decoder's last guess fades into the background, and the background into the first sound
+/// after it, over this many samples.
 const FADE: usize = TICK_SAMPLES / 2;
 
-/// The delay may be this much above or below the target before it is corrected: less would be felt in every little change of the target.
+/// The delay may be this much above or below the target before it is corrected: less would be felt
+/// in every little change of the target.
 const FAR_ABOVE_US: i64 = 10_000;
 const FAR_BELOW_US: i64 = 10_000;
 
 /// A correction that has begun goes on until the delay is this close to the target.
 const CLOSE_US: i64 = 5_000;
 
-/// This far above the target, sound is shortened even where that is heard, as often as possible: what is late that much is worse.
+/// This far above the target, sound is shortened even where that is heard, as often as possible:
+/// what is late that much is worse.
 const INTOLERABLE_US: i64 = 120_000;
 
 /// Pulls between two cuts, so that sound runs at most about a quarter faster or slower.
@@ -55,17 +65,19 @@ const REST_AFTER_SEARCH: u32 = 2;
 /// As much decoded sound as a search for the longest period wants.
 const STRETCH_FRAMES: usize = 2 * stretch::MAX_PERIOD;
 
-/// While packets with error correction get lost, the delay is at least a packet and this, so that the packet which repairs a loss is there
-/// when it is needed.
+/// While packets with error correction get lost, the delay is at least a packet and this, so that
+/// the packet which repairs a loss is there when it is needed.
 const RECOVERY_MARGIN_US: i64 = 20_000;
 
 /// For how long after a loss that is so.
 const RECOVERY_MEMORY: Duration = Duration::from_secs(10);
 
-/// LiveKit's server puts the last two packets into redundancy that it makes itself (`pkg/sfu/redreceiver.go`).
+/// LiveKit's server puts the last two packets into redundancy that it makes itself
+/// (`pkg/sfu/redreceiver.go`).
 const MAX_REDONE_DISTANCE: u64 = 2;
 
-/// A packet whose number is further than this from the expected one belongs to a stream that started anew.
+/// A packet whose number is further than this from the expected one belongs to a stream that
+/// started anew.
 const NEW_STREAM_DISTANCE: u64 = 1_000;
 
 /// One RTP packet of Opus.
@@ -80,8 +92,8 @@ pub(crate) struct RtpAudioPacket {
     pub payload: Arc<[u8]>,
 }
 
-/// What was done so far, with the meaning that the W3C's "Identifiers for WebRTC's Statistics API" gives to the fields of the same name.
-/// Samples are counted for each channel at 48 kHz.
+/// What was done so far, with the meaning that the W3C's "Identifiers for WebRTC's Statistics API"
+/// gives to the fields of the same name. Samples are counted for each channel at 48 kHz.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct AudioReceiverStats {
     /// Seconds that the emitted samples spent in the buffer, summed over all of them.
@@ -98,7 +110,8 @@ pub(crate) struct AudioReceiverStats {
     pub concealment_events: u64,
     pub inserted_samples_for_deceleration: u64,
     pub removed_samples_for_acceleration: u64,
-    /// Packets that were recovered from the following packet's in-band error correction, or played from a copy in a later one (RED).
+    /// Packets that were recovered from the following packet's in-band error correction, or played
+    /// from a copy in a later one (RED).
     pub fec_packets_received: u64,
     /// Packets that came too late, twice, damaged, or when the buffer was full.
     pub packets_discarded: u64,
@@ -215,7 +228,8 @@ impl JitterBuffer {
         self.stats
     }
 
-    /// The delay with which sound is played now, against the quickest packet; `None` before anything was played and during a hole.
+    /// The delay with which sound is played now, against the quickest packet; `None` before
+    /// anything was played and during a hole.
     pub fn playout_delay_us(&self, now: Instant) -> Option<i64> {
         match (self.position, self.hole) {
             (Some(position), Hole::None) => self
@@ -262,7 +276,8 @@ impl JitterBuffer {
     /// Answers whether the packet waits now, which it did not before.
     fn take(&mut self, now: Instant, packet: RtpAudioPacket) -> bool {
         if packet.payload.is_empty() {
-            // Padding, which senders use to probe the bandwidth. It takes up a number, so it must not look like a loss.
+            // Padding, which senders use to probe the bandwidth. It takes up a number, so it must
+            // not look like a loss.
             self.skip_empty(packet.extended_seq);
             return false;
         }
@@ -284,7 +299,8 @@ impl JitterBuffer {
         let known = self.waiting.get_mut(place);
         if let Some(known) = known.filter(|other| other.seq == packet.extended_seq) {
             if known.is_copy {
-                // It was late or overtaken and not lost, and is needed no more; but it tells how long packets take.
+                // It was late or overtaken and not lost, and is needed no more; but it tells how
+                // long packets take.
                 known.is_copy = false;
                 self.delay.packet_arrived(now, packet.rtp_timestamp);
             } else {
@@ -324,11 +340,13 @@ impl JitterBuffer {
         true
     }
 
-    /// Takes a copy of an earlier packet that came with the packet `bearer_seq`, `distance` copies before it, if that packet is missing.
+    /// Takes a copy of an earlier packet that came with the packet `bearer_seq`, `distance` copies
+    /// before it, if that packet is missing.
     ///
-    /// A copy has a timestamp and no number. Mostly it is as many packets back as there are copies in between; but who redoes the redundancy on the
-    /// way, as LiveKit's server can, leaves out what it has lost itself. So a timestamp that is one or two whole packets back counts first; one that is
-    /// further back may lie before a pause of the sender.
+    /// A copy has a timestamp and no number. Mostly it is as many packets back as there are copies
+    /// in between; but who redoes the redundancy on the way, as LiveKit's server can, leaves out
+    /// what it has lost itself. So a timestamp that is one or two whole packets back counts first;
+    /// one that is further back may lie before a pause of the sender.
     fn take_copy(
         &mut self,
         now: Instant,
@@ -390,8 +408,9 @@ impl JitterBuffer {
         }
     }
 
-    /// The first number that can be missing before the waiting packet at `place`, and the timestamp up to which sound has been put in place of what
-    /// is missing there. `None` before the first packet of all.
+    /// The first number that can be missing before the waiting packet at `place`, and the timestamp
+    /// up to which sound has been put in place of what is missing there. `None` before the first
+    /// packet of all.
     fn gap_before(&self, place: usize) -> Option<(u64, u64)> {
         match (place.checked_sub(1), self.position) {
             (Some(previous), _) => {
@@ -406,7 +425,8 @@ impl JitterBuffer {
         }
     }
 
-    /// Drops what is overdue. Called instead of [`pull`](Self::pull) while nobody listens, so that a listener who comes hears the present.
+    /// Drops what is overdue. Called instead of [`pull`](Self::pull) while nobody listens, so that
+    /// a listener who comes hears the present.
     pub fn drop_overdue(&mut self, now: Instant) {
         self.pcm.clear();
         while let Some(first) = self.waiting.front() {
@@ -516,7 +536,8 @@ impl JitterBuffer {
     }
 
     fn skip_empty(&mut self, seq: u64) {
-        // A number that has sound, too, is not skipped: that sound would then lie before the place where playing is.
+        // A number that has sound, too, is not skipped: that sound would then lie before the place
+        // where playing is.
         let has_sound = self.waiting.front().is_some_and(|first| first.seq == seq);
         if let Some(position) = &mut self.position
             && position.seq == seq
@@ -563,7 +584,8 @@ impl JitterBuffer {
         }
     }
 
-    /// Whether enough was put in place of lost packets: as much as they held, or so much that the time has come for what follows them.
+    /// Whether enough was put in place of lost packets: as much as they held, or so much that the
+    /// time has come for what follows them.
     fn is_bridged(&self, lost_packets: u64, first: &Waiting, at: Instant) -> bool {
         let bridged = self.hole.frames();
         let lost = lost_packets.saturating_mul(self.packet_frames as u64);
@@ -631,7 +653,8 @@ impl JitterBuffer {
         }
     }
 
-    /// Puts something in place of packets that are missing before the first waiting one, `gap` samples before its turn.
+    /// Puts something in place of packets that are missing before the first waiting one, `gap`
+    /// samples before its turn.
     fn replace_lost(&mut self, gap: usize) {
         let Some(first) = self.waiting.front() else {
             return;
@@ -678,7 +701,8 @@ impl JitterBuffer {
         }
     }
 
-    /// Continues the sound as the decoder thinks, for a while, then with the background that was heard before.
+    /// Continues the sound as the decoder thinks, for a while, then with the background that was
+    /// heard before.
     fn guess(&mut self, frames: usize) {
         let bridged = match self.hole {
             Hole::Missing(frames) => frames,
@@ -713,7 +737,8 @@ impl JitterBuffer {
         self.pcm.resize(len, 0);
     }
 
-    /// Brings the delay nearer to the target by a cut in the sound that is about to be pulled, if it is time for one.
+    /// Brings the delay nearer to the target by a cut in the sound that is about to be pulled, if
+    /// it is time for one.
     fn correct_delay(&mut self, now: Instant) {
         let Some(delay) = self.playout_delay_us(now) else {
             self.correction = Correction::None;

@@ -1,6 +1,7 @@
 //! How loud a piece of sound is.
 
-/// Mean square of the samples relative to full scale: 0 for silence, 1 for a full-scale square wave.
+/// Mean square of the samples relative to full scale: 0 for silence, 1 for a full-scale square
+/// wave.
 pub(crate) fn energy(samples: &[i16]) -> f64 {
     if samples.is_empty() {
         return 0.0;
@@ -13,7 +14,8 @@ pub(crate) fn energy(samples: &[i16]) -> f64 {
     sum as f64 / samples.len() as f64 / (32_768.0 * 32_768.0)
 }
 
-/// The level of that energy in dBov, from -127 (silence) to 0, as RTP's header extension counts it (RFC 6464, section 3, with the sign).
+/// The level of that energy in dBov, from -127 (silence) to 0, as RTP's header extension counts it
+/// (RFC 6464, section 3, with the sign).
 pub(crate) fn dbov(energy: f64) -> i8 {
     if energy <= 0.0 {
         return -127;

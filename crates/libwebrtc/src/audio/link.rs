@@ -1,8 +1,10 @@
-//! Speech over an emulated link, in virtual time: what the encoder sends, what the link does to it, what the jitter buffer makes of it, and how
-//! that sounds. Every run has a seed, so that it can be repeated; what chance decides is run with several, and their mean is judged.
+//! Speech over an emulated link, in virtual time: what the encoder sends, what the link does to it,
+//! what the jitter buffer makes of it, and how that sounds. Every run has a seed, so that it can be
+//! repeated; what chance decides is run with several, and their mean is judged.
 //!
-//! `cargo test -p libwebrtc audio::link -- --nocapture` prints the figures; with `LINK_SOUND=FOLDER` the recordings are kept for other judges
-//! (`tests/interop/sound`), and `LINK_SEEDS=N` takes another number of seeds.
+//! `cargo test -p libwebrtc audio::link -- --nocapture` prints the figures; with
+//! `LINK_SOUND=FOLDER` the recordings are kept for other judges (`tests/interop/sound`), and
+//! `LINK_SEEDS=N` takes another number of seeds.
 
 use std::{
     collections::HashMap,
@@ -54,7 +56,8 @@ impl Dice {
 pub(crate) struct Link {
     /// Share of packets that get lost, each by itself.
     pub loss: f64,
-    /// Packets take up to so many milliseconds longer, evenly spread. Their order is kept, as queues keep it.
+    /// Packets take up to so many milliseconds longer, evenly spread. Their order is kept, as
+    /// queues keep it.
     pub jitter_ms: f64,
     /// Share of packets that take 45 ms longer and are overtaken by the next two.
     pub overtaken: f64,
@@ -131,11 +134,13 @@ fn packets(said: &[i16], config: OpusSendConfig, loss_percent: u8) -> Vec<(f64, 
 struct Heard {
     pcm: Vec<i16>,
     stats: AudioReceiverStats,
-    /// From the end of a packet's recording to the beginning of its being heard, without the link's steady part: the mean, in milliseconds.
+    /// From the end of a packet's recording to the beginning of its being heard, without the link's
+    /// steady part: the mean, in milliseconds.
     delay_ms: f64,
 }
 
-/// Runs arrivals, in order, through a jitter buffer that is asked every 10 ms. What is still in it after that time is heard too, but counts no more.
+/// Runs arrivals, in order, through a jitter buffer that is asked every 10 ms. What is still in it
+/// after that time is heard too, but counts no more.
 fn hear(arrivals: Vec<(f64, RtpAudioPacket)>, sending: Sending, milliseconds: usize) -> Heard {
     let start = Instant::now();
     let at = |ms: f64| start + Duration::from_secs_f64(ms / 1000.0);
@@ -305,7 +310,8 @@ impl Speech {
     }
 }
 
-/// What a link may do to speech at most: concealed percent, added delay and longest gap in milliseconds, distance in dB.
+/// What a link may do to speech at most: concealed percent, added delay and longest gap in
+/// milliseconds, distance in dB.
 type Bounds = (f64, f64, f64, f64);
 
 fn check(sending: Sending, cases: &[(&str, Link, Bounds)]) {
@@ -313,8 +319,9 @@ fn check(sending: Sending, cases: &[(&str, Link, Bounds)]) {
     let mut failures = Vec::new();
     for (name, link, (concealed, delay_ms, gap_ms, distance_db)) in cases {
         let outcome = speech.judge(name, *link, sending);
-        // What is pulled every 10 ms can be that much from its best moment. Over an outage the mean says nothing.
-        // Where everything happens at once, there is not always a place for a cut that is not heard.
+        // What is pulled every 10 ms can be that much from its best moment. Over an outage the mean
+        // says nothing. Where everything happens at once, there is not always a place for a cut
+        // that is not heard.
         let slack_ms = match link.loss > 0.0 && link.jitter_ms > 0.0 {
             true => 20.0,
             false => 10.0,
@@ -339,7 +346,8 @@ fn speech_survives_loss() {
         loss,
         ..Link::default()
     };
-    // Error correction repairs single losses, so that about the square of the loss is left to be guessed.
+    // Error correction repairs single losses, so that about the square of the loss is left to be
+    // guessed.
     check(
         Sending::Plain,
         &[
@@ -358,7 +366,8 @@ fn redundancy_leaves_little_of_the_loss() {
         loss,
         ..Link::default()
     };
-    // What is left needs three losses in a row: a copy of a packet has error correction for the one before it.
+    // What is left needs three losses in a row: a copy of a packet has error correction for the one
+    // before it.
     check(
         Sending::Redundant,
         &[
@@ -411,7 +420,8 @@ fn speech_survives_outages() {
         outage_held,
         ..Link::default()
     };
-    // What is lost is gone, and nothing else; what comes late is heard late, and the delay is made up for.
+    // What is lost is gone, and nothing else; what comes late is heard late, and the delay is made
+    // up for.
     check(
         Sending::Plain,
         &[

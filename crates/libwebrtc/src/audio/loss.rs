@@ -1,7 +1,8 @@
 //! How much loss the encoder should expect, from what the receiver reports.
 
-/// The share of a report that is lower than what is expected. With a report a second, the expectation follows in about ten seconds, as in Google's
-/// engine: losses come in groups, and after a second without one error correction is still wanted.
+/// The share of a report that is lower than what is expected. With a report a second, the
+/// expectation follows in about ten seconds, as in Google's engine: losses come in groups, and
+/// after a second without one error correction is still wanted.
 const FALLING_WEIGHT: f32 = 0.1;
 
 /// The share of a report that is higher: one bad second counts at once, but only half of it.

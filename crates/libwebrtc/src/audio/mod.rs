@@ -1,12 +1,14 @@
 //! Sound, from the application's PCM to Opus packets and back.
 //!
-//! - Out: [`source`] (the application's queue) → [`track`] → [`encoder`] (Opus packets, handed to whoever sends them).
-//! - In: [`receiver`] (jitter buffer and decoder) → [`track`] → [`stream`] (the application's frames).
+//! - Out: [`source`] (the application's queue) → [`track`] → [`encoder`] (Opus packets, handed to
+//!   whoever sends them).
+//! - In: [`receiver`] (jitter buffer and decoder) → [`track`] → [`stream`] (the application's
+//!   frames).
 //! - [`clock`] drives both every 10 ms on the media thread.
 //!
-//! The machinery that decides anything knows no socket, thread or clock and gets the time as an argument: [`source_queue`], [`resample`],
-//! [`delay`], [`stretch`], [`jitter`], [`level`], [`noise`], [`red`],
-//! [`rate`]. Nothing here knows RTP headers, SDP or peer connections.
+//! The machinery that decides anything knows no socket, thread or clock and gets the time as an
+//! argument: [`source_queue`], [`resample`], [`delay`], [`stretch`], [`jitter`], [`level`],
+//! [`noise`], [`red`], [`rate`]. Nothing here knows RTP headers, SDP or peer connections.
 
 pub(crate) mod clock;
 pub(crate) mod decoder;
@@ -36,7 +38,8 @@ pub(crate) mod stretch;
 pub(crate) mod testing;
 pub(crate) mod track;
 
-/// Sample rate at which everything is encoded, decoded and buffered, and the clock rate of Opus in RTP (RFC 7587, section 4.1).
+/// Sample rate at which everything is encoded, decoded and buffered, and the clock rate of Opus in
+/// RTP (RFC 7587, section 4.1).
 pub(crate) const OPUS_RATE_HZ: u32 = 48_000;
 
 /// Samples of each channel in 10 ms at [`OPUS_RATE_HZ`]: what the clock moves with one tick.

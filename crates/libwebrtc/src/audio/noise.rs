@@ -1,7 +1,9 @@
-//! The background of a stream, to be heard in holes: where speech breaks off for long, a dead line is taken for a lost call.
+//! The background of a stream, to be heard in holes: where speech breaks off for long, a dead line
+//! is taken for a lost call.
 //!
-//! How loud the background is, is told by the quietest moments of the last seconds; speech always has some. How it sounds is told by an all-pole
-//! filter from the autocorrelation of these moments, as speech codecs and Google's NetEq have it. A background of digital silence stays silent.
+//! How loud the background is, is told by the quietest moments of the last seconds; speech always
+//! has some. How it sounds is told by an all-pole filter from the autocorrelation of these moments,
+//! as speech codecs and Google's NetEq have it. A background of digital silence stays silent.
 
 use std::collections::VecDeque;
 
@@ -10,7 +12,8 @@ use super::TICK_SAMPLES;
 /// Poles of the filter: enough for the slope of a room's noise and a bump or two. Google's number.
 const ORDER: usize = 8;
 
-/// The quietest moment is looked for in so many stretches of so many blocks of 10 ms: five to six seconds. Speakers pause oftener than that.
+/// The quietest moment is looked for in so many stretches of so many blocks of 10 ms: five to six
+/// seconds. Speakers pause oftener than that.
 const STRETCHES: usize = 5;
 const STRETCH_BLOCKS: usize = 100;
 
@@ -20,7 +23,8 @@ const LEARNING_BLOCKS: usize = 50;
 /// Share of a block in the level of the moment: it takes a few blocks to be a moment.
 const MOMENT_WEIGHT: f64 = 0.3;
 
-/// A block is background up to this many times the energy of the quietest moment (6 dB): noise is never quite even.
+/// A block is background up to this many times the energy of the quietest moment (6 dB): noise is
+/// never quite even.
 const BACKGROUND_RANGE: f64 = 4.0;
 
 /// Share of a block of background in what is known about it.
@@ -29,10 +33,12 @@ const LEARNING_WEIGHT: f64 = 0.1;
 /// Quieter than this nobody hears anything: -80 dBov, as mean square of samples.
 const QUIETEST: f64 = 32_768.0 * 32_768.0 * 1e-8;
 
-/// No background is louder than this: -45 dBov. What is, is music or a tone, of which a hiss as loud would be no continuation.
+/// No background is louder than this: -45 dBov. What is, is music or a tone, of which a hiss as
+/// loud would be no continuation.
 const LOUDEST: f64 = 32_768.0 * 32_768.0 * 3.162e-5;
 
-/// White noise this far below the background is added before the filter is calculated, which keeps it stable where a band is empty.
+/// White noise this far below the background is added before the filter is calculated, which keeps
+/// it stable where a band is empty.
 const CONDITIONING: f64 = 1e-4;
 
 /// Knows the background of one stream.
@@ -116,7 +122,8 @@ impl BackgroundNoise {
         self.blocks >= LEARNING_BLOCKS && self.correlation[0] > QUIETEST
     }
 
-    /// Adds background to interleaved sound. `loudness` gives its share for each sample, from 0 to 1; the samples are counted from 0.
+    /// Adds background to interleaved sound. `loudness` gives its share for each sample, from 0 to
+    /// 1; the samples are counted from 0.
     pub fn mix(&mut self, pcm: &mut [i16], channels: usize, loudness: impl Fn(usize) -> f64) {
         if !self.is_audible() {
             return;
@@ -156,7 +163,8 @@ fn correlation(block: &[f64], lag: usize) -> f64 {
     pairs.map(|(one, other)| one * other).sum::<f64>() / block.len() as f64
 }
 
-/// Weights with which past samples predict the next one, and the mean square of what they cannot predict (Levinson's and Durbin's recursion).
+/// Weights with which past samples predict the next one, and the mean square of what they cannot
+/// predict (Levinson's and Durbin's recursion).
 fn all_pole_filter(correlation: &[f64; ORDER + 1]) -> ([f64; ORDER], f64) {
     let mut weights = [0.0; ORDER];
     let mut error = correlation[0] * (1.0 + CONDITIONING);
@@ -188,7 +196,8 @@ mod tests {
             .collect()
     }
 
-    /// Level in dB, and how much of the energy is in the difference of neighbours: 2 for white noise, less the lower it sounds.
+    /// Level in dB, and how much of the energy is in the difference of neighbours: 2 for white
+    /// noise, less the lower it sounds.
     fn sound(pcm: &[i16]) -> (f64, f64) {
         let square = |sample: f64| sample * sample;
         let energy: f64 = pcm.iter().map(|sample| square(f64::from(*sample))).sum();

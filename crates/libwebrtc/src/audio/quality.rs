@@ -1,7 +1,8 @@
 //! Speech for tests, and how far what was heard is from what was said.
 //!
-//! The measure is a mean log-spectral distance over mel bands after time alignment: simple enough to be read here, and it sees what a broken
-//! jitter buffer does (holes, repetitions, clicks, speech left out, the wrong speed). It is no listening test; `tests/interop/sound` has PESQ and
+//! The measure is a mean log-spectral distance over mel bands after time alignment: simple enough
+//! to be read here, and it sees what a broken jitter buffer does (holes, repetitions, clicks,
+//! speech left out, the wrong speed). It is no listening test; `tests/interop/sound` has PESQ and
 //! STOI judge the same recordings.
 
 use std::f64::consts::TAU;
@@ -17,14 +18,17 @@ const BANDS: usize = 24;
 const BAND_EDGES_HZ: (f64, f64) = (100.0, 7_000.0);
 /// Levels this far below the loudest band of the speech count as silence, in dB.
 const DYNAMIC_RANGE_DB: f64 = 50.0;
-/// Windows of what was said follow each other every 10 ms, those of what was heard closer, because time stretch puts them anywhere.
+/// Windows of what was said follow each other every 10 ms, those of what was heard closer, because
+/// time stretch puts them anywhere.
 const HEARD_PER_SAID: usize = 2;
-/// What it costs the alignment to stand still or to leave out a window of what was heard, in dB: less than any hole costs, more than chance.
+/// What it costs the alignment to stand still or to leave out a window of what was heard, in dB:
+/// less than any hole costs, more than chance.
 const STEP_DB: f64 = 3.0;
 /// A window with less than this above the floor in its mean band is a pause of the speaker, in dB.
 const ACTIVE_DB: f64 = 12.0;
 
-/// The lines of the repository's caller one after the other, with pauses of half a second, until `seconds` are full; mono at 48 kHz.
+/// The lines of the repository's caller one after the other, with pauses of half a second, until
+/// `seconds` are full; mono at 48 kHz.
 pub(crate) fn speech(seconds: usize) -> Vec<i16> {
     const LINES: [&[u8]; 3] = [
         include_bytes!("../../../../tests/fixtures/audio/hello.wav"),
@@ -94,7 +98,8 @@ pub(crate) fn wav_file(samples: &[i16]) -> Vec<u8> {
 /// What was heard beside what was said.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Quality {
-    /// Mean difference of the levels in the bands while the speaker speaks, in dB: 0 is the same, Opus at 32 kbit/s alone has about 2.
+    /// Mean difference of the levels in the bands while the speaker speaks, in dB: 0 is the same,
+    /// Opus at 32 kbit/s alone has about 2.
     pub distance_db: f64,
     /// The longest stretch of speech in whose place nothing was heard, in milliseconds.
     pub longest_gap_ms: usize,
@@ -102,7 +107,8 @@ pub(crate) struct Quality {
     pub gaps_ms: usize,
 }
 
-/// Compares mono sound at 48 kHz that was heard about `delay_ms` later than it was said, `slack_ms` more or less.
+/// Compares mono sound at 48 kHz that was heard about `delay_ms` later than it was said, `slack_ms`
+/// more or less.
 pub(crate) fn compare(said: &[i16], heard: &[i16], delay_ms: usize, slack_ms: usize) -> Quality {
     let heard_hop = TICK_SAMPLES / HEARD_PER_SAID;
     let (said, heard) = (levels(said, TICK_SAMPLES), levels(heard, heard_hop));
@@ -198,8 +204,9 @@ fn difference(one: &Levels, other: &Levels) -> f64 {
         / BANDS as f64
 }
 
-/// Which window of what was said belongs to which of what was heard, by dynamic time warping: time stretch and delay are forgiven, what is missing
-/// or put in is not. Looks as far as `slack` windows of what was heard around a delay of `delay` of them.
+/// Which window of what was said belongs to which of what was heard, by dynamic time warping: time
+/// stretch and delay are forgiven, what is missing or put in is not. Looks as far as `slack`
+/// windows of what was heard around a delay of `delay` of them.
 fn align(said: &[Levels], heard: &[Levels], delay: usize, slack: usize) -> Vec<(usize, usize)> {
     let width = 2 * slack + 1;
     // Cell `k` of row `s` is this window of what was heard.

@@ -1,13 +1,16 @@
 //! How much of the wanted bitrate a line takes, from what the receiver reports about once a second.
 //!
-//! Google's loss-based control (draft-ietf-rmcat-gcc-02, section 6) lowers the bitrate above 10 % of loss and raises it below 2 %. Here only one
-//! voice is sent, and LiveKit's servers negotiate no transport-wide feedback for it. A queue that builds up is seen by the round trip, before
-//! it overflows. Loss without a queue is that of a radio link, where packets get lost whatever their size and less would only sound worse;
-//! when it is so high that nothing is understood anyway, it is found out whether less gets through, and if not it is taken back.
+//! Google's loss-based control (draft-ietf-rmcat-gcc-02, section 6) lowers the bitrate above 10 %
+//! of loss and raises it below 2 %. Here only one voice is sent, and LiveKit's servers negotiate no
+//! transport-wide feedback for it. A queue that builds up is seen by the round trip, before it
+//! overflows. Loss without a queue is that of a radio link, where packets get lost whatever their
+//! size and less would only sound worse; when it is so high that nothing is understood anyway, it
+//! is found out whether less gets through, and if not it is taken back.
 
 use std::time::{Duration, Instant};
 
-/// A round trip that is this much longer than usual in two reports in a row is a queue on the way that does not drain.
+/// A round trip that is this much longer than usual in two reports in a row is a queue on the way
+/// that does not drain.
 const QUEUE: Duration = Duration::from_millis(150);
 
 /// Above this share of loss it is tried whether less gets through.
@@ -36,7 +39,8 @@ const TRIAL_REPORTS: u32 = 4;
 const FIRST_IMMUNITY: Duration = Duration::from_secs(60);
 const LONGEST_IMMUNITY: Duration = Duration::from_secs(600);
 
-/// The share of its excess by which a longer round trip becomes the usual one, per report: half a minute for one of 250 ms more.
+/// The share of its excess by which a longer round trip becomes the usual one, per report: half a
+/// minute for one of 250 ms more.
 const USUAL_WEIGHT: f64 = 0.02;
 
 /// What one stream may have.
@@ -80,7 +84,8 @@ impl Default for SendRate {
 }
 
 impl SendRate {
-    /// Takes a report, the share lost from 0 to 1, and answers which share of the wanted bitrate is to be sent.
+    /// Takes a report, the share lost from 0 to 1, and answers which share of the wanted bitrate is
+    /// to be sent.
     pub fn reported(&mut self, now: Instant, loss: f32, round_trip: Option<Duration>) -> f32 {
         if loss.is_finite() {
             self.loss += (loss.clamp(0.0, 1.0) - self.loss) * LOSS_WEIGHT;
@@ -162,7 +167,8 @@ impl SendRate {
 mod tests {
     use super::*;
 
-    /// A report a second, of this loss in percent and a round trip in milliseconds; answers the shares.
+    /// A report a second, of this loss in percent and a round trip in milliseconds; answers the
+    /// shares.
     fn shares(rate: &mut SendRate, at: &mut Instant, reports: &[(f32, u64)]) -> Vec<f32> {
         reports
             .iter()

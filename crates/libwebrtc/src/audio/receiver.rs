@@ -1,6 +1,7 @@
 //! The receive side of one audio m-line: packets in, PCM to the listeners of a remote track out.
 //!
-//! Whoever reads the network pushes packets; the clock pulls sound every 10 ms. Nothing is decoded while nobody listens.
+//! Whoever reads the network pushes packets; the clock pulls sound every 10 ms. Nothing is decoded
+//! while nobody listens.
 
 use std::{
     sync::{Arc, Weak},
@@ -40,7 +41,8 @@ struct State {
 }
 
 impl AudioReceiver {
-    /// Makes the receiver that feeds `track`. It does nothing until [`set_active`](Self::set_active).
+    /// Makes the receiver that feeds `track`. It does nothing until
+    /// [`set_active`](Self::set_active).
     pub fn new(track: &AudioTrack) -> Arc<Self> {
         Self::with_clock(track, clock::media_clock().clone())
     }
@@ -68,7 +70,8 @@ impl AudioReceiver {
         self.take(now, packet, None);
     }
 
-    /// Takes a packet with redundant payload (RFC 2198), whose blocks are Opus if they have that payload type.
+    /// Takes a packet with redundant payload (RFC 2198), whose blocks are Opus if they have that
+    /// payload type.
     pub fn push_red(&self, now: Instant, packet: RtpAudioPacket, opus_payload_type: u8) {
         self.take(now, packet, Some(opus_payload_type));
     }
@@ -77,8 +80,9 @@ impl AudioReceiver {
         if !self.state.lock().active {
             return;
         }
-        // Without any lock, because the application may be told about it. A redundant payload is encrypted as a whole, as in Google's engine, where
-        // redundancy belongs to the encoder and encryption comes after it.
+        // Without any lock, because the application may be told about it. A redundant payload is
+        // encrypted as a whole, as in Google's engine, where redundancy belongs to the encoder and
+        // encryption comes after it.
         let cryptor = self.cryptor.lock().clone();
         if let Some(cryptor) = cryptor {
             match cryptor.decrypt(&packet.payload) {
@@ -154,7 +158,8 @@ impl Tick for AudioReceiver {
             return TickResult::Stop;
         }
         let mut frame = std::mem::take(&mut state.frame);
-        // Before the first packet there is silence too: a listener gets a frame every 10 ms from the beginning.
+        // Before the first packet there is silence too: a listener gets a frame every 10 ms from
+        // the beginning.
         let channels = match &mut state.jitter {
             Some(jitter) => jitter.pull(now, &mut frame),
             None => {

@@ -1,20 +1,25 @@
-//! Redundant audio (RFC 2198), as it is used for Opus: a packet carries the one before it once more.
+//! Redundant audio (RFC 2198), as it is used for Opus: a packet carries the one before it once
+//! more.
 //!
-//! Knows blocks and timestamps; which sequence number a block had is for the jitter buffer to find out, which knows what is missing.
+//! Knows blocks and timestamps; which sequence number a block had is for the jitter buffer to find
+//! out, which knows what is missing.
 
 use str0m::rtp::{RedDecoder, RedEncoder, RedundantBlock};
 
 use super::encoder::EncodedAudio;
 
-/// Payloads of this length and more do not fit the ten bits of a block's length (RFC 2198, section 3). They are sent as they are.
+/// Payloads of this length and more do not fit the ten bits of a block's length (RFC 2198, section
+/// 3). They are sent as they are.
 const UNWRAPPABLE_BYTES: usize = 1 << 10;
 
-/// A timestamp that is so much older does not fit the fourteen bits of a block's offset; at 48 kHz that is a third of a second. A packet from
-/// before a pause (DTX) is that old, and nobody misses it any more.
+/// A timestamp that is so much older does not fit the fourteen bits of a block's offset; at 48 kHz
+/// that is a third of a second. A packet from before a pause (DTX) is that old, and nobody misses
+/// it any more.
 const MAX_OFFSET: u32 = (1 << 14) - 1;
 
-/// The longest redundant payload. Google's engine takes 1200 bytes for a packet on the wire; RTP's header with its extensions, the tag of SRTP and
-/// what end-to-end encryption appends are 72 of them at most.
+/// The longest redundant payload. Google's engine takes 1200 bytes for a packet on the wire; RTP's
+/// header with its extensions, the tag of SRTP and what end-to-end encryption appends are 72 of
+/// them at most.
 const MAX_RED_BYTES: usize = 1200 - 72;
 
 /// Header of a redundant block and of the primary one, in bytes.
@@ -37,8 +42,8 @@ pub(crate) struct Unwrapped<'a> {
     pub primary: &'a [u8],
 }
 
-/// Takes a redundant payload apart; `None` if it is malformed or its packet is no Opus. Copies of something else are left out, and so are empty
-/// ones.
+/// Takes a redundant payload apart; `None` if it is malformed or its packet is no Opus. Copies of
+/// something else are left out, and so are empty ones.
 pub(crate) fn unwrap(payload: &[u8], opus_payload_type: u8) -> Option<Unwrapped<'_>> {
     let mut blocks = RedDecoder::decode(payload).ok()?;
     let primary = blocks.pop()?;
@@ -78,7 +83,8 @@ impl RedWrapper {
         }
     }
 
-    /// The redundant payload for a packet; `None` for one that is too long and has to be sent as plain Opus.
+    /// The redundant payload for a packet; `None` for one that is too long and has to be sent as
+    /// plain Opus.
     pub fn wrap(&mut self, packet: &EncodedAudio) -> Option<Vec<u8>> {
         if packet.payload.len() >= UNWRAPPABLE_BYTES {
             self.previous = None;

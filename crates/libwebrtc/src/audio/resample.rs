@@ -1,13 +1,15 @@
 //! Conversion of sample rate and channel count.
 //!
-//! The rate is converted by rubato's FFT resampler in blocks of about 10 ms: at the rates of telephony and speech recognition one frame in
-//! gives one frame out, delayed by half a block. Where the rates are equal nothing but the channels is touched.
+//! The rate is converted by rubato's FFT resampler in blocks of about 10 ms: at the rates of
+//! telephony and speech recognition one frame in gives one frame out, delayed by half a block.
+//! Where the rates are equal nothing but the channels is touched.
 
 use rubato::{Fft, FixedSync, Resampler, audioadapter_buffers::direct::InterleavedSlice};
 
 use super::track::Pcm;
 
-/// Converts a stream of PCM. It keeps the tail of what it saw, so one converter serves one stream; when the format changes it starts anew.
+/// Converts a stream of PCM. It keeps the tail of what it saw, so one converter serves one stream;
+/// when the format changes it starts anew.
 #[derive(Default)]
 pub struct AudioResampler {
     converter: Option<RateConverter>,
@@ -23,12 +25,14 @@ impl std::fmt::Debug for AudioResampler {
 }
 
 impl AudioResampler {
-    /// Converts interleaved `src` to `dst_num_channels` at `dst_sample_rate` Hz. What comes back is the part that is ready: with frames of 10 ms
-    /// as many out as in, with others what the whole blocks so far give.
+    /// Converts interleaved `src` to `dst_num_channels` at `dst_sample_rate` Hz. What comes back is
+    /// the part that is ready: with frames of 10 ms as many out as in, with others what the whole
+    /// blocks so far give.
     ///
     /// # Panics
     ///
-    /// If `src` is shorter than `samples_per_channel * num_channels`, or a rate or channel count is zero.
+    /// If `src` is shorter than `samples_per_channel * num_channels`, or a rate or channel count is
+    /// zero.
     pub fn remix_and_resample<'a>(
         &'a mut self,
         src: &[i16],
@@ -158,8 +162,8 @@ impl Sample for f32 {
     }
 }
 
-/// Changes the channel count: down to mono by the mean, up from mono by copying; otherwise the first channels are kept and missing ones are
-/// copies of the last.
+/// Changes the channel count: down to mono by the mean, up from mono by copying; otherwise the
+/// first channels are kept and missing ones are copies of the last.
 fn remix<S: Sample>(samples: &[S], from: usize, to: usize, mut emit: impl FnMut(S)) {
     match (from, to) {
         (from, to) if from == to => samples.iter().copied().for_each(emit),

@@ -1,7 +1,9 @@
-//! The application's end of a local track: a queue that the clock plays out, and the callers that wait for space in it.
+//! The application's end of a local track: a queue that the clock plays out, and the callers that
+//! wait for space in it.
 //!
-//! The clock runs for a source while sound lies ready or somebody listens to one of its tracks. With a listener and no sound it delivers
-//! silence, so that a published but idle track goes on sending.
+//! The clock runs for a source while sound lies ready or somebody listens to one of its tracks.
+//! With a listener and no sound it delivers silence, so that a published but idle track goes on
+//! sending.
 
 use std::{
     sync::{
@@ -43,7 +45,8 @@ struct Queue {
 
 struct QueueState {
     queue: SourceQueue,
-    /// Counts calls of `clear_buffer`, so that a frame that is only half in the queue is dropped as a whole.
+    /// Counts calls of `clear_buffer`, so that a frame that is only half in the queue is dropped as
+    /// a whole.
     cleared: u64,
     /// The clock knows this source.
     ticking: bool,
@@ -186,7 +189,8 @@ impl SourceCore {
         let cleared_before = queue.state.lock().cleared;
         let piece_len = queue.state.lock().queue.size();
         for piece in samples.chunks(piece_len) {
-            // The first wait ends at once, unless a caller before was dropped while it waited and left the queue full.
+            // The first wait ends at once, unless a caller before was dropped while it waited and
+            // left the queue full.
             let pushed = queue
                 .wait(cleared_before, |state| state.queue.push(piece))
                 .await;
@@ -347,7 +351,8 @@ mod tests {
             elapsed(source.capture_frame(&frame(100, 1))).await,
             Duration::ZERO
         );
-        // The first beat comes with the first sound, so 10 of the 100 ms are gone already when time starts to run.
+        // The first beat comes with the first sound, so 10 of the 100 ms are gone already when time
+        // starts to run.
         let waited = elapsed(source.capture_frame(&frame(50, 2))).await;
         assert!((30..=50).contains(&waited.as_millis()), "{waited:?}");
     }
@@ -419,7 +424,8 @@ mod tests {
             .expect_err("one at a time");
         assert!(error.message.contains("still waiting"), "{error}");
         drop(first);
-        // The queue is full of what the dropped caller left; the next one waits for space instead of failing.
+        // The queue is full of what the dropped caller left; the next one waits for space instead
+        // of failing.
         source
             .capture_frame(&frame(100, 7))
             .await
@@ -506,7 +512,8 @@ mod tests {
         assert!(recorder.samples().iter().all(|sample| *sample == 0));
     }
 
-    /// Loudness of the packets that a listening encoder made, each with the time at which it was sent.
+    /// Loudness of the packets that a listening encoder made, each with the time at which it was
+    /// sent.
     type SentPackets = Arc<Mutex<Vec<(tokio::time::Instant, i8)>>>;
 
     fn sent_by(track: &AudioTrack) -> SentPackets {

@@ -1,4 +1,5 @@
-//! The queue between an application that pushes PCM as it likes and the clock that takes 10 ms at a time.
+//! The queue between an application that pushes PCM as it likes and the clock that takes 10 ms at a
+//! time.
 //!
 //! Pure state: who waits and who is woken is the business of [`source`](super::source).
 
@@ -21,7 +22,8 @@ pub(crate) struct SourceQueue {
     sample_rate_hz: u32,
     /// The queue size that the application asked for, in interleaved samples.
     size: usize,
-    /// Hundredths of a sample that earlier ticks were too short, for rates that 100 does not divide.
+    /// Hundredths of a sample that earlier ticks were too short, for rates that 100 does not
+    /// divide.
     owed: u32,
 }
 
@@ -73,10 +75,11 @@ impl SourceQueue {
         fits
     }
 
-    /// Replaces `out` by the next 10 ms. At rates that 100 does not divide, the lengths of the ticks differ by one so that their sum is exact.
+    /// Replaces `out` by the next 10 ms. At rates that 100 does not divide, the lengths of the
+    /// ticks differ by one so that their sum is exact.
     ///
-    /// What is left of a sentence that ends within the 10 ms is played at once and filled up with silence: held back, it would come before the
-    /// next sentence as a click.
+    /// What is left of a sentence that ends within the 10 ms is played at once and filled up with
+    /// silence: held back, it would come before the next sentence as a click.
     pub fn pull(&mut self, out: &mut Vec<i16>) -> Pulled {
         let hundredths = self.sample_rate_hz + self.owed;
         self.owed = hundredths % 100;
@@ -170,7 +173,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is pushed and pulled in whatever order, the sound comes out whole and in order, and the queue stays within its bounds.
+        /// Whatever is pushed and pulled in whatever order, the sound comes out whole and in order,
+        /// and the queue stays within its bounds.
         #[test]
         fn sound_comes_out_as_it_went_in(steps in prop::collection::vec((0usize..3000, 0usize..6), 1..60)) {
             let mut queue = SourceQueue::new(48_000, 1, 50);

@@ -1,7 +1,9 @@
-//! Making decoded sound shorter or longer by one period of its pitch, so that it changes its length but not its tone.
+//! Making decoded sound shorter or longer by one period of its pitch, so that it changes its length
+//! but not its tone.
 //!
-//! The cut is hidden by fading the period before it into the period after it. That works for voiced speech and music, where neighbouring
-//! periods are alike, and for silence. For anything else the caller decides whether a roughness is worth it.
+//! The cut is hidden by fading the period before it into the period after it. That works for voiced
+//! speech and music, where neighbouring periods are alike, and for silence. For anything else the
+//! caller decides whether a roughness is worth it.
 
 use super::level;
 
@@ -27,8 +29,8 @@ pub(crate) enum Care {
     Anyhow,
 }
 
-/// Takes one period out of the beginning of interleaved `pcm`, at most `limit` samples of each channel. Answers how many were taken; 0 if
-/// nothing fits.
+/// Takes one period out of the beginning of interleaved `pcm`, at most `limit` samples of each
+/// channel. Answers how many were taken; 0 if nothing fits.
 pub(crate) fn shorten(pcm: &mut Vec<i16>, channels: usize, limit: usize, care: Care) -> usize {
     let Some(period) = cut_length(pcm, channels, limit, care) else {
         return 0;
@@ -45,8 +47,8 @@ pub(crate) fn shorten(pcm: &mut Vec<i16>, channels: usize, limit: usize, care: C
     period
 }
 
-/// Puts one more period into the beginning of interleaved `pcm`, at most `limit` samples of each channel. Answers how many were added; 0 if
-/// nothing fits.
+/// Puts one more period into the beginning of interleaved `pcm`, at most `limit` samples of each
+/// channel. Answers how many were added; 0 if nothing fits.
 pub(crate) fn lengthen(
     pcm: &mut Vec<i16>,
     channels: usize,
@@ -58,7 +60,8 @@ pub(crate) fn lengthen(
         return 0;
     };
     let len = period * channels;
-    // After the first period comes the second one, fading back into the first, then the second one as it is.
+    // After the first period comes the second one, fading back into the first, then the second one
+    // as it is.
     scratch.clear();
     for frame in 0..period {
         for channel in 0..channels {
@@ -154,7 +157,8 @@ mod tests {
             .collect()
     }
 
-    /// The largest step between neighbouring samples of the first channel: a cut that is heard as a click is a large step.
+    /// The largest step between neighbouring samples of the first channel: a cut that is heard as a
+    /// click is a large step.
     fn largest_step(pcm: &[i16], channels: usize) -> i32 {
         let first: Vec<i32> = pcm
             .iter()

@@ -22,7 +22,8 @@ pub(crate) fn tone(
         .collect()
 }
 
-/// A vowel at 48 kHz, at a pitch that moves a little, four syllables a second. All of it repeats itself after a second.
+/// A vowel at 48 kHz, at a pitch that moves a little, four syllables a second. All of it repeats
+/// itself after a second.
 pub(crate) fn second_of_voice() -> &'static [i16] {
     static SECOND: OnceLock<Vec<i16>> = OnceLock::new();
     SECOND.get_or_init(|| {
@@ -58,9 +59,11 @@ pub(crate) fn second_of_voice() -> &'static [i16] {
     })
 }
 
-/// The amplitude of a frequency in mono sound, and how much stronger that is than everything else together, in dB.
+/// The amplitude of a frequency in mono sound, and how much stronger that is than everything else
+/// together, in dB.
 pub(crate) fn fit_tone(pcm: &[i16], frequency_hz: f64, rate_hz: u32) -> (f64, f64) {
-    // Least squares on sine and cosine. They are not quite orthogonal over a piece that is no whole number of periods.
+    // Least squares on sine and cosine. They are not quite orthogonal over a piece that is no whole
+    // number of periods.
     let (mut ss, mut sc, mut cc, mut xs, mut xc) = (0.0, 0.0, 0.0, 0.0, 0.0);
     let wave = |index: usize| (index as f64 * frequency_hz * TAU / f64::from(rate_hz)).sin_cos();
     for (index, sample) in pcm.iter().enumerate() {

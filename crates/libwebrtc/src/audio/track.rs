@@ -1,7 +1,7 @@
 //! A track: the place where sound passes from the one who makes it to all who listen.
 //!
-//! A local track is fed by a [`SourceCore`], a remote one by an [`AudioReceiver`](super::receiver::AudioReceiver). The track keeps neither
-//! sound nor time.
+//! A local track is fed by a [`SourceCore`], a remote one by an
+//! [`AudioReceiver`](super::receiver::AudioReceiver). The track keeps neither sound nor time.
 
 use std::{
     sync::{
@@ -25,8 +25,9 @@ pub(crate) struct Pcm<'a> {
 
 /// One who listens to a track.
 pub(crate) trait PcmSink: Send + Sync {
-    /// Takes the next piece of sound, usually 10 ms. It was due `at`: a late clock makes up for its delay, and then the pieces come closer
-    /// together than they are due. Called from the media thread, so it must be quick.
+    /// Takes the next piece of sound, usually 10 ms. It was due `at`: a late clock makes up for its
+    /// delay, and then the pieces come closer together than they are due. Called from the media
+    /// thread, so it must be quick.
     fn on_pcm(&self, at: Instant, pcm: Pcm<'_>);
 
     /// The track will never bring sound again.
@@ -52,8 +53,9 @@ pub(super) struct TrackShared {
     /// Replaced as a whole, so that delivering needs no lock while the listeners run.
     sinks: Mutex<Arc<[Arc<dyn PcmSink>]>>,
     feed: OnceLock<Weak<dyn Feed>>,
-    /// A local track keeps its source alive. Its sound is silenced when the track is disabled; that of a remote track is not, as in Google's
-    /// engine, where a disabled remote track still reaches the listeners of raw PCM.
+    /// A local track keeps its source alive. Its sound is silenced when the track is disabled; that
+    /// of a remote track is not, as in Google's engine, where a disabled remote track still reaches
+    /// the listeners of raw PCM.
     source: Option<Arc<SourceCore>>,
 }
 

@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// How many bytes wait for an application that has not set a callback for messages yet. As much as a sender may
-/// queue; what comes beyond is dropped, and said so in the log.
+/// How many bytes wait for an application that has not set a callback for messages yet. As much as
+/// a sender may queue; what comes beyond is dropped, and said so in the log.
 const MAX_EARLY_BYTES: usize = 16 * 1024 * 1024;
 
 /// Shared by the handles of the application and the core of the connection.
@@ -118,7 +118,8 @@ impl Channel {
         }
     }
 
-    /// Hands a message to the application, or keeps it. Called by the driver only, which keeps the order.
+    /// Hands a message to the application, or keeps it. Called by the driver only, which keeps the
+    /// order.
     pub fn deliver(&self, data: Vec<u8>, binary: bool) {
         {
             let mut early = self.early.lock();

@@ -126,7 +126,8 @@ fn ten_thousand_messages_a_second_arrive_and_nothing_grows() {
         }
         let sent: Vec<u32> = (0..MILLISECONDS * A_MILLISECOND).collect();
         assert!(got == sent, "{} of {}", got.len(), sent.len());
-        // What is on its way or waits for the window to open: a good deal of a second's two megabytes.
+        // What is on its way or waits for the window to open: a good deal of a second's two
+        // megabytes.
         assert!(load.most_buffered < 1_000_000, "{}", load.most_buffered);
         let [packets, events] = load.most_waiting;
         assert!(packets <= 2 * A_MILLISECOND as usize, "{packets}");

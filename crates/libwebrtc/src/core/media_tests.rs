@@ -1,4 +1,5 @@
-//! What two cores count of the sound between them, beside what an emulated line did to it, in made-up time.
+//! What two cores count of the sound between them, beside what an emulated line did to it, in
+//! made-up time.
 
 use std::time::{Duration, Instant};
 
@@ -58,7 +59,8 @@ fn target_bps(pair: &Pair) -> Option<u64> {
     encoder.map(|encoder| encoder.stats().target_bitrate_bps)
 }
 
-/// Sends sound for so many seconds and waits until it has arrived. Answers how many packets were sent, and their payload's bytes.
+/// Sends sound for so many seconds and waits until it has arrived. Answers how many packets were
+/// sent, and their payload's bytes.
 fn talk(pair: &mut Pair, mid: Mid, seconds: usize) -> (u64, u64) {
     let mut encoder = PacketEncoder::new(OpusSendConfig::default(), RtpClock::starting_at(1))
         .expect("an encoder");
@@ -146,7 +148,8 @@ fn statistics_of_both_sides_say_what_the_line_did() {
         if line.rtp_lost == 0 {
             assert_eq!(inbound.inbound.bytes_received, bytes);
         }
-        // Packets are every 20 ms; what one comes later than the one before averages a third of the range.
+        // Packets are every 20 ms; what one comes later than the one before averages a third of the
+        // range.
         let jitter_ms = inbound.received.jitter * 1000.0;
         let expected = match (link.jitter_ms > 0.0, link.overtaken > 0.0) {
             (true, _) => 4.0..20.0,

@@ -1,11 +1,12 @@
 //! One peer connection without sockets and clocks.
 //!
-//! [`Core`] owns the str0m instance, which does ICE, DTLS, SRTP and SCTP, and the [`Negotiation`], which decides
-//! what is offered and agreed on. Time comes in as an argument. What is to be sent lies in `transmits`, what the
-//! application is to be told in `events`, both in order; `next_timeout` says when to call again without input.
+//! [`Core`] owns the str0m instance, which does ICE, DTLS, SRTP and SCTP, and the [`Negotiation`],
+//! which decides what is offered and agreed on. Time comes in as an argument. What is to be sent
+//! lies in `transmits`, what the application is to be told in `events`, both in order;
+//! `next_timeout` says when to call again without input.
 //!
-//! str0m never writes offers or answers here: it is always told of the other side by an offer that contains
-//! exactly what both sides have agreed on ([`Agreement`]).
+//! str0m never writes offers or answers here: it is always told of the other side by an offer that
+//! contains exactly what both sides have agreed on ([`Agreement`]).
 
 pub(crate) mod channel;
 #[cfg(test)]
@@ -64,38 +65,44 @@ use crate::{
     session_description::{SdpType, SessionDescription},
 };
 
-/// A connection on which nothing arrives for so long is disconnected. Connectivity checks are answered every second
-/// even when nothing else is sent; Google's engine shows a lost path after about the same time.
+/// A connection on which nothing arrives for so long is disconnected. Connectivity checks are
+/// answered every second even when nothing else is sent; Google's engine shows a lost path after
+/// about the same time.
 const DISCONNECTED_AFTER_SILENCE: Duration = Duration::from_secs(5);
-/// How long a connection may be disconnected before it counts as failed. Google's engine takes 15 s or more from the
-/// last packet; livekit then looks for another way.
+/// How long a connection may be disconnected before it counts as failed. Google's engine takes 15 s
+/// or more from the last packet; livekit then looks for another way.
 const FAILED_AFTER_DISCONNECT: Duration = Duration::from_secs(12);
 /// How long the first connectivity checks may take.
 const FAILED_AFTER_CHECKING: Duration = Duration::from_secs(30);
-/// A connection none of whose checks has been answered for so long is disconnected, even when packets arrive: the
-/// other side may not want them any more (RFC 7675 allows 30 s).
+/// A connection none of whose checks has been answered for so long is disconnected, even when
+/// packets arrive: the other side may not want them any more (RFC 7675 allows 30 s).
 const DISCONNECTED_WITHOUT_CONSENT: Duration = Duration::from_secs(5);
-/// How often ICE may take a step (an answer, or a check) while it looks for a path. RFC 8445, section 14.2, wants 5 ms or more; left alone,
-/// the engine takes one each 50 ms, and most of the time to connect nearby would be waiting.
+/// How often ICE may take a step (an answer, or a check) while it looks for a path. RFC 8445,
+/// section 14.2, wants 5 ms or more; left alone, the engine takes one each 50 ms, and most of the
+/// time to connect nearby would be waiting.
 const HURRIED_PACE: Duration = Duration::from_millis(5);
 /// How long it hurries after it has learned of new ways.
 const HURRIED_FOR: Duration = Duration::from_millis(500);
-/// A path on which nothing arrives for so long is left for another one that works, if there is one. Google's
-/// receiving time-out.
+/// A path on which nothing arrives for so long is left for another one that works, if there is one.
+/// Google's receiving time-out.
 const SWITCH_AFTER_SILENCE: Duration = Duration::from_millis(2500);
-/// A candidate to which something came less than this ago works. Less than [`SWITCH_AFTER_SILENCE`]: its last packet may have come just
-/// before the path in use went silent, by what took both away.
+/// A candidate to which something came less than this ago works. Less than
+/// [`SWITCH_AFTER_SILENCE`]: its last packet may have come just before the path in use went silent,
+/// by what took both away.
 const FRESH_PROOF: Duration = Duration::from_millis(1250);
-/// Relays are asked for when no direct path has come up in this time: longer than a connection to the other side of
-/// the world takes. A relay that is not needed costs the server an allocation and this side a check each second.
+/// Relays are asked for when no direct path has come up in this time: longer than a connection to
+/// the other side of the world takes. A relay that is not needed costs the server an allocation and
+/// this side a check each second.
 const RELAYS_AFTER_START: Duration = Duration::from_millis(400);
-/// Relays are asked for when the path has been silent for so long; checks are answered every second.
+/// Relays are asked for when the path has been silent for so long; checks are answered every
+/// second.
 const RELAYS_AFTER_SILENCE: Duration = Duration::from_millis(1500);
 
 /// How often the other side is told what of its sound was lost, so that it can protect the rest.
 const RECEPTION_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Bytes that SCTP keeps for all channels of a connection; more is refused. Google's limit of one channel.
+/// Bytes that SCTP keeps for all channels of a connection; more is refused. Google's limit of one
+/// channel.
 const MAX_BUFFERED_BYTES: usize = 16 * 1024 * 1024;
 
 /// What the application is to be told.
@@ -334,8 +341,9 @@ impl Core {
         self.add_socket(Candidate::host(address, Protocol::Udp), address);
     }
 
-    /// Lets connections be opened to TCP candidates of the other side. They are not announced: the other side
-    /// cannot do anything with the address of a side that only opens connections (RFC 6544, section 4.1).
+    /// Lets connections be opened to TCP candidates of the other side. They are not announced: the
+    /// other side cannot do anything with the address of a side that only opens connections (RFC
+    /// 6544, section 4.1).
     pub fn add_active_tcp_candidate(&mut self, address: SocketAddr) {
         let builder = Candidate::builder().tcp().host(address);
         self.add_socket(builder.tcptype(TcpType::Active).build(), address);
@@ -369,8 +377,9 @@ impl Core {
         self.poll(now);
     }
 
-    /// Lets go of a relay whose server is gone. If packets went over it, there is nothing to wait for: without any other way the connection
-    /// has failed, as in Google's engine when its connection to a TURN server breaks.
+    /// Lets go of a relay whose server is gone. If packets went over it, there is nothing to wait
+    /// for: without any other way the connection has failed, as in Google's engine when its
+    /// connection to a TURN server breaks.
     pub fn relay_lost(&mut self, now: Instant, address: SocketAddr) {
         if self.path.is_some_and(|path| path.local == address) {
             self.relay_gone = true;
@@ -379,7 +388,8 @@ impl Core {
         self.remove_local(now, address);
     }
 
-    /// Lets go of everything that was sent from an address: a socket whose interface is gone, or a relay.
+    /// Lets go of everything that was sent from an address: a socket whose interface is gone, or a
+    /// relay.
     pub fn remove_local(&mut self, now: Instant, address: SocketAddr) {
         self.sockets.retain(|socket| socket.addr() != address);
         let (gone, kept) = std::mem::take(&mut self.candidates)
@@ -508,7 +518,8 @@ impl Core {
         }
     }
 
-    /// Does what is due and finds out what has changed. For the driver, after input and after time has passed.
+    /// Does what is due and finds out what has changed. For the driver, after input and after time
+    /// has passed.
     pub fn settle(&mut self, now: Instant) {
         if self.closed {
             return;
@@ -543,7 +554,8 @@ impl Core {
                     self.note_nomination(&transmit);
                     // All but connectivity checks goes the way that ICE has chosen (RFC 7983).
                     if transmit.contents.first().is_some_and(|first| *first > 3) {
-                        // Nobody answers there any more, so nothing may be sent (RFC 7675, section 5.1).
+                        // Nobody answers there any more, so nothing may be sent (RFC 7675, section
+                        // 5.1).
                         if self.failed {
                             continue;
                         }
@@ -562,8 +574,9 @@ impl Core {
         }
     }
 
-    /// Sees which path a check nominates. The engine below goes on nominating those before it with every check, and a server that speaks ICE
-    /// lite sends its packets each second over another one for a while.
+    /// Sees which path a check nominates. The engine below goes on nominating those before it with
+    /// every check, and a server that speaks ICE lite sends its packets each second over another
+    /// one for a while.
     fn note_nomination(&mut self, transmit: &Transmit) {
         if !stun::nominates(&transmit.contents) {
             return;
@@ -576,7 +589,8 @@ impl Core {
         }
     }
 
-    /// Pairs of superseded paths begin anew, not nominated. Where both begin at one socket, the nomination stays.
+    /// Pairs of superseded paths begin anew, not nominated. Where both begin at one socket, the
+    /// nomination stays.
     fn withdraw_nominations(&mut self, now: Instant) {
         for path in std::mem::take(&mut self.superseded) {
             self.try_afresh(|it| it.is_at(path));
@@ -652,7 +666,8 @@ impl Core {
     // ---- states ----
 
     fn update_states(&mut self, now: Instant) {
-        // The engine below waits for the other side as if it looked for it. There is no hurry before the first exchange.
+        // The engine below waits for the other side as if it looked for it. There is no hurry
+        // before the first exchange.
         let ice = match self.negotiation.current_remote() {
             Some(_) => self.ice,
             None => EngineIceState::New,
@@ -729,7 +744,8 @@ impl Core {
         self.publish_states(published_ice, state);
     }
 
-    /// A path that is silent is left for another one that works; when all have failed, all are tried again.
+    /// A path that is silent is left for another one that works; when all have failed, all are
+    /// tried again.
     fn look_for_other_paths(&mut self, now: Instant) {
         if std::mem::take(&mut self.recheck) && self.had_path && !self.failed {
             self.try_afresh(|_| true);
@@ -747,8 +763,9 @@ impl Core {
         }
         log::debug!("nothing has come from {} for a while", path.remote);
         self.path_doubted = true;
-        // What took this path from us may have taken others too, and they would be tried one after another, each for as long as this
-        // one. So those that have not just shown that they work have to do so.
+        // What took this path from us may have taken others too, and they would be tried one after
+        // another, each for as long as this one. So those that have not just shown that they work
+        // have to do so.
         self.try_afresh(|it| it.is_at(path) || !it.lives(now));
         self.drain(now);
     }
@@ -815,7 +832,8 @@ impl Core {
         self.events
             .push_back(Event::Signaling(SignalingState::Closed));
         self.incoming.clear();
-        // No callback shall hear of states after `close` but those of the data channels; the application knows.
+        // No callback shall hear of states after `close` but those of the data channels; the
+        // application knows.
         self.events
             .retain(|event| matches!(event, Event::ChannelState(..)));
     }
@@ -963,7 +981,8 @@ impl Core {
             self.restart_requested = false;
             self.unconfirmed_since = None;
             if self.published_state != PeerConnectionState::Connected {
-                // A restart is a new chance, also for a connection that was given up. One that works goes on.
+                // A restart is a new chance, also for a connection that was given up. One that
+                // works goes on.
                 self.without_connection_since = None;
                 self.failed = false;
                 self.had_path = false;
@@ -1001,7 +1020,8 @@ impl Core {
         Ok(())
     }
 
-    /// Sections are used again for other tracks; what was announced before must not be taken for the new track.
+    /// Sections are used again for other tracks; what was announced before must not be taken for
+    /// the new track.
     fn forget_old_streams(&mut self) {
         let transceivers = &self.negotiation.transceivers;
         let rtc = &mut self.rtc;
@@ -1058,7 +1078,8 @@ impl Core {
         }
     }
 
-    /// Begins to gather with the first description of this side, and again with every restart of ICE.
+    /// Begins to gather with the first description of this side, and again with every restart of
+    /// ICE.
     fn gather(&mut self, now: Instant, ufrag: Option<String>, servers: &[IceServer]) {
         let before = self.gathered_for.as_ref().map(|(ufrag, _)| ufrag);
         let Some(ufrag) = ufrag.filter(|ufrag| before != Some(ufrag)) else {
@@ -1094,8 +1115,8 @@ impl Core {
                 "{text} is no candidate this engine can use: {error}"
             ))
         })?;
-        // Without credentials of the other side nothing could be sent to it, and those of a pending offer
-        // are not in effect yet.
+        // Without credentials of the other side nothing could be sent to it, and those of a pending
+        // offer are not in effect yet.
         let waits = self.negotiation.current_remote().is_none()
             || self.negotiation.state() == SignalingState::HaveRemoteOffer;
         if waits {
@@ -1154,7 +1175,8 @@ impl Core {
         Ok(transceiver)
     }
 
-    /// Stops sending in the transceiver of a sender. Answers `false` if it is none of this connection.
+    /// Stops sending in the transceiver of a sender. Answers `false` if it is none of this
+    /// connection.
     pub fn remove_sender(&mut self, sender: &Arc<crate::rtp::Sender>) -> Result<bool, RtcError> {
         self.check_open()?;
         let index = self
@@ -1211,7 +1233,8 @@ impl Core {
 
     // ---- media ----
 
-    /// Sends a packet of Opus. Before the connection is up it is dropped, as sound that is late is of no use.
+    /// Sends a packet of Opus. Before the connection is up it is dropped, as sound that is late is
+    /// of no use.
     pub fn send_audio(&mut self, now: Instant, mid: Mid, payload_type: u8, packet: EncodedAudio) {
         if self.closed || !self.dtls_connected || !self.had_path || self.failed {
             return;
@@ -1414,7 +1437,8 @@ impl Core {
     ///
     /// # Errors
     ///
-    /// When the channel is not open, its buffer is full, or the message is not of a size that can be sent.
+    /// When the channel is not open, its buffer is full, or the message is not of a size that can
+    /// be sent.
     pub fn send_data(
         &mut self,
         now: Instant,
@@ -1422,8 +1446,9 @@ impl Core {
         data: &[u8],
         binary: bool,
     ) -> Result<(), DataChannelError> {
-        // SCTP has no empty messages (RFC 8831, section 6.6), and the engine below does not send the byte that stands for one: it only counts
-        // the message, for which the other side then waits for ever.
+        // SCTP has no empty messages (RFC 8831, section 6.6), and the engine below does not send
+        // the byte that stands for one: it only counts the message, for which the other side then
+        // waits for ever.
         if data.is_empty() {
             return Err(DataChannelError::Empty);
         }
@@ -1499,7 +1524,8 @@ impl Core {
         }
     }
 
-    /// Finds out which bytes have left the buffers of SCTP. Every byte accepted is reported exactly once.
+    /// Finds out which bytes have left the buffers of SCTP. Every byte accepted is reported exactly
+    /// once.
     fn account_for_channels(&mut self) {
         for channel in &self.channels {
             let mut account = channel.account.lock();

@@ -1,4 +1,5 @@
-//! Two cores that offer, answer, stop, send and lose their line in any order end connected and of one mind.
+//! Two cores that offer, answer, stop, send and lose their line in any order end connected and of
+//! one mind.
 
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ enum Step {
         side: usize,
         which: usize,
     },
-    /// The answer may be given provisionally before, and packets flow while offer and answer are on their way.
+    /// The answer may be given provisionally before, and packets flow while offer and answer are on
+    /// their way.
     Exchange {
         from: usize,
         restart: bool,
@@ -58,7 +60,8 @@ enum Step {
     Pass {
         ms: u64,
     },
-    /// The line is cut, but not so long that the first handshake would be given up, and there again for a moment.
+    /// The line is cut, but not so long that the first handshake would be given up, and there again
+    /// for a moment.
     Cut {
         ms: u64,
     },
@@ -407,7 +410,8 @@ fn has_transport(description: &SessionDescription) -> bool {
     sdp.credentials().is_some()
 }
 
-/// What the two descriptions that are in effect say together: mid, kind, whether nobody uses it, and who may send.
+/// What the two descriptions that are in effect say together: mid, kind, whether nobody uses it,
+/// and who may send.
 fn sections(core: &Core) -> Vec<(String, Kind, bool, Direction)> {
     let parse = |description: Option<SessionDescription>| {
         let description = description.expect("there was an exchange");

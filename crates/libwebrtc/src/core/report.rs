@@ -27,7 +27,8 @@ const AUDIO_CLOCK_RATE: f64 = 48_000.0;
 /// RTP header without extensions.
 const RTP_HEADER_BYTES: u64 = 12;
 
-/// A packet that comes this much earlier or later than the one before belongs to another time line, in seconds.
+/// A packet that comes this much earlier or later than the one before belongs to another time line,
+/// in seconds.
 const MAX_JITTER_S: f64 = 1.0;
 
 const TRANSPORT_ID: &str = "T01";
@@ -114,7 +115,8 @@ impl SentStream {
     /// Counts a packet and gives its sequence number.
     pub fn next(&mut self, payload_bytes: usize, ssrc: Ssrc) -> u64 {
         if self.packets == 0 {
-            // Far from the wrap, because a receiver that misses the first packets could not know of one (RFC 3711, section 3.3.1).
+            // Far from the wrap, because a receiver that misses the first packets could not know of
+            // one (RFC 3711, section 3.3.1).
             self.next_sequence = u64::from(rand::random::<u16>() >> 1);
         }
         self.ssrc = *ssrc;

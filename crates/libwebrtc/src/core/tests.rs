@@ -22,7 +22,8 @@ pub(super) struct Line {
     dice: Dice,
     start: Instant,
     last_ms: f64,
-    /// Bits per second that get through, and for how many milliseconds of them there is a queue; what finds it full is lost.
+    /// Bits per second that get through, and for how many milliseconds of them there is a queue;
+    /// what finds it full is lost.
     pub bottleneck: Option<(f64, f64)>,
     /// When the queue will be empty.
     drained_ms: f64,
@@ -103,7 +104,8 @@ pub(super) struct Pair {
     packets: u64,
     /// Whether the line is cut.
     pub cut: bool,
-    /// What the line from the first to the second core does to packets, instead of delaying them all alike.
+    /// What the line from the first to the second core does to packets, instead of delaying them
+    /// all alike.
     pub line: Option<Line>,
     /// Addresses that no packet comes from or goes to.
     blocked: Vec<SocketAddr>,

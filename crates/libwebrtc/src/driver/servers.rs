@@ -1,4 +1,5 @@
-//! What gathering needs of the system: names looked up, and connections to TURN servers over TCP and TLS.
+//! What gathering needs of the system: names looked up, and connections to TURN servers over TCP
+//! and TLS.
 
 use std::{
     collections::HashMap,
@@ -25,7 +26,8 @@ use crate::ice::{
 
 /// How long looking up a name, opening a connection or writing to it may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Messages that wait, each way. Outgoing ones beyond are dropped, as a router would do; reading pauses.
+/// Messages that wait, each way. Outgoing ones beyond are dropped, as a router would do; reading
+/// pauses.
 const QUEUE: usize = 256;
 
 /// What has come of a demand, and what comes over connections.
@@ -48,7 +50,8 @@ pub(super) enum LinkInput {
     },
 }
 
-/// The connections of one peer connection to its servers. They end with it, after what is still to be sent.
+/// The connections of one peer connection to its servers. They end with it, after what is still to
+/// be sent.
 pub(super) struct ServerLinks {
     outgoing: HashMap<u32, mpsc::Sender<Vec<u8>>>,
     input_sender: mpsc::Sender<LinkInput>,
@@ -135,7 +138,8 @@ async fn resolve(host: &str, port: u16) -> Result<Vec<Route>, String> {
     Ok(addresses.into_iter().filter_map(route).collect())
 }
 
-/// The address of this machine from which a server is reached. Connecting a UDP socket sends nothing.
+/// The address of this machine from which a server is reached. Connecting a UDP socket sends
+/// nothing.
 fn local_towards(server: SocketAddr) -> io::Result<IpAddr> {
     let any: SocketAddr = match server {
         SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -222,8 +226,8 @@ async fn carry(
     }
 }
 
-/// The settings of TLS with the certificates that the system trusts. They are read when a server needs them, and
-/// kept only as long as somebody uses them, because they take memory in every call.
+/// The settings of TLS with the certificates that the system trusts. They are read when a server
+/// needs them, and kept only as long as somebody uses them, because they take memory in every call.
 async fn tls_config() -> io::Result<Arc<ClientConfig>> {
     static SHARED: Mutex<Weak<ClientConfig>> = Mutex::new(Weak::new());
     if let Some(config) = SHARED.lock().upgrade() {

@@ -1,7 +1,7 @@
 //! Asks STUN and TURN servers for candidates, and carries what goes through relays.
 //!
-//! Knows nothing about sockets: what must be looked up, opened and sent comes out as [`Demand`] and [`Outgoing`],
-//! what was found as [`Finding`].
+//! Knows nothing about sockets: what must be looked up, opened and sent comes out as [`Demand`] and
+//! [`Outgoing`], what was found as [`Finding`].
 
 use std::{
     collections::VecDeque,
@@ -167,7 +167,8 @@ impl Gatherer {
         self.collect();
     }
 
-    /// Asks the STUN servers, and keeps the TURN servers until [`Self::ask_relays`]. Relays that exist stay.
+    /// Asks the STUN servers, and keeps the TURN servers until [`Self::ask_relays`]. Relays that
+    /// exist stay.
     pub fn start(&mut self, now: Instant, configured: &[IceServer]) {
         self.running = true;
         self.queries.clear();
@@ -626,8 +627,8 @@ fn allocate(now: Instant, server: &Server, wire: Wire, ipv6: bool) -> Option<All
     Some(Allocation::new(now, username, password, over_stream, ipv6))
 }
 
-/// Whether a packet from a TURN server can be something else than media of a peer at the same address: messages of
-/// TURN, or data in a channel (RFC 7983).
+/// Whether a packet from a TURN server can be something else than media of a peer at the same
+/// address: messages of TURN, or data in a channel (RFC 7983).
 fn is_for_relay(packet: &[u8]) -> bool {
     match packet.first() {
         Some(0x40..=0x4f) => true,

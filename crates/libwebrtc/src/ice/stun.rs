@@ -91,8 +91,8 @@ pub(crate) enum Malformed {
     Fingerprint,
 }
 
-/// The key of long-term credentials (RFC 8489, section 9.2.2). The profile of strings that the standard asks for
-/// changes nothing in what servers give out as credentials.
+/// The key of long-term credentials (RFC 8489, section 9.2.2). The profile of strings that the
+/// standard asks for changes nothing in what servers give out as credentials.
 pub(crate) fn long_term_key(username: &str, realm: &[u8], password: &str) -> [u8; 16] {
     let mut hash = Md5::new();
     hash.update(username);
@@ -242,7 +242,8 @@ impl<'a> Message<'a> {
         })
     }
 
-    /// The first attribute of a kind. What stands behind the integrity is not protected by it and does not count.
+    /// The first attribute of a kind. What stands behind the integrity is not protected by it and
+    /// does not count.
     pub fn attribute(&self, wanted: u16) -> Option<&'a [u8]> {
         let mut protected = self
             .all_attributes()
@@ -353,10 +354,11 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Time to the first repetition over UDP (RFC 8489, section 6.2.1); every further wait is twice as long.
+/// Time to the first repetition over UDP (RFC 8489, section 6.2.1); every further wait is twice as
+/// long.
 pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// How often a request is sent over UDP. The standard proposes 7, which takes 39.5 s; with 5 a server that says
-/// nothing is given up after 9.5 s, as Google's engine does.
+/// How often a request is sent over UDP. The standard proposes 7, which takes 39.5 s; with 5 a
+/// server that says nothing is given up after 9.5 s, as Google's engine does.
 const MOST_SENDS: u32 = 5;
 /// How long the answer to the last sending is waited for.
 const LAST_WAIT: Duration = Duration::from_secs(2);

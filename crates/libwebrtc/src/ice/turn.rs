@@ -1,7 +1,7 @@
 //! One allocation on a TURN server (RFC 8656): a relay address, through which peers are reached.
 //!
-//! Knows nothing about sockets: what has come from the server goes into [`Allocation::handle`], what is to be sent
-//! to it lies in `transmits`, what has become of it in `events`.
+//! Knows nothing about sockets: what has come from the server goes into [`Allocation::handle`],
+//! what is to be sent to it lies in `transmits`, what has become of it in `events`.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +13,8 @@ use super::stun::{
     Class, Due, Message, Method, Transaction, TransactionId, Writer, attribute, long_term_key,
 };
 
-/// A permission lasts 5 minutes (RFC 8656, section 9). It is renewed while there is time to try again.
+/// A permission lasts 5 minutes (RFC 8656, section 9). It is renewed while there is time to try
+/// again.
 const RENEW_PERMISSION: Duration = Duration::from_secs(4 * 60);
 /// A channel lasts 10 minutes (RFC 8656, section 12).
 const RENEW_CHANNEL: Duration = Duration::from_secs(8 * 60);
@@ -21,11 +22,14 @@ const RENEW_CHANNEL: Duration = Duration::from_secs(8 * 60);
 const PEER_IDLE: Duration = Duration::from_secs(5 * 60);
 /// An allocation is renewed this long before it ends.
 const RENEW_BEFORE_END: Duration = Duration::from_secs(60);
-/// What a server most probably means that does not say how long an allocation lasts (RFC 8656, section 3.2).
+/// What a server most probably means that does not say how long an allocation lasts (RFC 8656,
+/// section 3.2).
 const DEFAULT_LIFETIME_S: u32 = 600;
-/// Peers of one allocation: each is an address that the other side has offered. More are not reached through it.
+/// Peers of one allocation: each is an address that the other side has offered. More are not
+/// reached through it.
 const MOST_PEERS: usize = 64;
-/// Packets that wait for the permission of their peer. Older ones are dropped: checks are repeated anyway.
+/// Packets that wait for the permission of their peer. Older ones are dropped: checks are repeated
+/// anyway.
 const MOST_WAITING: usize = 8;
 /// How often in a row a request is sent again with another nonce.
 const MOST_NONCES: u8 = 3;
@@ -39,7 +43,8 @@ const UNAUTHORIZED: u16 = 401;
 const TRY_ALTERNATE: u16 = 300;
 const STALE_NONCE: u16 = 438;
 const FAMILY_NOT_SUPPORTED: u16 = 440;
-/// A code of our own world for a server that does not answer (W3C WebRTC, RTCPeerConnectionIceErrorEvent).
+/// A code of our own world for a server that does not answer (W3C WebRTC,
+/// RTCPeerConnectionIceErrorEvent).
 pub(crate) const UNREACHABLE: u16 = 701;
 
 /// Why a server does not do what it is asked for.
@@ -268,8 +273,8 @@ impl Allocation {
         Some(self.peers.len() - 1)
     }
 
-    /// Takes a packet of the server, which over TCP must be one whole message. Answers what a peer has sent through
-    /// the relay.
+    /// Takes a packet of the server, which over TCP must be one whole message. Answers what a peer
+    /// has sent through the relay.
     pub fn handle<'a>(&mut self, now: Instant, packet: &'a [u8]) -> Option<(SocketAddr, &'a [u8])> {
         if let Some((channel, data)) = read_channel_data(packet) {
             let peer = self.peers.iter().find(|peer| peer.channel == channel)?;
@@ -462,7 +467,8 @@ impl Allocation {
                 if let Right::Granted { renew } = right
                     && now >= *renew
                 {
-                    // The answer moves it on again; a peer that is idle is asked for anew when it is used.
+                    // The answer moves it on again; a peer that is idle is asked for anew when it
+                    // is used.
                     *renew = now + RENEW_CHANNEL;
                     if !idle {
                         wanted.push(purpose);
@@ -532,7 +538,8 @@ impl Allocation {
         }
     }
 
-    /// Gives the allocation back. The last message lies in `transmits`; its answer is not waited for.
+    /// Gives the allocation back. The last message lies in `transmits`; its answer is not waited
+    /// for.
     pub fn close(&mut self) {
         if self.relayed().is_some() {
             let writer = Writer::new(Method::Refresh, Class::Request, TransactionId::random())

@@ -1,7 +1,8 @@
 //! One function for each fuzz target, and [`seeds`] to begin with.
 //!
-//! Beside "nothing panics", each says what must be true of any input: what was read is written so that it reads the same, a stream gives the
-//! same packets however it is cut, a sequence of pushes and pulls gives 10 ms with every pull.
+//! Beside "nothing panics", each says what must be true of any input: what was read is written so
+//! that it reads the same, a stream gives the same packets however it is cut, a sequence of pushes
+//! and pulls gives 10 ms with every pull.
 
 use std::{
     cell::RefCell,
@@ -76,7 +77,8 @@ pub fn sdp(data: &[u8]) {
     let written = sdp.to_text(1, 2);
     let again = Sdp::parse(&written)
         .unwrap_or_else(|error| panic!("what was written is not read: {error}\n{written}"));
-    // Sections that share an identification belong to the bundle or not together, as it names one of them or none.
+    // Sections that share an identification belong to the bundle or not together, as it names one
+    // of them or none.
     let mut mids: Vec<_> = sdp.sections.iter().map(|section| &section.mid).collect();
     mids.sort_unstable();
     if mids.windows(2).all(|two| two[0] != two[1]) {
@@ -88,8 +90,8 @@ fn described(text: &str, sdp_type: SdpType) -> Option<SessionDescription> {
     SessionDescription::parse(text, sdp_type).ok()
 }
 
-/// Offers and answers of the other side, one after the other, as the engine below sees them too. Descriptions are separated by a zero byte,
-/// and the first byte of each says what it is.
+/// Offers and answers of the other side, one after the other, as the engine below sees them too.
+/// Descriptions are separated by a zero byte, and the first byte of each says what it is.
 pub fn negotiation(data: &[u8]) {
     let start = Instant::now();
     let mut core = new_core(start, "192.0.2.1:1000");
@@ -318,7 +320,8 @@ fn keys_of(secret: &[u8]) -> KeyProvider {
     keys
 }
 
-/// Encrypted frames with their trailer, and encrypted data packets. What nobody with the key has encrypted must not be heard.
+/// Encrypted frames with their trailer, and encrypted data packets. What nobody with the key has
+/// encrypted must not be heard.
 pub fn encrypted(data: &[u8]) {
     let cryptor = Cryptor::switched_on("alice", keys());
     // The seeds are frames that fit the key, so this may well succeed.
@@ -471,8 +474,9 @@ fn packet(ssrc: u32, extended_seq: u64, rtp_timestamp: u64, payload: &[u8]) -> R
     }
 }
 
-/// Datagrams for a connection that is up: made up ones, and real ones that were changed, cut or doubled. The pair is used for a while,
-/// because connecting takes longer than everything else here.
+/// Datagrams for a connection that is up: made up ones, and real ones that were changed, cut or
+/// doubled. The pair is used for a while, because connecting takes longer than everything else
+/// here.
 pub fn datagrams(data: &[u8]) {
     const RUNS_OF_A_PAIR: u32 = 500;
     thread_local! {
@@ -536,7 +540,8 @@ pub fn datagrams(data: &[u8]) {
     });
 }
 
-/// Inputs to begin with, by target: what our own code writes, as far as the fuzzer would not find it soon by itself.
+/// Inputs to begin with, by target: what our own code writes, as far as the fuzzer would not find
+/// it soon by itself.
 #[must_use]
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     let now = Instant::now();

@@ -1,6 +1,7 @@
 //! The parts of a call's way through the engine, each to be measured alone.
 //!
-//! Everything that an event needs beforehand is prepared outside of what is measured: a [`Part`] is made for a number of events and then run.
+//! Everything that an event needs beforehand is prepared outside of what is measured: a [`Part`] is
+//! made for a number of events and then run.
 
 use std::{
     collections::VecDeque,
@@ -49,7 +50,8 @@ fn voice_at(rate_hz: u32, tick: usize) -> Pcm<'static> {
     }
 }
 
-/// 10 ms of the application's sound into the encoder: resampled if need be, and every second time a packet of 20 ms.
+/// 10 ms of the application's sound into the encoder: resampled if need be, and every second time a
+/// packet of 20 ms.
 pub struct FrameIn {
     encoder: PacketEncoder,
     rate_hz: u32,
@@ -121,7 +123,8 @@ pub struct Pull {
 }
 
 impl Pull {
-    /// From a clean line, or one that loses every tenth packet and delays the others by up to 60 ms.
+    /// From a clean line, or one that loses every tenth packet and delays the others by up to 60
+    /// ms.
     #[must_use]
     pub fn new(lossy: bool) -> Self {
         Self {
@@ -277,7 +280,8 @@ impl Part for PacketOut {
     }
 }
 
-/// One packet of sound in: decryption, what comes of it in the connection, and its place in the jitter buffer.
+/// One packet of sound in: decryption, what comes of it in the connection, and its place in the
+/// jitter buffer.
 #[derive(Default)]
 pub struct PacketIn {
     out: PacketOut,
@@ -320,7 +324,8 @@ impl PacketIn {
     }
 }
 
-/// Data messages, from being handed over until the other side has them and this side knows: both sides' work together.
+/// Data messages, from being handed over until the other side has them and this side knows: both
+/// sides' work together.
 pub struct DataMessage {
     pair: Pair,
     message: Vec<u8>,
@@ -364,7 +369,8 @@ impl Part for DataMessage {
     }
 }
 
-/// A beat of the clock with a published track that nobody speaks on, to no listener but an idle one.
+/// A beat of the clock with a published track that nobody speaks on, to no listener but an idle
+/// one.
 pub struct IdleBeat {
     clock: Arc<Clock>,
     source: Arc<SourceCore>,

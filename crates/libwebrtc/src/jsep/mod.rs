@@ -1,4 +1,5 @@
-//! Session descriptions and transceivers: the offer/answer exchange as pure logic, without sockets and time.
+//! Session descriptions and transceivers: the offer/answer exchange as pure logic, without sockets
+//! and time.
 
 pub(crate) mod negotiation;
 pub(crate) mod sdp;

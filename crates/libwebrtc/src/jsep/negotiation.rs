@@ -1,9 +1,9 @@
 //! The offer/answer exchange (RFC 8829).
 //!
-//! The list of transceivers is the truth: every offer is written from it, so an offer is always possible, and
-//! nothing of an exchange takes effect before its answer, so that rolling back is forgetting. When an exchange
-//! is complete, [`Agreement`] says what both sides agreed on, in the form of a description of the other side that
-//! contains nothing else.
+//! The list of transceivers is the truth: every offer is written from it, so an offer is always
+//! possible, and nothing of an exchange takes effect before its answer, so that rolling back is
+//! forgetting. When an exchange is complete, [`Agreement`] says what both sides agreed on, in the
+//! form of a description of the other side that contains nothing else.
 
 use std::ops::Range;
 
@@ -17,11 +17,13 @@ use crate::{
     session_description::{SdpType, SessionDescription},
 };
 
-/// Payload type that audio sections offer for Opus unless the other side has chosen another one. Google's number.
+/// Payload type that audio sections offer for Opus unless the other side has chosen another one.
+/// Google's number.
 const OPUS_PAYLOAD_TYPE: u8 = 111;
 /// Payload type that audio sections offer for redundant audio, likewise.
 const RED_PAYLOAD_TYPE: u8 = 63;
-/// The one if the other side has that for Opus. Both are below 64, so that nobody takes them for RTCP (RFC 5761, section 4).
+/// The one if the other side has that for Opus. Both are below 64, so that nobody takes them for
+/// RTCP (RFC 5761, section 4).
 const OTHER_RED_PAYLOAD_TYPE: u8 = 62;
 /// Payload type that video sections offer.
 const VP8_PAYLOAD_TYPE: u8 = 96;
@@ -43,7 +45,8 @@ pub(crate) struct LocalTransport {
     pub candidates: Vec<String>,
 }
 
-/// Whether redundant audio (RFC 2198) is offered. Who lists it before Opus wants it to be sent, who lists it after Opus only takes it.
+/// Whether redundant audio (RFC 2198) is offered. Who lists it before Opus wants it to be sent, who
+/// lists it after Opus only takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Redundancy {
     No,
@@ -74,7 +77,8 @@ pub(crate) struct Transceiver {
     pub mid: Option<String>,
     /// What both sides agreed on.
     pub current_direction: Option<Direction>,
-    /// Made by `add_track`, so that an offer of the other side may take it over (RFC 8829, section 5.10).
+    /// Made by `add_track`, so that an offer of the other side may take it over (RFC 8829, section
+    /// 5.10).
     pub may_be_taken: bool,
     /// Stream id and track id under which this side sends.
     pub msid: (String, String),
@@ -110,7 +114,8 @@ struct Slot {
 }
 
 impl Slot {
-    /// Whether a section with another mid may take this place: both sides know that nobody uses it (RFC 8829, section 5.2.2).
+    /// Whether a section with another mid may take this place: both sides know that nobody uses it
+    /// (RFC 8829, section 5.2.2).
     fn is_free(&self) -> bool {
         self.owner == Owner::Nobody
     }
@@ -141,8 +146,8 @@ enum Pending {
 /// What an exchange has led to.
 #[derive(Debug)]
 pub(crate) struct Agreement {
-    /// The other side as an offer that contains only what was agreed on: applied as it is, it must be
-    /// answered by exactly what this side has said.
+    /// The other side as an offer that contains only what was agreed on: applied as it is, it must
+    /// be answered by exactly what this side has said.
     pub remote: String,
     /// ICE credentials of this side from now on.
     pub credentials: (String, String),
@@ -155,7 +160,8 @@ pub(crate) struct Agreement {
 pub(crate) struct Negotiation {
     pub transceivers: Vec<Transceiver>,
     slots: Vec<Slot>,
-    /// Mids of sections whose place another one has taken. They are not given again, as what was counted under them is not the new one's.
+    /// Mids of sections whose place another one has taken. They are not given again, as what was
+    /// counted under them is not the new one's.
     retired_mids: Vec<String>,
     wants_application: bool,
     pending: Option<Pending>,
@@ -168,7 +174,8 @@ pub(crate) struct Negotiation {
     extensions: Vec<(u8, String)>,
     opus_payload_type: u8,
     red_payload_type: u8,
-    /// An audio section was agreed on. From then on the engine below knows one payload type for redundant audio and no other.
+    /// An audio section was agreed on. From then on the engine below knows one payload type for
+    /// redundant audio and no other.
     red_is_fixed: bool,
     session_id: u64,
     version: u64,
@@ -261,7 +268,8 @@ impl Negotiation {
         }
     }
 
-    /// Whether the remote offer that waits for its answer restarts ICE, so that the answer must do so too.
+    /// Whether the remote offer that waits for its answer restarts ICE, so that the answer must do
+    /// so too.
     pub fn remote_offer_restarts_ice(&self) -> bool {
         let Some(Pending::Remote { sdp, .. }) = &self.pending else {
             return false;
@@ -309,8 +317,8 @@ impl Negotiation {
         self.describe(SdpType::Offer, sections, local)
     }
 
-    /// Gives a new section the first free place, or one at the end. The place of a section for data is kept for one, as the engine below
-    /// cannot move it.
+    /// Gives a new section the first free place, or one at the end. The place of a section for data
+    /// is kept for one, as the engine below cannot move it.
     fn place(&self, slots: &mut Vec<Slot>, kind: Kind, owner: Owner) {
         let is_used = |mid: &String| {
             let now = slots.iter().chain(&self.slots).map(|slot| &slot.mid);
@@ -464,8 +472,9 @@ impl Negotiation {
             .map(Some)
     }
 
-    /// Takes a provisional answer of the other side. Like everything before the answer itself it has no effect yet; it says that
-    /// the offer has been taken, and another one or the answer replaces it (RFC 8829, section 4.1.10.1).
+    /// Takes a provisional answer of the other side. Like everything before the answer itself it
+    /// has no effect yet; it says that the offer has been taken, and another one or the answer
+    /// replaces it (RFC 8829, section 4.1.10.1).
     pub fn set_remote_provisional_answer(
         &mut self,
         description: &SessionDescription,
@@ -509,8 +518,8 @@ impl Negotiation {
         )
     }
 
-    /// Forgets the pending offer on the application's wish, which is not possible after a provisional answer (W3C WebRTC,
-    /// section 4.4.1.5, "set a session description").
+    /// Forgets the pending offer on the application's wish, which is not possible after a
+    /// provisional answer (W3C WebRTC, section 4.4.1.5, "set a session description").
     pub fn roll_back_as_asked(&mut self) -> Result<(), RtcError> {
         if self.is_answered_provisionally() {
             return Err(RtcError::state(
@@ -669,7 +678,8 @@ impl Negotiation {
         }
     }
 
-    /// Lets go of the sections whose place others have taken. Their transceivers have no section any more.
+    /// Lets go of the sections whose place others have taken. Their transceivers have no section
+    /// any more.
     fn retire(&mut self, agreed_slots: &[Slot]) {
         for (before, now) in agreed_slots.iter().zip(&self.slots) {
             if before.mid == now.mid {
@@ -687,8 +697,8 @@ impl Negotiation {
         }
     }
 
-    /// Sections never change their place and never vanish, but one that nobody uses may be followed by another one in its place (RFC
-    /// 8829, section 5.2.2).
+    /// Sections never change their place and never vanish, but one that nobody uses may be followed
+    /// by another one in its place (RFC 8829, section 5.2.2).
     fn check_order(&self, sdp: &Sdp) -> Result<(), RtcError> {
         let in_order = sdp.sections.len() >= self.slots.len()
             && self
@@ -934,7 +944,8 @@ impl Negotiation {
                     if agreed.kind == Kind::Audio
                         && let Some(opus) = agreed.codecs.first()
                     {
-                        // The engine below takes up redundant audio with the first section or never.
+                        // The engine below takes up redundant audio with the first section or
+                        // never.
                         self.red_is_fixed = true;
                         agreed.codecs.push(red(red_payload_type, opus.payload_type));
                     }
@@ -950,8 +961,9 @@ impl Negotiation {
                 }
             }
             if self.slots[index].owner == Owner::Nobody {
-                // Foreign kinds cannot be expressed; a refused audio section keeps the numbering. Of a refused section for data the engine below
-                // would remember the place and what the other side has not said of the size of messages.
+                // Foreign kinds cannot be expressed; a refused audio section keeps the numbering.
+                // Of a refused section for data the engine below would remember the place and what
+                // the other side has not said of the size of messages.
                 let kind = match &agreed.kind {
                     Kind::Other(_) | Kind::Application => Kind::Audio,
                     kind => kind.clone(),
@@ -963,7 +975,8 @@ impl Negotiation {
         if let Some(first) = sections.iter_mut().find(|section| !section.refused) {
             first.transport.candidates = remote.candidates().map(str::to_owned).collect();
         }
-        // The engine below takes the controlling role from an offer that says that its writer only answers.
+        // The engine below takes the controlling role from an offer that says that its writer only
+        // answers.
         let remote = Sdp {
             ice_lite: self.is_controlling(),
             transport: Transport::default(),
@@ -1755,7 +1768,8 @@ mod tests {
         negotiate(sides, from, 0, ("from", "to"));
     }
 
-    /// An exchange, unless there is nothing that could be agreed on, with so many provisional answers before the answer.
+    /// An exchange, unless there is nothing that could be agreed on, with so many provisional
+    /// answers before the answer.
     fn negotiate(
         sides: &mut [Negotiation; 2],
         from: usize,

@@ -1,6 +1,7 @@
 //! Reads and writes session descriptions (RFC 8866, RFC 8829) as far as a connection needs them.
 //!
-//! Lines that are not understood are skipped; a line that is understood but broken is an error that names it.
+//! Lines that are not understood are skipped; a line that is understood but broken is an error that
+//! names it.
 
 use std::fmt::Write;
 
@@ -167,7 +168,8 @@ pub(crate) struct Section {
     /// SSRC and CNAME.
     pub ssrcs: Vec<(u32, String)>,
     pub transport: Transport,
-    /// Largest data channel message that the writer of the description takes, in bytes; 0 is no limit.
+    /// Largest data channel message that the writer of the description takes, in bytes; 0 is no
+    /// limit.
     pub max_message_size: Option<u64>,
 }
 
@@ -220,7 +222,8 @@ impl Section {
         })
     }
 
-    /// Whether the writer prefers one payload type to another: the order in the first line is the order of preference (RFC 3264, section 5.1).
+    /// Whether the writer prefers one payload type to another: the order in the first line is the
+    /// order of preference (RFC 3264, section 5.1).
     pub fn prefers(&self, payload_type: u8, other: u8) -> bool {
         let place = |wanted: u8| {
             let is_it = |format: &String| format.parse() == Ok(wanted);
@@ -358,8 +361,9 @@ impl Sdp {
             other => return Err(error(other.unwrap_or_default(), "Expect line: v=")),
         }
         for line in lines {
-            // Neither may stand in a line (RFC 8866, section 9: byte-string). What others take for the end of a line would let a value
-            // smuggle lines into descriptions that are made from this one.
+            // Neither may stand in a line (RFC 8866, section 9: byte-string). What others take for
+            // the end of a line would let a value smuggle lines into descriptions that are made
+            // from this one.
             if line.contains(['\r', '\0']) {
                 return Err(error(
                     line,
@@ -407,7 +411,8 @@ impl Sdp {
             }
         }
         for (section, port_is_zero) in sdp.sections.iter_mut().zip(port_is_zero) {
-            // A section that shares the transport of the first one may have port 0 too (RFC 8843, section 7.2).
+            // A section that shares the transport of the first one may have port 0 too (RFC 8843,
+            // section 7.2).
             section.refused = port_is_zero && !bundle.contains(&section.mid);
         }
         Ok(sdp)
@@ -517,7 +522,8 @@ fn parse_transport_attribute(
     match name {
         "ice-ufrag" => transport.ufrag = Some(value.to_owned()),
         "ice-pwd" => transport.password = Some(value.to_owned()),
-        // Several may be given for several hashes; the strongest common one is SHA-256, which everybody has.
+        // Several may be given for several hashes; the strongest common one is SHA-256, which
+        // everybody has.
         "fingerprint"
             if transport.fingerprint.is_none()
                 || value.to_ascii_lowercase().starts_with("sha-256") =>

@@ -1,8 +1,10 @@
 //! End-to-end encryption of sound and data, compatible with LiveKit's other SDKs.
 //!
-//! A frame of sound keeps its first byte (Opus's table of contents, which servers look at); the rest is encrypted with AES-128-GCM, the first byte being
-//! authenticated with it. Behind it come the initialisation vector (12 bytes), its length and the index of the key. Data packets are encrypted whole, and
-//! LiveKit's protocol carries vector and index beside them. Keys are derived and ratcheted in [`keys`](super::keys).
+//! A frame of sound keeps its first byte (Opus's table of contents, which servers look at); the
+//! rest is encrypted with AES-128-GCM, the first byte being authenticated with it. Behind it come
+//! the initialisation vector (12 bytes), its length and the index of the key. Data packets are
+//! encrypted whole, and LiveKit's protocol carries vector and index beside them. Keys are derived
+//! and ratcheted in [`keys`](super::keys).
 
 use std::sync::{
     Arc,
@@ -51,7 +53,8 @@ pub struct KeyProviderOptions {
     pub ratchet_window_size: i32,
     /// Salt of every derivation.
     pub ratchet_salt: Vec<u8>,
-    /// How many frames in a row may fail before no more are tried with that key; negative for no limit.
+    /// How many frames in a row may fail before no more are tried with that key; negative for no
+    /// limit.
     pub failure_tolerance: i32,
     /// How many keys a participant can have, up to 255.
     pub key_ring_size: i32,
@@ -115,7 +118,8 @@ impl KeyProvider {
         true
     }
 
-    /// Replaces the key for everybody by the one that follows it, and answers that; `None` without a key.
+    /// Replaces the key for everybody by the one that follows it, and answers that; `None` without
+    /// a key.
     pub fn ratchet_shared_key(&self, key_index: i32) -> Option<Vec<u8>> {
         self.rings.ratchet_shared(key_index)
     }
@@ -132,7 +136,8 @@ impl KeyProvider {
         true
     }
 
-    /// Replaces a participant's key by the one that follows it, and answers that; `None` without a key.
+    /// Replaces a participant's key by the one that follows it, and answers that; `None` without a
+    /// key.
     pub fn ratchet_key(&self, participant_id: String, key_index: i32) -> Option<Vec<u8>> {
         self.rings.ratchet(&participant_id, key_index)
     }
@@ -319,7 +324,8 @@ impl Cryptor {
         if self.on_state_change.lock().is_none() {
             return;
         }
-        // Later and without a lock: this is called in the middle of receiving, and the application may well ask the connection in return.
+        // Later and without a lock: this is called in the middle of receiving, and the application
+        // may well ask the connection in return.
         let (callbacks, participant_id) =
             (self.on_state_change.clone(), self.participant_id.clone());
         engine::handle().spawn(async move {
@@ -367,8 +373,9 @@ impl<'a> FrameParts<'a> {
     }
 }
 
-/// Encrypts the frames of one sender or decrypts those of one receiver. Clones are the same cryptor. It begins switched off and then lets everything
-/// through as it is; switched on, what cannot be encrypted is not sent, and what cannot be decrypted is not heard.
+/// Encrypts the frames of one sender or decrypts those of one receiver. Clones are the same
+/// cryptor. It begins switched off and then lets everything through as it is; switched on, what
+/// cannot be encrypted is not sent, and what cannot be decrypted is not heard.
 #[derive(Clone)]
 pub struct FrameCryptor {
     cryptor: Arc<Cryptor>,
@@ -388,7 +395,8 @@ impl FrameCryptor {
         Self { cryptor }
     }
 
-    /// Cryptor of a receiver, which uses it from now on. Video is not received, so nothing is decrypted there.
+    /// Cryptor of a receiver, which uses it from now on. Video is not received, so nothing is
+    /// decrypted there.
     pub fn new_for_rtp_receiver(
         _peer_factory: &PeerConnectionFactory,
         participant_id: String,
@@ -490,7 +498,8 @@ impl DataPacketCryptor {
         })
     }
 
-    /// Decrypts data with a participant's key, or with one that follows it: then that is the participant's key from now on.
+    /// Decrypts data with a participant's key, or with one that follows it: then that is the
+    /// participant's key from now on.
     ///
     /// # Errors
     ///

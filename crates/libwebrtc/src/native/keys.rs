@@ -1,7 +1,8 @@
 //! Keys of end-to-end encryption: derivation, key rings, ratcheting.
 //!
-//! Compatible with the frame cryptor of LiveKit's builds of Google's engine and of its JavaScript SDK: what the application sets is the *material*; the
-//! key of AES-128-GCM is derived from it with the salt of the options, and the next material of a ratchet likewise.
+//! Compatible with the frame cryptor of LiveKit's builds of Google's engine and of its JavaScript
+//! SDK: what the application sets is the *material*; the key of AES-128-GCM is derived from it with
+//! the salt of the options, and the next material of a ratchet likewise.
 
 use std::{
     collections::HashMap,
@@ -30,11 +31,13 @@ const HKDF_INFO_BYTES: usize = 128;
 const KEY_BYTES: usize = 16;
 const MATERIAL_BYTES: usize = 32;
 
-/// Keys in a ring if the options have no usable number, and the most of them, since the index is one byte of a frame.
+/// Keys in a ring if the options have no usable number, and the most of them, since the index is
+/// one byte of a frame.
 const DEFAULT_RING_SIZE: usize = 16;
 const MAX_RING_SIZE: usize = 255;
 
-/// The most that a key is ratcheted to find the one that fits: each step takes tens of milliseconds of a core.
+/// The most that a key is ratcheted to find the one that fits: each step takes tens of milliseconds
+/// of a core.
 const MAX_RATCHET_STEPS: usize = 64;
 
 /// A key and what it was made from.
@@ -232,7 +235,8 @@ impl KeyRings {
         Some(material)
     }
 
-    /// Looks through the keys that follow `key` for one that fits, as far as the options let the other side be ahead.
+    /// Looks through the keys that follow `key` for one that fits, as far as the options let the
+    /// other side be ahead.
     pub fn find_ahead<T>(
         &self,
         key: &Arc<Key>,
@@ -248,7 +252,8 @@ impl KeyRings {
         None
     }
 
-    /// Like [`find_ahead`](Self::find_ahead), but never waits: what was not derived yet is derived by another thread, for the next time.
+    /// Like [`find_ahead`](Self::find_ahead), but never waits: what was not derived yet is derived
+    /// by another thread, for the next time.
     pub fn find_ahead_at_once<T>(
         &self,
         first: &Arc<Key>,
@@ -332,8 +337,9 @@ mod tests {
 
     #[test]
     fn keys_are_derived_as_by_the_other_sdks() {
-        // The expected values come from Python's hashlib and hmac: pbkdf2_hmac("sha256", b"password", b"LKFrameEncryptionKey", 100000, n), and
-        // RFC 5869 with the same salt and 128 zeros.
+        // The expected values come from Python's hashlib and hmac: pbkdf2_hmac("sha256",
+        // b"password", b"LKFrameEncryptionKey", 100000, n), and RFC 5869 with the same salt and 128
+        // zeros.
         for (algorithm, expected) in [
             (KeyDerivationAlgorithm::PBKDF2, PBKDF2_EXPECTED),
             (KeyDerivationAlgorithm::HKDF, HKDF_EXPECTED),

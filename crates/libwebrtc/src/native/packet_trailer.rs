@@ -1,4 +1,5 @@
-//! Metadata behind encoded video frames. As there is no video, a handler keeps its switch and finds nothing.
+//! Metadata behind encoded video frames. As there is no video, a handler keeps its switch and finds
+//! nothing.
 
 use std::sync::{
     Arc,

@@ -6,7 +6,8 @@ use roomserver::line::Lines;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-/// Does what each line of stdin says, and answers with a line of JSON what was done under the weather before. Ends when stdin does.
+/// Does what each line of stdin says, and answers with a line of JSON what was done under the
+/// weather before. Ends when stdin does.
 pub async fn obey(lines: &Lines) -> Result<(), Box<dyn Error>> {
     // A thread waits for them, as tokio would have one wait.
     let (sender, mut orders) = mpsc::channel(1);

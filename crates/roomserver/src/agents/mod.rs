@@ -1,13 +1,16 @@
-//! Agents: the workers that registered, the dispatches of each room, and the jobs that come of them.
+//! Agents: the workers that registered, the dispatches of each room, and the jobs that come of
+//! them.
 //!
-//! A dispatch asks for one job of every type as its time comes: for the room when it starts (or when the dispatch is made), for each
-//! participant that joins, for each that publishes. A job is offered to one worker after the other until one takes it, within
-//! [`ASSIGN_TIMEOUT`] altogether; there is one attempt, no queue and no second dispatch, as on the open-source server.
+//! A dispatch asks for one job of every type as its time comes: for the room when it starts (or
+//! when the dispatch is made), for each participant that joins, for each that publishes. A job is
+//! offered to one worker after the other until one takes it, within [`ASSIGN_TIMEOUT`] altogether;
+//! there is one attempt, no queue and no second dispatch, as on the open-source server.
 //!
-//! What differs from livekit-server 1.11, found by asking both the same: a job's state in `ListDispatch` follows the worker's updates
-//! (there it stays as it was at the assignment), and the job is listed at once (there the first one of a minute after some seconds);
-//! there is no delay of 200 ms for other nodes' claims; when a room closes, workers whose agents had not joined yet get a
-//! termination too; the deprecated namespaces are ignored.
+//! What differs from livekit-server 1.11, found by asking both the same: a job's state in
+//! `ListDispatch` follows the worker's updates (there it stays as it was at the assignment), and
+//! the job is listed at once (there the first one of a minute after some seconds); there is no
+//! delay of 200 ms for other nodes' claims; when a room closes, workers whose agents had not joined
+//! yet get a termination too; the deprecated namespaces are ignored.
 
 mod service;
 mod socket;
@@ -39,8 +42,8 @@ use worker::{Refusal, Worker, WorkerKey, is_final};
 
 pub(crate) use service::serve;
 
-/// How long workers may take to accept a job. The real server's requester gives up after 3 s (`psrpc` request time-out), so its 10 s
-/// for the answer itself never run out.
+/// How long workers may take to accept a job. The real server's requester gives up after 3 s
+/// (`psrpc` request time-out), so its 10 s for the answer itself never run out.
 const ASSIGN_TIMEOUT: Duration = Duration::from_secs(3);
 /// A node whose workers' loads are all at or above this is never chosen (`agents.target_load`).
 const TARGET_LOAD: f32 = 0.7;
@@ -84,8 +87,9 @@ struct Dispatch {
     info: Mutex<proto::AgentDispatch>,
     /// Jobs that are just being offered to workers.
     launches: TaskTracker,
-    /// Participants, by their ids, for whom a job was launched already. A dispatch looks at who is there when it begins and hears of
-    /// everybody who comes; the same participant may be told of both ways.
+    /// Participants, by their ids, for whom a job was launched already. A dispatch looks at who is
+    /// there when it begins and hears of everybody who comes; the same participant may be told of
+    /// both ways.
     launched_for: Mutex<HashSet<(JobType, String)>>,
 }
 
@@ -523,7 +527,8 @@ impl Agents {
         Ok(())
     }
 
-    /// The token with which a job's agent joins. It holds what the worker registered for and cannot call the API.
+    /// The token with which a job's agent joins. It holds what the worker registered for and cannot
+    /// call the API.
     fn job_token(
         &self,
         worker: &Worker,
@@ -583,7 +588,8 @@ impl Agents {
         tracing::info!(worker.id = worker.id, "agent worker gone");
     }
 
-    /// A worker tells how a job of its own stands. A job that has ended already, for example with its room, is none any more.
+    /// A worker tells how a job of its own stands. A job that has ended already, for example with
+    /// its room, is none any more.
     fn job_updated(&self, worker: &Arc<Worker>, update: &proto::UpdateJobStatus) {
         self.set_job_status(worker, &update.job_id, update.status(), &update.error);
     }

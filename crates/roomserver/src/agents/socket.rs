@@ -1,5 +1,5 @@
-//! `/agent`: a worker's WebSocket. Binary frames are protobuf, text frames are JSON; the server answers in the encoding of the worker's
-//! latest frame.
+//! `/agent`: a worker's WebSocket. Binary frames are protobuf, text frames are JSON; the server
+//! answers in the encoding of the worker's latest frame.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,8 @@ use super::worker::{Registration, Worker};
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the server pings, so that a dead connection is noticed (`pingFrequency`).
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// A frame that cannot be written in this time means that nobody reads; the real server gives a ping 2 s and a close 5 s.
+/// A frame that cannot be written in this time means that nobody reads; the real server gives a
+/// ping 2 s and a close 5 s.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest message (`agent_signal_message_size_limit`).
 const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
@@ -60,7 +61,8 @@ pub(super) async fn connect(
         .max_message_size(MAX_MESSAGE_BYTES)
         .on_upgrade(move |socket| async move {
             let tasks = agents.server().tasks().clone();
-            // Tracked, so that shutting the server down waits for the connection to be closed in order.
+            // Tracked, so that shutting the server down waits for the connection to be closed in
+            // order.
             let _ = tasks.spawn(serve(agents, socket, api_key)).await;
         })
 }
@@ -94,7 +96,8 @@ async fn serve(agents: Agents, socket: WebSocket, api_key: String) {
         server_info: Some(agents.server().info().clone()),
         ..Default::default()
     };
-    // It is there before it knows, so that a dispatch which follows its registration finds it. What it is asked waits in its outbox.
+    // It is there before it knows, so that a dispatch which follows its registration finds it. What
+    // it is asked waits in its outbox.
     agents.add_worker(&worker);
     if let Err(why) = connection.write(ToWorker::Register(response)).await {
         agents.remove_worker(&worker);

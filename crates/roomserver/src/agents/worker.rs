@@ -1,5 +1,5 @@
-//! One registered worker: what it can do, how loaded it is, what it runs. Knows nothing about rooms and sockets; messages for
-//! the worker go into its outbox.
+//! One registered worker: what it can do, how loaded it is, what it runs. Knows nothing about rooms
+//! and sockets; messages for the worker go into its outbox.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ids;
 
-/// Messages that a worker may leave unread. A job is two of them, so this is some hundred jobs at once.
+/// Messages that a worker may leave unread. A job is two of them, so this is some hundred jobs at
+/// once.
 pub(super) const OUTBOX_CAPACITY: usize = 256;
 
 /// What a job has to match for a worker to be asked.
@@ -103,7 +104,8 @@ impl Worker {
         (worker, inbox)
     }
 
-    /// Puts a message into the outbox. A worker that leaves it full is as good as gone, so its connection is closed.
+    /// Puts a message into the outbox. A worker that leaves it full is as good as gone, so its
+    /// connection is closed.
     pub fn send(&self, message: ToWorker) {
         if self
             .outbox
@@ -138,7 +140,8 @@ impl Worker {
             .then_some(state.load)
     }
 
-    /// Asks the worker about a job. The answer arrives on the channel that is returned; it closes if the worker goes.
+    /// Asks the worker about a job. The answer arrives on the channel that is returned; it closes
+    /// if the worker goes.
     pub fn ask(
         &self,
         job: &proto::Job,
@@ -170,7 +173,8 @@ impl Worker {
     pub fn answered(&self, answer: proto::AvailabilityResponse) {
         let waiting = self.state.lock().asked.remove(&answer.job_id);
         match waiting {
-            // Nobody waits any more if the time ran out at this moment: the same as an answer that comes too late.
+            // Nobody waits any more if the time ran out at this moment: the same as an answer that
+            // comes too late.
             Some(waiting) => drop(waiting.send(answer)),
             None => tracing::warn!(
                 worker.id = self.id,

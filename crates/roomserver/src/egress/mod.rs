@@ -1,11 +1,13 @@
-//! `livekit.Egress`: records what a room's participants say into one Ogg file, and leaves a manifest beside it.
+//! `livekit.Egress`: records what a room's participants say into one Ogg file, and leaves a
+//! manifest beside it.
 //!
-//! A recording passes through STARTING (nobody has published yet), ACTIVE, ENDING and COMPLETE; without anybody's sound it ends
-//! ABORTED, and FAILED when the disk refuses. Tests can have it end otherwise ([`crate::EgressBehaviour`]). The file is made in the temporary folder and moved to its place when it is whole; the
-//! manifest comes last, so who sees a manifest finds the recording.
+//! A recording passes through STARTING (nobody has published yet), ACTIVE, ENDING and COMPLETE;
+//! without anybody's sound it ends ABORTED, and FAILED when the disk refuses. Tests can have it end
+//! otherwise ([`crate::EgressBehaviour`]). The file is made in the temporary folder and moved to
+//! its place when it is whole; the manifest comes last, so who sees a manifest finds the recording.
 //!
-//! A caller of the API may name any path that this process may write to, as with the real egress's local files: the token's `roomRecord` is
-//! the permission for it.
+//! A caller of the API may name any path that this process may write to, as with the real egress's
+//! local files: the token's `roomRecord` is the permission for it.
 
 mod plan;
 mod recorder;
@@ -37,7 +39,8 @@ use crate::{EgressEnding, EgressRefusal};
 use plan::{Manifest, ManifestFile, Plan, location};
 use recorder::Recorder;
 
-/// How often sound is encoded and written: little enough at once that calls in the same process are not delayed.
+/// How often sound is encoded and written: little enough at once that calls in the same process are
+/// not delayed.
 const ADVANCE_INTERVAL: Duration = Duration::from_millis(100);
 /// Ended recordings that are remembered for `ListEgress`; the real server forgets them after a day.
 const MAX_REMEMBERED: usize = 1_000;
@@ -490,7 +493,8 @@ impl RecordingJob {
         Ok(Outcome::Complete(end, file, manifest))
     }
 
-    /// Takes as long to begin as tests want. What is sent meanwhile is not recorded. `Some`: it ends before it has begun.
+    /// Takes as long to begin as tests want. What is sent meanwhile is not recorded. `Some`: it
+    /// ends before it has begun.
     async fn slow_start(&self, packets: &mut mpsc::Receiver<TappedPacket>) -> Option<End> {
         let behaviour = &self.egress.shared.server.options().egress;
         let begins = behaviour.begins_after.as_ref()?;
@@ -508,7 +512,8 @@ impl RecordingJob {
         }
     }
 
-    /// Waits until somebody publishes sound. The packet that told of it, if it was a packet, has to be recorded.
+    /// Waits until somebody publishes sound. The packet that told of it, if it was a packet, has to
+    /// be recorded.
     async fn first_sound(
         &self,
         packets: &mut mpsc::Receiver<TappedPacket>,
@@ -602,7 +607,8 @@ impl Finish {
     }
 }
 
-/// Writes a file whole: under another name in the same folder first, so that nobody sees half of it.
+/// Writes a file whole: under another name in the same folder first, so that nobody sees half of
+/// it.
 fn place(
     path: &Path,
     write: impl FnOnce(&mut File) -> std::io::Result<()>,

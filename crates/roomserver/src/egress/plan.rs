@@ -1,4 +1,5 @@
-//! What a recording request asks for, checked; and the paths and the manifest that come of it. Pure.
+//! What a recording request asks for, checked; and the paths and the manifest that come of it.
+//! Pure.
 
 use std::path::{Path, PathBuf};
 
@@ -65,8 +66,8 @@ impl Plan {
         })
     }
 
-    /// The file's path with its templates filled in, as the real egress does: an empty path or a folder gets `<room>-<time>`, a
-    /// missing extension is added.
+    /// The file's path with its templates filled in, as the real egress does: an empty path or a
+    /// folder gets `<room>-<time>`, a missing extension is added.
     pub fn filename(&self, room_name: &str, room_id: &str, now: DateTime<Local>) -> String {
         // A room's name may hold anything; it is one component of the path.
         let room_name = room_name.replace(['/', '\\'], "_");
@@ -97,8 +98,8 @@ pub(super) fn location(recordings_dir: Option<&Path>, filename: &str) -> std::io
     std::path::absolute(path)
 }
 
-/// The file that is written beside the recording when it is complete. The fields and their order are those of the real egress
-/// (`pkg/config/manifest.go` there); a room recording has no others.
+/// The file that is written beside the recording when it is complete. The fields and their order
+/// are those of the real egress (`pkg/config/manifest.go` there); a room recording has no others.
 #[derive(Debug, Serialize)]
 pub(super) struct Manifest<'a> {
     pub egress_id: &'a str,

@@ -1,4 +1,5 @@
-//! Turns the packets of a room into one stereo recording. Time is an argument: positions are samples since the recording began.
+//! Turns the packets of a room into one stereo recording. Time is an argument: positions are
+//! samples since the recording began.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -12,8 +13,9 @@ use crate::rooms::TappedPacket;
 
 /// A packet holds at most 120 ms (RFC 6716, section 3.2.5).
 const MAX_PACKET_SAMPLES: usize = SAMPLE_RATE_HZ as usize * 120 / 1000;
-/// A sender's clock places its packets, unless it is this far from their arrival: then it has jumped or stood still, as some senders' do
-/// while they are muted, and counts from the arrival again.
+/// A sender's clock places its packets, unless it is this far from their arrival: then it has
+/// jumped or stood still, as some senders' do while they are muted, and counts from the arrival
+/// again.
 const MAX_SKEW_SAMPLES: u64 = SAMPLE_RATE_HZ as u64 / 4;
 /// Up to this many packets in a row are concealed by the decoder; a longer loss is silence.
 const MAX_CONCEALED_PACKETS: u64 = 5;
@@ -51,7 +53,8 @@ impl<W: Write> Recorder<W> {
         })
     }
 
-    /// Places one packet that arrived at the position `arrival`. A packet that cannot be decoded leaves a hole.
+    /// Places one packet that arrived at the position `arrival`. A packet that cannot be decoded
+    /// leaves a hole.
     pub fn packet(&mut self, packet: &TappedPacket, arrival: u64) -> Result<(), oggopus::Error> {
         // A recorder is no party of the call, and padding is no sound.
         if packet.kind == Kind::Egress || packet.payload.is_empty() {
@@ -143,8 +146,8 @@ impl Track {
         }
     }
 
-    /// Fills the hole that lost packets leave before this one. Where none is missing, as in a pause of a sender that does not send
-    /// silence, the hole stays silent.
+    /// Fills the hole that lost packets leave before this one. Where none is missing, as in a pause
+    /// of a sender that does not send silence, the hole stays silent.
     fn conceal<W: Write>(
         &mut self,
         packet: &TappedPacket,
@@ -306,7 +309,8 @@ mod tests {
 
     #[test]
     fn a_pause_is_as_long_in_the_recording_as_it_was() {
-        // The sender's clock stands still during the pause, as some senders' do while they are muted.
+        // The sender's clock stands still during the pause, as some senders' do while they are
+        // muted.
         let mut recorder = recorder(AudioMixing::DualChannelAgent);
         let mut caller = Sender::new("caller", Kind::Standard, 500.0);
         for tick in (0..50).chain(150..200) {

@@ -122,7 +122,8 @@ fn list_participants(
     request: &proto::ListParticipantsRequest,
 ) -> Result<proto::ListParticipantsResponse, TwirpError> {
     claims.require_room_admin(&request.room)?;
-    // The real server reads this list from its store, where a room that does not exist has nobody in it.
+    // The real server reads this list from its store, where a room that does not exist has nobody
+    // in it.
     let participants = rooms.participants(&request.room).unwrap_or_default();
     Ok(proto::ListParticipantsResponse { participants })
 }
@@ -169,7 +170,8 @@ fn update_participant(
     request: proto::UpdateParticipantRequest,
 ) -> Result<proto::ParticipantInfo, TwirpError> {
     claims.require_room_admin(&request.room)?;
-    // Protobuf cannot tell "not given" from "empty" here; the real server takes empty for not given.
+    // Protobuf cannot tell "not given" from "empty" here; the real server takes empty for not
+    // given.
     let change = ParticipantChange {
         metadata: Some(request.metadata).filter(|text| !text.is_empty()),
         name: Some(request.name).filter(|text| !text.is_empty()),
@@ -222,8 +224,9 @@ fn send_data(
     Ok(proto::SendDataResponse {})
 }
 
-/// The packet that the room's participants receive: a user packet without a sender. Old clients read the kind and the destinations inside the
-/// user packet, new ones those of the packet itself, so both are set.
+/// The packet that the room's participants receive: a user packet without a sender. Old clients
+/// read the kind and the destinations inside the user packet, new ones those of the packet itself,
+/// so both are set.
 #[expect(
     deprecated,
     reason = "clients of older protocols read the deprecated fields"

@@ -1,13 +1,16 @@
 //! `livekit.SIP`, simulated: telephone calls without a telephone network.
 //!
-//! `CreateSIPParticipant` puts a participant of kind SIP into the room whose `sip.callStatus` goes from `dialing` over `ringing` to
-//! `active`, and who then publishes silence. `TransferSIPParticipant` ends that call as a successful transfer does. Dispatch rules are kept
-//! and listed, but no call comes in. There are no trunks, no numbers are looked up, nothing is dialled, DTMF is not played, and all waiting is much shorter than in life; whatever else the service
-//! has is refused as unimplemented.
+//! `CreateSIPParticipant` puts a participant of kind SIP into the room whose `sip.callStatus` goes
+//! from `dialing` over `ringing` to `active`, and who then publishes silence.
+//! `TransferSIPParticipant` ends that call as a successful transfer does. Dispatch rules are kept
+//! and listed, but no call comes in. There are no trunks, no numbers are looked up, nothing is
+//! dialled, DTMF is not played, and all waiting is much shorter than in life; whatever else the
+//! service has is refused as unimplemented.
 //!
-//! What happens to a call is written in the number: one that ends in `0000` and a SIP status of three digits fails with it
-//! (`+15550000486` is busy, `+15550000603` declines, `+15550000503` has a broken trunk), and `0000408` rings until the time for ringing is
-//! over. Every other number answers. The same holds for the number that a call is transferred to.
+//! What happens to a call is written in the number: one that ends in `0000` and a SIP status of
+//! three digits fails with it (`+15550000486` is busy, `+15550000603` declines, `+15550000503` has
+//! a broken trunk), and `0000408` rings until the time for ringing is over. Every other number
+//! answers. The same holds for the number that a call is transferred to.
 
 #[cfg(test)]
 mod tests;
@@ -30,7 +33,8 @@ use crate::server::Server;
 use crate::token::Claims;
 use crate::twirp::{Call, Code, TwirpError};
 
-/// From dialling to ringing, and from ringing to an answer. Long enough that every state is seen by who watches, short enough for tests.
+/// From dialling to ringing, and from ringing to an answer. Long enough that every state is seen by
+/// who watches, short enough for tests.
 const DIALING: Duration = Duration::from_millis(100);
 const RINGING: Duration = Duration::from_millis(200);
 /// How long an unanswered call rings unless the request says otherwise.
@@ -344,7 +348,8 @@ fn duration(duration: Option<&pbjson_types::Duration>) -> Option<Duration> {
     Some(length).filter(|length| !length.is_zero())
 }
 
-/// A failed call as the API reports it (`livekit/sip.go` of the protocol): the SIP status chooses the code and is in the details.
+/// A failed call as the API reports it (`livekit/sip.go` of the protocol): the SIP status chooses
+/// the code and is in the details.
 fn sip_error(status: SipStatusCode) -> TwirpError {
     let code = match status as i32 {
         401..=403 | 603 | 607 | 608 => Code::PermissionDenied,

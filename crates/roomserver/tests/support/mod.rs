@@ -1,6 +1,8 @@
-//! A small LiveKit client on str0m, for tests: one WebSocket, two peer connections, each with its UDP socket.
+//! A small LiveKit client on str0m, for tests: one WebSocket, two peer connections, each with its
+//! UDP socket.
 //!
-//! It answers offers by itself and remembers everything it has received. Nothing of it is shared with the server.
+//! It answers offers by itself and remembers everything it has received. Nothing of it is shared
+//! with the server.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Reads one answer, event by event, in all the shapes that servers give it. Pure.
 //!
-//! The shape is OpenAI's `chat.completion.chunk`. Every field may be missing or null: what is there is
-//! taken, and only what cannot be a piece of an answer at all is an error.
+//! The shape is OpenAI's `chat.completion.chunk`. Every field may be missing or null: what is there
+//! is taken, and only what cannot be a piece of an answer at all is an error.
 
 use serde_json::Value;
 
@@ -291,9 +291,9 @@ impl Answer {
 
     /// The call that a piece goes on with; none when it begins another.
     ///
-    /// Servers differ in what they repeat, so all of it counts: another id is another call, whatever
-    /// the index; a name that cannot belong to the call so far, or one that comes after whole
-    /// arguments together with new ones, begins another too.
+    /// Servers differ in what they repeat, so all of it counts: another id is another call,
+    /// whatever the index; a name that cannot belong to the call so far, or one that comes after
+    /// whole arguments together with new ones, begins another too.
     fn slot(
         &self,
         index: Option<u64>,

@@ -39,8 +39,8 @@ fn without_tools(messages: Vec<ChatMessage>) -> Vec<ChatMessage> {
 /// After the system message user and assistant take turns, beginning with the user. Rounds of tools
 /// do not count, as in the templates of Mistral's models.
 ///
-/// What the agent said before the caller's first words, its greeting, is told in the system message:
-/// nothing is put into the caller's mouth.
+/// What the agent said before the caller's first words, its greeting, is told in the system
+/// message: nothing is put into the caller's mouth.
 fn alternating(messages: Vec<ChatMessage>) -> Vec<ChatMessage> {
     #[derive(PartialEq)]
     enum Speaker {

@@ -76,7 +76,8 @@ fn names_key(words: &str, key: &str) -> bool {
     })
 }
 
-/// Fields and sentences of an error. `input` is left out: it repeats the request, with all its keys.
+/// Fields and sentences of an error. `input` is left out: it repeats the request, with all its
+/// keys.
 fn collect(value: &Value, fields: &mut Vec<String>, words: &mut String) {
     match value {
         Value::Object(object) => {

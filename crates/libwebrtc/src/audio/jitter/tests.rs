@@ -162,7 +162,8 @@ impl Heard {
         &self.pcm[(second * 48_000.0) as usize..]
     }
 
-    /// Longest run of sound softer than a hundredth of full scale, in milliseconds, from a second on.
+    /// Longest run of sound softer than a hundredth of full scale, in milliseconds, from a second
+    /// on.
     fn longest_gap_ms(&self, second: f64) -> f64 {
         let mut longest = 0;
         let mut run = 0;
@@ -189,7 +190,8 @@ impl Heard {
     }
 }
 
-/// The amplitude of one frequency in the sound (Goertzel's algorithm, on windows short enough that phase jumps do not cancel out).
+/// The amplitude of one frequency in the sound (Goertzel's algorithm, on windows short enough that
+/// phase jumps do not cancel out).
 fn amplitude(pcm: &[i16], frequency_hz: f64) -> f64 {
     const WINDOW: usize = 4800;
     let windows = pcm.chunks_exact(WINDOW);
@@ -286,7 +288,8 @@ fn lost_packets_are_guessed_without_silence() {
 
 #[test]
 fn lost_speech_is_recovered_by_error_correction() {
-    // Two losses in a row cannot be recovered both, so what is left is about the square of the loss.
+    // Two losses in a row cannot be recovered both, so what is left is about the square of the
+    // loss.
     for (loss, share) in [(0.05, 0.015), (0.1, 0.03), (0.2, 0.08)] {
         let call = Call {
             voice: true,
@@ -385,7 +388,8 @@ fn copies_that_come_too_late_make_the_next_ones_come_in_time() {
         lost += u64::from(!keep);
         keep
     });
-    // Where the receiver's clock stands between two packets decides how close to its turn a packet comes.
+    // Where the receiver's clock stands between two packets decides how close to its turn a packet
+    // comes.
     for offset_ms in 0..10 {
         let mut jitter = JitterBuffer::new().expect("a decoder");
         let (start, mut frame) = (Instant::now(), Vec::new());
@@ -432,7 +436,8 @@ fn redundant(offsets: &[u32]) -> Arc<[u8]> {
 
 #[test]
 fn copies_take_the_places_of_what_is_missing() {
-    // Numbers and timestamps in packets; offsets of the copies likewise. What waits in the end beside the packets themselves.
+    // Numbers and timestamps in packets; offsets of the copies likewise. What waits in the end
+    // beside the packets themselves.
     type Packet = (u64, u64, &'static [u32]);
     type Case = (&'static str, &'static [Packet], &'static [(u64, u64)]);
     let cases: &[Case] = &[
@@ -903,12 +908,14 @@ proptest::proptest! {
         }
     }
 
-    /// However many packets get lost and overtake each other, a copy never takes the place of another packet.
+    /// However many packets get lost and overtake each other, a copy never takes the place of
+    /// another packet.
     #[test]
     fn copies_get_the_numbers_that_their_packets_had(
         packets in proptest::collection::vec((0u64..4, 0u64..30, 0u64..3, 1usize..3), 2..80)
     ) {
-        // Each packet: whether it is lost, whether a pause of the sender precedes it, by how many it is overtaken, how many copies it has.
+        // Each packet: whether it is lost, whether a pause of the sender precedes it, by how many
+        // it is overtaken, how many copies it has.
         let mut timestamp = 0;
         let mut sent: Vec<(u64, u64)> = Vec::new();
         let mut arrivals = Vec::new();

@@ -339,7 +339,8 @@ proptest! {
         prop_assert!(client.relayed().is_some());
     }
 
-    /// Answers of every kind to every request, with any attributes: an allocation may end, never more.
+    /// Answers of every kind to every request, with any attributes: an allocation may end, never
+    /// more.
     #[test]
     fn no_answers_break_an_allocation(answers in prop::collection::vec((any::<bool>(), 0u16..0x30, prop::collection::vec(any::<u8>(), 0..24), any::<bool>()), 1..40)) {
         let mut now = Instant::now();

@@ -5,6 +5,7 @@
 //! `publish` tells the room what is said; `room_service` is the server's API for rooms. A call
 //! never talks to the CRM: it leaves a record on disk and the worker delivers it.
 
+mod caller_sound;
 mod dispatch;
 mod hangup;
 mod media;
@@ -87,7 +88,7 @@ impl Default for CallConfig {
             reconnected_line: "Sorry, the line was interrupted. I am here again.".into(),
             // LiveKit's SIP service hangs up a telephone 15 s after its last packet
             // (`media_timeout`), which would look like a caller who left.
-            no_media_s: 12,
+            no_media_s: 9,
             no_media_goodbye: "I am sorry, I cannot hear you. Please call again. Goodbye.".into(),
             delete_room: true,
             country_code: CountryCode::default(),

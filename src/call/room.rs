@@ -29,7 +29,7 @@ use super::media::Packets;
 use super::party::{Party, Role};
 use super::room_service::is_machine;
 use crate::session::CallParticipant;
-use crate::voice::{AudioFrame, AudioOutput, OutputClosed};
+use crate::voice::{AudioOutput, OutputClosed};
 
 /// Rate of the track in the room. SIP bridges and browsers use 48 kHz whatever the telephone
 /// carries.
@@ -692,24 +692,5 @@ impl AudioOutput for Speaker {
             .lock()
             .expect("the speaker's clock is never held over a panic")
             .saturating_duration_since(Instant::now())
-    }
-}
-
-/// Hands the caller's sound on, frame by frame, until the track ends. A reader that does not keep
-/// up loses the newest frames.
-pub async fn pump(mut stream: NativeAudioStream, to: mpsc::Sender<AudioFrame>) {
-    let mut dropped = 0u64;
-    while let Some(frame) = stream.next().await {
-        match to.try_send(frame.data.into_owned()) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(_)) => dropped += 1,
-            Err(mpsc::error::TrySendError::Closed(_)) => break,
-        }
-    }
-    if dropped > 0 {
-        warn!(
-            frames = dropped,
-            "the conversation did not keep up with the caller's sound"
-        );
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
+use futures_util::StreamExt as _;
 use livekit::RoomEvent;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -19,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{Instrument as _, debug, error, info, warn};
 
+use super::caller_sound::CallerSound;
 use super::dispatch::{self, numbers_metadata};
 use super::hangup::{Ending, GAVE_UP, HangupCause, LeftBehind};
 use super::media::{MediaNews, MediaWatch, Packets};
@@ -32,10 +34,12 @@ use crate::config::{Config, LiveKitSettings};
 use crate::ipc::{FromCall, FromWorker, JobDescription, ShutdownReason, ToCall, ToWorker};
 use crate::providers::{Component, Providers};
 use crate::recording::Recorder;
-use crate::session::{self, CallMetadata, CallParticipant, KeypadInput, Outcome, SharedSession};
+use crate::session::{
+    self, CallMetadata, CallParticipant, Direction, KeypadInput, Outcome, SharedSession,
+};
 use crate::store::{Store, StoreError, Unfinished};
 use crate::tools::Toolbox;
-use crate::voice::{AudioFrame, Conversation, VoiceCommand, VoiceEnd, VoiceEvent};
+use crate::voice::{Conversation, VoiceCommand, VoiceEnd, VoiceEvent};
 
 /// Frames of the caller's sound on the way to the conversation: half a second, then new ones are
 /// dropped.
@@ -348,8 +352,12 @@ async fn identify(
     let persona = parts.personas.find(order.into_iter().flatten()).await;
     info!(
         persona = persona.name,
-        direction = ?numbers.direction,
-        number = numbers.dialed_number.as_deref().map(mask).unwrap_or_default(),
+        direction = numbers.direction.map(Direction::name).unwrap_or("unknown"),
+        number = numbers
+            .dialed_number
+            .as_deref()
+            .map(mask)
+            .unwrap_or_default(),
         "whose call this is"
     );
     let ids = session::CampaignIds::from_persona(&persona.full);
@@ -380,7 +388,7 @@ enum Stage {
 struct Talk {
     caller: Party,
     commands: mpsc::Sender<VoiceCommand>,
-    audio: mpsc::Sender<AudioFrame>,
+    sound: CallerSound,
     events: mpsc::Receiver<VoiceEvent>,
     conversation: JoinHandle<VoiceEnd>,
     media: MediaWatch,
@@ -1029,7 +1037,7 @@ impl<'a> Call<'a> {
         Talk {
             caller,
             commands,
-            audio,
+            sound: CallerSound::new(audio),
             events,
             conversation: tokio::spawn(conversation.run(heard, inbox, outbox)),
             media: MediaWatch::new(Instant::now(), parts.config.call.no_media()),
@@ -1040,7 +1048,7 @@ impl<'a> Call<'a> {
     /// Leads the caller's sound to the conversation and the recording, once both the caller and the
     /// sound are known.
     fn connect_sound(&mut self, identity: &str) {
-        let Stage::Talking(talk) = &self.stage else {
+        let Stage::Talking(talk) = &mut self.stage else {
             return;
         };
         if talk.caller.identity != identity {
@@ -1050,10 +1058,8 @@ impl<'a> Call<'a> {
             return;
         };
         self.publisher.caller(identity, track.sid());
-        tokio::spawn(room::pump(
-            track.listen(LISTEN_SAMPLE_RATE_HZ),
-            talk.audio.clone(),
-        ));
+        let frames = track.listen(LISTEN_SAMPLE_RATE_HZ);
+        talk.sound.lead(frames.map(|frame| frame.data.into_owned()));
         if let Some(recorder) = &self.recorder {
             recorder.add_caller(|sample_rate_hz| track.listen(sample_rate_hz));
         }

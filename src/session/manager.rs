@@ -29,6 +29,16 @@ pub enum Direction {
     Outbound,
 }
 
+impl Direction {
+    /// As records and logs have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
 /// What is known when a job is dispatched; the first line of every journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CallStart {

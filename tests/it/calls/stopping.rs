@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::world::{ANSWER, GREETING, SHORT_LINE, WORDS, World, eventually};
+use crate::support::world::{ANSWER, GREETING, SHORT_LINE, WORDS, World, eventually, read_json};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_worker_takes_no_second_call() {
@@ -140,12 +140,21 @@ async fn record_of_the_last_moment_is_delivered_before_the_worker_ends() {
     let mut worker = world.worker().await;
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/records/original");
     let session = "session_20251029_113920_abc123";
-    for (folder, name) in [
-        ("conversations", format!("conversation_{session}.json")),
-        ("call_metadata", format!("metadata_{session}.json")),
-    ] {
-        fs::copy(fixtures.join(&name), world.data().join(folder).join(&name)).expect("a copy");
-    }
+    let name = format!("conversation_{session}.json");
+    fs::copy(
+        fixtures.join(&name),
+        world.data().join("conversations").join(&name),
+    )
+    .expect("a copy");
+    // Without a recording: one that nobody has looked for yet would be looked for twice.
+    let name = format!("metadata_{session}.json");
+    let mut record = read_json(&fixtures.join(&name));
+    record["campaign_metadata"]["egressId"].take();
+    fs::write(
+        world.data().join("call_metadata").join(&name),
+        record.to_string(),
+    )
+    .expect("a record");
     worker.terminate();
     let status = worker.ended().await;
     assert!(status.success(), "{status}");

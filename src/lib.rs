@@ -37,7 +37,7 @@
 //! - Nothing that a record names is deleted or archived before the CRM has confirmed it.
 //! - [`session`] knows no network, no LiveKit, no files; its lock is never held across an await.
 //! - LiveKit's wire types appear only in `worker::wire`, `call::room`, `call::room_service`,
-//!   [`recording`] and the scenery of [`cli`]; a vendor's JSON only in that vendor's file.
+//!   [`recording`] and `cli::dev`; a vendor's JSON only in that vendor's file.
 //! - A call process never talks to the CRM, the worker never touches media.
 //! - Availability is answered without waiting for anything; there are never more than `max_calls`
 //!   calls.

@@ -65,6 +65,23 @@ async def test_a_transfer_that_cannot_be_made_is_refused(lk, join, room_name):
     assert await refusal(transfer()) == ("invalid_argument", 400)
 
 
+async def test_dispatch_rules_are_kept_and_listed(needs, server, lk):
+    needs("redis")
+    jwt = token(server, "alice", "a-room", room_admin=True).to_jwt()
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {jwt}"}) as http:
+        async with http.post(f"{server.http}/twirp/livekit.SIP/CreateSIPDispatchRule", json={}) as response:
+            assert response.status == 401
+    assert await refusal(lk.sip.create_dispatch_rule(api.CreateSIPDispatchRuleRequest())) == ("invalid_argument", 400)
+    rule = api.SIPDispatchRule(dispatch_rule_individual=api.SIPDispatchRuleIndividual(room_prefix="call-"))
+    request = api.CreateSIPDispatchRuleRequest(
+        dispatch_rule=api.SIPDispatchRuleInfo(rule=rule, name="calls", trunk_ids=["ST_of_this_test"])
+    )
+    kept = await lk.sip.create_dispatch_rule(request)
+    assert kept.sip_dispatch_rule_id.startswith("SDR_")
+    listed = await lk.sip.list_dispatch_rule(api.ListSIPDispatchRuleRequest())
+    assert [rule for rule in listed.items if rule.sip_dispatch_rule_id == kept.sip_dispatch_rule_id] == [kept]
+
+
 async def test_a_call_is_dialled_rings_and_is_answered(needs, lk, join, room_name):
     needs("sip")
     caller = await join("caller")

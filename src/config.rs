@@ -294,6 +294,22 @@ fn file_layer(path: &Path, named: bool) -> Figment {
     }
 }
 
+/// Keys that have other names now, as `(old, new)`.
+const RENAMED_KEYS: [(&str, &str); 3] = [
+    (
+        "voice.turn.min_delay_ms",
+        "voice.turn.min_endpointing_delay_ms",
+    ),
+    (
+        "voice.turn.max_delay_ms",
+        "voice.turn.max_endpointing_delay_ms",
+    ),
+    (
+        "voice.turn.early_transcription_ms",
+        "voice.turn.preemptive_transcription_ms",
+    ),
+];
+
 /// One fault of the settings in words: the key, where it stands, and what is wrong.
 fn sentence(error: &figment::Error) -> String {
     use figment::error::Kind;
@@ -321,10 +337,13 @@ fn sentence(error: &figment::Error) -> String {
                 } else {
                     format!("{key}.{field}")
                 };
-            format!(
-                "unknown key {full} in {place}; known there: {}",
-                known.join(", ")
-            )
+            match RENAMED_KEYS.iter().find(|(old, _)| *old == full) {
+                Some((_, new)) => format!("the key {full} in {place} is called {new} now"),
+                None => format!(
+                    "unknown key {full} in {place}; known there: {}",
+                    known.join(", ")
+                ),
+            }
         }
         Kind::InvalidType(actual, expected) => {
             format!(
@@ -370,6 +389,18 @@ mod tests {
             text.contains("worker.max_cals") && text.contains("max_calls"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_renamed_key_is_refused_with_its_new_name() {
+        for (old, new) in RENAMED_KEYS {
+            let (section, key) = old.rsplit_once('.').unwrap();
+            let text = faults(&format!("[{section}]\n{key} = 500\n"));
+            assert!(text.contains(old) && text.contains(new), "{text}");
+            let (_, new) = new.rsplit_once('.').unwrap();
+            let renamed = format!("[{section}]\n{new} = 500\n");
+            Config::extract(Figment::new().merge(Toml::string(&renamed))).unwrap();
+        }
     }
 
     #[test]

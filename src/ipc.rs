@@ -253,7 +253,7 @@ pub fn pair() -> (
     )
 }
 
-/// The call's ear: what the worker says.
+/// Receives what the worker tells the call.
 #[derive(Debug)]
 pub struct FromWorker {
     source: Source,
@@ -333,7 +333,7 @@ impl FromWorker {
     }
 }
 
-/// The call's mouth: cheap to clone, never waits, never fails.
+/// Sends what the call tells the worker: cheap to clone, never waits, never fails.
 #[derive(Debug, Clone)]
 pub struct ToWorker {
     sink: Arc<Sink>,

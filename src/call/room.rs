@@ -135,7 +135,7 @@ fn party(participant: &RemoteParticipant) -> Party {
 
 /// What happens in the room, as far as a call cares.
 #[derive(Debug)]
-pub enum RoomHappening {
+pub enum CallEvent {
     /// Somebody has come, or has other attributes or tracks than before: look at everybody again.
     Changed,
     /// Somebody in the room has taken our track: an inbound telephone is answered by that.
@@ -352,7 +352,7 @@ impl CallRoom {
         }
     }
 
-    /// The agent's mouth.
+    /// The agent's audio output.
     pub fn speaker(&self) -> Arc<Speaker> {
         self.speaker.clone()
     }
@@ -508,7 +508,7 @@ impl AgentWords {
 }
 
 /// Turns LiveKit's events into what a call cares about; the rest is dropped.
-pub fn happening(event: RoomEvent) -> Option<RoomHappening> {
+pub fn call_event(event: RoomEvent) -> Option<CallEvent> {
     match event {
         RoomEvent::ParticipantConnected(_)
         | RoomEvent::ParticipantAttributesChanged {
@@ -528,9 +528,9 @@ pub fn happening(event: RoomEvent) -> Option<RoomHappening> {
         | RoomEvent::TrackUnmuted {
             participant: Participant::Remote(_),
             ..
-        } => Some(RoomHappening::Changed),
-        RoomEvent::LocalTrackSubscribed { .. } => Some(RoomHappening::AgentHeard),
-        RoomEvent::ParticipantDisconnected(participant) => Some(RoomHappening::Left {
+        } => Some(CallEvent::Changed),
+        RoomEvent::LocalTrackSubscribed { .. } => Some(CallEvent::AgentHeard),
+        RoomEvent::ParticipantDisconnected(participant) => Some(CallEvent::Left {
             party: party(&participant),
             reason: left_reason(participant.disconnect_reason()),
         }),
@@ -540,7 +540,7 @@ pub fn happening(event: RoomEvent) -> Option<RoomHappening> {
             ..
         } => {
             let party = party(&participant);
-            party.may_be_caller().then(|| RoomHappening::Audible {
+            party.may_be_caller().then(|| CallEvent::Audible {
                 identity: party.identity,
                 track: CallerTrack { track },
             })
@@ -549,16 +549,16 @@ pub fn happening(event: RoomEvent) -> Option<RoomHappening> {
             code,
             digit,
             participant,
-        } => Some(RoomHappening::Key {
+        } => Some(CallEvent::Key {
             identity: participant.map(|participant| participant.identity().to_string()),
             key: key(code, digit.as_deref())?,
         }),
-        RoomEvent::TrackUnsubscribed { publication, .. } => Some(RoomHappening::Inaudible {
+        RoomEvent::TrackUnsubscribed { publication, .. } => Some(CallEvent::Inaudible {
             sid: publication.sid().to_string(),
         }),
-        RoomEvent::Reconnecting => Some(RoomHappening::LinkLost),
-        RoomEvent::Reconnected => Some(RoomHappening::Reconnected),
-        RoomEvent::Disconnected { reason } => Some(RoomHappening::Gone {
+        RoomEvent::Reconnecting => Some(CallEvent::LinkLost),
+        RoomEvent::Reconnected => Some(CallEvent::Reconnected),
+        RoomEvent::Disconnected { reason } => Some(CallEvent::Gone {
             reason: reason.as_str_name(),
         }),
         _ => None,
@@ -578,8 +578,8 @@ fn key(code: u32, text: Option<&str>) -> Option<char> {
     }
 }
 
-/// Reads a chat message to the agent in the background; it arrives as a [`RoomHappening::Chat`].
-pub fn read_chat(event: &RoomEvent, to: mpsc::Sender<RoomHappening>) {
+/// Reads a chat message to the agent in the background; it arrives as a [`CallEvent::Chat`].
+pub fn read_chat(event: &RoomEvent, to: mpsc::Sender<CallEvent>) {
     let RoomEvent::TextStreamOpened {
         reader,
         topic,
@@ -606,7 +606,7 @@ pub fn read_chat(event: &RoomEvent, to: mpsc::Sender<RoomHappening>) {
         }
         if !text.trim().is_empty() {
             // The call has ended when nobody takes it any more.
-            let _ = to.send(RoomHappening::Chat { identity, text }).await;
+            let _ = to.send(CallEvent::Chat { identity, text }).await;
         }
     });
 }
@@ -634,7 +634,7 @@ fn left_reason(reason: DisconnectReason) -> &'static str {
     }
 }
 
-/// The agent's mouth: sound given to it leaves in an even stream of frames.
+/// The agent's audio output: sound given to it leaves in an even stream of frames.
 pub struct Speaker {
     source: NativeAudioSource,
     /// When the sound given so far will have been played. The source plays in real time without a

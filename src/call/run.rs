@@ -28,7 +28,7 @@ use super::numbers::{Numbers, mask};
 use super::party::{self, AfterDeath, Choice, Party, Role};
 use super::persona::{Persona, Personas};
 use super::publish::{Publisher, Words};
-use super::room::{self, CallRoom, CallerTrack, LISTEN_SAMPLE_RATE_HZ, RoomHappening};
+use super::room::{self, CallEvent, CallRoom, CallerTrack, LISTEN_SAMPLE_RATE_HZ};
 use super::room_service::{RoomService, RoomServiceError};
 use crate::config::{Config, LiveKitSettings};
 use crate::ipc::{FromCall, FromWorker, JobDescription, ShutdownReason, ToCall, ToWorker};
@@ -67,7 +67,7 @@ const NOTICED_ABSENCE: Duration = Duration::from_secs(2);
 /// `DisconnectReason`).
 const CONNECTION_LOST: &str = "CONNECTION_TIMEOUT";
 /// How often the caller's packets are counted.
-const MEDIA_LOOK: Duration = Duration::from_secs(1);
+const MEDIA_POLL: Duration = Duration::from_secs(1);
 /// How long the conversation may take to say its last words after it was told to close.
 const LAST_WORDS: Duration = Duration::from_secs(8);
 /// How long the conversation may take to stop at once and commit what was heard.
@@ -436,12 +436,12 @@ struct Call<'a> {
 /// What the loop waits for, as one value.
 enum Event {
     Room(Option<RoomEvent>),
-    Chat(RoomHappening),
+    Chat(CallEvent),
     Worker(Option<ToCall>),
     Voice(VoiceEvent),
     ConversationEnded(VoiceEnd),
     BeforeUs(BeforeUs),
-    MediaLook,
+    MediaPoll,
     Stop,
     Deadline,
 }
@@ -488,8 +488,8 @@ impl<'a> Call<'a> {
             room_sid: self.room.sid(),
             ..Default::default()
         });
-        let mut media_looks = interval(MEDIA_LOOK);
-        media_looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut media_polls = interval(MEDIA_POLL);
+        media_polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if let Some(cause) = self.look().await {
             return cause;
         }
@@ -511,7 +511,7 @@ impl<'a> Call<'a> {
                     message = from_worker.next() => Event::Worker(message),
                     Some(()) = stop.recv() => Event::Stop,
                     before_us = joined_or_pending(before_us) => Event::BeforeUs(before_us),
-                    _ = media_looks.tick(), if talking => Event::MediaLook,
+                    _ = media_polls.tick(), if talking => Event::MediaPoll,
                     () = sleep_until(deadline) => Event::Deadline,
                 }
             };
@@ -526,12 +526,12 @@ impl<'a> Call<'a> {
                 }),
                 Event::Room(Some(event)) => {
                     room::read_chat(&event, chat.clone());
-                    match room::happening(event) {
-                        Some(happening) => self.happened(happening).await,
+                    match room::call_event(event) {
+                        Some(event) => self.handle(event).await,
                         None => None,
                     }
                 }
-                Event::Chat(happening) => self.happened(happening).await,
+                Event::Chat(event) => self.handle(event).await,
                 Event::Worker(Some(ToCall::Shutdown {
                     reason: ShutdownReason::Termination,
                 })) => Some(HangupCause::Terminated),
@@ -548,7 +548,7 @@ impl<'a> Call<'a> {
                     self.was_before_us(before_us);
                     None
                 }
-                Event::MediaLook => self.look_at_media().await,
+                Event::MediaPoll => self.poll_media().await,
                 Event::Deadline => match self.deadline_passed() {
                     Some(cause) => Some(cause),
                     None => self.look().await,
@@ -607,31 +607,31 @@ impl<'a> Call<'a> {
         }
     }
 
-    async fn happened(&mut self, happening: RoomHappening) -> Option<HangupCause> {
-        match happening {
-            RoomHappening::Changed => {}
-            RoomHappening::AgentHeard => {
+    async fn handle(&mut self, event: CallEvent) -> Option<HangupCause> {
+        match event {
+            CallEvent::Changed => {}
+            CallEvent::AgentHeard => {
                 self.ringing_until
                     .get_or_insert(Instant::now() + STALE_RINGING);
             }
-            RoomHappening::Audible { identity, track } => {
+            CallEvent::Audible { identity, track } => {
                 self.audible.retain(|(known, _)| *known != identity);
                 self.audible.push((identity.clone(), track));
                 self.connect_sound(&identity);
             }
-            RoomHappening::Inaudible { sid } => {
+            CallEvent::Inaudible { sid } => {
                 self.audible.retain(|(_, track)| track.sid() != sid);
             }
-            RoomHappening::Left { party, reason } => {
+            CallEvent::Left { party, reason } => {
                 let cause = self.left(party, reason);
                 if cause.is_some() {
                     return cause;
                 }
             }
-            RoomHappening::Chat { identity, text } => return self.typed(identity, text).await,
-            RoomHappening::LinkLost => self.link_is_lost(),
-            RoomHappening::Reconnected => self.link_is_back(),
-            RoomHappening::Key { identity, key } => {
+            CallEvent::Chat { identity, text } => return self.typed(identity, text).await,
+            CallEvent::LinkLost => self.link_is_lost(),
+            CallEvent::Reconnected => self.link_is_back(),
+            CallEvent::Key { identity, key } => {
                 if let Stage::Talking(talk) = &mut self.stage
                     && identity.is_none_or(|identity| identity == talk.caller.identity)
                 {
@@ -643,7 +643,7 @@ impl<'a> Call<'a> {
                     }
                 }
             }
-            RoomHappening::Gone { reason } => {
+            CallEvent::Gone { reason } => {
                 return Some(match &self.away {
                     // The room goes with its caller: what the caller did is the better word for it.
                     Some(away) if self.link_lost.is_none() => HangupCause::CallerLeft {
@@ -909,7 +909,7 @@ impl<'a> Call<'a> {
     }
 
     /// Looks whether anything arrives from the caller.
-    async fn look_at_media(&mut self) -> Option<HangupCause> {
+    async fn poll_media(&mut self) -> Option<HangupCause> {
         let Stage::Talking(talk) = &mut self.stage else {
             return None;
         };
@@ -1243,9 +1243,9 @@ fn nobody_listens(event: Option<RoomEvent>, caller: &str) -> Option<HangupCause>
             reason: "UNKNOWN_REASON",
         });
     };
-    match room::happening(event)? {
-        RoomHappening::Gone { reason } => Some(HangupCause::RoomGone { reason }),
-        RoomHappening::Left { party, reason } if party.identity == caller => {
+    match room::call_event(event)? {
+        CallEvent::Gone { reason } => Some(HangupCause::RoomGone { reason }),
+        CallEvent::Left { party, reason } if party.identity == caller => {
             Some(HangupCause::CallerLeft { reason })
         }
         _ => None,

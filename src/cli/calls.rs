@@ -11,8 +11,8 @@ use super::output::Output;
 use crate::call::mask;
 use crate::config::Config;
 use crate::ledger::{
-    self, CallFilter, FoundCall, LookedAt, Moment, Query, SearchResult, Standing, Step, Unreadable,
-    WholeCall, mongodb,
+    self, CallFilter, FoundCall, Query, Scanned, SearchResult, Standing, TimelineEntry,
+    TimelineEvent, Unreadable, WholeCall, mongodb,
 };
 use crate::session::{
     AttemptOutcome, CallStatus, Direction, PartState, RecordingSource, Role, mask_numbers, time,
@@ -463,12 +463,12 @@ fn named(query: &Query) -> String {
 
 /// What to say to somebody who asked for a call that is not there.
 pub fn not_found(query: &Query, found: &SearchResult, store: &Store) -> String {
-    let LookedAt {
+    let Scanned {
         journals,
         waiting,
         archived,
         leads,
-    } = found.looked_at;
+    } = found.scanned;
     let mut text = format!(
         "no call has the id, room or number {}; looked at {journals} running calls, {waiting} records in call_metadata, \
          {archived} in processed_metadata and {leads} leads of {} (data_dir)",
@@ -513,7 +513,7 @@ fn several(calls: &[FoundCall], more: bool, arguments: &ShowArguments) -> Comman
 /// A call with everything that belongs to it, as it may be shown.
 struct Shown {
     whole: WholeCall,
-    trail: Vec<Moment>,
+    timeline: Vec<TimelineEntry>,
     /// Files that the record names and that cannot be read.
     problems: Vec<String>,
 }
@@ -540,17 +540,17 @@ impl Shown {
                 *problem = mask_numbers(problem);
             }
         }
-        let trail = ledger::trail(&whole);
+        let timeline = ledger::timeline(&whole);
         Self {
             whole,
-            trail,
+            timeline,
             problems,
         }
     }
 
     fn json(&self) -> Value {
         let mut answer = summary(&self.whole.call, true);
-        answer["trail"] = json!(self.trail);
+        answer["timeline"] = json!(self.timeline);
         answer["record"] = json!(self.whole.call.record);
         answer["conversation"] = json!(self.whole.conversation);
         answer["leads"] = self
@@ -567,8 +567,8 @@ impl Shown {
         let mut lines = self.facts();
         lines.push(String::new());
         let mut day = None;
-        for moment in &self.trail {
-            let at = match moment.at {
+        for entry in &self.timeline {
+            let at = match entry.at {
                 Some(at) => {
                     if day.replace(at.date_naive()) != Some(at.date_naive()) {
                         lines.push(format!("{} (UTC)", at.format("%Y-%m-%d")));
@@ -577,7 +577,7 @@ impl Shown {
                 }
                 None => String::new(),
             };
-            let (what, text) = words(&moment.step);
+            let (what, text) = words(&entry.event);
             for (number, line) in text.lines().enumerate() {
                 lines.push(match number {
                     0 => format!("  {at:12}  {what:18}  {line}"),
@@ -676,9 +676,9 @@ fn or_nothing(name: &str, value: Option<&str>) -> String {
 }
 
 /// A step as an operator reads it: what, and the rest of the line.
-fn words(step: &Step) -> (&'static str, String) {
-    match step {
-        Step::Dispatched { job_id, room } => (
+fn words(event: &TimelineEvent) -> (&'static str, String) {
+    match event {
+        TimelineEvent::Dispatched { job_id, room } => (
             "dispatched",
             format!(
                 "job {}{}",
@@ -686,11 +686,11 @@ fn words(step: &Step) -> (&'static str, String) {
                 or_nothing(", room ", room.as_deref())
             ),
         ),
-        Step::Joined { room_sid } => (
+        TimelineEvent::Joined { room_sid } => (
             "agent joined",
             format!("room {}", room_sid.as_deref().unwrap_or("-")),
         ),
-        Step::Answered {
+        TimelineEvent::Answered {
             direction,
             number,
             trunk_number,
@@ -710,7 +710,7 @@ fn words(step: &Step) -> (&'static str, String) {
             );
             ("answered", text)
         }
-        Step::RecordingStarted {
+        TimelineEvent::RecordingStarted {
             source,
             egress_id,
             file,
@@ -729,7 +729,7 @@ fn words(step: &Step) -> (&'static str, String) {
                 ),
             )
         }
-        Step::Said {
+        TimelineEvent::Said {
             role,
             content,
             confidence,
@@ -752,7 +752,7 @@ fn words(step: &Step) -> (&'static str, String) {
             };
             (who, text)
         }
-        Step::Intent {
+        TimelineEvent::Intent {
             intent,
             confidence,
             entities,
@@ -767,8 +767,8 @@ fn words(step: &Step) -> (&'static str, String) {
                 }
             ),
         ),
-        Step::Lead { file, lead } => ("lead", lead_words(file.as_deref(), lead)),
-        Step::HungUp {
+        TimelineEvent::Lead { file, lead } => ("lead", lead_words(file.as_deref(), lead)),
+        TimelineEvent::HungUp {
             close_reason,
             disconnect_reason,
             call_status,
@@ -783,7 +783,7 @@ fn words(step: &Step) -> (&'static str, String) {
                 or_nothing("; ", error.as_deref())
             ),
         ),
-        Step::Recording {
+        TimelineEvent::Recording {
             state,
             evidence,
             error,
@@ -796,8 +796,8 @@ fn words(step: &Step) -> (&'static str, String) {
                 or_nothing(": ", error.as_deref())
             ),
         ),
-        Step::RecordWritten { file } => ("record written", file.clone()),
-        Step::Request {
+        TimelineEvent::RecordWritten { file } => ("record written", file.clone()),
+        TimelineEvent::Request {
             part,
             outcome,
             took_ms,
@@ -817,7 +817,7 @@ fn words(step: &Step) -> (&'static str, String) {
                 ),
             )
         }
-        Step::Tried {
+        TimelineEvent::Tried {
             part,
             attempts,
             error,
@@ -825,7 +825,7 @@ fn words(step: &Step) -> (&'static str, String) {
             request_of(part),
             format!("{attempts} requests{}", or_nothing(": ", error.as_deref())),
         ),
-        Step::NextAttempt { part, error } => (
+        TimelineEvent::NextAttempt { part, error } => (
             "next attempt",
             format!(
                 "{}{}",
@@ -833,13 +833,13 @@ fn words(step: &Step) -> (&'static str, String) {
                 or_nothing(": ", error.as_deref())
             ),
         ),
-        Step::WithoutRecording { error } => (
+        TimelineEvent::WithoutRecording { error } => (
             "no recording",
             error
                 .clone()
                 .unwrap_or_else(|| "the call was not recorded".to_owned()),
         ),
-        Step::RecordingDelivered {
+        TimelineEvent::RecordingDelivered {
             url,
             size,
             duration,
@@ -852,16 +852,16 @@ fn words(step: &Step) -> (&'static str, String) {
                 duration.map_or(String::new(), |seconds| format!(", {seconds} s"))
             ),
         ),
-        Step::CrmAnswer { response } => ("CRM answered", response.to_string()),
-        Step::Refused { error } => (
+        TimelineEvent::CrmAnswer { response } => ("CRM answered", response.to_string()),
+        TimelineEvent::Refused { error } => (
             "refused",
             format!(
                 "{}; `voicebot uploads retry` sends it again",
                 error.as_deref().unwrap_or("the CRM did not take it")
             ),
         ),
-        Step::Delivered => ("delivered", "all of it is confirmed".to_owned()),
-        Step::Archived { file } => ("archived", file.clone()),
+        TimelineEvent::Delivered => ("delivered", "all of it is confirmed".to_owned()),
+        TimelineEvent::Archived { file } => ("archived", file.clone()),
     }
 }
 

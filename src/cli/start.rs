@@ -55,7 +55,7 @@ pub async fn run(
     let signals = worker::stop_signals(starter)?;
 
     let stop = CancellationToken::new();
-    let (poke, pokes) = mpsc::channel(1);
+    let (notify, notices) = mpsc::channel(1);
     let (egress_ended, egress_ends) = mpsc::channel(EGRESS_ENDS);
     let delivery = if config.crm.base_url.is_empty() {
         warn!(
@@ -67,7 +67,7 @@ pub async fn run(
         Some(tokio::spawn(
             super::uploads::uploader(&config, &store)?
                 .hurried_by(egress_ends)
-                .run(pokes, stop.clone()),
+                .run(notices, stop.clone()),
         ))
     };
     let webhooks = Webhooks::new(&livekit.api_key, livekit.api_secret.expose());
@@ -85,7 +85,7 @@ pub async fn run(
         config.livekit.agent_name.clone(),
         store.clone(),
         program,
-        poke,
+        notify,
     )?
     .with_storage(config.storage)
     .with_room_deletion(config.call.delete_room)
@@ -97,8 +97,8 @@ pub async fn run(
     if let Some(delivery) = delivery {
         delivery.await?;
         // The last record of a worker that stops may be younger than the delivery's last look.
-        let last_look = super::uploads::uploader(&config, &store)?;
-        match timeout(LAST_LOOK, last_look.pass(PassOptions::default())).await {
+        let last_scan = super::uploads::uploader(&config, &store)?;
+        match timeout(LAST_LOOK, last_scan.pass(PassOptions::default())).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => warn!(%error, "records may be waiting for the next start"),
             Err(_) => warn!("records wait for the next start: the CRM took too long"),

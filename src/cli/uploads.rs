@@ -128,8 +128,8 @@ pub async fn run(command: UploadsCommand, config: &Config) -> CommandResult {
         UploadsCommand::Run { .. } => {
             let mut stop = crate::call::stop_signal()?;
             let token = tokio_util::sync::CancellationToken::new();
-            let (_keep, pokes) = tokio::sync::mpsc::channel(1);
-            let task = tokio::spawn(uploader(config, &store)?.run(pokes, token.clone()));
+            let (_keep, notices) = tokio::sync::mpsc::channel(1);
+            let task = tokio::spawn(uploader(config, &store)?.run(notices, token.clone()));
             stop.recv().await;
             token.cancel();
             task.await?;
@@ -244,7 +244,7 @@ fn print_scan(report: &ScanReport, dry_run: bool) {
             how => format!(" (by {})", how.join(", ")),
         };
         println!("  {}: {}{by}", call.session_id, files.join(" + "));
-        if let Some(aside) = &call.set_aside {
+        if let Some(aside) = &call.quarantined {
             println!("    an unreadable record lay in its place, it is kept as {aside}");
         }
         if let Some(error) = &call.error {

@@ -7,11 +7,11 @@
 mod mask;
 pub mod mongodb;
 mod search;
-mod trail;
+mod timeline;
 
 pub use mask::{masked, masked_call};
 pub use search::{
-    CallFilter, FoundCall, Live, LookedAt, Query, SearchResult, Standing, Unreadable, WholeCall,
+    CallFilter, FoundCall, Live, Query, Scanned, SearchResult, Standing, Unreadable, WholeCall,
     find, list,
 };
-pub use trail::{Moment, Step, trail};
+pub use timeline::{TimelineEntry, TimelineEvent, timeline};

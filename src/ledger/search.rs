@@ -419,7 +419,7 @@ impl Query {
 
 /// How many files were looked at, by folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct LookedAt {
+pub struct Scanned {
     /// Journals in `conversations/`.
     pub journals: usize,
     /// Records in `call_metadata/`.
@@ -440,7 +440,7 @@ pub struct SearchResult {
     /// Files that could not be read.
     pub unreadable: Vec<Unreadable>,
     /// What was looked at.
-    pub looked_at: LookedAt,
+    pub scanned: Scanned,
 }
 
 /// Finds the calls that `query` names.
@@ -461,9 +461,9 @@ pub fn find(store: &Store, query: &Query) -> Result<SearchResult, StoreError> {
             continue;
         }
         *match file.place {
-            Place::Journal => &mut result.looked_at.journals,
-            Place::Waiting => &mut result.looked_at.waiting,
-            Place::Archived => &mut result.looked_at.archived,
+            Place::Journal => &mut result.scanned.journals,
+            Place::Waiting => &mut result.scanned.waiting,
+            Place::Archived => &mut result.scanned.archived,
         } += 1;
         let opened = match look(store, query, &file) {
             Look::Open => FoundCall::open(store, &file),
@@ -523,7 +523,7 @@ fn find_by_lead(store: &Store, query: &Query, result: &mut SearchResult) -> Resu
         return Ok(());
     }
     for path in store.lead_files()? {
-        result.looked_at.leads += 1;
+        result.scanned.leads += 1;
         let Ok(bytes) = fs::read(&path) else {
             continue;
         };

@@ -102,7 +102,7 @@ impl Output {
     }
 }
 
-/// Looks for mistakes in `recording.egress_file_path`.
+/// Checks for mistakes in `recording.egress_file_path`.
 pub(super) fn check_file_path(path: &str) -> Result<(), String> {
     let mut bare = path.replace(SESSION_ID, "");
     for template in EGRESS_TEMPLATES {

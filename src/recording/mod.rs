@@ -90,7 +90,7 @@ impl Default for RecordingConfig {
 }
 
 impl RecordingConfig {
-    /// Looks for mistakes that a type cannot catch. The error names the key.
+    /// Checks for mistakes that a type cannot catch. The error names the key.
     ///
     /// # Errors
     /// When a folder is not inside the data folder, or a time ends before the one that it follows.

@@ -47,7 +47,7 @@ pub(crate) const LONGEST_LOOK: Duration = Duration::from_secs(30);
 /// One that has not turned up in time is still looked for, at most this far apart.
 const LONGEST_LATE_LOOK: Duration = Duration::from_secs(3600);
 /// Between the two looks at a file of which nothing tells that it is whole.
-const SECOND_LOOK: TimeDelta = TimeDelta::seconds(2);
+const SECOND_SCAN: TimeDelta = TimeDelta::seconds(2);
 /// How far the clocks of the egress host and ours may be apart.
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(2);
 /// How long a file that is written on another machine may take to be seen here.
@@ -70,7 +70,7 @@ pub enum Resolution {
         /// What is waited for.
         why: String,
         /// When to look again; at the latest when the time allowed for it is over.
-        look_again: DateTime<Utc>,
+        scan_again: DateTime<Utc>,
         /// Bytes of a file that is there and may still grow.
         size_seen: Option<u64>,
         /// How long it has been waited for.
@@ -81,7 +81,7 @@ pub enum Resolution {
         /// What was waited for.
         why: String,
         /// When to look again, because it may still turn up. `None`: that is over too.
-        look_again: Option<DateTime<Utc>>,
+        scan_again: Option<DateTime<Utc>>,
         /// Bytes of a file that is there and may still grow.
         size_seen: Option<u64>,
         /// How long it has been looked for.
@@ -351,7 +351,7 @@ impl RecordingResolver {
     }
 
     async fn look(&self, record: &CallRecord, now: DateTime<Utc>) -> Look {
-        let not_there = match self.look_here(record, now).await {
+        let not_there = match self.scan_folder(record, now).await {
             Candidate::Found(found) => return Look::Found(found),
             not_there => not_there,
         };
@@ -389,7 +389,7 @@ impl RecordingResolver {
     }
 
     /// Everything that can be looked for without asking the LiveKit server.
-    async fn look_here(&self, record: &CallRecord, now: DateTime<Utc>) -> Candidate {
+    async fn scan_folder(&self, record: &CallRecord, now: DateTime<Utc>) -> Candidate {
         let recording = record.recording.as_ref();
         let seen_before = seen_before(record, now);
         let mut verdict = Candidate::Nothing;
@@ -958,20 +958,20 @@ fn patience(
     let grows =
         size_seen.is_some_and(|size| size > 0) && size_seen != record.uploads.recording.size;
     let next = |longest: Duration, left: Duration| match grows {
-        true => now + SECOND_LOOK,
+        true => now + SECOND_SCAN,
         false => later(now, (watched / 4).clamp(FIRST_LOOK, longest).min(left)),
     };
     let wait = Duration::from_secs(config.wait_s);
     if watched < wait {
         return Resolution::Wait {
             why,
-            look_again: next(LONGEST_LOOK, wait.saturating_sub(watched)),
+            scan_again: next(LONGEST_LOOK, wait.saturating_sub(watched)),
             size_seen,
             watch,
         };
     }
     let late = Duration::from_secs(config.late_s.max(config.wait_s));
-    let look_again = match watch.left_to_give_up(late) {
+    let scan_again = match watch.left_to_give_up(late) {
         // What still grows is not over, whatever the time: it is looked at until it is whole.
         Duration::ZERO if grows => Some(later(now, LONGEST_LATE_LOOK)),
         Duration::ZERO => None,
@@ -988,7 +988,7 @@ fn patience(
         .unwrap_or_default();
     Resolution::Missing {
         why: format!("{why}, {since_end}after {} s of looking", watched.as_secs()),
-        look_again,
+        scan_again,
         size_seen,
         watch,
     }
@@ -1020,9 +1020,9 @@ fn failed(why: String) -> Look {
 /// A file of which nothing tells that it is whole must have the same size as at the look before.
 fn seen_before(record: &CallRecord, now: DateTime<Utc>) -> Whole {
     let part = &record.uploads.recording;
-    let last_look = part.watch.and_then(|watch| watch.last_look);
+    let last_scan = part.watch.and_then(|watch| watch.last_scan);
     // A look that was hurried must not come so soon that nothing could have grown.
-    let long_enough = last_look.is_none_or(|last| now < last || now - last >= SECOND_LOOK);
+    let long_enough = last_scan.is_none_or(|last| now < last || now - last >= SECOND_SCAN);
     let waits = matches!(part.state, PartState::Waiting | PartState::Missing);
     Whole::SeenBefore {
         size: part.size.filter(|_| waits && long_enough),

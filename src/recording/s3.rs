@@ -71,7 +71,7 @@ impl Default for S3Config {
 }
 
 impl S3Config {
-    /// Looks for mistakes that a type cannot catch. The error names the key.
+    /// Checks for mistakes that a type cannot catch. The error names the key.
     ///
     /// # Errors
     /// When the endpoint is no address, or a bucket's name cannot be one.

@@ -68,11 +68,11 @@ pub enum Stage {
 pub enum ToDo {
     /// Nothing by itself.
     Nothing,
-    /// Make the record from the journal. `set_aside`: what lies in its place first, which nobody
+    /// Make the record from the journal. `quarantined`: what lies in its place first, which nobody
     /// can read.
     Fold {
         /// See above.
-        set_aside: bool,
+        quarantined: bool,
     },
     /// Put the journal away: the record has it.
     RetireJournal,
@@ -114,7 +114,7 @@ impl Traces {
             Some(Stage::Recorded) if self.journal == Some(JournalHolder::Somebody) => ToDo::Nothing,
             Some(Stage::Recorded) => ToDo::RetireJournal,
             Some(Stage::Ended) => ToDo::Fold {
-                set_aside: self.waiting.is_some(),
+                quarantined: self.waiting.is_some(),
             },
             Some(Stage::Waiting | Stage::Delivering) => ToDo::Deliver,
             Some(Stage::Delivered) => ToDo::Archive,

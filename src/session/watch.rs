@@ -28,10 +28,10 @@ const BLIND_LIMITS: u32 = 6;
 pub struct Watch {
     /// The first look.
     #[serde(with = "time::option")]
-    pub first_look: Option<DateTime<Utc>>,
+    pub first_scan: Option<DateTime<Utc>>,
     /// The latest look.
     #[serde(with = "time::option")]
-    pub last_look: Option<DateTime<Utc>>,
+    pub last_scan: Option<DateTime<Utc>>,
     /// Milliseconds that count against limits.
     pub watched_ms: u64,
     /// Of these, the milliseconds that ended with a look that could not see whether the thing is
@@ -53,7 +53,7 @@ impl Watch {
         planned: Option<DateTime<Utc>>,
         could_see: bool,
     ) -> Self {
-        let counts = match self.last_look {
+        let counts = match self.last_scan {
             Some(last) => {
                 let pause = planned.map_or(TimeDelta::zero(), |planned| planned - last);
                 let longest = (pause.min(LONGEST_PAUSE) * 2).max(LONGEST_GAP);
@@ -64,8 +64,8 @@ impl Watch {
         };
         let counts = u64::try_from(counts.num_milliseconds()).unwrap_or_default();
         Self {
-            first_look: self.first_look.or(Some(now)),
-            last_look: Some(now),
+            first_scan: self.first_scan.or(Some(now)),
+            last_scan: Some(now),
             watched_ms: self.watched_ms.saturating_add(counts),
             blind_ms: self
                 .blind_ms
@@ -106,7 +106,7 @@ mod tests {
         let mut watch = Watch::default();
         for (second, pause) in looks {
             let planned = watch
-                .last_look
+                .last_scan
                 .map(|last| last + TimeDelta::seconds(*pause));
             watch = watch.looked(at(*second), planned, true);
         }

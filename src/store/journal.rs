@@ -196,8 +196,8 @@ impl JournalLock {
 
     /// Renames a journal of which something could not be read, so that it is kept for a person and
     /// no longer found.
-    pub(super) fn set_aside(self) -> Result<PathBuf, StoreError> {
-        super::set_aside_file(&self.path)
+    pub(super) fn quarantined(self) -> Result<PathBuf, StoreError> {
+        super::quarantined_file(&self.path)
     }
 }
 

@@ -338,11 +338,11 @@ impl Store {
             archived: self.filed(PROCESSED, id)?,
         };
         match traces.to_do() {
-            ToDo::Fold { set_aside } => {
-                if set_aside {
+            ToDo::Fold { quarantined } => {
+                if quarantined {
                     let record = self.record_path(CALL_METADATA, id);
-                    let aside = set_aside_file(&record)?;
-                    warn!(session.id = %id, file = %aside.display(), "a record that nobody can read was set aside, it is made again from the journal");
+                    let aside = quarantined_file(&record)?;
+                    warn!(session.id = %id, file = %aside.display(), "a record that nobody can read was quarantined, it is made again from the journal");
                 }
                 self.recover_from(lock, id, why).map(Some)
             }
@@ -364,7 +364,7 @@ impl Store {
             Ok(replayed) => (replayed.session, replayed.last_written, replayed.damaged),
             Err(error @ StoreError::BadJournal { .. }) => {
                 // Not of this program, or written over: kept for a person, out of the way.
-                lock.set_aside()?;
+                lock.quarantined()?;
                 return Err(error);
             }
             Err(error) => return Err(error),
@@ -635,14 +635,14 @@ fn retire(lock: JournalLock, id: &SessionId) -> Result<(), StoreError> {
     if lock.read().is_ok_and(|journal| !journal.damaged) {
         return lock.remove();
     }
-    let aside = lock.set_aside()?;
+    let aside = lock.quarantined()?;
     warn!(session.id = %id, file = %aside.display(), "part of the journal could not be read, it is kept");
     Ok(())
 }
 
 /// Renames a file that nobody can read, so that its place is free and it is kept for a person.
-fn set_aside_file(path: &Path) -> Result<PathBuf, StoreError> {
-    let aside = set_aside_name(path);
+fn quarantined_file(path: &Path) -> Result<PathBuf, StoreError> {
+    let aside = quarantine_name(path);
     disk::rename(path, &aside).map_err(StoreError::io("rename", path))?;
     if let Some(folder) = path.parent() {
         disk::sync_folder(folder).map_err(StoreError::io("sync the folder", folder))?;
@@ -650,8 +650,8 @@ fn set_aside_file(path: &Path) -> Result<PathBuf, StoreError> {
     Ok(aside)
 }
 
-/// A name that is free: nothing that was set aside before is written over.
-fn set_aside_name(path: &Path) -> PathBuf {
+/// A name that is free: nothing that was quarantined before is written over.
+fn quarantine_name(path: &Path) -> PathBuf {
     let named = |number: u32| {
         let mut name = path.as_os_str().to_owned();
         name.push(SET_ASIDE_SUFFIX);

@@ -23,7 +23,7 @@ use crate::session::{CallRecord, CampaignIds, FiledRecord, SessionId, sanitise, 
 use super::browse::time_in_name;
 use super::{
     CALL_METADATA, CONVERSATIONS, JOURNAL_SUFFIX, LEADS, PROCESSED, RECORDINGS, Store, StoreError,
-    atomic, pending, set_aside_file,
+    atomic, pending, quarantined_file,
 };
 
 /// A recording begins at most this long before or after its conversation: an egress takes seconds
@@ -84,7 +84,7 @@ pub struct ScannedCall {
     /// How its files were found to belong together.
     pub matched_by: Vec<&'static str>,
     /// The unreadable record that lay in its place, under its new name.
-    pub set_aside: Option<String>,
+    pub quarantined: Option<String>,
     /// Why its record could not be written.
     pub error: Option<String>,
 }
@@ -505,7 +505,7 @@ impl Store {
             }
             if !options.dry_run {
                 match self.write_scanned(&call, options.campaign.as_ref()) {
-                    Ok(set_aside) => call.set_aside = set_aside,
+                    Ok(quarantined) => call.quarantined = quarantined,
                     Err(error) => call.error = Some(error.to_string()),
                 }
             }
@@ -785,13 +785,13 @@ impl Store {
     ) -> Result<Option<String>, StoreError> {
         let record = record_of(call, campaign)?;
         let path = self.record_path(CALL_METADATA, &record.session_id);
-        let mut set_aside = None;
+        let mut quarantined = None;
         match self.filed(CALL_METADATA, &record.session_id)? {
             None => {}
             Some(FiledRecord::Unreadable) => {
-                let aside = set_aside_file(&path)?;
+                let aside = quarantined_file(&path)?;
                 let name = aside.file_name().unwrap_or_default().to_string_lossy();
-                set_aside = Some(format!("{CALL_METADATA}/{name}"));
+                quarantined = Some(format!("{CALL_METADATA}/{name}"));
             }
             Some(_) => {
                 return Err(StoreError::BadRecord {
@@ -801,7 +801,7 @@ impl Store {
             }
         }
         atomic::write_json(&path, &record)?;
-        Ok(set_aside)
+        Ok(quarantined)
     }
 }
 

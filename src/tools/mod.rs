@@ -42,7 +42,7 @@ impl Default for ToolsConfig {
 }
 
 impl ToolsConfig {
-    /// Looks for mistakes that a type cannot catch. The error names the key.
+    /// Checks for mistakes that a type cannot catch. The error names the key.
     ///
     /// # Errors
     /// When a tool's name is not known, or the time-out is zero.

@@ -18,7 +18,7 @@ use crate::store::{Claim, PendingRecord, Store, StoreError};
 
 use super::crm::Answered;
 use super::policy::{self, Verdict};
-use super::queue::{due_of, late_look};
+use super::queue::{due_of, late_scan};
 use super::{Endpoint, SuccessRule, Uploader, later};
 
 /// How a record is to be treated.
@@ -116,7 +116,7 @@ impl Fault {
 }
 
 /// The record on its way.
-struct Parcel<'a> {
+struct DeliveryAttempt<'a> {
     uploader: &'a Uploader,
     /// As it is on disk.
     record: CallRecord,
@@ -127,7 +127,7 @@ struct Parcel<'a> {
     /// It waits while the CRM is given a rest.
     patient: bool,
     /// A recording that is missing is looked for now, though the time for it has not come.
-    looks_now: bool,
+    scans_now: bool,
     /// The try is noted in the record.
     tried: bool,
     recording_uploaded: bool,
@@ -184,26 +184,26 @@ impl Uploader {
             return Ok(Delivery::ended(End::Retrying(due)));
         }
         let record = claim.record().clone();
-        let mut parcel = Parcel {
+        let mut delivery = DeliveryAttempt {
             uploader: self,
             record,
             claim: Some(claim),
             now,
             patient: matches!(mode, Mode::WhenDue | Mode::Hurried | Mode::Released),
-            looks_now: matches!(mode, Mode::Hurried | Mode::Now),
+            scans_now: matches!(mode, Mode::Hurried | Mode::Now),
             tried: false,
             recording_uploaded: false,
             call_data_sent: false,
             unnoted: None,
         };
-        let end = parcel.deliver(mode).await?;
-        let Parcel {
+        let end = delivery.deliver(mode).await?;
+        let DeliveryAttempt {
             recording_uploaded,
             call_data_sent,
             record,
             claim,
             ..
-        } = parcel;
+        } = delivery;
         let end = match (end, claim) {
             (Some(end), _) => end,
             (None, None) => End::ClaimedElsewhere,
@@ -228,7 +228,7 @@ impl Uploader {
             return Ok(Delivery::ended(End::ClaimedElsewhere));
         };
         let state = record.uploads.recording.state;
-        let recording = if state.is_settled() && late_look(&record).is_none() {
+        let recording = if state.is_settled() && late_scan(&record).is_none() {
             format!("the recording is {state:?} already")
         } else {
             match self.resolver.resolve(&record, self.now()).await {
@@ -255,7 +255,7 @@ impl Uploader {
     }
 }
 
-impl Parcel<'_> {
+impl DeliveryAttempt<'_> {
     /// Changes the record on disk. Waiting for the disk is done away from the threads that serve
     /// sockets.
     async fn mark(&mut self, change: impl FnOnce(&mut CallRecord)) -> Result<(), StoreError> {
@@ -339,7 +339,7 @@ impl Parcel<'_> {
             return Ok(Some(end));
         }
         if self.record.status != RecordStatus::Failed
-            && let Some(look) = late_look(&self.record)
+            && let Some(look) = late_scan(&self.record)
         {
             return Ok(Some(End::Waiting(look)));
         }
@@ -507,7 +507,7 @@ impl Parcel<'_> {
             .not_admitted
             .unwrap_or_default();
         let endpoint = endpoint_of(part);
-        let others_pass = self.uploader.has_taken_since(endpoint, before.last_look);
+        let others_pass = self.uploader.has_taken_since(endpoint, before.last_scan);
         let watch = before.looked(now, None, others_pass);
         if watch.seen() >= Duration::from_secs(self.uploader.config.turned_away_s) {
             let why = format!(
@@ -543,7 +543,7 @@ impl Parcel<'_> {
         let is_late = recording.state == PartState::Missing
             && recording
                 .next_attempt
-                .is_some_and(|due| self.looks_now || due <= self.now);
+                .is_some_and(|due| self.scans_now || due <= self.now);
         if recording.state.is_settled() && !is_late {
             return Ok(Step::Go);
         }
@@ -553,7 +553,7 @@ impl Parcel<'_> {
         if let Some(due) = recording.next_attempt
             && recording.release_at.is_some_and(|at| at <= self.now)
             && recording.state == PartState::Pending
-            && !self.looks_now
+            && !self.scans_now
             && due > later(self.now, longest)
         {
             return Ok(Step::Stop(End::Retrying(due)));
@@ -563,23 +563,23 @@ impl Parcel<'_> {
         let found = match &resolution {
             Resolution::Found(found) => found,
             Resolution::Wait {
-                why, look_again, ..
+                why, scan_again, ..
             } if !is_late => {
-                return self.wait_for_recording(&resolution, why, *look_again).await;
+                return self.wait_for_recording(&resolution, why, *scan_again).await;
             }
             // The clock was set back, and what is missing stays so until it is found.
             Resolution::Wait {
-                why, look_again, ..
+                why, scan_again, ..
             } => {
                 return self
-                    .go_without_recording(&resolution, Some(why), Some(*look_again))
+                    .go_without_recording(&resolution, Some(why), Some(*scan_again))
                     .await;
             }
             Resolution::NotRecorded => {
                 return self.go_without_recording(&resolution, None, None).await;
             }
             Resolution::Missing {
-                why, look_again, ..
+                why, scan_again, ..
             } => {
                 if !is_late {
                     warn!(
@@ -588,7 +588,7 @@ impl Parcel<'_> {
                     );
                 }
                 return self
-                    .go_without_recording(&resolution, Some(why), *look_again)
+                    .go_without_recording(&resolution, Some(why), *scan_again)
                     .await;
             }
             Resolution::Failed { why, .. } => {
@@ -727,14 +727,14 @@ impl Parcel<'_> {
         &mut self,
         resolution: &Resolution,
         why: Option<&str>,
-        look_again: Option<DateTime<Utc>>,
+        scan_again: Option<DateTime<Utc>>,
     ) -> Result<Step, StoreError> {
         let now = self.now;
         self.mark(|record| {
             resolution.note(record, now);
             let part = &mut record.uploads.recording;
             part.state = PartState::Missing;
-            part.next_attempt = look_again;
+            part.next_attempt = scan_again;
             part.last_error = why.map(str::to_owned);
         })
         .await?;
@@ -875,7 +875,7 @@ fn conclude(record: &mut CallRecord, rule: SuccessRule, now: DateTime<Utc>) {
         record.status,
         RecordStatus::ReadyForUpload | RecordStatus::Uploading
     );
-    let settled = states(record).all(PartState::is_settled) && late_look(record).is_none();
+    let settled = states(record).all(PartState::is_settled) && late_scan(record).is_none();
     if !open || !settled {
         return;
     }

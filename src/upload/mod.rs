@@ -131,7 +131,7 @@ impl CrmConfig {
         Ok(url)
     }
 
-    /// Looks for mistakes that a type cannot catch. The error names the key.
+    /// Checks for mistakes that a type cannot catch. The error names the key.
     ///
     /// # Errors
     /// When an entry of `receipts.require` is not a pointer and a value.
@@ -222,7 +222,7 @@ impl Default for UploadConfig {
 }
 
 impl UploadConfig {
-    /// Looks for mistakes that a type cannot catch. The error names the key.
+    /// Checks for mistakes that a type cannot catch. The error names the key.
     ///
     /// # Errors
     /// When a value is zero that must not be.
@@ -582,9 +582,9 @@ impl Uploader {
         Some((next, Mode::Released))
     }
 
-    /// Delivers what is due until `stop`. `pokes` says that a record was just written; a channel of
-    /// one place is enough.
-    pub async fn run(mut self, mut pokes: mpsc::Receiver<()>, stop: CancellationToken) {
+    /// Delivers what is due until `stop`. `notices` says that a record was just written; a channel
+    /// of one place is enough.
+    pub async fn run(mut self, mut notices: mpsc::Receiver<()>, stop: CancellationToken) {
         info!(crm.host = self.crm.host(), "delivery to the CRM started");
         describe_metrics();
         for endpoint in Endpoint::ALL {
@@ -602,12 +602,12 @@ impl Uploader {
         let mut running = FuturesUnordered::new();
         let mut look_at = Instant::now();
         let mut rested_at = Instant::now();
-        let mut poked_open = true;
+        let mut notices_open = true;
         let mut egress_ends = self.egress_ends.take();
         loop {
             if Instant::now() >= look_at {
                 let began = Instant::now();
-                self.look_again(&mut schedule).await;
+                self.scan_again(&mut schedule).await;
                 rested_at = Instant::now() + began.elapsed() * LOOK_REST;
                 look_at = rested_at.max(Instant::now() + interval);
             }
@@ -620,9 +620,9 @@ impl Uploader {
                 Some((id, delivery)) = running.next(), if !running.is_empty() => {
                     self.note_end(&mut schedule, &id, &delivery);
                 }
-                poke = pokes.recv(), if poked_open => {
-                    poked_open = poke.is_some();
-                    if poked_open {
+                notify = notices.recv(), if notices_open => {
+                    notices_open = notify.is_some();
+                    if notices_open {
                         look_at = rested_at;
                     }
                 }
@@ -641,7 +641,7 @@ impl Uploader {
         }
     }
 
-    async fn look_again(&self, schedule: &mut Schedule) {
+    async fn scan_again(&self, schedule: &mut Schedule) {
         match self.look(None).await {
             Ok(look) => {
                 let all = look.waiting.len() as u64 + look.resting + look.unreadable;

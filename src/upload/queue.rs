@@ -67,13 +67,13 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
         RecordStatus::ReadyForUpload | RecordStatus::Uploading => {}
     }
     let uploads = &record.uploads;
-    let last_look = uploads.recording.watch.and_then(|watch| watch.last_look);
+    let last_scan = uploads.recording.watch.and_then(|watch| watch.last_scan);
     let call_data_is_open = !uploads.call_data.state.is_settled();
     let (next_attempt, since) = if !uploads.recording.state.is_settled() {
         let next = uploads.recording.next_attempt;
         // A wait is no attempt, but never longer than this.
         let since = match uploads.recording.state {
-            PartState::Waiting => last_look.or(next.map(|due| due - LONGEST_LOOK)),
+            PartState::Waiting => last_scan.or(next.map(|due| due - LONGEST_LOOK)),
             _ => record.last_upload_attempt,
         };
         // The call data goes first if it may go before there is another try.
@@ -89,8 +89,8 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
         && !update.state.is_settled()
     {
         (update.next_attempt, record.last_upload_attempt)
-    } else if let Some(look) = late_look(record) {
-        (Some(look), last_look.or(record.last_upload_attempt))
+    } else if let Some(look) = late_scan(record) {
+        (Some(look), last_scan.or(record.last_upload_attempt))
     } else {
         // Both are settled, but it was killed before it could say so.
         (None, None)
@@ -103,7 +103,7 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
 
 /// When to look again for a recording that was missing when the call data went; nothing when it is
 /// not looked for any more.
-pub(super) fn late_look(record: &CallRecord) -> Option<DateTime<Utc>> {
+pub(super) fn late_scan(record: &CallRecord) -> Option<DateTime<Utc>> {
     let uploads = &record.uploads;
     let missed =
         uploads.recording.state == PartState::Missing && uploads.call_data.state == PartState::Sent;
@@ -125,7 +125,7 @@ impl Need {
         let recording = record.uploads.recording.state;
         if record.files.recording.is_some() && recording == PartState::Pending {
             Self::Send(Endpoint::Upload)
-        } else if recording.is_settled() && late_look(record).is_none() {
+        } else if recording.is_settled() && late_scan(record).is_none() {
             Self::Send(Endpoint::CallData)
         } else {
             Self::Search
@@ -163,7 +163,7 @@ impl EgressMark {
 
     /// The egress whose recording a record waits for, in time or late.
     fn awaited_by(record: &CallRecord) -> Option<Self> {
-        if record.uploads.recording.state.is_settled() && late_look(record).is_none() {
+        if record.uploads.recording.state.is_settled() && late_scan(record).is_none() {
             return None;
         }
         if let Some(id) = record.egress_id() {
@@ -287,7 +287,7 @@ pub(super) struct Queue {
     store: Store,
     /// How long call data waits for its recording.
     wait: Duration,
-    looker: Arc<OnceLock<mpsc::Sender<Ask>>>,
+    scanner: Arc<OnceLock<mpsc::Sender<Ask>>>,
 }
 
 impl Queue {
@@ -295,7 +295,7 @@ impl Queue {
         Self {
             store,
             wait,
-            looker: Arc::default(),
+            scanner: Arc::default(),
         }
     }
 
@@ -306,8 +306,8 @@ impl Queue {
     /// 400 s with 10,000 records.
     pub(super) fn look(&self, now: DateTime<Utc>) -> Result<Look, StoreError> {
         let (answer, answered) = mpsc::channel();
-        let looker = self.looker.get_or_init(|| self.start_looker());
-        let _ = looker.send((now, answer));
+        let scanner = self.scanner.get_or_init(|| self.start_scanner());
+        let _ = scanner.send((now, answer));
         answered.recv().unwrap_or_else(|_| {
             let gone = io::Error::other("the thread that looks at it is gone");
             Err(StoreError::io("list", self.store.root())(gone))
@@ -315,7 +315,7 @@ impl Queue {
     }
 
     /// Ends with the last one who could ask.
-    fn start_looker(&self) -> mpsc::Sender<Ask> {
+    fn start_scanner(&self) -> mpsc::Sender<Ask> {
         let (ask, asked) = mpsc::channel::<Ask>();
         let mut folder = Folder {
             store: self.store.clone(),

@@ -29,19 +29,19 @@ pub struct TurnConfig {
     /// The agent is not heard earlier than this after the end of the caller's speech, in
     /// milliseconds. The answer is made meanwhile, so that this costs nothing while the providers
     /// take longer.
-    pub min_delay_ms: u64,
-    /// As `min_delay_ms`, when the transcript ends like a whole sentence (`.`, `?`, `!` and their
-    /// like in other scripts).
+    pub min_endpointing_delay_ms: u64,
+    /// As `min_endpointing_delay_ms`, when the transcript ends like a whole sentence (`.`, `?`, `!`
+    /// and their like in other scripts).
     pub complete_delay_ms: u64,
-    /// As `min_delay_ms`, when the transcript ends in the middle of a phrase ("my name is", a
-    /// comma).
-    pub max_delay_ms: u64,
+    /// As `min_endpointing_delay_ms`, when the transcript ends in the middle of a phrase ("my name
+    /// is", a comma).
+    pub max_endpointing_delay_ms: u64,
     /// Whether recognition and the model's answer are started before it is certain that the turn is
     /// over. Costs some requests in vain; saves their time in every turn.
     pub preemptive: bool,
     /// Recognition is started early after this much silence, in milliseconds; must be shorter than
     /// `voice.vad.min_silence_ms`.
-    pub early_transcription_ms: u64,
+    pub preemptive_transcription_ms: u64,
     /// Speech that has gone on for longer than this is not worth an early request, in milliseconds.
     pub preemptive_max_speech_ms: u64,
     /// How many early requests of each kind one turn may cost in vain.
@@ -105,11 +105,11 @@ pub struct TurnConfig {
 impl Default for TurnConfig {
     fn default() -> Self {
         Self {
-            min_delay_ms: 500,
+            min_endpointing_delay_ms: 500,
             complete_delay_ms: 300,
-            max_delay_ms: 3_000,
+            max_endpointing_delay_ms: 3_000,
             preemptive: true,
-            early_transcription_ms: 100,
+            preemptive_transcription_ms: 100,
             preemptive_max_speech_ms: 10_000,
             preemptive_max_retries: 3,
             // Theirs is 4 s, in which a caller who has chosen from a menu hears nothing.

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::config::ms;
 use super::playout::{PlayMode, Track};
-use super::reply::{self, ReplyEvent, Source, Studio};
+use super::reply::{self, ReplyEvent, ReplyPipeline, Source};
 use super::turn::{
     Failure, Input, Output, Prompt, ReplyId, SegmentId, Time, TurnMachine, UserTurn,
 };
@@ -110,7 +110,7 @@ struct ToolsRun {
 }
 
 /// What the driver's `select!` has come upon.
-enum Happening {
+enum Event {
     Command(Option<VoiceCommand>),
     Reply(ReplyEvent),
     ReplyOver(Result<(), Failure>),
@@ -123,7 +123,7 @@ enum Happening {
 
 struct Driver {
     machine: TurnMachine,
-    studio: Arc<Studio>,
+    pipeline: Arc<ReplyPipeline>,
     stt: Arc<dyn SpeechToText>,
     instructions: String,
     greeting: Option<String>,
@@ -159,7 +159,7 @@ impl Driver {
             output,
         } = conversation;
         let early_pause = if config.turn.preemptive {
-            config.turn.early_transcription_ms
+            config.turn.preemptive_transcription_ms
         } else {
             config.vad.min_silence_ms
         };
@@ -177,7 +177,7 @@ impl Driver {
             lines.goodbye = goodbye;
         }
         Self {
-            studio: Arc::new(Studio {
+            pipeline: Arc::new(ReplyPipeline {
                 limits: config.limits,
                 say_again: lines.say_again.clone(),
                 goodbye: lines.goodbye.clone(),
@@ -228,20 +228,20 @@ impl Driver {
                 .next(&mut audio, &mut audio_open, &mut commands, &events)
                 .await
             {
-                Happening::Command(command) => self.command(command),
-                Happening::Reply(event) => self.reply_event(event),
-                Happening::ReplyOver(result) => self.reply_over(result),
-                Happening::Transcribed(segment, may_be_music, result) => {
+                Event::Command(command) => self.command(command),
+                Event::Reply(event) => self.reply_event(event),
+                Event::ReplyOver(result) => self.reply_over(result),
+                Event::Transcribed(segment, may_be_music, result) => {
                     self.transcribed(segment, may_be_music, result);
                 }
-                Happening::ToolsRun(run) => self.tools_run(run),
-                Happening::Audio(Some(frame)) => {
+                Event::ToolsRun(run) => self.tools_run(run),
+                Event::Audio(Some(frame)) => {
                     self.last_audio = Instant::now();
                     self.hear(&frame);
                 }
-                Happening::Audio(None) => audio_open = false,
-                Happening::EventSent => {}
-                Happening::Deadline => self.deadline(),
+                Event::Audio(None) => audio_open = false,
+                Event::EventSent => {}
+                Event::Deadline => self.deadline(),
             }
         };
         self.finish(&events).await;
@@ -255,7 +255,7 @@ impl Driver {
         audio_open: &mut bool,
         commands: &mut mpsc::Receiver<VoiceCommand>,
         events: &mpsc::Sender<VoiceEvent>,
-    ) -> Happening {
+    ) -> Event {
         let deadline = self.next_deadline();
         let Self {
             active,
@@ -267,26 +267,26 @@ impl Driver {
         } = self;
         tokio::select! {
             biased;
-            command = commands.recv() => Happening::Command(command),
-            happening = next_of_reply(active) => happening,
+            command = commands.recv() => Event::Command(command),
+            event = next_of_reply(active) => event,
             (segment, may_be_music, result) = next_transcript(transcriptions) => {
-                Happening::Transcribed(segment, may_be_music, result)
+                Event::Transcribed(segment, may_be_music, result)
             }
-            Some(run) = tools.next(), if !tools.is_empty() => Happening::ToolsRun(run),
+            Some(run) = tools.next(), if !tools.is_empty() => Event::ToolsRun(run),
             place = events.reserve(), if !outbox.is_empty() => {
                 match (place, outbox.pop_front()) {
                     (Ok(place), Some(event)) => place.send(event),
                     // Nobody listens; the conversation goes on all the same.
                     _ => outbox.clear(),
                 }
-                Happening::EventSent
+                Event::EventSent
             }
-            frame = audio.recv(), if *audio_open => Happening::Audio(frame),
+            frame = audio.recv(), if *audio_open => Event::Audio(frame),
             () = async { match prewarming { Some(warming) => warming.await, None => std::future::pending().await } } => {
                 *prewarming = None;
-                Happening::EventSent
+                Event::EventSent
             }
-            () = sleep_until(deadline) => Happening::Deadline,
+            () = sleep_until(deadline) => Event::Deadline,
         }
     }
 
@@ -489,7 +489,7 @@ impl Driver {
                 self.tell(Input::ReplyFinished { reply });
             }
             Err(failure) => {
-                let queued = self.studio.output.queued();
+                let queued = self.pipeline.output.queued();
                 self.write_down(active, queued, true);
                 self.tell(Input::ReplyFailed { reply, failure });
             }
@@ -516,7 +516,7 @@ impl Driver {
     }
 
     fn announce_sentences(&mut self) {
-        let queued = self.studio.output.queued();
+        let queued = self.pipeline.output.queued();
         let Some(active) = &mut self.active else {
             return;
         };
@@ -588,8 +588,8 @@ impl Driver {
             Output::Pause { .. } => {
                 if let Some(active) = &self.active {
                     active.track.set_mode(PlayMode::Paused);
-                    let unheard = self.studio.output.queued();
-                    self.studio.output.clear();
+                    let unheard = self.pipeline.output.queued();
+                    self.pipeline.output.clear();
                     active.track.lock().rewind(unheard);
                 }
             }
@@ -645,16 +645,16 @@ impl Driver {
         let sound = SpeechSegment {
             samples: self.vad.segment(),
             sample_rate_hz: INPUT_SAMPLE_RATE_HZ,
-            language: self.studio.language.clone(),
+            language: self.pipeline.language.clone(),
         };
         self.emit(VoiceEvent::Usage(Usage {
             stt_requests: 1,
             stt_audio_ms: millis(sound.duration()),
             ..Usage::default()
         }));
-        let (stt, studio) = (self.stt.clone(), self.studio.clone());
+        let (stt, pipeline) = (self.stt.clone(), self.pipeline.clone());
         let request = async move {
-            let limits = &studio.limits;
+            let limits = &pipeline.limits;
             let ask = || -> BoxFuture<'_, Result<Transcript, ProviderError>> {
                 let request = stt.transcribe(sound.clone());
                 let name = stt.name();
@@ -687,9 +687,9 @@ impl Driver {
                 Source::Model(messages)
             }
         };
-        let track = Arc::new(Track::new(self.studio.output.sample_rate_hz()));
+        let track = Arc::new(Track::new(self.pipeline.output.sample_rate_hz()));
         let (sender, events) = mpsc::channel(REPLY_EVENTS);
-        let making = reply::make(self.studio.clone(), source, track.clone(), sender).boxed();
+        let making = reply::make(self.pipeline.clone(), source, track.clone(), sender).boxed();
         self.active = Some(ActiveReply {
             id,
             track,
@@ -709,7 +709,7 @@ impl Driver {
         let Some(wanted) = self.active.as_mut().and_then(|active| active.wanted.take()) else {
             return;
         };
-        let tools = self.studio.tools.clone();
+        let tools = self.pipeline.tools.clone();
         self.tools.push(
             async move {
                 let calls = wanted.calls.iter().map(|call| {
@@ -735,9 +735,9 @@ impl Driver {
         let Some(active) = self.active.take() else {
             return;
         };
-        let queued = self.studio.output.queued();
+        let queued = self.pipeline.output.queued();
         if active.track.lock().mode() != PlayMode::Held {
-            self.studio.output.clear();
+            self.pipeline.output.clear();
         }
         // What a pause has cleared is not in the output any more.
         self.write_down(active, queued, true);
@@ -869,14 +869,14 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// The reply's next event, or its end.
-async fn next_of_reply(active: &mut Option<ActiveReply>) -> Happening {
+async fn next_of_reply(active: &mut Option<ActiveReply>) -> Event {
     let Some(active) = active else {
         return std::future::pending().await;
     };
     tokio::select! {
         biased;
-        Some(event) = active.events.recv() => Happening::Reply(event),
-        result = &mut active.making => Happening::ReplyOver(result),
+        Some(event) = active.events.recv() => Event::Reply(event),
+        result = &mut active.making => Event::ReplyOver(result),
     }
 }
 

@@ -53,7 +53,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const SENTENCES_AHEAD: usize = 64;
 
 /// What is used for making replies, for the whole conversation.
-pub(super) struct Studio {
+pub(super) struct ReplyPipeline {
     pub limits: LimitsConfig,
     /// What is said when a provider failed in the middle of a reply.
     pub say_again: String,
@@ -118,7 +118,7 @@ struct Opened {
 /// Makes the reply and plays it into `track`'s output. Ends when all of it has been sent, or with
 /// the failure that ended it.
 pub(super) async fn make(
-    studio: Arc<Studio>,
+    pipeline: Arc<ReplyPipeline>,
     source: Source,
     track: Arc<Track>,
     events: mpsc::Sender<ReplyEvent>,
@@ -127,10 +127,10 @@ pub(super) async fn make(
     // One sentence that is opened or being opened, beside the one that is read.
     let (opened, opened_in) = mpsc::channel(1);
     let (_, _, _, _) = tokio::try_join!(
-        write(&studio, source, sentences, &events),
-        synthesise(&studio, sentences_in, opened, &events),
-        fetch(&studio, opened_in, &track, &events),
-        play(&studio, &track, &events),
+        write(&pipeline, source, sentences, &events),
+        synthesise(&pipeline, sentences_in, opened, &events),
+        fetch(&pipeline, opened_in, &track, &events),
+        play(&pipeline, &track, &events),
     )?;
     Ok(())
 }
@@ -138,13 +138,13 @@ pub(super) async fn make(
 // ---- words ----
 
 async fn write(
-    studio: &Studio,
+    pipeline: &ReplyPipeline,
     source: Source,
     sentences: mpsc::Sender<Sentence>,
     events: &mpsc::Sender<ReplyEvent>,
 ) -> Result<(), Failure> {
     let mut writer = Writer {
-        studio,
+        pipeline,
         sentences,
         events,
         step: 0,
@@ -180,7 +180,7 @@ struct Answer {
 
 /// Writes the words of one reply.
 struct Writer<'a> {
-    studio: &'a Studio,
+    pipeline: &'a ReplyPipeline,
     sentences: mpsc::Sender<Sentence>,
     events: &'a mpsc::Sender<ReplyEvent>,
     /// Rounds of tools so far.
@@ -200,11 +200,11 @@ impl Writer<'_> {
         let mut has_asked_again = false;
         loop {
             let may_use_tools =
-                !ends_call && self.step < self.studio.limits.max_tool_steps as usize;
+                !ends_call && self.step < self.pipeline.limits.max_tool_steps as usize;
             let request = ChatRequest {
                 messages: messages.clone(),
                 tools: if may_use_tools {
-                    self.studio.tools.definitions()
+                    self.pipeline.tools.definitions()
                 } else {
                     Vec::new()
                 },
@@ -231,8 +231,8 @@ impl Writer<'_> {
                     // It has said goodbye along with the request; asking again would say it twice.
                     return Ok(());
                 }
-                if ends_call && self.studio.goodbye_is_own {
-                    self.say(&self.studio.goodbye).await;
+                if ends_call && self.pipeline.goodbye_is_own {
+                    self.say(&self.pipeline.goodbye).await;
                     return Ok(());
                 }
                 continue;
@@ -242,7 +242,7 @@ impl Writer<'_> {
                 let rounds = self.step;
                 self.trouble(model_failure(format!(
                     "{} asks for tools again after {rounds} rounds of them (voice.limits.max_tool_steps); they are not run",
-                    self.studio.llm.name()
+                    self.pipeline.llm.name()
                 )))
                 .await;
             }
@@ -272,9 +272,9 @@ impl Writer<'_> {
     /// to be heard, or ends the call; else the machine knows what to say.
     async fn give_up(&mut self, failure: Failure, ends_call: bool) -> Result<(), Failure> {
         let line = if ends_call {
-            &self.studio.goodbye
+            &self.pipeline.goodbye
         } else if self.has_spoken {
-            &self.studio.say_again
+            &self.pipeline.say_again
         } else {
             return Err(failure);
         };
@@ -312,7 +312,7 @@ impl Writer<'_> {
 
     /// An answer without a word, as a failure that says what there was instead.
     fn wordless(&self, answer: &Answer, wants_tools: bool) -> Failure {
-        let name = self.studio.llm.name();
+        let name = self.pipeline.llm.name();
         model_failure(match &answer.cut_short {
             Some(CutShort::Filter(filter)) => {
                 format!("{name} gave no answer: its filter stopped it ({filter})")
@@ -328,13 +328,13 @@ impl Writer<'_> {
     /// One request to the model; its sentences go out as they are complete. In the last attempt
     /// half a sentence is better than none.
     async fn ask(&mut self, request: ChatRequest, is_last: bool) -> Result<Answer, AskFailure> {
-        let studio = self.studio;
+        let pipeline = self.pipeline;
         let asked = Instant::now();
-        let limits = &studio.limits;
+        let limits = &pipeline.limits;
         let open = || -> BoxFuture<'_, Result<_, ProviderError>> {
             let request = request.clone();
             Box::pin(async move {
-                open_stream(limits, studio.llm.name(), studio.llm.chat(request)).await
+                open_stream(limits, pipeline.llm.name(), pipeline.llm.chat(request)).await
             })
         };
         let (first, mut rest) = with_retries(limits, Component::Llm, open)
@@ -342,7 +342,7 @@ impl Writer<'_> {
             .map_err(AskFailure::NotAsked)?;
         self.tell(ReplyEvent::LlmFirstToken(asked.elapsed())).await;
         let mut answer = Answer::default();
-        let begins_in_thought = studio.begins_in_thought.load(Ordering::Relaxed);
+        let begins_in_thought = pipeline.begins_in_thought.load(Ordering::Relaxed);
         let mut written = Written::new(&request.tools, begins_in_thought);
         let mut speech = Speech::default();
         let mut tokens = TokenUsage::default();
@@ -390,17 +390,17 @@ impl Writer<'_> {
                     Piece::Dropped => {
                         self.trouble(model_failure(format!(
                             "{} wrote a request for a tool or other JSON into its text that cannot be run; it is not spoken",
-                            studio.llm.name()
+                            pipeline.llm.name()
                         )))
                         .await;
                     }
                     Piece::ThoughtsBefore => {
                         speech = Speech::default();
                         answer.text.clear();
-                        if !studio.begins_in_thought.swap(true, Ordering::Relaxed) {
+                        if !pipeline.begins_in_thought.swap(true, Ordering::Relaxed) {
                             self.trouble(model_failure(format!(
                                 "{} closed a thought that it had not opened; from now on its answers count from there",
-                                studio.llm.name()
+                                pipeline.llm.name()
                             )))
                             .await;
                         }
@@ -410,7 +410,7 @@ impl Writer<'_> {
             if is_over || answer.text.len() > limits.max_reply_bytes {
                 break;
             }
-            next = match next_chunk(limits, studio.llm.name(), &mut rest).await {
+            next = match next_chunk(limits, pipeline.llm.name(), &mut rest).await {
                 Ok(next) => next,
                 Err(error) => {
                     let failure = failure(Component::Llm, error);
@@ -434,7 +434,7 @@ impl Writer<'_> {
         {
             self.trouble(model_failure(format!(
                 "the filter of {} stopped the answer in the middle ({filter})",
-                studio.llm.name()
+                pipeline.llm.name()
             )))
             .await;
         }
@@ -485,12 +485,12 @@ fn model_failure(message: String) -> Failure {
 // ---- sound ----
 
 async fn synthesise(
-    studio: &Studio,
+    pipeline: &ReplyPipeline,
     mut sentences: mpsc::Receiver<Sentence>,
     opened: mpsc::Sender<Opened>,
     events: &mpsc::Sender<ReplyEvent>,
 ) -> Result<(), Failure> {
-    let limits = &studio.limits;
+    let limits = &pipeline.limits;
     let mut is_first = true;
     while let Some(sentence) = sentences.recv().await {
         let Ok(place) = opened.reserve().await else {
@@ -500,13 +500,13 @@ async fn synthesise(
         let open = || -> BoxFuture<'_, Result<_, ProviderError>> {
             let request = SpeechRequest {
                 text: sentence.text.clone(),
-                voice: studio.voice.clone(),
-                language: studio.language.clone(),
+                voice: pipeline.voice.clone(),
+                language: pipeline.language.clone(),
             };
             Box::pin(async move {
-                let name = studio.tts.name();
+                let name = pipeline.tts.name();
                 let (first, rest) =
-                    open_stream(limits, name, studio.tts.synthesize(request)).await?;
+                    open_stream(limits, name, pipeline.tts.synthesize(request)).await?;
                 // A sentence has words, so that no sound is no answer.
                 let first = first.ok_or_else(|| {
                     ProviderError::temporary(format!("{name} answered without any sound"))
@@ -528,12 +528,12 @@ async fn synthesise(
 }
 
 async fn fetch(
-    studio: &Studio,
+    pipeline: &ReplyPipeline,
     mut opened: mpsc::Receiver<Opened>,
     track: &Track,
     events: &mpsc::Sender<ReplyEvent>,
 ) -> Result<(), Failure> {
-    let input_rate = studio.tts.sample_rate_hz();
+    let input_rate = pipeline.tts.sample_rate_hz();
     let mut is_ready = false;
     let mut sound = Vec::new();
     while let Some(Opened {
@@ -542,10 +542,10 @@ async fn fetch(
         mut rest,
     }) = opened.recv().await
     {
-        let mut resampler = Resampler::new(input_rate, studio.output.sample_rate_hz());
+        let mut resampler = Resampler::new(input_rate, pipeline.output.sample_rate_hz());
         let mut guard = NoiseGuard::new(input_rate);
         let noise = |IsNoise| {
-            let name = studio.tts.name();
+            let name = pipeline.tts.name();
             let error = ProviderError::temporary(format!(
                 "{name} sent noise at full volume instead of speech; it is not played"
             ));
@@ -571,14 +571,14 @@ async fn fetch(
             if received > longest {
                 let message = format!(
                     "{} goes on speaking after {} s for {characters} characters; the rest is left out",
-                    studio.tts.name(),
+                    pipeline.tts.name(),
                     received / u64::from(input_rate.max(1))
                 );
                 let failure = failure(Component::Tts, ProviderError::temporary(message));
                 send(events, ReplyEvent::Trouble(failure)).await;
                 break;
             }
-            let chunk = next_chunk(&studio.limits, studio.tts.name(), &mut rest).await;
+            let chunk = next_chunk(&pipeline.limits, pipeline.tts.name(), &mut rest).await;
             next = chunk.map_err(|error| failure(Component::Tts, error))?;
         }
         sound.clear();
@@ -604,11 +604,11 @@ async fn fetch(
 }
 
 async fn play(
-    studio: &Studio,
+    pipeline: &ReplyPipeline,
     track: &Track,
     events: &mpsc::Sender<ReplyEvent>,
 ) -> Result<(), Failure> {
-    let output = &studio.output;
+    let output = &pipeline.output;
     // 20 ms: what a packet of Opus carries.
     let frame_len = (output.sample_rate_hz() / 50).max(1) as usize;
     let mut frame = Vec::with_capacity(frame_len);

@@ -81,7 +81,7 @@ pub enum VadEvent {
 
 /// What is being heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hearing {
+enum VadState {
     Silence,
     /// Speech-like, too short yet to be speech.
     Onset {
@@ -111,7 +111,7 @@ pub struct Vad {
     detector: Box<Detector>,
     config: VadConfig,
     early_pause: u64,
-    hearing: Hearing,
+    state: VadState,
     /// Samples that have been judged.
     position: u64,
     /// Samples that wait for a full window.
@@ -152,7 +152,7 @@ impl Vad {
             detector: Detector::default_boxed(),
             early_pause: samples(early_pause_ms.min(config.min_silence_ms)),
             config,
-            hearing: Hearing::Silence,
+            state: VadState::Silence,
             position: 0,
             pending: Vec::with_capacity(WINDOW),
             sound: Vec::new(),
@@ -197,7 +197,7 @@ impl Vad {
 
     /// Whether speech is under way; a pause belongs to it.
     pub fn in_speech(&self) -> bool {
-        matches!(self.hearing, Hearing::Speech | Hearing::Gap { .. })
+        matches!(self.state, VadState::Speech | VadState::Gap { .. })
     }
 
     /// The sound of the segment that is under way or has just ended, with what came before it and
@@ -240,7 +240,7 @@ impl Vad {
         self.tones.reset();
         self.tonal = 0;
         self.full = 0;
-        self.hearing = Hearing::Silence;
+        self.state = VadState::Silence;
         self.trim();
     }
 
@@ -290,7 +290,7 @@ impl Vad {
             let since = self.position - (STEADY_WINDOWS * WINDOW) as u64;
             self.end(since, events);
         } else {
-            self.hearing = Hearing::Silence;
+            self.state = VadState::Silence;
             self.trim();
         }
     }
@@ -304,39 +304,39 @@ impl Vad {
         }
         let starts = score >= self.config.activation_threshold;
         let goes_on = score >= self.config.deactivation_threshold;
-        match self.hearing {
-            Hearing::Silence => {
+        match self.state {
+            VadState::Silence => {
                 if starts {
                     let loud_from = from.saturating_sub(self.loud_windows() * WINDOW as u64);
-                    self.hearing = Hearing::Onset {
+                    self.state = VadState::Onset {
                         at: from,
                         loud_from,
                     };
                     self.maybe_start(from, loud_from, events);
                 }
             }
-            Hearing::Onset { at, loud_from } => {
+            VadState::Onset { at, loud_from } => {
                 if goes_on {
                     self.maybe_start(at, loud_from, events);
                 } else {
-                    self.hearing = Hearing::Silence;
+                    self.state = VadState::Silence;
                 }
             }
-            Hearing::Speech => {
+            VadState::Speech => {
                 if !goes_on {
                     // The score comes down slowly; the level tells when the silence began.
                     let earliest = from.saturating_sub(samples(HANGOVER_MS));
                     let since = self.quiet_since.unwrap_or(from).clamp(earliest, from);
-                    self.hearing = Hearing::Gap {
+                    self.state = VadState::Gap {
                         since,
                         reported: false,
                     };
                     self.maybe_pause(events);
                 }
             }
-            Hearing::Gap { reported, .. } => {
+            VadState::Gap { reported, .. } => {
                 if goes_on {
-                    self.hearing = Hearing::Speech;
+                    self.state = VadState::Speech;
                     if reported {
                         events.push(VadEvent::Resumed);
                     }
@@ -353,7 +353,7 @@ impl Vad {
                 // the rest is another segment.
                 let at = self.position;
                 self.end(at, events);
-                self.hearing = Hearing::Speech;
+                self.state = VadState::Speech;
                 self.segment = Windows::default();
                 events.push(VadEvent::Started { onset: at });
             }
@@ -376,7 +376,7 @@ impl Vad {
         let windows = ONSET_WINDOWS.min((since / WINDOW as u64) as u32);
         let full = (self.full << (u32::BITS - windows)).count_ones();
         if since >= samples(self.config.min_speech_ms) && full >= ONSET_FULL_WINDOWS.min(windows) {
-            self.hearing = Hearing::Speech;
+            self.state = VadState::Speech;
             let onset = loud_from.max(self.last_end);
             let prefix = onset.saturating_sub(samples(self.config.prefix_ms));
             self.drop_before(prefix.max(self.last_end));
@@ -386,12 +386,12 @@ impl Vad {
     }
 
     fn maybe_pause(&mut self, events: &mut Vec<VadEvent>) {
-        let Hearing::Gap { since, reported } = self.hearing else {
+        let VadState::Gap { since, reported } = self.state else {
             return;
         };
         let silent = self.position - since;
         if !reported && silent >= self.early_pause {
-            self.hearing = Hearing::Gap {
+            self.state = VadState::Gap {
                 since,
                 reported: true,
             };
@@ -404,7 +404,7 @@ impl Vad {
 
     /// The sound stays until the next window, so that whoever hears of the end can fetch it.
     fn end(&mut self, end: u64, events: &mut Vec<VadEvent>) {
-        self.hearing = Hearing::Silence;
+        self.state = VadState::Silence;
         self.last_end = self.position;
         events.push(VadEvent::Ended { end });
     }

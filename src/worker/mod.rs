@@ -5,7 +5,7 @@
 //! one task that decides, fed by events; `registration` keeps the connection to the server;
 //! `admission` counts slots; `process` follows one call's process from its start to its record;
 //! `abandoned` ends the rooms of calls that died; `disk` watches the room for records; `orphans`
-//! looks after calls that an earlier worker left, `leftovers` after records that could not be
+//! looks after calls that an earlier worker left, `unwritten` after records that could not be
 //! written; `wire` alone knows the worker protocol; `http` and `metrics` show the worker to
 //! operators.
 
@@ -14,13 +14,13 @@ mod admission;
 mod config;
 mod disk;
 mod http;
-mod leftovers;
 mod metrics;
 mod orphans;
 mod pressure;
 mod process;
 mod registration;
 mod run;
+mod unwritten;
 pub(crate) mod wire;
 
 pub use self::metrics::install as install_metrics;

@@ -37,7 +37,7 @@ pub(super) async fn follow(
     found: Vec<OrphanJournal>,
     running: watch::Sender<HashSet<SessionId>>,
     abandoned: mpsc::Sender<AbandonedRoom>,
-    upload_poke: mpsc::Sender<()>,
+    upload_notify: mpsc::Sender<()>,
 ) {
     let mut left: HashSet<SessionId> = found
         .into_iter()
@@ -92,7 +92,7 @@ pub(super) async fn follow(
                     }
                 }
                 Recovered::NotNeeded => {}
-                // A full disk, perhaps. What can never be read is set aside and not found again.
+                // A full disk, perhaps. What can never be read is quarantined and not found again.
                 Recovered::Failed => {
                     not_before.insert(journal.session_id.clone(), now + TRY_AGAIN_AFTER);
                     still_left.insert(journal.session_id);
@@ -101,7 +101,7 @@ pub(super) async fn follow(
         }
         if still_left.len() < left.len() {
             // A call that ended by itself has a record that waits, too.
-            let _ = upload_poke.try_send(());
+            let _ = upload_notify.try_send(());
         }
         seen_alive.extend(alive.iter().cloned());
         left = still_left;

@@ -2,8 +2,9 @@
 //!
 //! A call is followed by one task of its own. However its process ends, [`Call::ended`] is what
 //! happens next: a room that it did not leave is ended, the record is made if the process has not
-//! made it, the server is told if it was not told, the upload task is poked. The slot is given back
-//! by the worker's main task when this one ends. Nothing here decides whether a call may start.
+//! made it, the server is told if it was not told, the upload task is notified. The slot is given
+//! back by the worker's main task when this one ends. Nothing here decides whether a call may
+//! start.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -22,8 +23,8 @@ use tokio_util::codec::{FramedRead, LinesCodec};
 use tracing::{debug, error, info, warn};
 
 use super::abandoned::AbandonedRoom;
-use super::leftovers::Leftover;
 use super::metrics as names;
+use super::unwritten::UnwrittenRecord;
 use super::wire::JobState;
 use crate::call::told_by;
 use crate::ipc::{self, FromCall, JobDescription, ShutdownReason, ToCall};
@@ -140,8 +141,8 @@ pub(super) struct Call {
     pub program: CallProgram,
     pub store: Store,
     pub reports: mpsc::Sender<CallReport>,
-    pub upload_poke: mpsc::Sender<()>,
-    pub leftovers: mpsc::Sender<Leftover>,
+    pub upload_notify: mpsc::Sender<()>,
+    pub unwritten: mpsc::Sender<UnwrittenRecord>,
     pub abandoned: mpsc::Sender<AbandonedRoom>,
     pub ready_timeout: Duration,
     pub hung_after: Duration,
@@ -252,13 +253,13 @@ impl Call {
             false => Recovered::Failed,
         };
         if recovered == Recovered::Failed {
-            let leftover = Leftover {
+            let record = UnwrittenRecord {
                 start: self.job.start(),
                 told: self.told(),
                 outcome,
             };
-            // Whoever finishes leftovers lives as long as there are calls.
-            let _ = self.leftovers.send(leftover).await;
+            // The task that writes these records lives as long as there are calls.
+            let _ = self.unwritten.send(record).await;
         }
         let label = end.label(recovered, said.final_state.as_ref());
         if said.final_state.is_none() {
@@ -274,7 +275,7 @@ impl Call {
             // Whether it was written matters to nobody any more.
             self.report(state, None).await;
         }
-        self.poke_uploader();
+        self.notify_uploader();
 
         let session = self.job.session_id.as_str();
         let job = self.job.job_id.as_str();
@@ -325,9 +326,9 @@ impl Call {
         let _ = self.reports.send(report).await;
     }
 
-    fn poke_uploader(&self) {
+    fn notify_uploader(&self) {
         // A full inbox means that it is about to look anyway.
-        let _ = self.upload_poke.try_send(());
+        let _ = self.upload_notify.try_send(());
     }
 }
 
@@ -493,7 +494,7 @@ impl<'a> Process<'a> {
                     }
                     TimeUp::Kill(reason) => return self.kill(ProcessEnd::Killed(reason)).await,
                 },
-                _ = memory.tick() => self.look_at_memory(&mut memory),
+                _ = memory.tick() => self.poll_memory(&mut memory),
             }
         }
     }
@@ -549,7 +550,7 @@ impl<'a> Process<'a> {
                     TimeUp::Ask("it did not end after its last word"),
                 );
             }
-            FromCall::RecordWritten { .. } => self.call.poke_uploader(),
+            FromCall::RecordWritten { .. } => self.call.notify_uploader(),
         }
         None
     }
@@ -597,7 +598,7 @@ impl<'a> Process<'a> {
         end
     }
 
-    fn look_at_memory(&self, memory: &mut tokio::time::Interval) {
+    fn poll_memory(&self, memory: &mut tokio::time::Interval) {
         let limit = self.call.memory_warn_bytes;
         let used = self
             .child

@@ -3,8 +3,8 @@
 //! Three things run beside it and speak to it through channels: the connection to the server
 //! ([`super::registration`]), one task for each call ([`super::process`]) and the watch over the
 //! calls of an earlier worker ([`super::orphans`]). Records and rooms that a call could not finish
-//! itself go to [`super::leftovers`] and [`super::abandoned`]. All state is in [`Desk`], which this
-//! task alone owns.
+//! itself go to [`super::unwritten`] and [`super::abandoned`]. All state is in [`Dispatcher`],
+//! which this task alone owns.
 
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
@@ -26,12 +26,12 @@ use super::WorkerConfig;
 use super::abandoned;
 use super::admission::{Admission, Assigned, Decision, Pressure, Report};
 use super::disk;
-use super::leftovers;
 use super::metrics as names;
 use super::orphans;
 use super::pressure::PressureGauge;
 use super::process::{Call, CallCommand, CallProgram, CallReport, FINALISE_LIMIT};
 use super::registration::{LinkEvent, Outbox, Outgoing, Registration};
+use super::unwritten;
 use super::wire::{
     self, AgentParticipant, Assignment, Availability, BadLiveKitUrl, FromServer, Job, JobState,
     JobStatus, ToServer,
@@ -156,13 +156,13 @@ pub struct Worker {
     storage: StorageConfig,
     country: CountryCode,
     program: CallProgram,
-    upload_poke: mpsc::Sender<()>,
+    upload_notify: mpsc::Sender<()>,
     status: watch::Sender<WorkerStatus>,
 }
 
 impl Worker {
     /// A worker that takes the jobs for `agent_name` (empty: every new room) and runs `program` for
-    /// each. It pokes `upload_poke` whenever a record may be waiting.
+    /// each. It sends on `upload_notify` whenever a record may be waiting.
     ///
     /// # Errors
     /// When the address of the server cannot be one.
@@ -172,7 +172,7 @@ impl Worker {
         agent_name: String,
         store: Store,
         program: CallProgram,
-        upload_poke: mpsc::Sender<()>,
+        upload_notify: mpsc::Sender<()>,
     ) -> Result<Self, WorkerError> {
         let room_url = wire::websocket_url(&livekit.url)?.to_string();
         let registration = Registration::new(livekit.clone(), agent_name.clone())?;
@@ -197,7 +197,7 @@ impl Worker {
             storage: StorageConfig::default(),
             country: CountryCode::default(),
             program,
-            upload_poke,
+            upload_notify,
             status: watch::Sender::new(status),
         })
     }
@@ -256,14 +256,14 @@ impl Worker {
             found,
             inherited_sender,
             abandoned_sender.clone(),
-            self.upload_poke.clone(),
+            self.upload_notify.clone(),
         ));
 
-        let (leftover_sender, leftover_inbox) = mpsc::channel(EVENTS);
-        let leftovers = tokio::spawn(leftovers::finish(
+        let (unwritten_sender, unwritten_inbox) = mpsc::channel(EVENTS);
+        let unwritten = tokio::spawn(unwritten::finish(
             self.store.clone(),
-            leftover_inbox,
-            self.upload_poke.clone(),
+            unwritten_inbox,
+            self.upload_notify.clone(),
         ));
         let (problems, mut disk_problem) = watch::channel(None);
         let disk = tokio::spawn(disk::watch(self.store.clone(), self.storage, problems));
@@ -286,21 +286,21 @@ impl Worker {
             program: self.program,
             store: self.store,
             reports: report_sender,
-            upload_poke: self.upload_poke,
-            leftovers: leftover_sender,
+            upload_notify: self.upload_notify,
+            unwritten: unwritten_sender,
             abandoned: abandoned_sender,
         };
-        let mut desk = Desk::new(self.config, starter, self.status);
-        desk.inherited_changed(inherited.borrow_and_update().clone());
+        let mut dispatcher = Dispatcher::new(self.config, starter, self.status);
+        dispatcher.inherited_changed(inherited.borrow_and_update().clone());
 
         let mut status_ticks = interval(STATUS_INTERVAL);
         status_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !desk.is_done() {
-            let next_deadline = desk.next_deadline();
+        while !dispatcher.is_done() {
+            let next_deadline = dispatcher.next_deadline();
             let input = tokio::select! {
                 biased;
                 Some(report) = reports.recv() => Input::Report(report),
-                Some(ended) = desk.calls.join_next_with_id() => Input::CallEnded(ended),
+                Some(ended) = dispatcher.calls.join_next_with_id() => Input::CallEnded(ended),
                 Some(event) = events.recv() => Input::Link(event),
                 Some(()) = stop.recv() => Input::Stop,
                 Ok(()) = inherited.changed() => Input::Inherited(inherited.borrow_and_update().clone()),
@@ -309,14 +309,14 @@ impl Worker {
                 _ = status_ticks.tick() => Input::StatusTick,
             };
             match input {
-                Input::Report(report) => desk.call_reported(report),
-                Input::CallEnded(ended) => desk.call_ended(ended),
-                Input::Link(event) => desk.link_event(event),
-                Input::Stop => desk.stop_requested(),
-                Input::Inherited(running) => desk.inherited_changed(running),
-                Input::Disk(problem) => desk.disk_changed(problem),
-                Input::Deadline => desk.deadline(),
-                Input::StatusTick => desk.status_tick(),
+                Input::Report(report) => dispatcher.call_reported(report),
+                Input::CallEnded(ended) => dispatcher.call_ended(ended),
+                Input::Link(event) => dispatcher.link_event(event),
+                Input::Stop => dispatcher.stop_requested(),
+                Input::Inherited(running) => dispatcher.inherited_changed(running),
+                Input::Disk(problem) => dispatcher.disk_changed(problem),
+                Input::Deadline => dispatcher.deadline(),
+                Input::StatusTick => dispatcher.status_tick(),
             }
         }
         disconnect.cancel();
@@ -326,11 +326,11 @@ impl Worker {
         disk.abort();
         // All calls have ended, so nobody else sends any more, and what is left is tried once
         // again.
-        drop(desk);
+        drop(dispatcher);
         if let Err(error) = room_ends.await {
             error!(%error, "the task that ends the rooms of calls that died failed");
         }
-        if let Err(error) = leftovers.await {
+        if let Err(error) = unwritten.await {
             error!(%error, "the task that writes what could not be written failed");
         }
         if let Err(error) = link.await {
@@ -370,8 +370,8 @@ struct CallStarter {
     program: CallProgram,
     store: Store,
     reports: mpsc::Sender<CallReport>,
-    upload_poke: mpsc::Sender<()>,
-    leftovers: mpsc::Sender<leftovers::Leftover>,
+    upload_notify: mpsc::Sender<()>,
+    unwritten: mpsc::Sender<unwritten::UnwrittenRecord>,
     abandoned: mpsc::Sender<abandoned::AbandonedRoom>,
 }
 
@@ -397,8 +397,8 @@ impl CallStarter {
             program: self.program.clone(),
             store: self.store.clone(),
             reports: self.reports.clone(),
-            upload_poke: self.upload_poke.clone(),
-            leftovers: self.leftovers.clone(),
+            upload_notify: self.upload_notify.clone(),
+            unwritten: self.unwritten.clone(),
             abandoned: self.abandoned.clone(),
             ready_timeout: self.config.ready_timeout(),
             hung_after: self.config.hung_call(),
@@ -435,7 +435,7 @@ struct RunningCall {
 }
 
 /// All that the worker knows, and what it does about each thing that happens.
-struct Desk {
+struct Dispatcher {
     config: WorkerConfig,
     starter: CallStarter,
     phase: Phase,
@@ -457,7 +457,7 @@ struct Desk {
     status: watch::Sender<WorkerStatus>,
 }
 
-impl Desk {
+impl Dispatcher {
     fn new(
         config: WorkerConfig,
         starter: CallStarter,

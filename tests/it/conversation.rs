@@ -1,5 +1,5 @@
 //! Whole conversations in virtual time: real speech through the real detector, scripted providers,
-//! an ear that plays in real time.
+//! a playout recorder in real time.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -60,7 +60,7 @@ async fn a_caller_asks_leaves_a_lead_and_says_goodbye() {
         sleep(Duration::from_millis(700)).await;
         let (_, ended) = call.say(&fixture(line)).await;
         call.agent_has_said(turn + 2).await;
-        latencies.push(call.ear.first_sound_after(ended).expect("an answer") - ended);
+        latencies.push(call.playout.first_sound_after(ended).expect("an answer") - ended);
     }
     assert_eq!(
         call.transcript(),
@@ -112,7 +112,7 @@ async fn a_caller_asks_leaves_a_lead_and_says_goodbye() {
             .is_some_and(|ms| (240..330).contains(&ms)),
         "{metrics:?}"
     );
-    assert_eq!(call.ear.holes(), 0);
+    assert_eq!(call.playout.holes(), 0);
     assert_eq!(call.end().await, VoiceEnd::EndCall);
 }
 
@@ -133,7 +133,7 @@ async fn caller_interrupts_and_only_what_was_heard_is_written_down() {
     call.agent_has_said(1).await;
     // The half second is counted from the first sound that becomes speech.
     let silent_after = call
-        .ear
+        .playout
         .last_sound_before(began + Duration::from_secs(2))
         .expect("it spoke")
         - began;
@@ -347,7 +347,7 @@ async fn speech_without_words_is_asked_for_again() {
     );
     let (_, ended) = call.say(&fixture("hello.wav")).await;
     call.agent_has_said(1).await;
-    let heard = call.ear.first_sound_after(ended).expect("it is asked");
+    let heard = call.playout.first_sound_after(ended).expect("it is asked");
     assert!(
         heard - ended < Duration::from_secs(2),
         "{:?}",
@@ -520,7 +520,7 @@ async fn a_dropped_conversation_leaves_nothing_running() {
         *event == VoiceEvent::AgentState(AgentState::Speaking)
     })
     .await;
-    let captured = Arc::downgrade(&call.ear);
+    let captured = Arc::downgrade(&call.playout);
     call.abort().await;
     assert_eq!(
         captured.strong_count(),
@@ -670,7 +670,7 @@ async fn a_voice_without_sound_or_with_noise_is_a_voice_that_is_down() {
             Some("Hello!"),
             VoiceConfig::default(),
         );
-        let ear = call.ear.clone();
+        let playout = call.playout.clone();
         let began = tokio::time::Instant::now();
         let VoiceEnd::ProviderFailed { component, message } = call.end().await else {
             panic!("the voice is down")
@@ -678,7 +678,7 @@ async fn a_voice_without_sound_or_with_noise_is_a_voice_that_is_down() {
         assert_eq!(component, Component::Tts);
         assert!(message.contains(named), "{message}");
         assert_eq!(
-            ear.first_sound_after(began),
+            playout.first_sound_after(began),
             None,
             "the caller heard {named}"
         );
@@ -698,7 +698,7 @@ impl SpeechToText for RefusingEar {
 
     async fn transcribe(&self, _: SpeechSegment) -> Result<Transcript, ProviderError> {
         Err(ProviderError::bad_input(
-            "ear.example refused the request (400): unsupported language hi-IN",
+            "playout.example refused the request (400): unsupported language hi-IN",
         ))
     }
 }

@@ -1073,23 +1073,23 @@ async fn a_batch_takes_the_oldest_and_one_record_can_be_named() {
 }
 
 #[tokio::test]
-async fn the_running_task_delivers_at_a_poke_past_a_crm_that_hangs_and_stops_when_told() {
+async fn the_running_task_delivers_at_a_notice_past_a_crm_that_hangs_and_stops_when_told() {
     let mut world = World::new().await;
     world.config.interval_s = 3600;
     world.config.parallel = 1;
     let slow = "session_20261121_090000_000000";
     world.data.finished_call(slow, Some(CALLER));
     world.crm.answer_call_data([Answer::Hang]);
-    let (poke, pokes) = mpsc::channel(1);
+    let (notify, notices) = mpsc::channel(1);
     let stop = CancellationToken::new();
-    let task = tokio::spawn(world.uploader().run(pokes, stop.clone()));
+    let task = tokio::spawn(world.uploader().run(notices, stop.clone()));
     world
         .crm
         .wait_until("the slow call is tried", |_, calls| calls.len() == 1)
         .await;
 
     world.recorded_call(ID);
-    poke.send(()).await.unwrap();
+    notify.send(()).await.unwrap();
     let key = format!("{ID}/call_data");
     world
         .crm
@@ -1197,9 +1197,9 @@ async fn the_running_task_comes_back_after_an_outage_and_delivers_everything() {
     let uploader = world.uploader().with_clock(Arc::new(move || {
         *now.lock().unwrap() + TimeDelta::from_std(started.elapsed()).unwrap()
     }));
-    let (_poke, pokes) = mpsc::channel(1);
+    let (_notify, notices) = mpsc::channel(1);
     let stop = CancellationToken::new();
-    let task = tokio::spawn(uploader.run(pokes, stop.clone()));
+    let task = tokio::spawn(uploader.run(notices, stop.clone()));
     world
         .crm
         .wait_until("every call but one arrives", |_, calls| {

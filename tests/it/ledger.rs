@@ -331,9 +331,9 @@ session_20261121_101500_00beef  waiting
     assert_eq!(answer["number"], "…23");
     assert_eq!(answer["leads"][0]["lead"]["lead_id"], LEAD);
     assert_eq!(answer["leads"][0]["lead"]["phone"], "…23");
-    let steps: Vec<&str> = answer["trail"]
+    let steps: Vec<&str> = answer["timeline"]
         .as_array()
-        .expect("a trail")
+        .expect("a timeline")
         .iter()
         .map(|moment| moment["step"].as_str().expect("a step"))
         .collect();

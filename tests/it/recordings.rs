@@ -130,8 +130,8 @@ impl Search {
     async fn waits(&mut self, second: i64) -> (String, i64) {
         match self.look(second).await {
             Resolution::Wait {
-                why, look_again, ..
-            } => (why, (look_again - at(second)).num_seconds()),
+                why, scan_again, ..
+            } => (why, (scan_again - at(second)).num_seconds()),
             other => panic!("not waited for: {other:?}"),
         }
     }
@@ -218,7 +218,7 @@ async fn what_is_missing_is_still_looked_for_and_found_late() {
         "the last look is at the end of the wait"
     );
     let Resolution::Missing {
-        why, look_again, ..
+        why, scan_again, ..
     } = search.look(660).await
     else {
         panic!("ten minutes are over");
@@ -227,7 +227,7 @@ async fn what_is_missing_is_still_looked_for_and_found_late() {
         why.contains("EG_1") && why.contains("600 s after the call ended"),
         "{why}"
     );
-    assert_eq!(look_again, Some(at(660 + 150)));
+    assert_eq!(scan_again, Some(at(660 + 150)));
     search.data.write(
         "recordings/EG_1.json",
         json!({ "egress_id": "EG_1", "files": [{ "filename": "recordings/a.ogg" }] }).to_string(),
@@ -256,13 +256,13 @@ async fn given_up_after(search: &mut Search, from: i64) -> i64 {
     let mut second = from;
     for _ in 0..1000 {
         second = match search.look(second).await {
-            Resolution::Wait { look_again, .. } => look_again,
+            Resolution::Wait { scan_again, .. } => scan_again,
             Resolution::Missing {
-                look_again: Some(look_again),
+                scan_again: Some(scan_again),
                 ..
-            } => look_again,
+            } => scan_again,
             Resolution::Missing {
-                look_again: None, ..
+                scan_again: None, ..
             } => return second - from,
             other => panic!("not missing: {other:?}"),
         }
@@ -275,23 +275,23 @@ async fn given_up_after(search: &mut Search, from: i64) -> i64 {
 
 #[tokio::test]
 async fn after_a_day_of_looking_nobody_looks_any_more_however_long_ago_the_call_was() {
-    for first_look in [60, DAY, 365 * DAY, -DAY] {
+    for first_scan in [60, DAY, 365 * DAY, -DAY] {
         let mut search = Search::egress(Some("EG_1"));
-        let took = given_up_after(&mut search, first_look).await;
-        assert!((DAY..DAY + 60).contains(&took), "{first_look}: {took}");
+        let took = given_up_after(&mut search, first_scan).await;
+        assert!((DAY..DAY + 60).contains(&took), "{first_scan}: {took}");
     }
 }
 
 #[tokio::test]
 async fn a_file_is_found_however_long_ago_the_call_was_and_whoever_did_not_look() {
-    for first_look in [61, 601, DAY, 365 * DAY] {
+    for first_scan in [61, 601, DAY, 365 * DAY] {
         let mut search = Search::new(None);
         search.record.files.recording = Some("recordings/a.ogg".to_owned());
         search.data.write("recordings/a.ogg", "whole");
-        let (why, pause) = search.waits(first_look).await;
+        let (why, pause) = search.waits(first_scan).await;
         assert!(why.contains("may still grow"), "{why}");
         assert_eq!(pause, 2);
-        assert_eq!(search.found(first_look + 2).await.size, 5);
+        assert_eq!(search.found(first_scan + 2).await.size, 5);
     }
 
     // A record that tells of no time at all.
@@ -306,20 +306,20 @@ async fn a_file_is_found_however_long_ago_the_call_was_and_whoever_did_not_look(
 #[tokio::test]
 async fn a_file_that_came_while_nobody_looked_is_looked_at_twice_though_all_limits_are_over() {
     // The worker was down, or the clock jumped.
-    for second_look in [2 * DAY, 56 * 365 * DAY] {
+    for second_scan in [2 * DAY, 56 * 365 * DAY] {
         let mut search = Search::new(None);
         (search.config.wait_s, search.config.late_s) = (60, 600);
         search.record.files.recording = Some("recordings/a.ogg".to_owned());
         search.waits(61).await;
         search.data.write("recordings/a.ogg", "some");
-        for (second, content) in [(second_look, "some"), (second_look + 3600, "some more")] {
+        for (second, content) in [(second_scan, "some"), (second_scan + 3600, "some more")] {
             search.data.write("recordings/a.ogg", content);
-            let Resolution::Missing { look_again, .. } = search.look(second).await else {
+            let Resolution::Missing { scan_again, .. } = search.look(second).await else {
                 panic!("the wait is over");
             };
-            assert!(look_again.is_some(), "it may still grow");
+            assert!(scan_again.is_some(), "it may still grow");
         }
-        assert_eq!(search.found(second_look + 7200).await.size, 9);
+        assert_eq!(search.found(second_scan + 7200).await.size, 9);
     }
 }
 
@@ -342,10 +342,10 @@ async fn a_server_that_can_not_be_asked_does_not_cost_the_recording() {
     let (mut second, mut missing_since) = (61, None);
     while second < 3 * DAY {
         let next = match search.look(second).await {
-            Resolution::Wait { look_again, .. } => look_again,
-            Resolution::Missing { look_again, .. } => {
+            Resolution::Wait { scan_again, .. } => scan_again,
+            Resolution::Missing { scan_again, .. } => {
                 missing_since.get_or_insert(second);
-                look_again.expect("nobody has been able to look yet")
+                scan_again.expect("nobody has been able to look yet")
             }
             other => panic!("not missing: {other:?}"),
         };
@@ -947,7 +947,7 @@ async fn egress_ends(wait_s: u64, expected: (usize, usize)) -> FakeCrm {
         ..CrmConfig::default()
     };
     let (ended, ends) = mpsc::channel(1);
-    let (_poke, pokes) = mpsc::channel(1);
+    let (_notify, notices) = mpsc::channel(1);
     let stop = CancellationToken::new();
     let store = search.data.store.clone();
     let config = UploadConfig::default();
@@ -956,7 +956,7 @@ async fn egress_ends(wait_s: u64, expected: (usize, usize)) -> FakeCrm {
         // Nothing that waits is ever due.
         .with_clock(Arc::new(|| at(61)))
         .hurried_by(ends);
-    let delivery = tokio::spawn(uploader.run(pokes, stop.clone()));
+    let delivery = tokio::spawn(uploader.run(notices, stop.clone()));
     timeout(DEADLINE, search.egress.asked.notified())
         .await
         .expect("the recording is looked for");

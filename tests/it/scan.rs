@@ -37,7 +37,7 @@ fn scan(data: &DataFolder) -> ScanReport {
     let report = data.store.scan(&NOW).unwrap();
     // What was to be done is what is done, but for what lay in a record's place.
     for (would, did) in looked.records.iter_mut().zip(&report.records) {
-        would.set_aside.clone_from(&did.set_aside);
+        would.quarantined.clone_from(&did.quarantined);
     }
     assert_eq!(looked, report);
     assert!(data.files("call_metadata").len() >= before.len());
@@ -269,7 +269,10 @@ fn what_cannot_be_read_is_named_and_stops_nothing() {
     assert_eq!(report.ambiguous.len(), 1, "{report:?}");
     assert_eq!(report.ambiguous[0].file, "leads/lead_of_half.json");
     let aside = format!("{record}.unreadable");
-    assert_eq!(report.records[0].set_aside.as_deref(), Some(aside.as_str()));
+    assert_eq!(
+        report.records[0].quarantined.as_deref(),
+        Some(aside.as_str())
+    );
     assert_eq!(
         fs::read_to_string(data.path(&aside)).unwrap(),
         "{\"session_id\": \"ha"

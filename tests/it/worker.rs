@@ -42,7 +42,7 @@ struct World {
     data: TempDir,
     store: Store,
     stop: mpsc::Sender<()>,
-    pokes: mpsc::Receiver<()>,
+    notices: mpsc::Receiver<()>,
     status: watch::Receiver<WorkerStatus>,
     worker: JoinHandle<Result<(), WorkerError>>,
 }
@@ -89,7 +89,7 @@ impl World {
             ready_timeout_s: 1,
             ..Default::default()
         };
-        let (poke, pokes) = mpsc::channel(1);
+        let (notify, notices) = mpsc::channel(1);
         let program = program(data.path());
         let worker = Worker::new(
             config,
@@ -97,7 +97,7 @@ impl World {
             "sales".into(),
             store.clone(),
             program,
-            poke,
+            notify,
         )
         .unwrap();
         let status = worker.status();
@@ -108,7 +108,7 @@ impl World {
             data,
             store,
             stop,
-            pokes,
+            notices,
             status,
             worker,
         }
@@ -125,10 +125,10 @@ impl World {
         .unwrap();
     }
 
-    async fn poked(&mut self) {
-        timeout(DEADLINE, self.pokes.recv())
+    async fn notified(&mut self) {
+        timeout(DEADLINE, self.notices.recv())
             .await
-            .expect("the upload task was not poked in time")
+            .expect("the upload task was not notified in time")
             .unwrap();
     }
 
@@ -182,7 +182,7 @@ async fn a_worker_registers_takes_a_call_and_tells_the_server_how_it_went() {
         server.job_status("AJ_1").await,
         (JobStatus::JsSuccess, String::new())
     );
-    world.poked().await;
+    world.notified().await;
     server.worker_status(false, 0).await;
     let answer = fs::read_to_string(world.data.path().join("answer")).unwrap();
     assert_eq!(
@@ -238,7 +238,7 @@ async fn calls_go_on_while_the_server_is_away_and_their_end_is_told_afterwards()
     // The call ends between two connections.
     let mut server = world.server.connection().await;
     world.end_call().await;
-    world.poked().await;
+    world.notified().await;
     let mut status = world.status.clone();
     let ended = status.wait_for(|status| status.active_jobs == 0 && status.worker_id.is_none());
     timeout(DEADLINE, ended)
@@ -322,7 +322,7 @@ async fn bad_end(world: &mut World) -> (String, Value) {
         (status, error) = server.job_status("AJ_1").await;
     }
     assert_eq!(status, JobStatus::JsFailed);
-    world.poked().await;
+    world.notified().await;
     server.worker_status(false, 0).await;
     let mut records = world.records();
     assert_eq!(records.len(), 1, "one job, one record");
@@ -377,7 +377,7 @@ async fn a_call_that_comes_while_the_disk_is_away_gets_its_record_when_it_is_bac
     let (status, error) = server.job_status("AJ_1").await;
     assert_eq!(status, JobStatus::JsFailed);
     assert!(error.contains("journal could not be begun"), "{error}");
-    world.poked().await;
+    world.notified().await;
     assert_eq!(world.records(), [] as [Value; 0]);
     fs::rename(&away, &folder).unwrap();
     // Tried again every few seconds, and once more before the worker ends.
@@ -470,7 +470,7 @@ async fn calls_that_a_killed_worker_left_are_counted_until_they_end_and_then_rec
     // Its process dies.
     drop(held);
     server.worker_status(false, 0).await;
-    world.poked().await;
+    world.notified().await;
     assert_eq!(world.records()[0]["session_id"], id.as_str());
     server.offer("AJ_2").await;
     assert!(server.answer("AJ_2").await.available);
@@ -499,7 +499,7 @@ async fn a_call_that_died_with_its_worker_is_recorded_at_the_next_start() {
     };
     let server = AgentServer::start().await;
     let mut world = World::at(server, 1, |data| scripted(data, GOOD_CALL), prepare);
-    world.poked().await;
+    world.notified().await;
     assert_eq!(world.records()[0]["outcome"]["call_status"], "recovered");
     world.stopped().await;
 }
@@ -538,14 +538,14 @@ async fn an_address_that_cannot_be_one_is_refused_before_anything_starts() {
     let data = tempfile::tempdir().unwrap();
     let store = Store::open(data.path()).unwrap();
     let program = scripted(data.path(), GOOD_CALL);
-    let (poke, _pokes) = mpsc::channel(1);
+    let (notify, _notices) = mpsc::channel(1);
     let worker = Worker::new(
         WorkerConfig::default(),
         settings("localhost:7880".into()),
         String::new(),
         store,
         program,
-        poke,
+        notify,
     );
     let Err(error) = worker else {
         panic!("accepted")

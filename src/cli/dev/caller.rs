@@ -1,7 +1,7 @@
 //! A caller who follows a script: joins the room as a person would, listens, and speaks recorded
 //! lines when the agent is silent.
 //!
-//! It uses the official client over real WebRTC and times everything with its own ears.
+//! It uses the official client over real WebRTC and times everything by what arrives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-/// Rate of the recorded lines and of the ear.
+/// Rate of the recorded lines and of what is received.
 pub const SAMPLE_RATE_HZ: u32 = 16_000;
 /// Samples of 10 ms.
 const FRAME: usize = SAMPLE_RATE_HZ as usize / 100;
@@ -210,7 +210,7 @@ async fn watch_room(
     see: watch::Sender<Seen>,
     hear: watch::Sender<Heard>,
 ) {
-    let mut ear: Option<JoinHandle<()>> = None;
+    let mut listener: Option<JoinHandle<()>> = None;
     while let Some(event) = events.recv().await {
         let is_agent =
             |participant: &RemoteParticipant| participant.kind() == ParticipantKind::Agent;
@@ -229,7 +229,7 @@ async fn watch_room(
                     seen.agent_joined = seen.agent_joined.or(Some(Instant::now()))
                 });
                 let stream = NativeAudioStream::new(track.rtc_track(), SAMPLE_RATE_HZ as i32, 1);
-                ear = Some(tokio::spawn(listen(stream, hear.clone())));
+                listener = Some(tokio::spawn(listen(stream, hear.clone())));
             }
             RoomEvent::ParticipantDisconnected(participant) if is_agent(&participant) => {
                 see.send_modify(|seen| seen.ended = seen.ended.or(Some(Instant::now())));
@@ -241,8 +241,8 @@ async fn watch_room(
             _ => {}
         }
     }
-    if let Some(ear) = ear {
-        ear.abort();
+    if let Some(listener) = listener {
+        listener.abort();
     }
 }
 

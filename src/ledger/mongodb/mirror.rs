@@ -79,7 +79,7 @@ pub struct Mirror<D> {
     left_alone: HashMap<SessionId, Stamp>,
     /// When the folders had last been changed at the last look that left nothing to do.
     seen: Option<[SystemTime; 2]>,
-    full_look: Option<Instant>,
+    full_scan: Option<Instant>,
 }
 
 impl<D: Destination> fmt::Debug for Mirror<D> {
@@ -114,7 +114,7 @@ impl<D: Destination> Mirror<D> {
             progress: None,
             left_alone: HashMap::new(),
             seen: None,
-            full_look: None,
+            full_scan: None,
         }
     }
 
@@ -219,10 +219,10 @@ impl<D: Destination> Mirror<D> {
             });
         };
         let now = self.folder_times();
-        if now.is_some() && now == self.seen && !self.full_look_is_due() {
+        if now.is_some() && now == self.seen && !self.full_scan_is_due() {
             return Ok(MirrorPass::default());
         }
-        let looked_at = SystemTime::now();
+        let scanned = SystemTime::now();
         let behind = self.look(progress.clone()).await?;
         metrics::gauge!("voicebot_mongodb_behind").set(behind.count as f64);
         let mut pass = MirrorPass {
@@ -264,7 +264,7 @@ impl<D: Destination> Mirror<D> {
         pass.behind = pass.behind.saturating_sub(pass.written + pass.refused);
         metrics::counter!("voicebot_mongodb_written_total").increment(pass.written);
         metrics::gauge!("voicebot_mongodb_behind").set(pass.behind as f64);
-        let calm = |time: &SystemTime| *time + CLOCK_TICK < looked_at;
+        let calm = |time: &SystemTime| *time + CLOCK_TICK < scanned;
         self.seen = now.filter(|times| pass.behind == 0 && times.iter().all(calm));
         Ok(pass)
     }
@@ -303,15 +303,15 @@ impl<D: Destination> Mirror<D> {
         Some([changed(Place::Waiting)?, changed(Place::Archived)?])
     }
 
-    fn full_look_is_due(&self) -> bool {
-        self.full_look
+    fn full_scan_is_due(&self) -> bool {
+        self.full_scan
             .is_none_or(|last| last.elapsed() >= FULL_LOOK_EVERY)
     }
 
     async fn look(&mut self, progress: Arc<Mutex<Progress>>) -> Result<Behind, MongoError> {
-        let full = self.full_look_is_due();
+        let full = self.full_scan_is_due();
         if full {
-            self.full_look = Some(Instant::now());
+            self.full_scan = Some(Instant::now());
         }
         let store = self.store.clone();
         let left_alone = std::mem::take(&mut self.left_alone);

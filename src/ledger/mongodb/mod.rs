@@ -51,7 +51,7 @@ impl Default for MongoConfig {
 }
 
 impl MongoConfig {
-    /// Looks for mistakes that a type cannot catch. The error names the key.
+    /// Checks for mistakes that a type cannot catch. The error names the key.
     ///
     /// # Errors
     /// When MongoDB would refuse the name:

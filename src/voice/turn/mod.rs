@@ -23,7 +23,7 @@ use super::{AgentState, UserState, VoiceEnd};
 use crate::providers::Component;
 use keypad::Keypad;
 use state::{
-    Caller, Closing, Floor, Line, LineWatch, Origin, Reply, ReplyKind, Segment, Silence, Stage,
+    Caller, Closing, Floor, InputWatchdog, Line, Origin, Reply, ReplyKind, Segment, Silence, Stage,
     ToolUse, Words, joined,
 };
 pub use vocabulary::{
@@ -52,7 +52,7 @@ pub struct TurnMachine {
     waiting: VecDeque<Line>,
     keypad: Keypad,
     silence: Silence,
-    watch: LineWatch,
+    watch: InputWatchdog,
     /// Failures of providers since the last answer that was heard.
     failures: u32,
     /// Stretches of speech in a row in which there were no words.
@@ -85,7 +85,7 @@ impl TurnMachine {
                 since: Time::ZERO,
                 asked: None,
             },
-            watch: LineWatch {
+            watch: InputWatchdog {
                 last_audio: Time::ZERO,
                 missing_reported: false,
                 loud_since: None,

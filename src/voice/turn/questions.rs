@@ -73,8 +73,8 @@ impl TurnMachine {
         }
         let delay = match wording::ending(&joined(segments)) {
             Ending::Complete => self.config.complete_delay_ms,
-            Ending::Open => self.config.min_delay_ms,
-            Ending::Unfinished => self.config.max_delay_ms,
+            Ending::Open => self.config.min_endpointing_delay_ms,
+            Ending::Unfinished => self.config.max_endpointing_delay_ms,
         };
         Some(last.ended? + ms(delay))
     }

@@ -152,7 +152,7 @@ pub(super) struct Line {
 
 /// What the watchdogs of the caller's line know.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct LineWatch {
+pub(super) struct InputWatchdog {
     pub(super) last_audio: Time,
     pub(super) missing_reported: bool,
     pub(super) loud_since: Option<Time>,

@@ -100,7 +100,11 @@ async fn wrong_settings_end_the_start_with_a_sentence_that_names_them() {
         (
             "VOICEBOT_CONFIG",
             Some("bad.toml"),
-            &["voice.turn.min_delay", "bad.toml", "min_delay_ms"],
+            &[
+                "voice.turn.min_delay",
+                "bad.toml",
+                "min_endpointing_delay_ms",
+            ],
         ),
     ];
     for (variable, value, names) in cases {

@@ -1,4 +1,4 @@
-//! A caller and an ear in virtual time, for conversations without a network.
+//! A caller and a playout recorder in virtual time, for conversations without a network.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -45,7 +45,7 @@ pub fn fixture(name: &str) -> Vec<i16> {
 
 /// Plays what the agent says, as a track would: in real time, out of a queue.
 #[derive(Default)]
-pub struct Ear {
+pub struct PlayoutRecorder {
     state: Mutex<EarState>,
 }
 
@@ -59,7 +59,7 @@ struct EarState {
 
 const FRAME: Duration = Duration::from_millis(20);
 
-impl Ear {
+impl PlayoutRecorder {
     fn lock(&self) -> MutexGuard<'_, EarState> {
         self.state.lock().unwrap()
     }
@@ -96,7 +96,7 @@ impl Ear {
 }
 
 #[async_trait]
-impl AudioOutput for Ear {
+impl AudioOutput for PlayoutRecorder {
     fn sample_rate_hz(&self) -> u32 {
         48_000
     }
@@ -173,7 +173,7 @@ impl Tools for NotePad {
 
 /// One conversation under way.
 pub struct Call {
-    pub ear: Arc<Ear>,
+    pub playout: Arc<PlayoutRecorder>,
     pub tools: Arc<NotePad>,
     pub log: Arc<Mutex<Vec<(Instant, VoiceEvent)>>>,
     pub commands: mpsc::Sender<VoiceCommand>,
@@ -196,7 +196,7 @@ impl Call {
         goodbye: Option<&str>,
         config: VoiceConfig,
     ) -> Self {
-        let ear = Arc::new(Ear::default());
+        let playout = Arc::new(PlayoutRecorder::default());
         let tools = Arc::new(NotePad::default());
         let conversation = Conversation {
             config,
@@ -209,7 +209,7 @@ impl Call {
             llm: providers.llm,
             tts: providers.tts,
             tools: tools.clone(),
-            output: ear.clone(),
+            output: playout.clone(),
         };
         let (audio, audio_in) = mpsc::channel::<AudioFrame>(16);
         let (commands, commands_in) = mpsc::channel(8);
@@ -245,7 +245,7 @@ impl Call {
         };
         let conversation = tokio::spawn(conversation.run(audio_in, commands_in, events));
         Self {
-            ear,
+            playout,
             tools,
             log,
             commands,

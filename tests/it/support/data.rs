@@ -11,7 +11,7 @@ use voicebot::session::{
 };
 use voicebot::store::{JournalLock, Store};
 
-/// The number of the made-up caller (a range that is set aside for fiction).
+/// The number of the made-up caller (a range that is reserved for fiction).
 pub const CALLER: &str = "+15550100123";
 
 /// A data folder that goes away with the test.

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 /// How long anything may take that should happen. Far more than it needs: the machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Rate of the recorded lines and of the ear.
+/// Rate of the recorded lines and of what is received.
 pub const SAMPLE_RATE_HZ: u32 = 16_000;
 /// Samples of 10 ms.
 const FRAME: usize = SAMPLE_RATE_HZ as usize / 100;
@@ -298,7 +298,7 @@ async fn speak(source: NativeAudioSource, mut lines: mpsc::Receiver<Line>) {
 }
 
 async fn watch_room(mut events: mpsc::UnboundedReceiver<RoomEvent>, see: watch::Sender<Seen>) {
-    let mut ears = Vec::new();
+    let mut listeners = Vec::new();
     while let Some(event) = events.recv().await {
         match event {
             RoomEvent::ParticipantConnected(participant) => agent_here(&participant, &see),
@@ -314,7 +314,7 @@ async fn watch_room(mut events: mpsc::UnboundedReceiver<RoomEvent>, see: watch::
                 agent_here(&participant, &see);
                 see.send_modify(|seen| seen.agent_track = Some(track.sid().to_string()));
                 let stream = NativeAudioStream::new(track.rtc_track(), SAMPLE_RATE_HZ as i32, 1);
-                ears.push(tokio::spawn(listen(stream, see.clone())));
+                listeners.push(tokio::spawn(listen(stream, see.clone())));
             }
             RoomEvent::Reconnecting => see.send_modify(|seen| {
                 seen.lost += 1;
@@ -333,7 +333,7 @@ async fn watch_room(mut events: mpsc::UnboundedReceiver<RoomEvent>, see: watch::
                 participant_identity,
             } if topic == "lk.transcription" => {
                 if let Some(reader) = reader.take() {
-                    ears.push(tokio::spawn(read_words(
+                    listeners.push(tokio::spawn(read_words(
                         reader,
                         participant_identity.to_string(),
                         see.clone(),
@@ -347,8 +347,8 @@ async fn watch_room(mut events: mpsc::UnboundedReceiver<RoomEvent>, see: watch::
             _ => {}
         }
     }
-    for ear in ears {
-        ear.abort();
+    for listener in listeners {
+        listener.abort();
     }
 }
 

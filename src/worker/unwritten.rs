@@ -20,7 +20,7 @@ const MOST: usize = 1024;
 
 /// A call that has ended and has no record.
 #[derive(Debug, Clone)]
-pub(super) struct Leftover {
+pub(super) struct UnwrittenRecord {
     pub start: CallStart,
     /// What its dispatch told.
     pub told: Vec<SessionEvent>,
@@ -31,19 +31,19 @@ pub(super) struct Leftover {
 /// left.
 pub(super) async fn finish(
     store: Store,
-    mut inbox: mpsc::Receiver<Leftover>,
-    upload_poke: mpsc::Sender<()>,
+    mut inbox: mpsc::Receiver<UnwrittenRecord>,
+    upload_notify: mpsc::Sender<()>,
 ) {
-    let mut left: Vec<Leftover> = Vec::new();
+    let mut left: Vec<UnwrittenRecord> = Vec::new();
     let mut ticks = interval(TRY_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut open = true;
     while open {
         tokio::select! {
-            leftover = inbox.recv() => match leftover {
-                Some(leftover) if left.len() < MOST => left.push(leftover),
-                Some(leftover) => error!(
-                    session.id = %leftover.start.session_id, job.id = leftover.start.job_id,
+            record = inbox.recv() => match record {
+                Some(record) if left.len() < MOST => left.push(record),
+                Some(record) => error!(
+                    session.id = %record.start.session_id, job.id = record.start.job_id,
                     "a call has no record, and too many wait for a disk that can be written: what is not in its journal is lost"
                 ),
                 None => open = false,
@@ -55,9 +55,9 @@ pub(super) async fn finish(
         }
         let before = left.len();
         let mut still_left = Vec::new();
-        for leftover in left {
-            if !written(&store, &leftover).await {
-                still_left.push(leftover);
+        for record in left {
+            if !written(&store, &record).await {
+                still_left.push(record);
             }
         }
         left = still_left;
@@ -67,33 +67,32 @@ pub(super) async fn finish(
                 left = left.len(),
                 "records that could not be written before are written"
             );
-            let _ = upload_poke.try_send(());
+            let _ = upload_notify.try_send(());
         }
     }
-    for leftover in left {
+    for record in left {
         error!(
-            session.id = %leftover.start.session_id, job.id = leftover.start.job_id,
+            session.id = %record.start.session_id, job.id = record.start.job_id,
             "the record could not be written before the worker stopped; its journal, if there is one, is finished at the next start"
         );
     }
 }
 
 /// Whether the call has its record now.
-async fn written(store: &Store, leftover: &Leftover) -> bool {
-    let id = &leftover.start.session_id;
-    let recovered = recover(store, id, leftover.outcome.clone()).await;
+async fn written(store: &Store, record: &UnwrittenRecord) -> bool {
+    let id = &record.start.session_id;
+    let recovered = recover(store, id, record.outcome.clone()).await;
     if recovered != Recovered::NotNeeded {
         return recovered == Recovered::Made;
     }
-    let (worker_store, leftover) = (store.clone(), leftover.clone());
+    let (worker_store, record) = (store.clone(), record.clone());
     let begun = tokio::task::spawn_blocking(move || {
-        let id = &leftover.start.session_id;
+        let id = &record.start.session_id;
         // It has one when the call wrote it after all, or was only short of removing its journal.
-        worker_store.record_exists(id)
-            || worker_store.begin(&leftover.start, &leftover.told).is_ok()
+        worker_store.record_exists(id) || worker_store.begin(&record.start, &record.told).is_ok()
     });
     if !begun.await.unwrap_or(false) {
         return false;
     }
-    recover(store, id, leftover.outcome.clone()).await != Recovered::Failed
+    recover(store, id, record.outcome.clone()).await != Recovered::Failed
 }

@@ -13,19 +13,19 @@ use crate::session::{
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Moment {
+pub struct TimelineEntry {
     /// When, if anything tells it.
     #[serde(with = "time::option")]
     pub at: Option<DateTime<Utc>>,
     /// What.
     #[serde(flatten)]
-    pub step: Step,
+    pub event: TimelineEvent,
 }
 
 /// What can happen to a call.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "step", rename_all = "snake_case")]
-pub enum Step {
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum TimelineEvent {
     /// LiveKit assigned the job.
     Dispatched {
         /// LiveKit's id of it.
@@ -180,34 +180,34 @@ pub enum Step {
     },
 }
 
-/// The trail of a call.
-pub fn trail(whole: &WholeCall) -> Vec<Moment> {
+/// The timeline of a call.
+pub fn timeline(whole: &WholeCall) -> Vec<TimelineEntry> {
     let WholeCall {
         call,
         conversation,
         leads,
     } = whole;
-    let mut trail = Trail::default();
-    trail.beginning(call);
-    trail.conversation(call, conversation.as_ref());
+    let mut timeline = Timeline::default();
+    timeline.beginning(call);
+    timeline.conversation(call, conversation.as_ref());
     for intent in &call.record.intents {
-        let step = Step::Intent {
+        let event = TimelineEvent::Intent {
             intent: intent.intent.clone(),
             confidence: intent.confidence,
             entities: intent.entities.clone().into(),
         };
-        trail.at(Some(intent.timestamp), step);
+        timeline.at(Some(intent.timestamp), event);
     }
     for (file, lead) in leads {
-        let step = Step::Lead {
+        let event = TimelineEvent::Lead {
             file: Some(file.clone()),
             lead: lead.clone(),
         };
-        trail.at(time_of(lead, "created_at"), step);
+        timeline.at(time_of(lead, "created_at"), event);
     }
-    trail.end(call);
-    trail.delivery(call);
-    trail.in_order()
+    timeline.end(call);
+    timeline.delivery(call);
+    timeline.in_order()
 }
 
 fn time_of(value: &Value, field: &str) -> Option<DateTime<Utc>> {
@@ -225,26 +225,28 @@ enum Phase {
 }
 
 #[derive(Default)]
-struct Trail(Vec<(Phase, Moment)>);
+struct Timeline(Vec<(Phase, TimelineEntry)>);
 
-impl Trail {
-    fn at(&mut self, at: Option<DateTime<Utc>>, step: Step) {
-        let phase = match &step {
-            Step::RecordWritten { .. } => Phase::Record,
-            Step::Recording {
+impl Timeline {
+    fn at(&mut self, at: Option<DateTime<Utc>>, event: TimelineEvent) {
+        let phase = match &event {
+            TimelineEvent::RecordWritten { .. } => Phase::Record,
+            TimelineEvent::Recording {
                 evidence: Some(evidence),
                 ..
             } if *evidence != RecordingEvidence::Call => Phase::Delivery,
-            Step::Request { .. }
-            | Step::Tried { .. }
-            | Step::NextAttempt { .. }
-            | Step::WithoutRecording { .. }
-            | Step::RecordingDelivered { .. }
-            | Step::CrmAnswer { .. } => Phase::Delivery,
-            Step::Refused { .. } | Step::Delivered | Step::Archived { .. } => Phase::Archive,
+            TimelineEvent::Request { .. }
+            | TimelineEvent::Tried { .. }
+            | TimelineEvent::NextAttempt { .. }
+            | TimelineEvent::WithoutRecording { .. }
+            | TimelineEvent::RecordingDelivered { .. }
+            | TimelineEvent::CrmAnswer { .. } => Phase::Delivery,
+            TimelineEvent::Refused { .. }
+            | TimelineEvent::Delivered
+            | TimelineEvent::Archived { .. } => Phase::Archive,
             _ => Phase::Call,
         };
-        self.0.push((phase, Moment { at, step }));
+        self.0.push((phase, TimelineEntry { at, event }));
     }
 
     fn beginning(&mut self, call: &FoundCall) {
@@ -252,19 +254,19 @@ impl Trail {
         let times = &record.timestamps;
         self.at(
             times.call_start,
-            Step::Dispatched {
+            TimelineEvent::Dispatched {
                 job_id: record.job_id.clone(),
                 room: record.room.name.clone(),
             },
         );
         if times.joined.is_some() {
             let room_sid = record.room.sid.clone();
-            self.at(times.joined, Step::Joined { room_sid });
+            self.at(times.joined, TimelineEvent::Joined { room_sid });
         }
         if times.answered.is_some() {
             self.at(
                 times.answered,
-                Step::Answered {
+                TimelineEvent::Answered {
                     direction: record.direction,
                     number: call.number().map(str::to_owned),
                     trunk_number: record.trunk_number.clone(),
@@ -277,7 +279,7 @@ impl Trail {
         {
             self.at(
                 recording.recording_start_time,
-                Step::RecordingStarted {
+                TimelineEvent::RecordingStarted {
                     source: recording.source,
                     egress_id: recording.egress_id.clone(),
                     file: recording.recording_filename.clone(),
@@ -289,7 +291,7 @@ impl Trail {
     fn conversation(&mut self, call: &FoundCall, conversation: Option<&Value>) {
         if let Some(live) = &call.live {
             for item in &live.items {
-                let said = Step::Said {
+                let said = TimelineEvent::Said {
                     role: item.role,
                     content: item.content.clone(),
                     confidence: item.transcript_confidence.map(f64::from),
@@ -320,7 +322,7 @@ impl Trail {
                 Some("assistant" | "agent") => Role::Assistant,
                 _ => Role::User,
             };
-            let said = Step::Said {
+            let said = TimelineEvent::Said {
                 role,
                 content,
                 confidence: item["transcript_confidence"].as_f64(),
@@ -337,7 +339,7 @@ impl Trail {
         if call.live.is_none() || times.call_end.is_some() {
             self.at(
                 times.call_end,
-                Step::HungUp {
+                TimelineEvent::HungUp {
                     close_reason: record.outcome.close_reason,
                     disconnect_reason: record.outcome.disconnect_reason.clone(),
                     call_status: record.outcome.call_status,
@@ -348,7 +350,7 @@ impl Trail {
         self.recording(call);
         if call.live.is_none() {
             let file = format!("call_metadata/metadata_{}.json", record.session_id);
-            self.at(times.metadata_saved, Step::RecordWritten { file });
+            self.at(times.metadata_saved, TimelineEvent::RecordWritten { file });
         }
     }
 
@@ -362,7 +364,7 @@ impl Trail {
             let evidence = None;
             self.at(
                 None,
-                Step::Recording {
+                TimelineEvent::Recording {
                     state,
                     evidence,
                     error,
@@ -378,7 +380,7 @@ impl Trail {
             let last = change.state == recording.state;
             self.at(
                 Some(change.at),
-                Step::Recording {
+                TimelineEvent::Recording {
                     state: change.state,
                     evidence: Some(change.source),
                     error: recording.error.clone().filter(|_| last),
@@ -411,7 +413,7 @@ impl Trail {
             std::iter::once(recording_part).chain(call_data_parts)
         {
             for attempt in history {
-                let request = Step::Request {
+                let request = TimelineEvent::Request {
                     part,
                     outcome: attempt.outcome,
                     took_ms: attempt.took_ms,
@@ -423,7 +425,7 @@ impl Trail {
                 let error = error.clone();
                 self.at(
                     record.last_upload_attempt,
-                    Step::Tried {
+                    TimelineEvent::Tried {
                         part,
                         attempts,
                         error,
@@ -436,7 +438,7 @@ impl Trail {
                 let done = recording.history.last().map(|attempt| attempt.at);
                 self.at(
                     done,
-                    Step::RecordingDelivered {
+                    TimelineEvent::RecordingDelivered {
                         url: recording.url.clone(),
                         size: recording.size,
                         duration: recording.duration,
@@ -446,18 +448,21 @@ impl Trail {
             PartState::Missing => {
                 self.at(
                     None,
-                    Step::WithoutRecording {
+                    TimelineEvent::WithoutRecording {
                         error: recording.last_error.clone(),
                     },
                 );
                 if recording.next_attempt.is_some() && record.status != RecordStatus::Failed {
                     let (part, error) = ("recording", None);
-                    self.at(recording.next_attempt, Step::NextAttempt { part, error });
+                    self.at(
+                        recording.next_attempt,
+                        TimelineEvent::NextAttempt { part, error },
+                    );
                 }
             }
             PartState::Pending | PartState::Waiting if recording.next_attempt.is_some() => self.at(
                 recording.next_attempt,
-                Step::NextAttempt {
+                TimelineEvent::NextAttempt {
                     part: "recording",
                     error: recording.last_error.clone(),
                 },
@@ -468,11 +473,14 @@ impl Trail {
             if let Some(response) = &sent.response {
                 let done = sent.history.last().map(|attempt| attempt.at);
                 let response = response.clone();
-                self.at(done, Step::CrmAnswer { response });
+                self.at(done, TimelineEvent::CrmAnswer { response });
             }
             if sent.next_attempt.is_some() && !sent.state.is_settled() {
                 let error = sent.last_error.clone();
-                self.at(sent.next_attempt, Step::NextAttempt { part, error });
+                self.at(
+                    sent.next_attempt,
+                    TimelineEvent::NextAttempt { part, error },
+                );
             }
         }
         if record.status == RecordStatus::Failed {
@@ -481,21 +489,24 @@ impl Trail {
                 .chain(failed)
                 .find(|(state, _)| *state == PartState::Failed)
                 .and_then(|(_, error)| error.clone());
-            self.at(None, Step::Refused { error });
+            self.at(None, TimelineEvent::Refused { error });
         }
         if record.timestamps.delivered.is_some() {
-            self.at(record.timestamps.delivered, Step::Delivered);
+            self.at(record.timestamps.delivered, TimelineEvent::Delivered);
         }
         if call.standing == super::Standing::Archived {
             let file = call.file.clone();
-            self.at(record.timestamps.delivered, Step::Archived { file });
+            self.at(
+                record.timestamps.delivered,
+                TimelineEvent::Archived { file },
+            );
         }
     }
 
     /// What has no time stays behind what it was put behind.
-    fn in_order(self) -> Vec<Moment> {
+    fn in_order(self) -> Vec<TimelineEntry> {
         let mut last = DateTime::<Utc>::MIN_UTC;
-        let mut keyed: Vec<(Phase, DateTime<Utc>, Moment)> = self
+        let mut keyed: Vec<(Phase, DateTime<Utc>, TimelineEntry)> = self
             .0
             .into_iter()
             .map(|(phase, moment)| {

@@ -175,6 +175,10 @@ pub fn encode_line<T: Serialize>(message: &T) -> String {
 }
 
 /// Reads one message from a line.
+///
+/// # Errors
+///
+/// When the line is no JSON, or no message of this type.
 pub fn decode_line<T: DeserializeOwned>(line: &str) -> Result<T, serde_json::Error> {
     serde_json::from_str(line)
 }
@@ -188,6 +192,10 @@ pub(crate) fn lines() -> LinesCodec {
 /// nothing to stdout afterwards.
 ///
 /// No thread is used: both ends are pipes, and tokio waits for stdin as for a socket.
+///
+/// # Errors
+///
+/// [`IpcError::NotAPipe`] when stdin or stdout is no pipe, as in a terminal.
 pub fn child() -> Result<(FromWorker, ToWorker), IpcError> {
     let open = || {
         let inbox = stdin_pipe()?;
@@ -269,6 +277,11 @@ enum Source {
 
 impl FromWorker {
     /// Waits for the job. To be called once, after [`FromCall::Ready`] was sent.
+    ///
+    /// # Errors
+    ///
+    /// [`IpcError::NoJob`] when the worker has gone, [`IpcError::ShutDown`] when it takes the job
+    /// back, [`IpcError::Unexpected`] when it says something else.
     pub async fn job(&mut self) -> Result<JobDescription, IpcError> {
         if matches!(self.source, Source::Gone) {
             return Err(IpcError::NoJob);

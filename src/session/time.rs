@@ -36,12 +36,20 @@ pub fn seconds_between(start: DateTime<Utc>, end: DateTime<Utc>) -> u64 {
     u64::try_from((millis + 500) / 1000).unwrap_or(0)
 }
 
-/// For `#[serde(with = "time")]`.
+/// Writes the time as RFC 3339 with milliseconds, for `#[serde(with = "time")]`.
+///
+/// # Errors
+///
+/// The serializer's own, when it cannot take the text.
 pub fn serialize<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&format(*time))
 }
 
-/// For `#[serde(with = "time")]`.
+/// Reads a time, for `#[serde(with = "time")]`.
+///
+/// # Errors
+///
+/// When the value is no text, or a text that is no time.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse(&text).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a time")))
@@ -53,6 +61,10 @@ pub mod option {
     use serde::{Deserialize, Deserializer, Serializer};
 
     /// Writes the time or null.
+    ///
+    /// # Errors
+    ///
+    /// The serializer's own.
     pub fn serialize<S: Serializer>(
         time: &Option<DateTime<Utc>>,
         serializer: S,
@@ -64,6 +76,10 @@ pub mod option {
     }
 
     /// Reads the time or null.
+    ///
+    /// # Errors
+    ///
+    /// When the value is neither a text nor null.
     pub fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<DateTime<Utc>>, D::Error> {

@@ -117,7 +117,7 @@ enum Event {
     Transcribed(SegmentId, bool, Result<Transcript, Failure>),
     ToolsRun(ToolsRun),
     Audio(Option<AudioFrame>),
-    EventSent,
+    Sent,
     Deadline,
 }
 
@@ -240,7 +240,7 @@ impl Driver {
                     self.hear(&frame);
                 }
                 Event::Audio(None) => audio_open = false,
-                Event::EventSent => {}
+                Event::Sent => {}
                 Event::Deadline => self.deadline(),
             }
         };
@@ -279,12 +279,12 @@ impl Driver {
                     // Nobody listens; the conversation goes on all the same.
                     _ => outbox.clear(),
                 }
-                Event::EventSent
+                Event::Sent
             }
             frame = audio.recv(), if *audio_open => Event::Audio(frame),
             () = async { match prewarming { Some(warming) => warming.await, None => std::future::pending().await } } => {
                 *prewarming = None;
-                Event::EventSent
+                Event::Sent
             }
             () = sleep_until(deadline) => Event::Deadline,
         }

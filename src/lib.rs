@@ -1,7 +1,7 @@
 //! `voicebot`: one binary that holds phone conversations on LiveKit and delivers every call to the
 //! CRM.
 //!
-//! # The way of a call
+//! # The life of a call
 //!
 //! 1. LiveKit dispatches a job. [`worker`], the long-lived process, answers from its exact number
 //!    of free slots (`worker::admission`), writes the first line of the call's journal ([`store`])

@@ -417,7 +417,7 @@ impl Query {
     }
 }
 
-/// How many files were looked at, by folder.
+/// How many files were scanned, by folder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Scanned {
     /// Journals in `conversations/`.
@@ -426,7 +426,7 @@ pub struct Scanned {
     pub waiting: usize,
     /// Records in `processed_metadata/`.
     pub archived: usize,
-    /// Files in `leads/`; they are looked at when no record has the id.
+    /// Files in `leads/`; they are read when no record has the id.
     pub leads: usize,
 }
 
@@ -439,7 +439,7 @@ pub struct SearchResult {
     pub more: bool,
     /// Files that could not be read.
     pub unreadable: Vec<Unreadable>,
-    /// What was looked at.
+    /// What was scanned.
     pub scanned: Scanned,
 }
 
@@ -482,7 +482,7 @@ pub fn find(store: &Store, query: &Query) -> Result<SearchResult, StoreError> {
     Ok(result)
 }
 
-/// What a first look at a file tells.
+/// What a first scan of a file tells.
 enum Look {
     Open,
     Not,

@@ -111,7 +111,7 @@ pub enum TimelineEvent {
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
-    /// The record was written: from here on the call is on its way to the CRM.
+    /// The record was written: from here on the call is being delivered to the CRM.
     RecordWritten {
         /// The file.
         file: String,

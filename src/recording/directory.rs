@@ -199,7 +199,7 @@ fn progress(info: &proto::EgressInfo) -> EgressProgress {
         Ok(Status::EgressComplete | Status::EgressLimitReached) => EgressProgress::Done,
         Ok(Status::EgressFailed | Status::EgressAborted) => EgressProgress::Failed(reason()),
         Ok(Status::EgressEnding) => EgressProgress::Running,
-        // The last word of an egress may be lost on its way to the server (livekit#2308), and a
+        // The last word of an egress may be lost in transit to the server (livekit#2308), and a
         // later version may have other words.
         Ok(Status::EgressStarting | Status::EgressActive) | Err(_) => match info.ended_at > 0 {
             true if info.error.is_empty() => EgressProgress::Done,

@@ -41,7 +41,7 @@ const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(2);
 /// How long one try may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the end of the call waits for a start that is still under way.
+/// How long the end of the call waits for a start that is still in progress.
 const LAST_WAIT: Duration = Duration::from_millis(500);
 /// How long the end of the call waits until the egress is told to stop. It would end with its room.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -185,7 +185,7 @@ impl EgressRecording {
         matches!(timeout(limit, records).await, Ok(Ok(_)))
     }
 
-    /// The end of the call: gives up on a start that is still under way. The egress itself ends
+    /// The end of the call: gives up on a start that is still in progress. The egress itself ends
     /// with the room, or, where the room stays, is stopped here.
     pub async fn finish(self, session: &SharedSession, room_stays: bool) {
         let abort = self.task.abort_handle();

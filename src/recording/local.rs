@@ -95,7 +95,7 @@ impl LocalRecording {
     }
 }
 
-/// A stream on its way into the file.
+/// A stream that is being written into the file.
 struct Recorded {
     stream: NativeAudioStream,
     source: SourceId,

@@ -1,4 +1,4 @@
-//! What a name of a recording, written by somebody else, may mean here. Pure: it never looks at the
+//! What a name of a recording, written by somebody else, may mean here. Pure: it never reads the
 //! disk.
 //!
 //! An egress names its file as its own host has it: relative to its working folder, absolute,
@@ -11,7 +11,7 @@ use std::fmt;
 
 /// The folder of recordings under the data folder.
 pub(super) const RECORDINGS: &str = "recordings";
-/// Longer names are not looked at: file systems allow 4,096 bytes for a path, S3 1,024 for a key.
+/// Longer names are not read: file systems allow 4,096 bytes for a path, S3 1,024 for a key.
 const MAX_NAME_BYTES: usize = 4096;
 
 /// An object in an S3 bucket. Shown as `s3://bucket/key`.

@@ -59,7 +59,7 @@ pub struct RecordingConfig {
     /// said before is not in the file.
     pub egress_start_wait_ms: u64,
     /// How long the call data waits for its recording, to turn up and to be taken by the CRM, in
-    /// seconds in which somebody looked ([`crate::session::Watch`]). After that the call is
+    /// seconds in which somebody scanned ([`crate::session::Watch`]). After that the call is
     /// delivered without it.
     pub wait_s: u64,
     /// How long a recording that did not turn up in that time is still looked for, in the same

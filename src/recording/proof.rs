@@ -44,7 +44,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const LENGTH: Duration = Duration::from_secs(2);
 /// How long it may take to write its file and say so.
 const END_LIMIT: Duration = Duration::from_secs(60);
-/// How long the file may take to be seen here after that: two looks at it, and a shared folder's
+/// How long the file may take to be seen here after that: two scans of it, and a shared folder's
 /// own time.
 const FIND_LIMIT: Duration = Duration::from_secs(15);
 /// Between two questions.

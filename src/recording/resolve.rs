@@ -46,7 +46,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(1);
 pub(crate) const LONGEST_LOOK: Duration = Duration::from_secs(30);
 /// One that has not turned up in time is still looked for, at most this far apart.
 const LONGEST_LATE_LOOK: Duration = Duration::from_secs(3600);
-/// Between the two looks at a file of which nothing tells that it is whole.
+/// Between the two scans of a file of which nothing tells that it is whole.
 const SECOND_SCAN: TimeDelta = TimeDelta::seconds(2);
 /// How far the clocks of the egress host and ours may be apart.
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(2);
@@ -69,7 +69,7 @@ pub enum Resolution {
     Wait {
         /// What is waited for.
         why: String,
-        /// When to look again; at the latest when the time allowed for it is over.
+        /// When to scan again; at the latest when the time allowed for it is over.
         scan_again: DateTime<Utc>,
         /// Bytes of a file that is there and may still grow.
         size_seen: Option<u64>,
@@ -80,7 +80,7 @@ pub enum Resolution {
     Missing {
         /// What was waited for.
         why: String,
-        /// When to look again, because it may still turn up. `None`: that is over too.
+        /// When to scan again, because it may still turn up. `None`: that is over too.
         scan_again: Option<DateTime<Utc>>,
         /// Bytes of a file that is there and may still grow.
         size_seen: Option<u64>,
@@ -230,7 +230,7 @@ impl std::fmt::Debug for RecordingResolver {
     }
 }
 
-/// What a look came to.
+/// The result of a scan.
 #[derive(Debug)]
 enum Look {
     Found(FoundRecording),
@@ -305,7 +305,7 @@ impl Candidate {
 enum Whole {
     /// Whoever wrote it says that it has ended, at this size if that is known.
     Ended { size: Option<u64> },
-    /// Nobody says so: its size has to be the same at two looks.
+    /// Nobody says so: its size has to be the same at two scans.
     SeenBefore { size: Option<u64> },
 }
 
@@ -360,7 +360,7 @@ impl RecordingResolver {
         }
         let asked = self.ask_directory(record, now).await;
         match (asked, not_there) {
-            // It has failed, and its file is here: the next look tells whether it is all there will
+            // It has failed, and its file is here: the next scan tells whether it is all there will
             // be.
             (
                 Look::Failed { why, .. },
@@ -707,7 +707,7 @@ impl RecordingResolver {
         now: DateTime<Utc>,
     ) -> Candidate {
         let mut verdict = Candidate::Nothing;
-        // Written a moment ago, a file may still be on its way through a shared folder.
+        // Written a moment ago, a file may still be in transit through a shared folder.
         let ended_at = report.ended_at.or(record.ended_at());
         let settled = ended_at.is_none_or(|ended| now - ended >= PATIENCE_FOR_A_FOLDER);
         for file in &report.files {
@@ -941,7 +941,7 @@ fn incomplete(name: &str, size: u64, whole: Whole) -> Option<String> {
 }
 
 /// How long to go on looking: for the time allowed as something that is waited for, then as
-/// something that is missing. Both limits are about time in which somebody looked ([`Watch`]),
+/// something that is missing. Both limits are about time in which somebody scanned ([`Watch`]),
 /// however long the call is over.
 fn patience(
     config: &RecordingConfig,
@@ -972,7 +972,7 @@ fn patience(
     }
     let late = Duration::from_secs(config.late_s.max(config.wait_s));
     let scan_again = match watch.left_to_give_up(late) {
-        // What still grows is not over, whatever the time: it is looked at until it is whole.
+        // What still grows is not over, whatever the time: it is scanned until it is whole.
         Duration::ZERO if grows => Some(later(now, LONGEST_LATE_LOOK)),
         Duration::ZERO => None,
         left => Some(next(LONGEST_LATE_LOOK, left)),
@@ -1017,11 +1017,11 @@ fn failed(why: String) -> Look {
     }
 }
 
-/// A file of which nothing tells that it is whole must have the same size as at the look before.
+/// A file of which nothing tells that it is whole must have the same size as at the scan before.
 fn seen_before(record: &CallRecord, now: DateTime<Utc>) -> Whole {
     let part = &record.uploads.recording;
     let last_scan = part.watch.and_then(|watch| watch.last_scan);
-    // A look that was hurried must not come so soon that nothing could have grown.
+    // A scan that was hurried must not come so soon that nothing could have grown.
     let long_enough = last_scan.is_none_or(|last| now < last || now - last >= SECOND_SCAN);
     let waits = matches!(part.state, PartState::Waiting | PartState::Missing);
     Whole::SeenBefore {

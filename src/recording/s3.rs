@@ -1,4 +1,4 @@
-//! Recordings in S3, or in what speaks like it: looked at with HEAD, and read in pieces of bounded
+//! Recordings in S3, or in what speaks like it: asked for with HEAD, and read in pieces of bounded
 //! size.
 //!
 //! The keys come from the environment, as with Amazon's own tools (`AWS_ACCESS_KEY_ID` and so on),
@@ -31,7 +31,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For one request and its answer, of which the largest is a piece.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// For a first look at an object with all repetitions, and with the search for a role of this
+/// For a first scan of an object with all repetitions, and with the search for a role of this
 /// machine where there are no keys.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
 /// Repetitions of one request. The delivery itself is tried again as well.

@@ -22,7 +22,7 @@ pub struct EgressEnded {
 /// Why a webhook is not heard.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookRefused {
-    /// It is not from our server, or was changed on its way.
+    /// It is not from our server, or was changed in transit.
     #[error(
         "the signature is not of LIVEKIT_API_KEY: {0}; the server's webhook.api_key must be the key that this worker has"
     )]

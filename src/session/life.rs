@@ -42,7 +42,7 @@ pub struct Traces {
     pub archived: Option<FiledRecord>,
 }
 
-/// Where a record stands. The order is the way it goes.
+/// Where a record stands. The order is that of its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// The call is held by a process, which writes its journal.

@@ -567,7 +567,7 @@ impl CallRecord {
         Ok(record)
     }
 
-    /// What a metadata file holds, as far as the way of its record depends on it.
+    /// What a metadata file holds, as far as crash recovery depends on it.
     pub fn filed(bytes: &[u8], named: &SessionId) -> FiledRecord {
         let version = |value: &Value| value.get("schema_version").and_then(Value::as_u64);
         match Self::from_json(bytes, named) {

@@ -253,7 +253,7 @@ mod tests {
 
     proptest! {
         /// Whatever is reported in whatever order: the state never goes back, and the history is
-        /// the way it took.
+        /// the path it took.
         #[test]
         fn a_recording_only_moves_forward(
             steps in prop::collection::vec(

@@ -1,9 +1,9 @@
 //! How long somebody has really been looking for something. Pure: the time is an argument.
 //!
 //! A limit such as "ten minutes, then go on without it" means ten minutes in which somebody looked.
-//! Measured from the end of a call alone it may have passed before the first look: the record is a
+//! Measured from the end of a call alone it may have passed before the first scan: the record is a
 //! year old, the worker was down for a day, the clock jumped. So what counts against a limit is the
-//! time between looks, and of a gap in which nobody looked only a part.
+//! time between scans, and of a gap in which nobody scanned only a part.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::time;
 
-/// Of the time between two looks, this much counts at most, or twice the pause that was planned if
+/// Of the time between two scans, this much counts at most, or twice the pause that was planned if
 /// that is longer.
 const LONGEST_GAP: TimeDelta = TimeDelta::hours(1);
 /// No planned pause counts for more than this, whatever time stands in a file.
@@ -22,7 +22,7 @@ const LONGEST_PAUSE: TimeDelta = TimeDelta::hours(24);
 /// waited for without end.
 const BLIND_LIMITS: u32 = 6;
 
-/// The looks at one thing, as far as limits depend on them.
+/// The scans of one thing, as far as limits depend on them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Watch {
@@ -117,7 +117,7 @@ mod tests {
     fn only_time_in_which_somebody_looked_counts() {
         const DAY: i64 = 86_400;
         for (looks, expected) in [
-            // Whenever the call was: nothing has passed at the first look.
+            // Whenever the call was: nothing has passed at the first scan.
             (vec![(0, 0)], 0),
             (vec![(365 * DAY, 0)], 0),
             (vec![(0, 0), (1, 1), (31, 30), (61, 30)], 61),

@@ -563,7 +563,7 @@ impl Store {
             agent_name: String::new(),
             joined: false,
         };
-        // Journals of calls that run are looked at often, and are long.
+        // Journals of calls that run are checked often, and are long.
         let lines = match alive {
             true => journal::read_first(path).ok()?.into_iter().collect(),
             false => journal::glance(path).ok()?,

@@ -114,7 +114,7 @@ impl Breaker {
         }
     }
 
-    /// How many deliveries may be under way.
+    /// How many deliveries may be in progress.
     pub fn allowed(&self) -> usize {
         match self.inside {
             Inside::Closed { .. } => usize::MAX,

@@ -1,5 +1,5 @@
-//! The way of one record to the CRM: recording, call data, archive, each step on disk before the
-//! next.
+//! The delivery of one record to the CRM: recording, call data, archive, each step on disk before
+//! the next.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -115,7 +115,7 @@ impl Fault {
     }
 }
 
-/// The record on its way.
+/// The record in transit.
 struct DeliveryAttempt<'a> {
     uploader: &'a Uploader,
     /// As it is on disk.

@@ -43,14 +43,14 @@ use policy::{Backoff, Verdict};
 use queue::{Due, EgressMark, Lane, Look, Queue, Schedule, Waiting, due_of};
 pub use receipt::{ReceiptConfig, ReceiptRule};
 
-/// The shortest sleep between two looks at the folder, so that no mistake in a time makes the task
+/// The shortest sleep between two scans of the folder, so that no mistake in a time makes the task
 /// spin.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(100);
-/// After a look at the folder, this many times its duration passes before the next, whoever asks
+/// After a scan of the folder, this many times its duration passes before the next, whoever asks
 /// for it: a folder of many thousands of records must not keep a core busy while calls end every
 /// second.
 const LOOK_REST: u32 = 9;
-/// How long the task waits for requests under way when it is told to stop. Whatever is cut off is
+/// How long the task waits for requests in progress when it is told to stop. Whatever is cut off is
 /// repeated with the same key.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -178,7 +178,7 @@ pub enum SuccessRule {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UploadConfig {
-    /// Longest time between two looks at the folder, in seconds. A hangup looks at once.
+    /// Longest time between two scans of the folder, in seconds. A hangup starts a scan at once.
     pub interval_s: u64,
     /// Records that one pass of `uploads run --once` takes on at most.
     pub batch: usize,

@@ -1,6 +1,6 @@
 //! What waits in `call_metadata/`, and who goes next. A folder of thousands is listed, but a record
-//! is read again only when its file has changed, and between two looks at the folder a due time
-//! costs no look.
+//! is read again only when its file has changed, and between two scans of the folder a due time
+//! costs no scan.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -23,7 +23,7 @@ const FRESH: TimeDelta = TimeDelta::seconds(60);
 /// The clocks of two machines on one folder may differ by this without anybody having set one back.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::seconds(60);
 /// Two writes can fall into one tick of the file system's clock, so a file that was just written is
-/// read again at the next look.
+/// read again at the next scan.
 const TICK: Duration = Duration::from_secs(2);
 
 /// When a record wants to be tried.
@@ -101,7 +101,7 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
     }
 }
 
-/// When to look again for a recording that was missing when the call data went; nothing when it is
+/// When to scan again for a recording that was missing when the call data went; nothing when it is
 /// not looked for any more.
 pub(super) fn late_scan(record: &CallRecord) -> Option<DateTime<Utc>> {
     let uploads = &record.uploads;
@@ -142,7 +142,7 @@ fn release_of(record: &CallRecord, otherwise: DateTime<Utc>) -> Option<DateTime<
 }
 
 /// What an egress is known by: its id, or its room where the id was lost. A number, which costs
-/// little to keep; should two ever be the same, a record is looked at once too often.
+/// little to keep; should two ever be the same, a record is read once too often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EgressMark(u64);
 
@@ -240,7 +240,7 @@ pub(super) struct Waiting {
     pub egress: Option<EgressMark>,
 }
 
-/// What a look at the folder found.
+/// What a scan of the folder found.
 #[derive(Debug, Default)]
 pub(super) struct Look {
     /// Oldest first.
@@ -263,11 +263,11 @@ struct Known {
     /// When this process first saw it.
     first_seen: DateTime<Utc>,
     egress: Option<EgressMark>,
-    /// The look that last found it.
+    /// The scan that last found it.
     look: u64,
 }
 
-/// What is known of the folder. Kept up in place: a second copy of it at each look would cost
+/// What is known of the folder. Kept up in place: a second copy of it at each scan would cost
 /// megabytes for thousands of records.
 #[derive(Debug)]
 struct Folder {
@@ -301,8 +301,8 @@ impl Queue {
 
     /// Lists what waits. Blocks on the disk.
     ///
-    /// Looks are made by one thread that stays. The allocator has a heap for each thread, and looks
-    /// from threads that come and go would leave what a look needs behind in each of them: 32 MB in
+    /// Scans are made by one thread that stays. The allocator has a heap for each thread, and scans
+    /// from threads that come and go would leave what a scan needs behind in each of them: 32 MB in
     /// 400 s with 10,000 records.
     pub(super) fn look(&self, now: DateTime<Utc>) -> Result<Look, StoreError> {
         let (answer, answered) = mpsc::channel();
@@ -453,7 +453,7 @@ struct PutOff {
     until: DateTime<Utc>,
 }
 
-/// Who goes next, between two looks at the folder. Pure.
+/// Who goes next, between two scans of the folder. Pure.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     /// Due, by lane, oldest first.
@@ -463,13 +463,13 @@ pub(super) struct Schedule {
     under_way: HashMap<SessionId, (Lane, Waiting)>,
     /// Records that fail here would otherwise be the oldest for ever, and tried for ever.
     put_off: HashMap<SessionId, PutOff>,
-    /// Records whose recording is said to have come since they were looked at: their time on disk
+    /// Records whose recording is said to have come since they were scanned: their time on disk
     /// does not count.
     hurried: HashSet<SessionId>,
 }
 
 impl Schedule {
-    /// Starts over from what a look has found. What is under way stays so.
+    /// Starts over from what a scan has found. What is in progress stays so.
     pub(super) fn replace(&mut self, waiting: Vec<Waiting>, now: DateTime<Utc>) {
         self.ready = Default::default();
         self.later.clear();
@@ -574,7 +574,7 @@ impl Schedule {
                 && let Some(mut next) = held.remove(&id)
             {
                 let pending = next.pending.clone();
-                // Once: if it comes back to wait for the CRM, a look at its file says how it
+                // Once: if it comes back to wait for the CRM, a scan of its file says how it
                 // stands.
                 next.release_at = None;
                 self.under_way.insert(id, (lane, next));
@@ -584,20 +584,20 @@ impl Schedule {
         None
     }
 
-    /// How many are under way in lanes like this.
+    /// How many are in progress in lanes like this.
     pub(super) fn under_way(&self, like: impl Fn(Lane) -> bool) -> usize {
         let lanes = self.under_way.values();
         lanes.filter(|(lane, _)| like(*lane)).count()
     }
 
-    /// What was under way has ended, and it is not for this schedule to try it again.
+    /// What was in progress has ended, and it is not for this schedule to try it again.
     pub(super) fn done(&mut self, id: &SessionId) {
         self.under_way.remove(id);
         self.put_off.remove(id);
         self.hurried.remove(id);
     }
 
-    /// What was under way is to be sent at this time.
+    /// What was in progress is to be sent at this time.
     pub(super) fn again(&mut self, id: &SessionId, due: DateTime<Utc>, now: DateTime<Utc>) {
         self.put_off.remove(id);
         if let Some((_, mut next)) = self.under_way.remove(id) {
@@ -606,7 +606,7 @@ impl Schedule {
         }
     }
 
-    /// What was under way has only to be sent, and waits for the CRM.
+    /// What was in progress has only to be sent, and waits for the CRM.
     pub(super) fn held(&mut self, id: &SessionId, endpoint: Endpoint, now: DateTime<Utc>) {
         if let Some((_, next)) = self.under_way.get_mut(id) {
             next.need = Need::Send(endpoint);
@@ -614,8 +614,8 @@ impl Schedule {
         self.again(id, now, now);
     }
 
-    /// What was under way could not be worked on here, or was turned away by the CRM: the others go
-    /// first.
+    /// What was in progress could not be worked on here, or was turned away by the CRM: the others
+    /// go first.
     pub(super) fn put_off(&mut self, id: &SessionId, backoff: Backoff, now: DateTime<Utc>) {
         let times = self.put_off.get(id).map_or(0, |state| state.times) + 1;
         let until = later(now, backoff.pause(times, 1.0, None));
@@ -800,13 +800,13 @@ mod tests {
             &[EgressMark::of_room("b"), EgressMark::of_id("EG_b")],
             now(),
         );
-        // Neither a look at the folder nor the time on disk takes it back.
+        // Neither a scan of the folder nor the time on disk takes it back.
         schedule.replace(all(), now());
         let next = schedule.next(now(), |_, _| true).unwrap().session_id;
         assert_eq!(next.as_str(), "b");
         assert!(schedule.is_hurried(&next) && !schedule.is_hurried(&next));
 
-        // The end comes while the record is looked at, which may have been a moment too early.
+        // The end comes while the record is scanned, which may have been a moment too early.
         schedule.hurry(&[EgressMark::of_id("b")], now());
         schedule.again(&next, seconds(30), now());
         assert_eq!(take_all(&mut schedule, now()), ["b"]);

@@ -7,7 +7,7 @@
 //! clipped and sung speech passes, and so does music; measured on speech overdriven by 18 dB, the
 //! longest stretch that looks like noise has 120 ms.
 
-/// What is looked at together, in windows a second: 20 ms.
+/// What is checked together, in windows a second: 20 ms.
 const WINDOWS_PER_S: u32 = 50;
 
 /// Softer than this hurts nobody: -10 dBFS, as a mean square. Random bytes have -4.8 dBFS.

@@ -53,7 +53,7 @@ pub struct HeardText {
     pub whole: bool,
 }
 
-/// The sound of one reply on its way.
+/// The sound of one reply that is being played.
 #[derive(Debug)]
 pub struct Playout {
     rate: u32,

@@ -102,7 +102,7 @@ pub(super) enum ReplyEvent {
     Trouble(Failure),
 }
 
-/// One sentence on its way to the synthesiser.
+/// One sentence in transit to the synthesiser.
 struct Sentence {
     step: usize,
     text: String,

@@ -165,7 +165,7 @@ impl SentenceSplitter {
                 return Some(last_space.unwrap_or(end));
             }
         }
-        // A dot at the very end has to be looked at again with what follows it.
+        // A dot at the very end has to be read again with what follows it.
         let tail = self
             .text
             .trim_end_matches(|c: char| !c.is_alphanumeric() && !c.is_whitespace())

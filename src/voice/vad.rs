@@ -117,7 +117,7 @@ pub struct Vad {
     /// Samples that wait for a full window.
     pending: Vec<i16>,
     /// The sound before `position`: the prefix of a speech to come, or the prefix and all of the
-    /// one that is under way.
+    /// one that is in progress.
     sound: Vec<i16>,
     /// Position of the first sample in `sound`.
     sound_from: u64,
@@ -131,7 +131,7 @@ pub struct Vad {
     /// Likewise: set if it was loud and no tone.
     full: u32,
     segment: Windows,
-    /// The loudest window of the speech under way.
+    /// The loudest window of the speech in progress.
     loudest: f32,
     /// Where the sound fell silent, by its level.
     quiet_since: Option<u64>,
@@ -195,12 +195,12 @@ impl Vad {
         self.position + self.pending.len() as u64
     }
 
-    /// Whether speech is under way; a pause belongs to it.
+    /// Whether speech is in progress; a pause belongs to it.
     pub fn in_speech(&self) -> bool {
         matches!(self.state, VadState::Speech | VadState::Gap { .. })
     }
 
-    /// The sound of the segment that is under way or has just ended, with what came before it and
+    /// The sound of the segment that is in progress or has just ended, with what came before it and
     /// the silence after it.
     pub fn segment(&self) -> Arc<[i16]> {
         self.sound.as_slice().into()
@@ -233,7 +233,7 @@ impl Vad {
         self.segment.tones_or_notes as f32 > PERHAPS_MUSIC_SHARE * self.segment.all as f32
     }
 
-    /// Forgets everything that was learnt about this line, and any speech under way.
+    /// Forgets everything that was learnt about this line, and any speech in progress.
     pub fn reset(&mut self) {
         self.detector.reset();
         self.levels.clear();

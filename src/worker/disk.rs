@@ -15,17 +15,17 @@ use tracing::{error, info};
 use super::metrics as names;
 use crate::store::{StorageConfig, Store};
 
-/// How often the disk is looked at. A call writes some kilobytes a second, far less than
+/// How often the disk is checked. A call writes some kilobytes a second, far less than
 /// `storage.min_free_mb` in this time.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How long a look may take.
+/// How long a check may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
 /// How often recordings are deleted that are too old or too many.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 /// The same, while the disk is too full.
 const TIDY_EVERY_WHEN_FULL: Duration = Duration::from_secs(60);
 
-/// What a look at the disk found.
+/// What a check of the disk found.
 #[derive(Debug)]
 struct Look {
     free_bytes: Result<u64, String>,

@@ -1,7 +1,7 @@
 //! Calls that an earlier worker left: those that still run are counted until they end, and
 //! whichever of them ends without a record gets one from its journal, and its room is ended.
 //!
-//! Only journals that were there before this worker's first call are looked at, so its own calls
+//! Only journals that were there before this worker's first call are checked, so its own calls
 //! are never touched here.
 
 use std::collections::{HashMap, HashSet};
@@ -19,7 +19,7 @@ use super::run::agent_identity;
 use crate::session::{Outcome, SessionId};
 use crate::store::{OrphanJournal, Store};
 
-/// How often the journals are looked at while any is left. Their calls may last for an hour; nobody
+/// How often the journals are checked while any is left. Their calls may last for an hour; nobody
 /// waits for this but a slot.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 

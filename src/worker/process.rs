@@ -55,7 +55,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(60);
 pub(super) const FINALISE_LIMIT: Duration = Duration::from_secs(12);
 /// How long the last lines of an ended process may take. They are in the pipe already.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often a call's memory is looked at.
+/// How often a call's memory is polled.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Secrets of the delivery and the ledger, which a call has no part in: its process, which a
@@ -130,7 +130,7 @@ pub(super) enum CallCommand {
 pub(super) struct CallReport {
     pub job_id: String,
     pub state: JobState,
-    /// Told when the status is on its way, dropped when it has to wait for a connection.
+    /// Told when the status is in transit, dropped when it has to wait for a connection.
     pub written: Option<oneshot::Sender<()>>,
 }
 

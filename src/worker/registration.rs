@@ -54,7 +54,7 @@ const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
 /// Messages that wait for a slow socket. A worker says a handful a second.
 const OUTBOX_MESSAGES: usize = 256;
 
-/// A message on its way to the server.
+/// A message in transit to the server.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub message: ToServer,

@@ -15,7 +15,7 @@ use url::Url;
 /// The version of the worker protocol that we speak, as the `/worker` page shows it too.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
 
-/// How long a worker token is good for. It is looked at when the socket opens and never again; each
+/// How long a worker token is good for. It is checked when the socket opens and never again; each
 /// connection has a fresh one.
 const TOKEN_LIFETIME_S: i64 = 3600;
 

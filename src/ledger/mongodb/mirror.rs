@@ -25,7 +25,7 @@ use crate::ledger::search::{FoundCall, WholeCall};
 use crate::session::{SessionId, mask_numbers};
 use crate::store::{CallFile, Place, Store, StoreError};
 
-/// How often the folders are looked at. The look at folders in which nothing has changed costs
+/// How often the folders are checked. A scan of folders in which nothing has changed costs
 /// microseconds.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Calls that one pass takes on at most.
@@ -41,7 +41,7 @@ const LAST_PASS: Duration = Duration::from_secs(5);
 /// A folder that changed less than this before it was listed may change again within one tick of
 /// its clock.
 const CLOCK_TICK: Duration = Duration::from_secs(2);
-/// How often archived files are looked at one by one: they hardly ever change where they are.
+/// How often archived files are read one by one: they hardly ever change where they are.
 const FULL_LOOK_EVERY: Duration = Duration::from_secs(600);
 /// When this many calls in a row are refused and none is taken, the fault is not in the calls.
 const ALL_REFUSED: usize = 20;
@@ -77,7 +77,7 @@ pub struct Mirror<D> {
     progress: Option<Arc<Mutex<Progress>>>,
     /// What is not tried again as it is: files that cannot be read, calls that were refused.
     left_alone: HashMap<SessionId, Stamp>,
-    /// When the folders had last been changed at the last look that left nothing to do.
+    /// When the folders had last changed at the last scan that left nothing to do.
     seen: Option<[SystemTime; 2]>,
     full_scan: Option<Instant>,
 }
@@ -180,7 +180,7 @@ impl<D: Destination> Mirror<D> {
                 () = sleep(pause) => {}
             }
         }
-        // The last record of a worker that stops may be younger than the last look.
+        // The last record of a worker that stops may be younger than the last scan.
         if !down && timeout(LAST_PASS, self.pass()).await.is_err() {
             warn!("MongoDB took too long; the rest is written by the next start");
         }

@@ -17,7 +17,7 @@ use crate::session::SessionId;
 const SPARE_LINES: usize = 10_000;
 
 /// A file's state: another one after every change. Archived files have odd stamps, so that they can
-/// be told without a look at the disk.
+/// be told without reading the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp(u64);
 

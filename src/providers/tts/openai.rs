@@ -88,7 +88,7 @@ impl TextToSpeech for OpenAiTextToSpeech {
     }
 }
 
-/// An answer on its way.
+/// An answer that is being received.
 struct State {
     /// None once it has ended.
     response: Option<Response>,

@@ -278,7 +278,7 @@ impl TurnMachine {
             Input::Stop => {
                 self.cancel();
                 match &mut self.stage {
-                    // What was on its way out has been decided before; it merely has no time left.
+                    // What was in transit out has been decided before; it merely has no time left.
                     Stage::Closing(closing) => closing.farewell = None,
                     _ => self.close(VoiceEnd::Stopped, None),
                 }

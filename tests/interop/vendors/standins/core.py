@@ -68,10 +68,12 @@ class Vendor:
         self._scripts[key] = new
 
     def seen(self, key: str | None) -> dict:
-        script = self._scripts.get(key) or Script({})
-        return {"connections": [exchange.seen for exchange in script.exchanges], "dropped": script.dropped}
+        # Who has set no script sees what the common one has seen of this key.
+        script = self.script_for(key)
+        mine = [one for one in script.exchanges if key is None or one.key == key]
+        return {"connections": [one.seen for one in mine], "dropped": script.dropped}
 
-    def script_for(self, key: str) -> "Script":
+    def script_for(self, key: str | None) -> "Script":
         return self._scripts.get(key) or self._scripts[None]
 
     def socket(self, check, session):
@@ -466,7 +468,8 @@ async def pieces(connection: Connection, samples, rate: int):
     for at in range(0, len(samples), step):
         piece = samples[at : at + step]
         yield piece
-        await connection.count("audio_ms", len(piece) * 1000 / rate)
+        if not connection.silent:
+            await connection.count("audio_ms", len(piece) * 1000 / rate)
         if pace := says.get("pace"):
             await asyncio.sleep(len(piece) / rate / pace)
 

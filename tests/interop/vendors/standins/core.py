@@ -391,6 +391,12 @@ class Connection(Exchange):
         self.seen["closed"] = self.seen["closed"] or {"by": "server", "code": code}
         await self.ws.close(code=code, message=reason.encode()[:123])
 
+    async def close_without_code(self):
+        self.seen["closed"] = self.seen["closed"] or {"by": "server", "code": 1005}
+        await self.ws._writer.send_frame(b"", WSMsgType.CLOSE)
+        # The client's answer.
+        await self.ws.receive(timeout=5)
+
     async def end(self, code: int, reason: str = ""):
         if code == 1006:
             self.abort()

@@ -3,7 +3,7 @@
 Knows nothing about vendors; places are samples at the connection's rate.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -68,13 +68,15 @@ class Word:
 class Heard:
     """What the ears say. Times are in seconds of the connection's sound."""
 
-    # started, interim, final, ended (a final that ends the turn), eager (the turn may be over), resumed (it was not), quiet (a second
+    # started, interim, final, ended (a final that ends the turn), eager (the turn may be over), resumed (it was not), quiet (a time
     # without speech)
     kind: str
     words: list[Word] = field(default_factory=list)
     start: float = 0.0
     end: float = 0.0
     from_finalize: bool = False
+    # The second of two finals that are the same.
+    again: bool = False
 
     @property
     def text(self) -> str:
@@ -99,7 +101,11 @@ class Ears:
         # `None`: nothing but `finalize` ends a stretch.
         silence_ms = hears.get("silence_ms", silence_ms)
         self.silence = None if silence_ms is None else max(silence_ms, SYLLABLE_GAP_MS) * rate / 1000
+        # Silence after which the turn may be over; 0 never says so.
         self.eager = hears.get("eager_ms", 0) * rate / 1000
+        self.interim = hears.get("interim_ms", 200) * rate / 1000
+        # How often silence is told.
+        self.quiet = rate
         self.double_finals = double_finals
         self.empty_finals = empty_finals
         self.position = 0
@@ -135,9 +141,24 @@ class Ears:
             one.from_finalize = True
         return self._spoilt(heard)
 
+    def force_end(self) -> list[Heard]:
+        """As `finalize`, but it ends the turn: words of speech that goes on open the next."""
+        heard = self.finalize()
+        for one in heard:
+            one.kind = "ended" if one.words or one.kind == "ended" else one.kind
+        self.speaking = False
+        self.loud_frames = 0
+        self.quiet_since = self.position
+        return heard
+
     @property
     def seconds(self) -> float:
         return self._seconds(self.position)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the stretch that goes on is speech that is understood."""
+        return "events" in self.hears or bool(self._text())
 
     def _step(self, loud: bool) -> list[Heard]:
         if loud:
@@ -148,7 +169,7 @@ class Ears:
         if not self.speaking:
             # Three frames, so that a click is no speech.
             if self.loud_frames < 3:
-                if self.position - self.quiet_since >= self.rate:
+                if self.position - self.quiet_since >= self.quiet:
                     start, self.quiet_since = self.quiet_since, self.position
                     return [Heard("quiet", [], self._seconds(start), self.seconds)]
                 return []
@@ -165,7 +186,7 @@ class Ears:
         if self.eager and silence >= self.eager and not self.eager_said and self._words(len(self._text())):
             self.eager_said = True
             return [Heard("eager", self._words(len(self._text())), self._seconds(self.began), self.seconds)]
-        if self.position - self.last_interim >= self.hears.get("interim_ms", 200) * self.rate / 1000:
+        if self.position - self.last_interim >= self.interim:
             self.last_interim = self.position
             if words := self._words(self._revealed()):
                 return [Heard("interim", words, self._seconds(self.began), self.seconds)]
@@ -224,7 +245,7 @@ class Ears:
                 out.append(Heard("final", [], one.start, one.end, one.from_finalize))
             out.append(one)
             if is_final and self.double_finals:
-                out.append(one)
+                out.append(replace(one, again=True))
         return out
 
 

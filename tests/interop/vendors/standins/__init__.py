@@ -1,0 +1,13 @@
+"""The stand-ins by the name under which a test controls them."""
+
+from . import assemblyai, cartesia_stt, cartesia_tts, deepgram_flux, deepgram_listen, deepgram_speak, elevenlabs_tts
+
+SERVICES = {
+    "assemblyai": assemblyai,
+    "cartesia-stt": cartesia_stt,
+    "cartesia-tts": cartesia_tts,
+    "deepgram-flux": deepgram_flux,
+    "deepgram-listen": deepgram_listen,
+    "deepgram-speak": deepgram_speak,
+    "elevenlabs-tts": elevenlabs_tts,
+}

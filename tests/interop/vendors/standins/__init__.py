@@ -1,8 +1,9 @@
 """The stand-ins by the name under which a test controls them."""
 
-from . import assemblyai, cartesia_stt, cartesia_tts, deepgram_flux, deepgram_listen, deepgram_speak, elevenlabs_tts
+from . import anthropic, assemblyai, cartesia_stt, cartesia_tts, deepgram_flux, deepgram_listen, deepgram_speak, elevenlabs_tts, gemini
 
 SERVICES = {
+    "anthropic": anthropic,
     "assemblyai": assemblyai,
     "cartesia-stt": cartesia_stt,
     "cartesia-tts": cartesia_tts,
@@ -10,4 +11,5 @@ SERVICES = {
     "deepgram-listen": deepgram_listen,
     "deepgram-speak": deepgram_speak,
     "elevenlabs-tts": elevenlabs_tts,
+    "gemini": gemini,
 }

@@ -1,6 +1,6 @@
 """The stand-ins by the name under which a test controls them."""
 
-from . import anthropic, assemblyai, cartesia_stt, cartesia_tts, deepgram_flux, deepgram_listen, deepgram_speak, elevenlabs_tts, gemini
+from . import anthropic, assemblyai, cartesia_stt, cartesia_tts, deepgram_flux, deepgram_listen, deepgram_speak, elevenlabs_scribe, elevenlabs_tts, gemini
 
 SERVICES = {
     "anthropic": anthropic,
@@ -10,6 +10,7 @@ SERVICES = {
     "deepgram-flux": deepgram_flux,
     "deepgram-listen": deepgram_listen,
     "deepgram-speak": deepgram_speak,
+    "elevenlabs-scribe": elevenlabs_scribe,
     "elevenlabs-tts": elevenlabs_tts,
     "gemini": gemini,
 }

@@ -33,8 +33,9 @@ A script is an object; every part may be left out, and an unknown name in it is 
         first_ms         wait before the first sound of an answer (0)
         pace             times real time; without it as fast as it goes
     replies     what a model answers: the n-th request gets the n-th of the list, later ones the last:
-                {"text": …, "tools": [{"name": …, "arguments": {…}, "id": …}], "finish": …, "error": …}; a speech-to-speech model answers turns
-        so, too
+                {"text": …, "tools": [{"name": …, "arguments": {…}, "id": …}], "finish": the vendor's word for why it ends, "error": the
+                vendor's word for an error after the text, "first_ms": wait before the first piece, "piece_ms": between two; a piece is a
+                word}; a speech-to-speech model answers turns so, too
     session     vendor's own values: "idle_s" (the vendor ends a silent connection), "limit_s" and the like, named in its module
     faults      list: the n-th connection (or request) since the script was set has the n-th fault, null is none; later ones none. With
                 "always": true beside "kind", later ones have it too. {"kind": …, "at": PLACE, …}:

@@ -7,6 +7,7 @@ is; faults come between the two and the wire, here.
 import asyncio
 import base64
 import json
+import re
 import uuid
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -20,6 +21,7 @@ MAX_ENTRIES = 5000
 MAX_HALF_OPEN_S = 600
 
 PARTS = {"key", "hears", "says", "replies", "session", "faults"}
+REPLY = {"text", "tools", "finish", "error", "first_ms", "piece_ms"}
 HEARS = {"utterances", "repeat", "counter", "word_ms", "interim_ms", "silence_ms", "confidence", "eager_ms", "events"}
 SAYS = {"ms_per_character", "chunk_ms", "first_ms", "pace"}
 FAULTS = {
@@ -112,6 +114,8 @@ class Script:
         known(script, PARTS, "a script")
         known(script.get("hears", {}), HEARS, "hears")
         known(script.get("says", {}), SAYS, "says")
+        for reply in script.get("replies", []):
+            known(reply, REPLY, "a reply")
         for fault in script.get("faults", []):
             if fault is None:
                 continue
@@ -417,8 +421,33 @@ class Connection(Exchange):
         return Ears(rate, hears, memory, silence_ms, self.has_fault("double_finals"), self.has_fault("empty_finals"))
 
 
+def words_of(text: str) -> list[str]:
+    """The pieces in which a model gives its text: words, each with the space before it."""
+    return re.findall(r"\s*\S+\s*$|\s*\S+", text)
+
+
 class Stream(Exchange):
-    """An answer of server-sent events as the vendor's module uses it."""
+    """A request and its answer of server-sent events as the vendor's module uses it."""
+
+    async def read(self) -> dict:
+        """The request's JSON object."""
+        try:
+            body = json.loads(await self.request.read())
+            if not isinstance(body, dict):
+                raise ValueError
+        except ValueError:
+            raise Refused(400) from None
+        self.note(body)
+        await self.count("received")
+        return body
+
+    async def pieces(self, reply: dict):
+        """The pieces of the reply's text, at its pace."""
+        await asyncio.sleep(reply.get("first_ms", 0) / 1000)
+        for n, piece in enumerate(words_of(reply.get("text", ""))):
+            if n:
+                await asyncio.sleep(reply.get("piece_ms", 0) / 1000)
+            yield piece
 
     def __init__(self, vendor: Vendor, request: web.Request):
         super().__init__(vendor, request)
@@ -480,4 +509,4 @@ async def pieces(connection: Connection, samples, rate: int):
             await asyncio.sleep(len(piece) / rate / pace)
 
 
-__all__ = ["Connection", "Ended", "Refused", "ScriptError", "Stream", "Vendor", "WSCloseCode", "new_id", "pieces", "sound_of"]
+__all__ = ["Connection", "Ended", "Refused", "ScriptError", "Stream", "Vendor", "WSCloseCode", "new_id", "pieces", "sound_of", "words_of"]

@@ -1,4 +1,4 @@
-//! A data channel: its state, its accounts of bytes, its callbacks.
+//! A data channel: its state, its byte counts, its callbacks.
 
 use std::{collections::VecDeque, sync::Weak};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How many bytes wait for an application that has not set a callback for messages yet. As much as
-/// a sender may queue; what comes beyond is dropped, and said so in the log.
+/// a sender may queue; messages beyond that are dropped, with a warning in the log.
 const MAX_EARLY_BYTES: usize = 16 * 1024 * 1024;
 
 /// Shared by the handles of the application and the core of the connection.

@@ -1,4 +1,4 @@
-//! Data channels between two cores under load and at their limits, in made-up time.
+//! Data channels between two cores under load and at their limits, in virtual time.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     audio::link::Link,
+    data_channel::DataChannelInit,
     jsep::{negotiation::MAX_MESSAGE_SIZE, sdp::Sdp},
 };
 
@@ -37,7 +38,7 @@ fn lossy() -> DataChannelInit {
     }
 }
 
-/// What a channel has been given, and what it has told of that.
+/// The bytes and messages given to a channel, and what it has reported of them.
 struct Load {
     channel: Arc<Channel>,
     accepted: u64,
@@ -70,14 +71,14 @@ impl Load {
         sent.is_ok()
     }
 
-    /// Lets a millisecond pass and looks whether the account is right to the byte.
+    /// Lets a millisecond pass and checks that the byte count is exact.
     fn pass(&mut self, pair: &mut Pair) {
-        self.look(pair);
+        self.check(pair);
         pair.run(Duration::from_millis(1), |_| false);
-        self.look(pair);
+        self.check(pair);
     }
 
-    fn look(&mut self, pair: &mut Pair) {
+    fn check(&mut self, pair: &mut Pair) {
         let mut told = std::mem::take(&mut pair.events[0]);
         told.extend(std::mem::take(&mut pair.cores[0].events));
         for event in told {
@@ -126,8 +127,8 @@ fn ten_thousand_messages_a_second_arrive_and_nothing_grows() {
         }
         let sent: Vec<u32> = (0..MILLISECONDS * A_MILLISECOND).collect();
         assert!(got == sent, "{} of {}", got.len(), sent.len());
-        // What is on its way or waits for the window to open: a good deal of a second's two
-        // megabytes.
+        // What is in flight or waits for the window to open: a good part of the two megabytes sent
+        // each second.
         assert!(load.most_buffered < 1_000_000, "{}", load.most_buffered);
         let [packets, events] = load.most_waiting;
         assert!(packets <= 2 * A_MILLISECOND as usize, "{packets}");
@@ -174,7 +175,7 @@ fn a_lossy_line_takes_from_lossy_channels_only_and_their_accounts_stay_right() {
     }
 }
 
-/// Both sides agree on a channel, and each says of the size of messages what is given.
+/// Both sides agree on a channel, and each announces `max_message_size` as given.
 fn connected_with(max_message_size: &str) -> Pair {
     let mut pair = Pair::new();
     let now = pair.now;
@@ -200,7 +201,7 @@ fn the_largest_message_arrives_and_a_larger_one_is_refused_in_words() {
     for (said, limit) in [
         ("a=max-message-size:262144\r\n", 262_144),
         ("a=max-message-size:1000\r\n", 1_000),
-        // What holds for a side that does not say.
+        // The default for a side that does not announce a size.
         ("", 65_536),
     ] {
         let mut pair = connected_with(said);
@@ -264,7 +265,7 @@ fn data_that_was_refused_can_be_agreed_on_later() {
         SessionDescription::from_checked(SdpType::Offer, sdp.to_text(1, 1))
     };
     pair.negotiate_as_told(0, false, refuse_data);
-    // A place that becomes free is not taken for data, which the engine below cannot move.
+    // A section that becomes free is not used for data, which str0m cannot move.
     pair.cores[0].stop_transceiver(&first).expect("it is open");
     pair.negotiate_as_told(0, false, refuse_data);
     pair.negotiate(0, false);
@@ -305,13 +306,13 @@ fn a_full_buffer_has_room_again_when_the_line_is_back() {
     let mut taken = 0;
     while load.send(&mut pair, &message(taken, 200_000)) {
         taken += 1;
-        load.look(&mut pair);
+        load.check(&mut pair);
     }
     assert!(load.accepted as usize <= MAX_BUFFERED_BYTES);
     assert!(load.accepted as usize > MAX_BUFFERED_BYTES - 200_000);
     pair.cut = false;
     let mut got = Vec::new();
-    // All of them would take their time.
+    // All of them would take long.
     while got.len() < 5 {
         load.pass(&mut pair);
         got.extend(arrived(&mut pair));

@@ -1,5 +1,5 @@
-//! What two cores count of the sound between them, beside what an emulated line did to it, in
-//! made-up time.
+//! What two cores count of the sound between them, compared with what an emulated link did to it,
+//! in virtual time.
 
 use std::time::{Duration, Instant};
 
@@ -53,14 +53,14 @@ fn talking() -> (Pair, Mid) {
     (pair, view.sending.expect("negotiated").mid)
 }
 
-/// What the encoder that belongs to the connection would aim at, in bits per second.
+/// The bitrate that the encoder would aim at on this connection's advice, in bits per second.
 fn target_bps(pair: &Pair) -> Option<u64> {
     let encoder = pair.cores[0].transceivers[0].sender.encoder();
     encoder.map(|encoder| encoder.stats().target_bitrate_bps)
 }
 
-/// Sends sound for so many seconds and waits until it has arrived. Answers how many packets were
-/// sent, and their payload's bytes.
+/// Sends sound for so many seconds and waits until it has arrived. Returns how many packets were
+/// sent, and the bytes of their payload.
 fn talk(pair: &mut Pair, mid: Mid, seconds: usize) -> (u64, u64) {
     let mut encoder = PacketEncoder::new(OpusSendConfig::default(), RtpClock::starting_at(1))
         .expect("an encoder");
@@ -148,8 +148,8 @@ fn statistics_of_both_sides_say_what_the_line_did() {
         if line.rtp_lost == 0 {
             assert_eq!(inbound.inbound.bytes_received, bytes);
         }
-        // Packets are every 20 ms; what one comes later than the one before averages a third of the
-        // range.
+        // Packets come every 20 ms; the mean difference between the delays of two packets is a
+        // third of the range.
         let jitter_ms = inbound.received.jitter * 1000.0;
         let expected = match (link.jitter_ms > 0.0, link.overtaken > 0.0) {
             (true, _) => 4.0..20.0,
@@ -164,7 +164,7 @@ fn statistics_of_both_sides_say_what_the_line_did() {
             (outbound.sent.packets_sent, outbound.sent.bytes_sent),
             (sent, bytes)
         );
-        // 30 ms there and 20 ms back, and what the jitter adds.
+        // 30 ms there and 20 ms back, and the jitter.
         let round_trip_ms = remote.remote_inbound.round_trip_time * 1000.0;
         assert!(
             (45.0..60.0 + link.jitter_ms).contains(&round_trip_ms),

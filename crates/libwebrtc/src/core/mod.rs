@@ -7,49 +7,57 @@
 //!
 //! str0m never writes offers or answers here: it is always told of the other side by an offer that
 //! contains exactly what both sides have agreed on ([`Agreement`]).
+//!
+//! [`paths`] has candidates and the path in use, [`state`] the states, [`media`] the RTP streams,
+//! [`data`] the data channels and [`report`] the statistics; this file has the exchange of
+//! descriptions and puts the parts together.
 
 pub(crate) mod channel;
+mod data;
 #[cfg(test)]
 mod data_tests;
+mod media;
 #[cfg(test)]
 mod media_tests;
 #[cfg(test)]
 mod order_tests;
+mod paths;
 pub(crate) mod report;
+mod state;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     net::SocketAddr,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
 use str0m::{
-    Candidate, CandidateKind, Event as RtcEvent, IceConnectionState as EngineIceState, IceCreds,
-    Input, Output, Rtc,
+    Candidate, Event as RtcEvent, IceConnectionState as EngineIceState, IceCreds, Input, Output,
+    Rtc,
     change::SdpOffer,
-    channel::ChannelId,
-    error::{IceError, ProtoError, RtcError as EngineError, SctpError},
+    error::IceError,
     media::Mid,
     net::{Protocol, Receive, TcpType, Transmit},
-    rtp::{Extension, ExtensionMap, ExtensionValues, RtpPacket, RtpWrite, Ssrc},
+    rtp::{Extension, ExtensionMap, Ssrc},
 };
 
 use self::{
     channel::Channel,
-    report::{Counters, ReceivedStream, SentStream},
+    data::DataChannels,
+    media::Media,
+    paths::{Path, Paths},
+    report::Counters,
+    state::States,
 };
 use crate::{
     MediaType, RtcError,
-    audio::{
-        encoder::{EncodedAudio, OpusSendConfig},
-        receiver::{AudioReceiver, RtpAudioPacket},
-    },
+    audio::encoder::OpusSendConfig,
     connection::Connection,
-    data_channel::{DataChannelError, DataChannelInit, DataChannelState},
-    ice::{gather::ServerFailure, stun},
+    data_channel::DataChannelState,
+    ice::gather::ServerFailure,
     jsep::{
         negotiation::{
             Agreement, LocalTransport, Negotiation, Redundancy, Transceiver as Negotiated,
@@ -65,39 +73,6 @@ use crate::{
     session_description::{SdpType, SessionDescription},
 };
 
-/// A connection on which nothing arrives for so long is disconnected. Connectivity checks are
-/// answered every second even when nothing else is sent; Google's engine shows a lost path after
-/// about the same time.
-const DISCONNECTED_AFTER_SILENCE: Duration = Duration::from_secs(5);
-/// How long a connection may be disconnected before it counts as failed. Google's engine takes 15 s
-/// or more from the last packet; livekit then looks for another way.
-const FAILED_AFTER_DISCONNECT: Duration = Duration::from_secs(12);
-/// How long the first connectivity checks may take.
-const FAILED_AFTER_CHECKING: Duration = Duration::from_secs(30);
-/// A connection none of whose checks has been answered for so long is disconnected, even when
-/// packets arrive: the other side may not want them any more (RFC 7675 allows 30 s).
-const DISCONNECTED_WITHOUT_CONSENT: Duration = Duration::from_secs(5);
-/// How often ICE may take a step (an answer, or a check) while it looks for a path. RFC 8445,
-/// section 14.2, wants 5 ms or more; left alone, the engine takes one each 50 ms, and most of the
-/// time to connect nearby would be waiting.
-const HURRIED_PACE: Duration = Duration::from_millis(5);
-/// How long it hurries after it has learned of new ways.
-const HURRIED_FOR: Duration = Duration::from_millis(500);
-/// A path on which nothing arrives for so long is left for another one that works, if there is one.
-/// Google's receiving time-out.
-const SWITCH_AFTER_SILENCE: Duration = Duration::from_millis(2500);
-/// A candidate to which something came less than this ago works. Less than
-/// [`SWITCH_AFTER_SILENCE`]: its last packet may have come just before the path in use went silent,
-/// by what took both away.
-const FRESH_PROOF: Duration = Duration::from_millis(1250);
-/// Relays are asked for when no direct path has come up in this time: longer than a connection to
-/// the other side of the world takes. A relay that is not needed costs the server an allocation and
-/// this side a check each second.
-const RELAYS_AFTER_START: Duration = Duration::from_millis(400);
-/// Relays are asked for when the path has been silent for so long; checks are answered every
-/// second.
-const RELAYS_AFTER_SILENCE: Duration = Duration::from_millis(1500);
-
 /// How often the other side is told what of its sound was lost, so that it can protect the rest.
 const RECEPTION_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -111,9 +86,9 @@ pub(crate) enum Event {
         mid: String,
         candidate: String,
     },
-    /// A STUN or TURN server of the configuration has given nothing.
+    /// A STUN or TURN server of the configuration has given no address.
     ServerFailed(ServerFailure),
-    /// For the driver: ask the servers.
+    /// For the driver: ask these servers for addresses.
     Gather(Vec<IceServer>),
     ConnectionState(PeerConnectionState),
     IceState(IceConnectionState),
@@ -128,113 +103,27 @@ pub(crate) enum Event {
         data: Vec<u8>,
         binary: bool,
     },
+    /// So many bytes have left the channel's buffer.
     ChannelDrained(Arc<Channel>, u64),
-    /// The application reads this channel now.
+    /// A channel has a callback for messages now: deliver those that came before.
     FlushEarlyMessages,
 }
 
-/// A candidate of this side.
-struct LocalCandidate {
-    candidate: Candidate,
-    /// As in SDP; `None` for one that the other side cannot do anything with.
-    text: Option<String>,
-    /// When the last packet came to it.
-    received: Option<Instant>,
-}
-
-impl LocalCandidate {
-    /// Whether a path begins here.
-    fn is_at(&self, path: Path) -> bool {
-        self.candidate.addr() == path.local && self.candidate.proto() == path.protocol
-    }
-
-    /// Whether it has just shown that it works.
-    fn lives(&self, now: Instant) -> bool {
-        self.received.is_some_and(|at| now < at + FRESH_PROOF)
-    }
-}
-
-/// Where packets for the other side go.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Path {
-    protocol: Protocol,
-    local: SocketAddr,
-    remote: SocketAddr,
-}
-
-impl Path {
-    fn of(transmit: &Transmit) -> Self {
-        Self {
-            protocol: transmit.proto,
-            local: transmit.source,
-            remote: transmit.destination,
-        }
-    }
-}
-
-struct Incoming {
-    mid: Mid,
-    /// Number of the transceiver.
-    index: Option<usize>,
-    audio: Option<Arc<AudioReceiver>>,
-    stream: ReceivedStream,
-}
-
-/// See the module.
+/// One peer connection as a state machine. See the module's documentation.
 pub(crate) struct Core {
     rtc: Rtc,
     negotiation: Negotiation,
     connection: Weak<Connection>,
     /// Beside `negotiation.transceivers`, with the same numbers.
     transceivers: Vec<Arc<Transceiver>>,
-    channels: Vec<Arc<Channel>>,
-    channels_opened: u32,
-    channels_closed: u32,
-    cname: String,
-    stream_id: String,
-    policy: IceTransportsType,
-    /// Sockets of this side, whether the policy lets them be candidates or not.
-    sockets: Vec<Candidate>,
-    candidates: Vec<LocalCandidate>,
-    gathering: IceGatheringState,
-    /// User name of ICE for which candidates were gathered last, and when.
-    gathered_for: Option<(String, Instant)>,
-    path: Option<Path>,
-    /// What the last check has nominated that nominates something.
-    nominated: Option<Path>,
-    /// Paths that were nominated before, and still are for the engine below.
-    superseded: Vec<Path>,
-    /// When the last packet came on `path`.
-    path_received: Instant,
-    /// Whether the silence since then has led to a look at other paths.
-    path_doubted: bool,
-    /// The path went through a relay that is gone.
-    relay_gone: bool,
-    /// Whether there was a path since the beginning or the last failure.
-    had_path: bool,
-    /// Since when no pair of candidates is confirmed, although there was one.
-    unconfirmed_since: Option<Instant>,
-    /// All pairs of candidates have failed: they are to be tried afresh.
-    recheck: bool,
+    paths: Paths,
     /// Candidates of the other side that came before its description was in effect.
     early_candidates: Vec<Candidate>,
+    /// The next offer restarts ICE.
     restart_requested: bool,
-    /// ICE takes its steps faster until then.
-    hurries_until: Instant,
-    ice: EngineIceState,
-    dtls_connected: bool,
-    /// The other side has closed its end, which cannot be undone.
-    ended_by_peer: bool,
-    failed: bool,
-    closed: bool,
-    published_state: PeerConnectionState,
-    published_ice: IceConnectionState,
-    /// When the last packet came.
-    last_received: Instant,
-    /// Since when there has been no connection although there should be one.
-    without_connection_since: Option<Instant>,
-    sent: HashMap<Mid, SentStream>,
-    incoming: HashMap<Ssrc, Incoming>,
+    state: States,
+    media: Media,
+    data: DataChannels,
     counters: Counters,
     pub transmits: VecDeque<Transmit>,
     pub events: VecDeque<Event>,
@@ -266,39 +155,12 @@ impl Core {
             negotiation: Negotiation::new(rand::random::<u64>() >> 2),
             connection,
             transceivers: vec![],
-            channels: vec![],
-            channels_opened: 0,
-            channels_closed: 0,
-            cname: create_random_uuid(),
-            stream_id: create_random_uuid(),
-            policy: IceTransportsType::All,
-            sockets: vec![],
-            candidates: vec![],
-            gathering: IceGatheringState::New,
-            gathered_for: None,
-            path: None,
-            nominated: None,
-            superseded: Vec::new(),
-            path_received: now,
-            path_doubted: false,
-            relay_gone: false,
-            had_path: false,
-            unconfirmed_since: None,
-            recheck: false,
+            paths: Paths::new(now),
             early_candidates: vec![],
             restart_requested: false,
-            hurries_until: now,
-            ice: EngineIceState::New,
-            dtls_connected: false,
-            ended_by_peer: false,
-            failed: false,
-            closed: false,
-            published_state: PeerConnectionState::New,
-            published_ice: IceConnectionState::New,
-            last_received: now,
-            without_connection_since: None,
-            sent: HashMap::new(),
-            incoming: HashMap::new(),
+            state: States::new(),
+            media: Media::new(),
+            data: DataChannels::default(),
             counters: Counters::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -310,30 +172,8 @@ impl Core {
 
     /// Decides which candidates may be used.
     pub fn set_policy(&mut self, policy: IceTransportsType) {
-        if self.policy == policy {
-            return;
-        }
-        self.policy = policy;
-        for candidate in std::mem::take(&mut self.candidates) {
-            match self.is_allowed(candidate.candidate.kind()) {
-                true => self.candidates.push(candidate),
-                false => {
-                    let mut direct = self.rtc.direct_api();
-                    direct.invalidate_candidate(&candidate.candidate);
-                }
-            }
-        }
-        for socket in self.sockets.clone() {
-            self.add_candidate(socket);
-        }
-    }
-
-    fn is_allowed(&self, kind: CandidateKind) -> bool {
-        match self.policy {
-            IceTransportsType::All => true,
-            IceTransportsType::NoHost => kind != CandidateKind::Host,
-            IceTransportsType::Relay => kind == CandidateKind::Relayed,
-        }
+        let added = self.paths.set_policy(&mut self.rtc, policy);
+        self.announce(added);
     }
 
     /// Adds a UDP socket of this side.
@@ -341,9 +181,8 @@ impl Core {
         self.add_socket(Candidate::host(address, Protocol::Udp), address);
     }
 
-    /// Lets connections be opened to TCP candidates of the other side. They are not announced: the
-    /// other side cannot do anything with the address of a side that only opens connections (RFC
-    /// 6544, section 4.1).
+    /// Lets connections be opened from an address to TCP candidates of the other side (RFC 6544,
+    /// section 4.1).
     pub fn add_active_tcp_candidate(&mut self, address: SocketAddr) {
         let builder = Candidate::builder().tcp().host(address);
         self.add_socket(builder.tcptype(TcpType::Active).build(), address);
@@ -351,9 +190,10 @@ impl Core {
 
     fn add_socket(&mut self, candidate: Result<Candidate, IceError>, address: SocketAddr) {
         match candidate {
+            Ok(_) if self.state.closed => {}
             Ok(candidate) => {
-                self.sockets.push(candidate.clone());
-                self.add_candidate(candidate);
+                let added = self.paths.add_socket(&mut self.rtc, candidate);
+                self.announce(added);
             }
             Err(error) => log::debug!("{address} is no candidate: {error}"),
         }
@@ -361,122 +201,75 @@ impl Core {
 
     /// Adds the address under which a socket is seen from outside.
     pub fn add_reflexive_candidate(&mut self, now: Instant, address: SocketAddr, base: SocketAddr) {
-        match Candidate::server_reflexive(address, base, Protocol::Udp) {
-            Ok(candidate) => self.add_candidate(candidate),
-            Err(error) => log::debug!("{address} is no candidate: {error}"),
-        }
-        self.poll(now);
+        let candidate = Candidate::server_reflexive(address, base, Protocol::Udp);
+        self.add_candidate(now, candidate, address);
     }
 
     /// Adds an address on a TURN server, which is reached from `local`.
     pub fn add_relayed_candidate(&mut self, now: Instant, address: SocketAddr, local: SocketAddr) {
-        match Candidate::relayed(address, local, Protocol::Udp) {
-            Ok(candidate) => self.add_candidate(candidate),
+        let candidate = Candidate::relayed(address, local, Protocol::Udp);
+        self.add_candidate(now, candidate, address);
+    }
+
+    fn add_candidate(
+        &mut self,
+        now: Instant,
+        candidate: Result<Candidate, IceError>,
+        address: SocketAddr,
+    ) {
+        match candidate {
+            Ok(_) if self.state.closed => {}
+            Ok(candidate) => {
+                let added = self.paths.add_candidate(&mut self.rtc, candidate);
+                self.announce(added);
+            }
             Err(error) => log::debug!("{address} is no candidate: {error}"),
         }
         self.poll(now);
     }
 
-    /// Lets go of a relay whose server is gone. If packets went over it, there is nothing to wait
-    /// for: without any other way the connection has failed, as in Google's engine when its
-    /// connection to a TURN server breaks.
-    pub fn relay_lost(&mut self, now: Instant, address: SocketAddr) {
-        if self.path.is_some_and(|path| path.local == address) {
-            self.relay_gone = true;
-            self.try_afresh(|it| it.candidate.addr() != address && !it.lives(now));
-        }
-        self.remove_local(now, address);
-    }
-
-    /// Lets go of everything that was sent from an address: a socket whose interface is gone, or a
-    /// relay.
-    pub fn remove_local(&mut self, now: Instant, address: SocketAddr) {
-        self.sockets.retain(|socket| socket.addr() != address);
-        let (gone, kept) = std::mem::take(&mut self.candidates)
-            .into_iter()
-            .partition(|it| it.candidate.addr() == address || it.candidate.local() == address);
-        self.candidates = kept;
-        for LocalCandidate { candidate, .. } in gone {
-            self.rtc.direct_api().invalidate_candidate(&candidate);
-        }
-        self.poll(now);
-    }
-
-    fn add_candidate(&mut self, candidate: Candidate) {
-        let known = self.candidates.iter().any(|it| it.candidate == candidate);
-        if self.closed || known || !self.is_allowed(candidate.kind()) {
-            return;
-        }
-        // A candidate that adds nothing to those before is not taken.
-        let Some(added) = self.rtc.add_local_candidate(candidate.clone()) else {
-            return;
-        };
-        let text = (candidate.proto() == Protocol::Udp).then(|| {
-            let text = added.to_sdp_string();
-            // The credentials change with every restart of ICE, the candidates do not.
-            text.split(" ufrag ").next().unwrap_or(&text).to_owned()
-        });
-        if let (Some(text), Some(_)) = (&text, &self.gathered_for) {
-            let (mid, candidate) = (self.negotiation.first_mid(), text.clone());
+    /// Tells the application of candidates of this side.
+    fn announce(&mut self, candidates: impl IntoIterator<Item = String>) {
+        for candidate in candidates {
+            let mid = self.negotiation.first_mid();
             self.events
                 .push_back(Event::IceCandidate { mid, candidate });
         }
-        self.candidates.push(LocalCandidate {
-            candidate,
-            text,
-            received: None,
-        });
     }
 
-    /// A STUN or TURN server has given nothing.
+    /// Removes a relay whose server is gone. If packets went over it, there is nothing to wait for:
+    /// without another path the connection has failed, as in Google's engine when its connection to
+    /// a TURN server breaks.
+    pub fn relay_lost(&mut self, now: Instant, address: SocketAddr) {
+        self.paths.relay_lost(&mut self.rtc, now, address);
+        self.remove_local(now, address);
+    }
+
+    /// Removes everything that was sent from an address: a socket whose interface is gone, or a
+    /// relay.
+    pub fn remove_local(&mut self, now: Instant, address: SocketAddr) {
+        self.paths.remove_local(&mut self.rtc, address);
+        self.poll(now);
+    }
+
+    /// Notes that a STUN or TURN server has given no address.
     pub fn server_failed(&mut self, failure: ServerFailure) {
         self.events.push_back(Event::ServerFailed(failure));
     }
 
-    /// The servers have all answered or were given up.
+    /// Notes that each server has answered or was given up.
     pub fn gathering_complete(&mut self) {
-        if self.gathering != IceGatheringState::Complete {
-            self.gathering = IceGatheringState::Complete;
+        if self.paths.end_gathering() {
             self.events
                 .push_back(Event::Gathering(IceGatheringState::Complete));
         }
     }
 
-    /// When relays are to be asked for, unless things change.
+    /// When relays are to be allocated, unless a path is found or a packet comes before.
     pub fn relays_wanted_at(&self) -> Option<Instant> {
-        let (_, gathering_since) = self.gathered_for.as_ref()?;
-        if self.closed {
-            return None;
-        }
-        Some(match self.policy {
-            IceTransportsType::Relay | IceTransportsType::NoHost => *gathering_since,
-            IceTransportsType::All => match self.had_path {
-                false => *gathering_since + RELAYS_AFTER_START,
-                true => self.path_received + RELAYS_AFTER_SILENCE,
-            },
-        })
-    }
-
-    /// How an address of this side came about, for statistics.
-    pub(crate) fn kind_of_local(&self, address: SocketAddr) -> Option<CandidateKind> {
-        self.candidates
-            .iter()
-            .find(|it| it.candidate.addr() == address)
-            .map(|it| it.candidate.kind())
-    }
-
-    /// Tries the pairs of some candidates afresh; meanwhile others that work take over.
-    fn try_afresh(&mut self, which: impl Fn(&LocalCandidate) -> bool) {
-        let candidates: Vec<Candidate> = self
-            .candidates
-            .iter()
-            .filter(|it| which(it))
-            .map(|it| it.candidate.clone())
-            .collect();
-        for candidate in candidates {
-            if self.rtc.direct_api().invalidate_candidate(&candidate) {
-                self.rtc.add_local_candidate(candidate);
-            }
+        match self.state.closed {
+            true => None,
+            false => self.paths.relays_wanted_at(),
         }
     }
 
@@ -489,26 +282,18 @@ impl Core {
         destination: SocketAddr,
         packet: &[u8],
     ) {
-        if self.closed {
+        if self.state.closed {
             return;
         }
         self.counters.packet_received(packet.len());
         match Receive::new(protocol, source, destination, packet) {
             Ok(receive) => {
-                self.last_received = now;
                 let path = Path {
                     protocol,
                     local: destination,
                     remote: source,
                 };
-                if self.path == Some(path) {
-                    self.path_received = now;
-                    self.path_doubted = false;
-                }
-                let received = self.candidates.iter_mut().find(|it| it.is_at(path));
-                if let Some(candidate) = received {
-                    candidate.received = Some(now);
-                }
+                self.paths.received(now, path);
                 if let Err(error) = self.rtc.handle_input(Input::Receive(now, receive)) {
                     log::warn!("a packet from {source} led to an error: {error}");
                 }
@@ -521,7 +306,7 @@ impl Core {
     /// Does what is due and finds out what has changed. For the driver, after input and after time
     /// has passed.
     pub fn settle(&mut self, now: Instant) {
-        if self.closed {
+        if self.state.closed {
             return;
         }
         if now >= self.next_timeout {
@@ -531,15 +316,16 @@ impl Core {
         self.update_states(now);
     }
 
-    /// Lets the engine act on a change.
+    /// Lets str0m act on a change.
     fn poll(&mut self, now: Instant) {
-        if !self.closed {
+        if !self.state.closed {
             self.drain(now);
             self.account_for_channels();
             self.update_states(now);
         }
     }
 
+    /// Takes everything that str0m has to send and to tell, until it only waits for time to pass.
     fn drain(&mut self, now: Instant) {
         if let Err(error) = self.rtc.handle_input(Input::Timeout(now)) {
             log::warn!("the connection's engine reports: {error}");
@@ -551,15 +337,15 @@ impl Core {
                     return;
                 }
                 Ok(Output::Transmit(transmit)) => {
-                    self.note_nomination(&transmit);
-                    // All but connectivity checks goes the way that ICE has chosen (RFC 7983).
+                    self.paths.note_nomination(&transmit);
+                    // All but connectivity checks takes the path that ICE has chosen (RFC 7983).
                     if transmit.contents.first().is_some_and(|first| *first > 3) {
                         // Nobody answers there any more, so nothing may be sent (RFC 7675, section
                         // 5.1).
-                        if self.failed {
+                        if self.state.failed {
                             continue;
                         }
-                        self.take_path(now, &transmit);
+                        self.paths.note_sent(now, &transmit);
                     }
                     self.counters.packet_sent(transmit.contents.len());
                     self.transmits.push_back(transmit);
@@ -574,69 +360,17 @@ impl Core {
         }
     }
 
-    /// Sees which path a check nominates. The engine below goes on nominating those before it with
-    /// every check, and a server that speaks ICE lite sends its packets each second over another
-    /// one for a while.
-    fn note_nomination(&mut self, transmit: &Transmit) {
-        if !stun::nominates(&transmit.contents) {
-            return;
-        }
-        let path = Path::of(transmit);
-        if let Some(before) = self.nominated.replace(path)
-            && before.local != path.local
-        {
-            self.superseded.push(before);
-        }
-    }
-
-    /// Pairs of superseded paths begin anew, not nominated. Where both begin at one socket, the
-    /// nomination stays.
-    fn withdraw_nominations(&mut self, now: Instant) {
-        for path in std::mem::take(&mut self.superseded) {
-            self.try_afresh(|it| it.is_at(path));
-            self.drain(now);
-        }
-    }
-
-    fn take_path(&mut self, now: Instant, transmit: &Transmit) {
-        let path = Path::of(transmit);
-        if self.path != Some(path) {
-            log::debug!(
-                "packets go from {} to {} ({})",
-                path.local,
-                path.remote,
-                path.protocol
-            );
-            self.path = Some(path);
-            self.path_received = now;
-            self.path_doubted = false;
-        }
-    }
-
     fn handle(&mut self, now: Instant, event: RtcEvent) {
         match event {
-            RtcEvent::Connected => self.dtls_connected = true,
+            RtcEvent::Connected => self.state.dtls_connected = true,
             RtcEvent::IceConnectionStateChange(state) => {
                 log::debug!("ICE is {state:?}");
-                self.ice = state;
-                self.recheck = state == EngineIceState::Disconnected && !self.relay_gone;
+                self.state.ice = state;
+                self.paths
+                    .note_all_failed(state == EngineIceState::Disconnected);
             }
             RtcEvent::ChannelOpen(id, label) => self.channel_opened(id, &label),
-            RtcEvent::ChannelData(message) => {
-                if let Some(channel) = self.channel_by_id(message.id) {
-                    {
-                        let mut account = channel.account.lock();
-                        account.messages_received += 1;
-                        account.bytes_received += message.data.len() as u64;
-                    }
-                    let (data, binary) = (message.data, message.binary);
-                    self.events.push_back(Event::ChannelMessage {
-                        channel,
-                        data,
-                        binary,
-                    });
-                }
-            }
+            RtcEvent::ChannelData(message) => self.channel_message(message),
             RtcEvent::ChannelClose(id) => {
                 if let Some(channel) = self.channel_by_id(id) {
                     self.channel_closed(&channel);
@@ -656,8 +390,8 @@ impl Core {
             }
             RtcEvent::Closed => {
                 log::debug!("the other side has closed the connection");
-                self.dtls_connected = false;
-                self.ended_by_peer = true;
+                self.state.dtls_connected = false;
+                self.state.ended_by_peer = true;
             }
             _ => {}
         }
@@ -666,136 +400,71 @@ impl Core {
     // ---- states ----
 
     fn update_states(&mut self, now: Instant) {
-        // The engine below waits for the other side as if it looked for it. There is no hurry
-        // before the first exchange.
+        // str0m reports that it checks while it only waits for the other side. Before the first
+        // exchange of descriptions nothing is late.
         let ice = match self.negotiation.current_remote() {
-            Some(_) => self.ice,
+            Some(_) => self.state.ice,
             None => EngineIceState::New,
         };
-        let up = matches!(ice, EngineIceState::Connected | EngineIceState::Completed);
-        if up {
-            if !std::mem::replace(&mut self.had_path, true) {
-                (self.last_received, self.path_received) = (now, now);
-            }
-            self.unconfirmed_since = None;
-            self.relay_gone = false;
-        } else if self.had_path {
-            self.unconfirmed_since.get_or_insert(now);
+        let confirmed = matches!(ice, EngineIceState::Connected | EngineIceState::Completed);
+        self.paths.note_confirmed(now, confirmed);
+        for path in self.paths.take_superseded() {
+            self.paths.withdraw_nomination(&mut self.rtc, path);
+            self.drain(now);
         }
-        self.withdraw_nominations(now);
-        self.look_for_other_paths(now);
-        if self.ice == EngineIceState::Checking && now < self.hurries_until {
-            self.next_timeout = self.next_timeout.min(now + HURRIED_PACE);
+        self.check_other_paths(now);
+        if self.state.ice == EngineIceState::Checking {
+            self.call_again(self.paths.next_fast_step(now));
         }
-        let ended = self.ended_by_peer || !self.rtc.is_alive();
-        let lost_at = self.had_path.then(|| {
-            let silent_from = self.last_received + DISCONNECTED_AFTER_SILENCE;
-            let unconfirmed_from = self
-                .unconfirmed_since
-                .map(|since| since + DISCONNECTED_WITHOUT_CONSENT);
-            unconfirmed_from.map_or(silent_from, |at| at.min(silent_from))
-        });
-        let ice_lost = self.relay_gone || lost_at.is_some_and(|at| now >= at);
-        let lost = ended || ice_lost;
-        if let (Some(at), false) = (lost_at, ice_lost) {
-            self.next_timeout = self.next_timeout.min(at);
-        }
-        let connected = self.had_path && self.dtls_connected && !lost;
-        if connected {
-            self.without_connection_since = None;
-            self.failed = false;
-        } else if lost || ice != EngineIceState::New {
-            let since = *self.without_connection_since.get_or_insert(now);
-            let patience = match lost {
-                true => FAILED_AFTER_DISCONNECT,
-                false => FAILED_AFTER_CHECKING,
-            };
-            let no_way_left = self.relay_gone && self.ice == EngineIceState::Disconnected;
-            if no_way_left || now >= since + patience {
-                self.failed = true;
-            } else {
-                self.next_timeout = self.next_timeout.min(since + patience);
-            }
-        }
-        let published_ice = match ice {
-            _ if self.failed => IceConnectionState::Failed,
-            _ if ice_lost => IceConnectionState::Disconnected,
-            EngineIceState::Completed => IceConnectionState::Completed,
-            EngineIceState::Connected => IceConnectionState::Connected,
-            // While ICE restarts or looks for a better path, the old one carries on.
-            _ if self.had_path => match self.published_ice {
-                IceConnectionState::Completed => IceConnectionState::Completed,
-                _ => IceConnectionState::Connected,
-            },
-            EngineIceState::New => IceConnectionState::New,
-            EngineIceState::Checking | EngineIceState::Disconnected => IceConnectionState::Checking,
-        };
-        let state = if self.failed {
-            PeerConnectionState::Failed
-        } else if lost {
-            PeerConnectionState::Disconnected
-        } else if connected {
-            PeerConnectionState::Connected
-        } else if ice == EngineIceState::New {
-            PeerConnectionState::New
-        } else {
-            PeerConnectionState::Connecting
-        };
-        self.publish_states(published_ice, state);
+        let ended = self.state.ended_by_peer || !self.rtc.is_alive();
+        let next = self
+            .state
+            .update(now, ice, &self.paths, ended, &mut self.events);
+        self.call_again(next);
     }
 
-    /// A path that is silent is left for another one that works; when all have failed, all are
-    /// tried again.
-    fn look_for_other_paths(&mut self, now: Instant) {
-        if std::mem::take(&mut self.recheck) && self.had_path && !self.failed {
-            self.try_afresh(|_| true);
+    /// Makes `next_timeout` earlier if it has to be.
+    fn call_again(&mut self, at: Option<Instant>) {
+        if let Some(at) = at {
+            self.next_timeout = self.next_timeout.min(at);
+        }
+    }
+
+    /// Leaves a path that is silent for another one that works; when all have failed, checks all
+    /// again.
+    fn check_other_paths(&mut self, now: Instant) {
+        let failed = self.state.failed;
+        if self.paths.recheck_all_failed(&mut self.rtc, failed) {
             self.drain(now);
         }
         // The controlled side cannot choose, and a choice of the other side must not be forgotten.
-        let may_choose = self.negotiation.is_controlling() && !self.path_doubted && !self.failed;
-        let Some(path) = self.path.filter(|_| may_choose) else {
-            return;
-        };
-        let doubtful_from = self.path_received + SWITCH_AFTER_SILENCE;
-        if now < doubtful_from {
-            self.next_timeout = self.next_timeout.min(doubtful_from);
+        if !self.negotiation.is_controlling() || self.state.failed {
             return;
         }
-        log::debug!("nothing has come from {} for a while", path.remote);
-        self.path_doubted = true;
-        // What took this path from us may have taken others too, and they would be tried one after
-        // another, each for as long as this one. So those that have not just shown that they work
-        // have to do so.
-        self.try_afresh(|it| it.is_at(path) || !it.lives(now));
-        self.drain(now);
-    }
-
-    fn publish_states(&mut self, ice: IceConnectionState, state: PeerConnectionState) {
-        if ice != self.published_ice {
-            self.published_ice = ice;
-            self.events.push_back(Event::IceState(ice));
-        }
-        if state != self.published_state {
-            log::debug!("the connection is {state:?}");
-            self.published_state = state;
-            self.events.push_back(Event::ConnectionState(state));
+        match self.paths.doubted_at() {
+            None => {}
+            Some(at) if now < at => self.call_again(Some(at)),
+            Some(_) => {
+                self.paths.leave_current(&mut self.rtc, now);
+                self.drain(now);
+            }
         }
     }
 
     pub fn connection_state(&self) -> PeerConnectionState {
-        self.published_state
+        self.state.published()
     }
 
     pub fn ice_state(&self) -> IceConnectionState {
-        self.published_ice
+        self.state.published_ice()
     }
 
     pub fn gathering_state(&self) -> IceGatheringState {
-        self.gathering
+        self.paths.gathering()
     }
 
     pub fn signaling_state(&self) -> SignalingState {
-        if self.closed {
+        if self.state.closed {
             SignalingState::Closed
         } else {
             self.negotiation.state()
@@ -803,20 +472,19 @@ impl Core {
     }
 
     pub fn is_closed(&self) -> bool {
-        self.closed
+        self.state.closed
     }
 
+    /// # Errors
+    ///
+    /// When the connection is closed.
     pub fn check_open(&self) -> Result<(), RtcError> {
-        if self.closed {
-            Err(RtcError::state("the peer connection is closed"))
-        } else {
-            Ok(())
-        }
+        self.state.check_open()
     }
 
     /// Ends everything. What must still be sent lies in `transmits` afterwards.
     pub fn close(&mut self, now: Instant) {
-        if self.closed {
+        if self.state.closed {
             return;
         }
         if let Err(error) = self.rtc.close() {
@@ -824,14 +492,18 @@ impl Core {
         }
         self.drain(now);
         self.account_for_channels();
-        for channel in std::mem::take(&mut self.channels) {
+        for channel in std::mem::take(&mut self.data.live) {
             self.channel_closed(&channel);
         }
-        self.closed = true;
-        self.publish_states(IceConnectionState::Closed, PeerConnectionState::Closed);
+        self.state.closed = true;
+        self.state.publish(
+            IceConnectionState::Closed,
+            PeerConnectionState::Closed,
+            &mut self.events,
+        );
         self.events
             .push_back(Event::Signaling(SignalingState::Closed));
-        self.incoming.clear();
+        self.media.incoming.clear();
         // No callback shall hear of states after `close` but those of the data channels; the
         // application knows.
         self.events
@@ -851,11 +523,7 @@ impl Core {
             ufrag: credentials.ufrag,
             password: credentials.pass,
             fingerprint: direct.local_dtls_fingerprint().to_string(),
-            candidates: self
-                .candidates
-                .iter()
-                .filter_map(|it| it.text.clone())
-                .collect(),
+            candidates: self.paths.candidate_texts().cloned().collect(),
         }
     }
 
@@ -922,8 +590,8 @@ impl Core {
             SdpType::Offer => {
                 let (connection, cname, stream_id) = (
                     self.connection.clone(),
-                    self.cname.clone(),
-                    self.stream_id.clone(),
+                    self.media.cname.clone(),
+                    self.media.stream_id.clone(),
                 );
                 let mut made = Vec::new();
                 self.negotiation
@@ -979,15 +647,8 @@ impl Core {
         if direct.local_ice_credentials() != credentials {
             direct.set_local_ice_credentials(credentials);
             self.restart_requested = false;
-            self.unconfirmed_since = None;
-            if self.published_state != PeerConnectionState::Connected {
-                // A restart is a new chance, also for a connection that was given up. One that
-                // works goes on.
-                self.without_connection_since = None;
-                self.failed = false;
-                self.had_path = false;
-                self.relay_gone = false;
-            }
+            let begins_anew = self.state.restarted();
+            self.paths.restarted(begins_anew);
         }
         for transceiver in &self.negotiation.transceivers {
             let (Some(mid), true) = (&transceiver.mid, transceiver.send_codec.is_some()) else {
@@ -1015,33 +676,9 @@ impl Core {
             self.rtc.add_remote_candidate(candidate);
         }
         self.open_channels();
-        self.hurries_until = now + HURRIED_FOR;
+        self.paths.hurry(now);
         self.poll(now);
         Ok(())
-    }
-
-    /// Sections are used again for other tracks; what was announced before must not be taken for
-    /// the new track.
-    fn forget_old_streams(&mut self) {
-        let transceivers = &self.negotiation.transceivers;
-        let rtc = &mut self.rtc;
-        self.incoming.retain(|ssrc, incoming| {
-            let owner = transceivers.iter().find(|it| {
-                it.mid
-                    .as_deref()
-                    .is_some_and(|mid| Mid::from(mid) == incoming.mid)
-            });
-            let Some(owner) = owner else { return false };
-            let receives = owner
-                .current_direction
-                .is_some_and(|direction| direction.receive);
-            let announced = &owner.remote_ssrcs;
-            let keep = receives && (announced.is_empty() || announced.contains(ssrc));
-            if !keep {
-                rtc.direct_api().remove_stream_rx(*ssrc);
-            }
-            keep
-        });
     }
 
     /// Copies what was negotiated to where the application sees it.
@@ -1081,22 +718,14 @@ impl Core {
     /// Begins to gather with the first description of this side, and again with every restart of
     /// ICE.
     fn gather(&mut self, now: Instant, ufrag: Option<String>, servers: &[IceServer]) {
-        let before = self.gathered_for.as_ref().map(|(ufrag, _)| ufrag);
-        let Some(ufrag) = ufrag.filter(|ufrag| before != Some(ufrag)) else {
+        let Some(is_first) = self.paths.begin_gathering(now, ufrag) else {
             return;
         };
-        let is_first = self.gathered_for.is_none();
-        self.gathered_for = Some((ufrag, now));
-        self.gathering = IceGatheringState::Gathering;
         self.events
             .push_back(Event::Gathering(IceGatheringState::Gathering));
-        let mid = self.negotiation.first_mid();
-        for text in self.candidates.iter().filter_map(|it| it.text.as_ref()) {
-            let (mid, candidate) = (mid.clone(), text.clone());
-            if is_first {
-                self.events
-                    .push_back(Event::IceCandidate { mid, candidate });
-            }
+        if is_first {
+            let candidates: Vec<String> = self.paths.candidate_texts().cloned().collect();
+            self.announce(candidates);
         }
         if servers.is_empty() {
             self.gathering_complete();
@@ -1123,7 +752,7 @@ impl Core {
             self.early_candidates.push(candidate);
         } else {
             self.rtc.add_remote_candidate(candidate);
-            self.hurries_until = now + HURRIED_FOR;
+            self.paths.hurry(now);
             self.poll(now);
         }
         Ok(())
@@ -1167,7 +796,8 @@ impl Core {
             Kind::Video
         };
         let direction = Direction::from(init.direction);
-        let mut entry = negotiated(sdp_kind, direction, &self.cname, (stream_id, track_id));
+        let cname = &self.media.cname;
+        let mut entry = negotiated(sdp_kind, direction, cname, (stream_id, track_id));
         entry.may_be_taken = from_add_track;
         self.negotiation.transceivers.push(entry);
         self.transceivers.push(transceiver.clone());
@@ -1175,7 +805,7 @@ impl Core {
         Ok(transceiver)
     }
 
-    /// Stops sending in the transceiver of a sender. Answers `false` if it is none of this
+    /// Stops sending in the transceiver of a sender. Returns `false` if it is none of this
     /// connection.
     pub fn remove_sender(&mut self, sender: &Arc<crate::rtp::Sender>) -> Result<bool, RtcError> {
         self.check_open()?;
@@ -1230,328 +860,6 @@ impl Core {
                 .is_some_and(|known| Mid::from(known) == mid)
         })
     }
-
-    // ---- media ----
-
-    /// Sends a packet of Opus. Before the connection is up it is dropped, as sound that is late is
-    /// of no use.
-    pub fn send_audio(&mut self, now: Instant, mid: Mid, payload_type: u8, packet: EncodedAudio) {
-        if self.closed || !self.dtls_connected || !self.had_path || self.failed {
-            return;
-        }
-        let mut direct = self.rtc.direct_api();
-        let Some(stream) = direct.stream_tx_by_mid(mid, None) else {
-            return;
-        };
-        let sent = self.sent.entry(mid).or_default();
-        let sequence = sent.next(packet.payload.len(), stream.ssrc());
-        let extensions = ExtensionValues {
-            audio_level: Some(packet.audio_level_dbov),
-            voice_activity: Some(packet.voice_activity),
-            ..ExtensionValues::default()
-        };
-        let write = RtpWrite::new(
-            payload_type.into(),
-            sequence.into(),
-            packet.rtp_timestamp,
-            now,
-            packet.payload,
-        );
-        stream.write_rtp(write.marker(packet.marker).ext_vals(extensions));
-        self.poll(now);
-    }
-
-    fn handle_rtp(&mut self, now: Instant, packet: RtpPacket) {
-        let ssrc = packet.header.ssrc;
-        if !self.incoming.contains_key(&ssrc) {
-            let mid = self
-                .rtc
-                .direct_api()
-                .stream_rx(&ssrc)
-                .map(|stream| stream.mid());
-            let Some(mid) = mid else { return };
-            let index = self.index_of_mid(mid);
-            let audio = index.and_then(|index| self.transceivers[index].receiver.audio.clone());
-            log::debug!("a new stream {ssrc} in section {mid}");
-            let stream = ReceivedStream::new(*ssrc);
-            let incoming = Incoming {
-                mid,
-                index,
-                audio,
-                stream,
-            };
-            self.incoming.insert(ssrc, incoming);
-        }
-        let Some(incoming) = self.incoming.get_mut(&ssrc) else {
-            return;
-        };
-        let (sequence, time) = (*packet.seq_no, packet.time.numer());
-        let payload_type = *packet.header.payload_type;
-        incoming.stream.take(
-            now,
-            sequence,
-            time,
-            packet.payload.len(),
-            packet.header.header_len,
-            payload_type,
-        );
-        // A packet without payload is padding, sent to probe the line.
-        if let Some(audio) = incoming
-            .audio
-            .as_ref()
-            .filter(|_| !packet.payload.is_empty())
-        {
-            let packet = RtpAudioPacket {
-                ssrc: *ssrc,
-                extended_seq: sequence,
-                rtp_timestamp: time,
-                payload: packet.payload,
-            };
-            let red = incoming
-                .index
-                .and_then(|index| self.negotiation.transceivers.get(index)?.red)
-                .filter(|red| red.payload_type == payload_type);
-            match red {
-                Some(red) => audio.push_red(now, packet, red.opus_payload_type),
-                None => audio.push(now, packet),
-            }
-        }
-    }
-
-    // ---- data channels ----
-
-    pub fn create_channel(
-        &mut self,
-        now: Instant,
-        label: &str,
-        init: DataChannelInit,
-    ) -> Result<Arc<Channel>, RtcError> {
-        self.check_open()?;
-        if init.max_retransmits.is_some() && init.max_retransmit_time.is_some() {
-            return Err(RtcError::internal(
-                "max_retransmits and max_retransmit_time cannot be set both",
-            ));
-        }
-        if init.negotiated && !(0..65_535).contains(&init.id) {
-            return Err(RtcError::internal(format!(
-                "a negotiated data channel needs an id from 0 to 65534, not {}",
-                init.id
-            )));
-        }
-        let channel = Arc::new(Channel::new(self.connection.clone(), label, init));
-        if let Some(id) = channel.negotiated_id()
-            && self
-                .channels
-                .iter()
-                .any(|other| other.stream_id() == i32::from(id))
-        {
-            return Err(RtcError::internal(format!(
-                "the data channel id {id} is in use"
-            )));
-        }
-        self.channels.push(channel.clone());
-        if self.negotiation.has_application() {
-            self.open_channels();
-            self.poll(now);
-        } else {
-            self.negotiation.want_application();
-            self.events.push_back(Event::NegotiationNeeded);
-        }
-        Ok(channel)
-    }
-
-    /// Tells SCTP of channels that have waited for the exchange.
-    fn open_channels(&mut self) {
-        if !self.negotiation.has_application() {
-            return;
-        }
-        for channel in &self.channels {
-            let mut account = channel.account.lock();
-            if account.id.is_none() && account.state == DataChannelState::Connecting {
-                account.id = Some(self.rtc.direct_api().create_data_channel(channel.config()));
-            }
-        }
-    }
-
-    fn channel_by_id(&self, id: ChannelId) -> Option<Arc<Channel>> {
-        self.channels
-            .iter()
-            .find(|channel| channel.account.lock().id == Some(id))
-            .cloned()
-    }
-
-    fn channel_opened(&mut self, id: ChannelId, label: &str) {
-        let stream_id = self.rtc.direct_api().sctp_stream_id_by_channel_id(id);
-        let stream_id = stream_id.map_or(-1, i32::from);
-        let known = self.channel_by_id(id);
-        let is_new = known.is_none();
-        let channel = known.unwrap_or_else(|| {
-            let config = self
-                .rtc
-                .channel(id)
-                .and_then(|channel| channel.config().cloned());
-            let init = channel_init(config, stream_id);
-            let channel = Arc::new(Channel::new(self.connection.clone(), label, init));
-            channel.account.lock().id = Some(id);
-            self.channels.push(channel.clone());
-            channel
-        });
-        {
-            let mut account = channel.account.lock();
-            account.stream_id = stream_id;
-            if account.state != DataChannelState::Connecting {
-                // Closed by the application while it was being opened.
-                drop(account);
-                self.rtc.direct_api().close_data_channel(id);
-                return;
-            }
-            account.state = DataChannelState::Open;
-        }
-        self.channels_opened += 1;
-        if is_new {
-            self.events.push_back(Event::Channel(channel.clone()));
-        }
-        self.events
-            .push_back(Event::ChannelState(channel, DataChannelState::Open));
-    }
-
-    fn channel_closed(&mut self, channel: &Arc<Channel>) {
-        self.channels.retain(|other| !Arc::ptr_eq(other, channel));
-        {
-            let mut account = channel.account.lock();
-            account.id = None;
-            account.buffered = 0;
-            if account.state == DataChannelState::Closed {
-                return;
-            }
-            account.state = DataChannelState::Closed;
-        }
-        self.channels_closed += 1;
-        self.events.push_back(Event::ChannelState(
-            channel.clone(),
-            DataChannelState::Closed,
-        ));
-    }
-
-    /// Hands a message to SCTP.
-    ///
-    /// # Errors
-    ///
-    /// When the channel is not open, its buffer is full, or the message is not of a size that can
-    /// be sent.
-    pub fn send_data(
-        &mut self,
-        now: Instant,
-        channel: &Channel,
-        data: &[u8],
-        binary: bool,
-    ) -> Result<(), DataChannelError> {
-        // SCTP has no empty messages (RFC 8831, section 6.6), and the engine below does not send
-        // the byte that stands for one: it only counts the message, for which the other side then
-        // waits for ever.
-        if data.is_empty() {
-            return Err(DataChannelError::Empty);
-        }
-        if self.closed {
-            return Err(DataChannelError::Send);
-        }
-        {
-            let mut account = channel.account.lock();
-            let (DataChannelState::Open, Some(id)) = (account.state, account.id) else {
-                return Err(DataChannelError::Send);
-            };
-            let written = self
-                .rtc
-                .channel(id)
-                .map(|mut engine| engine.write(binary, data));
-            match written {
-                Some(Ok(true)) => {}
-                Some(Ok(false)) | None => return Err(DataChannelError::Send),
-                Some(Err(EngineError::Sctp(SctpError::Proto(
-                    ProtoError::ErrOutboundPacketTooLarge,
-                )))) => {
-                    return Err(DataChannelError::TooLarge {
-                        bytes: data.len() as u64,
-                        limit: self.negotiation.max_remote_message_size(),
-                    });
-                }
-                Some(Err(error)) => {
-                    log::warn!("data channel {}: {error}", channel.label());
-                    return Err(DataChannelError::Send);
-                }
-            }
-            account.buffered += data.len() as u64;
-            account.messages_sent += 1;
-            account.bytes_sent += data.len() as u64;
-        }
-        self.poll(now);
-        Ok(())
-    }
-
-    pub fn close_channel(&mut self, now: Instant, channel: &Channel) {
-        let Some(shared) = self
-            .channels
-            .iter()
-            .find(|it| std::ptr::eq(Arc::as_ptr(it), channel))
-            .cloned()
-        else {
-            return;
-        };
-        let id = {
-            let mut account = channel.account.lock();
-            match (account.state, account.id) {
-                (DataChannelState::Open, Some(id)) => {
-                    account.state = DataChannelState::Closing;
-                    Some(id)
-                }
-                (DataChannelState::Connecting, Some(_)) => {
-                    // It is closed as soon as it is open.
-                    account.state = DataChannelState::Closing;
-                    return;
-                }
-                (DataChannelState::Connecting, None) => None,
-                _ => return,
-            }
-        };
-        match id {
-            Some(id) => {
-                self.rtc.direct_api().close_data_channel(id);
-                let state = DataChannelState::Closing;
-                self.events.push_back(Event::ChannelState(shared, state));
-                self.poll(now);
-            }
-            None => self.channel_closed(&shared),
-        }
-    }
-
-    /// Finds out which bytes have left the buffers of SCTP. Every byte accepted is reported exactly
-    /// once.
-    fn account_for_channels(&mut self) {
-        for channel in &self.channels {
-            let mut account = channel.account.lock();
-            let (Some(id), true) = (account.id, account.buffered > 0) else {
-                continue;
-            };
-            let Some(mut engine) = self.rtc.channel(id) else {
-                continue;
-            };
-            let left = (engine.buffered_amount() as u64).min(account.buffered);
-            let gone = account.buffered - left;
-            account.buffered = left;
-            if gone > 0 {
-                self.events
-                    .push_back(Event::ChannelDrained(channel.clone(), gone));
-            }
-        }
-    }
-
-    pub fn flush_early_messages(&mut self) {
-        self.events.push_back(Event::FlushEarlyMessages);
-    }
-
-    pub fn channels(&self) -> &[Arc<Channel>] {
-        &self.channels
-    }
 }
 
 fn media_type(kind: &Kind) -> MediaType {
@@ -1604,26 +912,4 @@ fn opus_config(codec: &Codec, encoding_limit: Option<u64>) -> OpusSendConfig {
             (average, limit) => average.or(limit),
         },
     }
-}
-
-fn channel_init(config: Option<str0m::channel::ChannelConfig>, stream_id: i32) -> DataChannelInit {
-    use str0m::channel::Reliability;
-    let mut init = DataChannelInit {
-        id: stream_id,
-        ..DataChannelInit::default()
-    };
-    if let Some(config) = config {
-        init.ordered = config.ordered;
-        init.protocol = config.protocol;
-        match config.reliability {
-            Reliability::Reliable => {}
-            Reliability::MaxPacketLifetime { lifetime } => {
-                init.max_retransmit_time = Some(i32::from(lifetime));
-            }
-            Reliability::MaxRetransmits { retransmits } => {
-                init.max_retransmits = Some(i32::from(retransmits));
-            }
-        }
-    }
-    init
 }

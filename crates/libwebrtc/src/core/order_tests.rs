@@ -1,5 +1,5 @@
-//! Two cores that offer, answer, stop, send and lose their line in any order end connected and of
-//! one mind.
+//! Two cores that offer, answer, stop, send and lose their link in any order end connected, and
+//! agree on the result.
 
 use std::time::Duration;
 
@@ -9,11 +9,15 @@ use super::{
     tests::{Line, Pair, message, numbers},
     *,
 };
-use crate::{audio::link::Link, jsep::sdp::Sdp};
+use crate::{
+    audio::{encoder::EncodedAudio, link::Link},
+    data_channel::DataChannelInit,
+    jsep::sdp::Sdp,
+};
 
 /// What one of two sides does, or what happens to the line between them.
 #[derive(Debug, Clone, Copy)]
-enum Step {
+enum Action {
     Add {
         side: usize,
         direction: Direction,
@@ -28,8 +32,8 @@ enum Step {
         side: usize,
         which: usize,
     },
-    /// The answer may be given provisionally before, and packets flow while offer and answer are on
-    /// their way.
+    /// An answer follows, perhaps after provisional ones, and packets flow while offer and answer
+    /// are in transit.
     Exchange {
         from: usize,
         restart: bool,
@@ -41,7 +45,7 @@ enum Step {
     RefuseToAnswer {
         from: usize,
     },
-    /// Both offer at once; one gives way.
+    /// Both offer at once; one rolls back.
     Glare {
         polite: usize,
     },
@@ -60,42 +64,42 @@ enum Step {
     Pass {
         ms: u64,
     },
-    /// The line is cut, but not so long that the first handshake would be given up, and there again
-    /// for a moment.
+    /// The link is cut, but not for so long that the first handshake would be given up, and then
+    /// works for a short time.
     Cut {
         ms: u64,
     },
-    /// From now on the line loses, delays, overtakes and doubles what the first side sends.
+    /// From now on the link loses, delays, reorders and duplicates what the first side sends.
     Spoil {
         seed: u64,
     },
-    /// The line is good again.
+    /// The link is good again.
     Mend,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn action() -> impl Strategy<Value = Action> {
     let side = || 0..2usize;
     let direction =
         || (any::<bool>(), any::<bool>()).prop_map(|(send, receive)| Direction::new(send, receive));
     prop_oneof![
         2 => (side(), direction(), any::<bool>()).prop_map(|(side, direction, add_track)| {
-            Step::Add { side, direction, from_add_track: add_track && direction.send }
+            Action::Add { side, direction, from_add_track: add_track && direction.send }
         }),
         1 => (side(), 0..8usize, direction())
-            .prop_map(|(side, which, direction)| Step::Want { side, which, direction }),
-        1 => (side(), 0..8usize).prop_map(|(side, which)| Step::Stop { side, which }),
+            .prop_map(|(side, which, direction)| Action::Want { side, which, direction }),
+        1 => (side(), 0..8usize).prop_map(|(side, which)| Action::Stop { side, which }),
         3 => (side(), any::<bool>(), any::<bool>())
-            .prop_map(|(from, restart, provisional)| Step::Exchange { from, restart, provisional }),
-        1 => side().prop_map(|from| Step::OfferAndForget { from }),
-        1 => side().prop_map(|from| Step::RefuseToAnswer { from }),
-        1 => side().prop_map(|polite| Step::Glare { polite }),
-        1 => (side(), 0..8usize).prop_map(|(side, which)| Step::Reuse { side, which }),
-        2 => (side(), 4..5_000usize).prop_map(|(side, bytes)| Step::Data { side, bytes }),
-        2 => side().prop_map(|side| Step::Sound { side }),
-        2 => (1..1_500u64).prop_map(|ms| Step::Pass { ms }),
-        1 => (1..4_000u64).prop_map(|ms| Step::Cut { ms }),
-        1 => any::<u64>().prop_map(|seed| Step::Spoil { seed }),
-        1 => Just(Step::Mend),
+            .prop_map(|(from, restart, provisional)| Action::Exchange { from, restart, provisional }),
+        1 => side().prop_map(|from| Action::OfferAndForget { from }),
+        1 => side().prop_map(|from| Action::RefuseToAnswer { from }),
+        1 => side().prop_map(|polite| Action::Glare { polite }),
+        1 => (side(), 0..8usize).prop_map(|(side, which)| Action::Reuse { side, which }),
+        2 => (side(), 4..5_000usize).prop_map(|(side, bytes)| Action::Data { side, bytes }),
+        2 => side().prop_map(|side| Action::Sound { side }),
+        2 => (1..1_500u64).prop_map(|ms| Action::Pass { ms }),
+        1 => (1..4_000u64).prop_map(|ms| Action::Cut { ms }),
+        1 => any::<u64>().prop_map(|seed| Action::Spoil { seed }),
+        1 => Just(Action::Mend),
     ]
 }
 
@@ -123,9 +127,9 @@ impl Story {
         self.pair.run(Duration::from_millis(ms), |_| false);
     }
 
-    fn take(&mut self, step: Step) {
+    fn take(&mut self, step: Action) {
         match step {
-            Step::Add {
+            Action::Add {
                 side,
                 direction,
                 from_add_track,
@@ -139,7 +143,7 @@ impl Story {
                     .add_transceiver(MediaType::Audio, None, init, from_add_track)
                     .expect("a transceiver");
             }
-            Step::Want {
+            Action::Want {
                 side,
                 which,
                 direction,
@@ -149,25 +153,25 @@ impl Story {
                     known.direction = direction;
                 }
             }
-            Step::Stop { side, which } => {
+            Action::Stop { side, which } => {
                 let core = &mut self.pair.cores[side];
                 let transceiver = core.transceivers().nth(which).cloned();
                 if let Some(transceiver) = transceiver {
                     core.stop_transceiver(&transceiver).expect("it is open");
                 }
             }
-            Step::Exchange {
+            Action::Exchange {
                 from,
                 restart,
                 provisional,
             } => self.exchange(from, restart, provisional),
-            Step::OfferAndForget { from } => {
+            Action::OfferAndForget { from } => {
                 let offer = self.offer(from, false);
                 self.set_local(from, offer);
                 self.pass(30);
                 self.set_local(from, rollback());
             }
-            Step::RefuseToAnswer { from } => {
+            Action::RefuseToAnswer { from } => {
                 let offer = self.offer(from, false);
                 if has_transport(&offer) {
                     self.set_remote(1 - from, offer);
@@ -175,7 +179,7 @@ impl Story {
                     self.set_remote(1 - from, rollback());
                 }
             }
-            Step::Glare { polite } => {
+            Action::Glare { polite } => {
                 let (ours, theirs) = (self.offer(polite, false), self.offer(1 - polite, false));
                 self.set_local(polite, ours);
                 if has_transport(&theirs) {
@@ -187,25 +191,25 @@ impl Story {
                 self.set_local(polite, rollback());
                 self.exchange(1 - polite, false, false);
             }
-            Step::Reuse { side, which } => {
-                self.take(Step::Stop { side, which });
+            Action::Reuse { side, which } => {
+                self.take(Action::Stop { side, which });
                 self.exchange(side, false, false);
-                self.take(Step::Add {
+                self.take(Action::Add {
                     side,
                     direction: Direction::SEND_RECV,
                     from_add_track: false,
                 });
                 self.exchange(side, false, false);
             }
-            Step::Data { side, bytes } => self.send_data(side, bytes),
-            Step::Sound { side } => {
+            Action::Data { side, bytes } => self.send_data(side, bytes),
+            Action::Sound { side } => {
                 for _ in 0..3 {
                     self.send_sound(side);
                     self.pass(20);
                 }
             }
-            Step::Pass { ms } => self.pass(ms),
-            Step::Spoil { seed } => {
+            Action::Pass { ms } => self.pass(ms),
+            Action::Spoil { seed } => {
                 let link = Link {
                     loss: 0.1,
                     jitter_ms: 30.0,
@@ -215,8 +219,8 @@ impl Story {
                 };
                 self.pair.line = Some(Line::new(self.pair.now, link, seed));
             }
-            Step::Mend => self.pair.line = None,
-            Step::Cut { ms } => {
+            Action::Mend => self.pair.line = None,
+            Action::Cut { ms } => {
                 let up = [PeerConnectionState::Connected; 2] == self.pair.states();
                 self.pair.cut = true;
                 self.pass(if up { ms } else { ms.min(200) });
@@ -294,7 +298,7 @@ impl Story {
         }
     }
 
-    /// Sends a packet of sound in each transceiver that may. Answers in which.
+    /// Sends a packet of sound in each transceiver that may send. Returns their mids.
     fn send_sound(&mut self, side: usize) -> Vec<Mid> {
         let (now, core) = (self.pair.now, &mut self.pair.cores[side]);
         let views = core.transceivers().map(|it| it.view().sending);
@@ -314,9 +318,9 @@ impl Story {
         streams.iter().map(|stream| stream.mid).collect()
     }
 
-    /// The last exchanges on a good line, after which all must be well.
+    /// The last exchanges on a good link, after which everything must work.
     fn end(&mut self) {
-        self.take(Step::Mend);
+        self.take(Action::Mend);
         let failed = |pair: &Pair| pair.states().contains(&PeerConnectionState::Failed);
         let restart = failed(&self.pair);
         self.exchange(0, restart, false);
@@ -375,7 +379,7 @@ impl Story {
         }
 
         for core in &mut self.pair.cores {
-            core.incoming.clear();
+            core.media.incoming.clear();
         }
         let mut sounding = [vec![], vec![]];
         for _ in 0..5 {
@@ -388,7 +392,7 @@ impl Story {
         for (side, mids) in sounding.iter().enumerate() {
             let other = &self.pair.cores[1 - side];
             for mid in mids {
-                let heard = other.incoming.values().find(|it| it.mid == *mid);
+                let heard = other.media.incoming.values().find(|it| it.mid == *mid);
                 let heard = heard.unwrap_or_else(|| panic!("section {mid} of {side} is not heard"));
                 assert_eq!(heard.index, other.index_of_mid(*mid));
             }
@@ -410,8 +414,8 @@ fn has_transport(description: &SessionDescription) -> bool {
     sdp.credentials().is_some()
 }
 
-/// What the two descriptions that are in effect say together: mid, kind, whether nobody uses it,
-/// and who may send.
+/// What the two current descriptions say together: mid, kind, whether nobody uses it, and who may
+/// send.
 fn sections(core: &Core) -> Vec<(String, Kind, bool, Direction)> {
     let parse = |description: Option<SessionDescription>| {
         let description = description.expect("there was an exchange");
@@ -444,7 +448,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
     #[test]
     fn any_order_of_steps_ends_connected_and_of_one_mind(
-        steps in proptest::collection::vec(step(), 0..40),
+        steps in proptest::collection::vec(action(), 0..40),
     ) {
         let mut story = Story::new();
         for step in steps {

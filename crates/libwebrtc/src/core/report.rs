@@ -27,7 +27,7 @@ const AUDIO_CLOCK_RATE: f64 = 48_000.0;
 /// RTP header without extensions.
 const RTP_HEADER_BYTES: u64 = 12;
 
-/// A packet that comes this much earlier or later than the one before belongs to another time line,
+/// A packet that comes this much earlier or later than the one before belongs to another timeline,
 /// in seconds.
 const MAX_JITTER_S: f64 = 1.0;
 
@@ -36,7 +36,7 @@ const PAIR_ID: &str = "CP01";
 const LOCAL_CANDIDATE_ID: &str = "CL01";
 const REMOTE_CANDIDATE_ID: &str = "CR01";
 
-/// Numbers of the connection as a whole.
+/// Totals of the connection as a whole.
 #[derive(Default)]
 pub(super) struct Counters {
     pub packets_sent: u64,
@@ -49,23 +49,23 @@ pub(super) struct Counters {
     reports: HashMap<Mid, Reports>,
 }
 
-/// What the other side has reported of a stream of ours.
+/// What the other side has reported about a stream of this side.
 #[derive(Default)]
 struct Reports {
-    /// All measurements together, and how many they were.
+    /// Sum of all measurements, and their number.
     round_trips: (Duration, u64),
-    /// The share lost, as the last report has it.
+    /// The share lost according to the last report.
     fraction_lost: f32,
     expected_loss: ExpectedLoss,
     rate: SendRate,
 }
 
-/// What a report of the other side means for an encoder.
+/// What an encoder should do after a report of the other side.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Advice {
     /// The loss to expect.
     pub loss_percent: u8,
-    /// How much of the wanted bitrate the line takes, from 0 to 1.
+    /// How much of the wanted bitrate the link carries, from 0 to 1.
     pub bitrate_share: f32,
 }
 
@@ -80,7 +80,7 @@ impl Counters {
         self.bytes_received += bytes as u64;
     }
 
-    /// Answers what the encoder should be told, if there is a new report of the other side.
+    /// Returns what the encoder should do, if there is a new report of the other side.
     pub fn take_egress(&mut self, now: Instant, stats: MediaEgressStats) -> Option<Advice> {
         let mut advice = None;
         // A value of loss comes with every report of the other side, so it marks a new measurement.
@@ -115,8 +115,8 @@ impl SentStream {
     /// Counts a packet and gives its sequence number.
     pub fn next(&mut self, payload_bytes: usize, ssrc: Ssrc) -> u64 {
         if self.packets == 0 {
-            // Far from the wrap, because a receiver that misses the first packets could not know of
-            // one (RFC 3711, section 3.3.1).
+            // In the lower half, because a receiver that misses the first packets could not detect
+            // a wrap-around (RFC 3711, section 3.3.1).
             self.next_sequence = u64::from(rand::random::<u16>() >> 1);
         }
         self.ssrc = *ssrc;
@@ -185,7 +185,8 @@ impl ReceivedStream {
             let arrival = now.saturating_duration_since(last.at).as_secs_f64() * AUDIO_CLOCK_RATE;
             let sent = rtp_time as f64 - last.rtp_time as f64;
             let difference = (arrival - sent).abs();
-            // More is no jitter, but timestamps that stood still while the sender was muted.
+            // A larger difference is no jitter: the timestamps stood still while the sender was
+            // muted.
             if difference < MAX_JITTER_S * AUDIO_CLOCK_RATE {
                 self.jitter += (difference - self.jitter) / 16.0;
             }
@@ -246,14 +247,14 @@ fn codec(id: &str, payload_type: u8, is_red: bool) -> RtcStats {
 }
 
 impl Core {
-    /// Everything.
+    /// All statistics of the connection.
     pub fn report(&self, now: Instant) -> Vec<RtcStats> {
         let mut report = self.transport_report(now);
         for transceiver in &self.transceivers {
             self.report_sender(transceiver, &mut report);
             self.report_receiver(transceiver, &mut report);
         }
-        for channel in &self.channels {
+        for channel in &self.data.live {
             let account = channel.account.lock();
             report.push(RtcStats::DataChannel(stats::DataChannelStats {
                 rtc: entry(format!("D{}", account.stream_id)),
@@ -272,14 +273,14 @@ impl Core {
         report.push(RtcStats::PeerConnection(stats::PeerConnectionStats {
             rtc: entry("P"),
             pc: dictionaries::PeerConnectionStats {
-                data_channels_opened: self.channels_opened,
-                data_channels_closed: self.channels_closed,
+                data_channels_opened: self.data.opened,
+                data_channels_closed: self.data.closed,
             },
         }));
         report
     }
 
-    /// What one sender does.
+    /// The statistics of one sender.
     pub fn sender_report(&self, sender: &std::sync::Arc<Sender>) -> Vec<RtcStats> {
         let mut report = vec![];
         let found = self
@@ -292,7 +293,7 @@ impl Core {
         report
     }
 
-    /// What one receiver does.
+    /// The statistics of one receiver.
     pub fn receiver_report(&self, receiver: &std::sync::Arc<Receiver>) -> Vec<RtcStats> {
         let mut report = vec![];
         let found = self
@@ -326,15 +327,17 @@ impl Core {
                     (true, true) => stats::IceRole::Controlling,
                     (true, false) => stats::IceRole::Controlled,
                 },
-                dtls_state: Some(match (self.closed, self.dtls_connected, self.ice) {
-                    (true, ..) => stats::DtlsTransportState::Closed,
-                    (_, true, _) => stats::DtlsTransportState::Connected,
-                    (_, _, EngineIceState::New) => stats::DtlsTransportState::New,
-                    _ => stats::DtlsTransportState::Connecting,
-                }),
-                ice_state: Some(match self.ice {
-                    _ if self.closed => stats::IceTransportState::Closed,
-                    _ if self.failed => stats::IceTransportState::Failed,
+                dtls_state: Some(
+                    match (self.state.closed, self.state.dtls_connected, self.state.ice) {
+                        (true, ..) => stats::DtlsTransportState::Closed,
+                        (_, true, _) => stats::DtlsTransportState::Connected,
+                        (_, _, EngineIceState::New) => stats::DtlsTransportState::New,
+                        _ => stats::DtlsTransportState::Connecting,
+                    },
+                ),
+                ice_state: Some(match self.state.ice {
+                    _ if self.state.closed => stats::IceTransportState::Closed,
+                    _ if self.state.failed => stats::IceTransportState::Failed,
                     EngineIceState::New => stats::IceTransportState::New,
                     EngineIceState::Checking => stats::IceTransportState::Checking,
                     EngineIceState::Connected => stats::IceTransportState::Connected,
@@ -386,12 +389,14 @@ impl Core {
             report.push(RtcStats::LocalCandidate(stats::LocalCandidateStats {
                 rtc: entry(LOCAL_CANDIDATE_ID),
                 local_candidate: dictionaries::IceCandidateStats {
-                    candidate_type: self.kind_of_local(pair.local.addr).map(|kind| match kind {
-                        CandidateKind::Host => stats::IceCandidateType::Host,
-                        CandidateKind::PeerReflexive => stats::IceCandidateType::Prflx,
-                        CandidateKind::ServerReflexive => stats::IceCandidateType::Srflx,
-                        CandidateKind::Relayed => stats::IceCandidateType::Relay,
-                    }),
+                    candidate_type: self.paths.kind_of_local(pair.local.addr).map(
+                        |kind| match kind {
+                            CandidateKind::Host => stats::IceCandidateType::Host,
+                            CandidateKind::PeerReflexive => stats::IceCandidateType::Prflx,
+                            CandidateKind::ServerReflexive => stats::IceCandidateType::Srflx,
+                            CandidateKind::Relayed => stats::IceCandidateType::Relay,
+                        },
+                    ),
                     ..candidate(pair.local.addr)
                 },
             }));
@@ -436,7 +441,7 @@ impl Core {
         }
         let is_red = sending.red_payload_type.is_some();
         report.push(codec(&codec_id, payload_type, is_red));
-        let sent = self.sent.get(&mid);
+        let sent = self.media.sent.get(&mid);
         let (packets, payload_bytes, ssrc) = sent.map_or((0, 0, 0), |sent| {
             (sent.packets, sent.payload_bytes, sent.ssrc)
         });
@@ -503,6 +508,7 @@ impl Core {
             .map(|receiver| receiver.stats())
             .unwrap_or_default();
         for incoming in self
+            .media
             .incoming
             .values()
             .filter(|incoming| incoming.mid == mid)

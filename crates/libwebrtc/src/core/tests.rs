@@ -1,4 +1,4 @@
-//! Two cores on a made-up network, in made-up time.
+//! Two cores on an emulated network, in virtual time.
 
 use std::{
     collections::BTreeMap,
@@ -7,23 +7,31 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::*;
-use crate::audio::link::{Dice, Link};
+use super::{
+    paths::{RELAYS_AFTER_START, SWITCH_AFTER_SILENCE},
+    state::{FAILED_AFTER_CHECKING, FAILED_AFTER_DISCONNECT},
+    *,
+};
+use crate::{
+    audio::link::{Dice, Link},
+    data_channel::DataChannelInit,
+    ice::stun,
+};
 
-/// One way through the network.
+/// One-way delay of the network.
 const DELAY: Duration = Duration::from_millis(20);
 
 /// Headers of IPv4 and UDP (RFC 791, RFC 768).
 const IP_AND_UDP_BYTES: usize = 28;
 
-/// A line that is not perfect, and its own account of what it did to packets of sound.
+/// A lossy link with jitter, and what it did to packets of sound.
 pub(super) struct Line {
     link: Link,
     dice: Dice,
     start: Instant,
     last_ms: f64,
-    /// Bits per second that get through, and for how many milliseconds of them there is a queue;
-    /// what finds it full is lost.
+    /// Bits per second that get through, and the length of the queue in milliseconds; packets that
+    /// find the queue full are lost.
     pub bottleneck: Option<(f64, f64)>,
     /// When the queue will be empty.
     drained_ms: f64,
@@ -45,7 +53,7 @@ impl Line {
         }
     }
 
-    /// When a packet is through the bottleneck.
+    /// When a packet is through the bottleneck; `None` if it is lost there.
     fn pass(&mut self, sent_ms: f64, bytes: usize) -> Option<f64> {
         let Some((bits_per_second, queue_ms)) = self.bottleneck else {
             return Some(sent_ms);
@@ -59,7 +67,7 @@ impl Line {
         Some(self.drained_ms)
     }
 
-    /// When copies of a packet arrive that is sent now.
+    /// When copies of a packet arrive that is sent now: none if it is lost.
     fn carry(&mut self, now: Instant, packet: &[u8]) -> Vec<Instant> {
         let sent_ms = (now - self.start).as_secs_f64() * 1000.0;
         let arrivals = match self.pass(sent_ms, packet.len()) {
@@ -99,17 +107,17 @@ pub(super) fn numbers(events: &[Event]) -> Vec<u32> {
 pub(super) struct Pair {
     pub now: Instant,
     pub cores: [Core; 2],
-    /// Packets on their way: when they arrive, for whom, and what.
+    /// Packets in transit: when they arrive, for whom, and what.
     network: BTreeMap<(Instant, u64), (usize, Transmit)>,
     packets: u64,
     /// Whether the line is cut.
     pub cut: bool,
-    /// What the line from the first to the second core does to packets, instead of delaying them
-    /// all alike.
+    /// How packets from the first to the second core are delayed and lost, instead of being delayed
+    /// by [`DELAY`].
     pub line: Option<Line>,
     /// Addresses that no packet comes from or goes to.
     blocked: Vec<SocketAddr>,
-    /// Where checks of the first core came from that nominated their pair.
+    /// Local addresses of the first core whose checks nominated their pair.
     nominating: Vec<SocketAddr>,
     pub events: [Vec<Event>; 2],
 }
@@ -139,7 +147,7 @@ impl Pair {
         self.negotiate_as_told(from, ice_restart, |description| description);
     }
 
-    /// An exchange in which each side hears `told` of what the other has said.
+    /// An exchange in which each side gets the other's description as `told` has changed it.
     pub fn negotiate_as_told(
         &mut self,
         from: usize,
@@ -195,7 +203,7 @@ impl Pair {
         }
     }
 
-    /// Lets time pass until `done`, at most for `patience`; answers how long it took.
+    /// Lets time pass until `done`, at most for `patience`; returns how long it took.
     pub fn run(&mut self, patience: Duration, done: impl Fn(&Self) -> bool) -> Option<Duration> {
         let start = self.now;
         self.collect();
@@ -210,7 +218,7 @@ impl Pair {
                 .chain(arrival)
                 .min()
                 .expect("there are two cores");
-            // A timeout that lies in the past is due now, and a millisecond is as good as now.
+            // A timeout in the past is due now; a millisecond later is close enough.
             self.now = next
                 .max(self.now + Duration::from_millis(1))
                 .min(start + patience);
@@ -306,7 +314,7 @@ fn a_server_with_several_addresses_is_connected_to_as_fast() {
     server
         .set_local_description(now, answer.clone(), &[])
         .expect("our own answer");
-    // Its checks are there before its answer.
+    // Its checks arrive before its answer.
     pair.run(DELAY * 2, |_| false);
     let now = pair.now;
     pair.cores[0]
@@ -316,7 +324,7 @@ fn a_server_with_several_addresses_is_connected_to_as_fast() {
     let took = pair
         .run(Duration::from_secs(5), |pair| pair.states() == both)
         .expect("connected");
-    // A check and its answer, two round trips of DTLS, and a step of ICE here and there.
+    // A check and its answer, two round trips of DTLS, and a few steps of ICE.
     assert!(took < DELAY * 2 * 4, "{took:?}");
 }
 
@@ -420,7 +428,7 @@ fn a_path_that_dies_is_left_for_one_that_lives() {
     );
     pair.cores[0].add_udp_candidate(second);
     let mut pair = pair.connect();
-    let uses = |pair: &Pair, address| pair.cores[0].path.is_some_and(|path| path.local == address);
+    let uses = |pair: &Pair, address| pair.cores[0].paths.current_local() == Some(address);
     // A second candidate is checked while the first one is used.
     pair.run(Duration::from_secs(3), |_| false);
     assert!(uses(&pair, first));
@@ -442,7 +450,7 @@ fn a_path_that_dies_is_left_for_one_that_lives() {
     );
     pair.run(Duration::from_secs(30), |_| false);
     assert_eq!(states_since(&pair, before, 0), []);
-    // It comes back to the better one.
+    // The better path is used again.
     pair.blocked.clear();
     pair.cores[0].remove_local(pair.now, first);
     pair.cores[0].add_udp_candidate(first);
@@ -485,7 +493,7 @@ fn paths_that_die_together_are_left_together() {
         pair.cores[0].add_udp_candidate(address);
     }
     let mut pair = pair.connect();
-    let uses = |pair: &Pair, address| pair.cores[0].path.is_some_and(|path| path.local == address);
+    let uses = |pair: &Pair, address| pair.cores[0].paths.current_local() == Some(address);
     let channel = pair.cores[0].channels()[0].clone();
     let goes_on = |pair: &mut Pair| {
         let now = pair.now;
@@ -493,7 +501,7 @@ fn paths_that_die_together_are_left_together() {
         sent.expect("the channel is open");
         pair.run(Duration::from_millis(100), |_| false);
     };
-    // All are checked now and then while the first one is used.
+    // All are checked from time to time while the first one is used.
     for _ in 0..100 {
         goes_on(&mut pair);
     }
@@ -504,7 +512,7 @@ fn paths_that_die_together_are_left_together() {
         assert!(
             pair.now < cut_at + SWITCH_AFTER_SILENCE + Duration::from_secs(1),
             "it goes on over {:?}",
-            pair.cores[0].path.map(|path| path.local)
+            pair.cores[0].paths.current_local()
         );
         goes_on(&mut pair);
     }
@@ -570,7 +578,7 @@ fn with_relays_only_nothing_is_sent_directly() {
         pair.states() == both && announced(pair)
     })
     .expect("connected through the relay");
-    assert_eq!(pair.cores[0].path.map(|path| path.local), Some(relayed));
+    assert_eq!(pair.cores[0].paths.current_local(), Some(relayed));
     pair.cores[0].relay_lost(pair.now, relayed);
     pair.run(DELAY, |pair| {
         pair.states()[0] == PeerConnectionState::Failed
@@ -579,7 +587,7 @@ fn with_relays_only_nothing_is_sent_directly() {
 }
 
 #[test]
-fn a_relay_that_is_lost_is_replaced_by_another_way_or_the_connection_fails_soon() {
+fn a_relay_that_is_lost_is_replaced_by_another_path_or_the_connection_fails_soon() {
     let relayed: SocketAddr = "203.0.113.7:7000".parse().expect("an address");
     let direct: SocketAddr = "192.0.2.1:1000".parse().expect("an address");
     for direct_works in [true, false] {
@@ -588,7 +596,7 @@ fn a_relay_that_is_lost_is_replaced_by_another_way_or_the_connection_fails_soon(
         let (now, local) = (pair.now, direct);
         pair.cores[0].add_relayed_candidate(now, relayed, local);
         let mut pair = pair.connect();
-        assert_eq!(pair.cores[0].path.map(|path| path.local), Some(relayed));
+        assert_eq!(pair.cores[0].paths.current_local(), Some(relayed));
         pair.run(Duration::from_secs(20), |_| false);
         let before = pair.events[0].len();
         if direct_works {
@@ -605,7 +613,7 @@ fn a_relay_that_is_lost_is_replaced_by_another_way_or_the_connection_fails_soon(
         let took = pair.run(Duration::from_secs(20), changed);
         let limit = match direct_works {
             true => Duration::from_secs(1),
-            // All checks of the direct way.
+            // All checks of the direct path.
             false => Duration::from_secs(10),
         };
         assert!(

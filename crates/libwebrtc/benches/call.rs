@@ -9,11 +9,11 @@ use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
 use criterion::Criterion;
 use libwebrtc::internals::parts::{
-    DataMessage, FrameIn, IdleBeat, PacketIn, PacketOut, Part, Pull, Resample,
+    DataMessage, FrameIn, IdleTick, PacketIn, PacketOut, Part, Pull, Resample,
 };
 use rustix::time::{ClockId, clock_gettime};
 
-/// So many events are measured at once: enough that looking at the clock does not count.
+/// So many events are measured at once: enough that reading the clock does not count.
 const EVENTS_AT_ONCE: usize = 100;
 
 /// Time and events so far, by name.
@@ -63,14 +63,14 @@ fn main() {
     measure(criterion, "pull of 10 ms", Pull::new(false));
     measure(criterion, "pull, 10 % loss, 60 ms jitter", Pull::new(true));
     measure(criterion, "resample to 16 kHz", Resample::new(16_000));
-    measure(criterion, "beat with nothing to do", IdleBeat::default());
+    measure(criterion, "tick with nothing to do", IdleTick::default());
     measure(criterion, "data message, 100 B", DataMessage::new(100));
     measure(criterion, "data message, 15 kB", DataMessage::new(15_000));
     print_shares();
 }
 
-/// How often an event happens in a second of a call with sound both ways. Variants that take the
-/// place of another event are marked so.
+/// How often an event happens in a second of a call with sound in both directions; `true` marks a
+/// variant that takes the place of another event.
 const EVENTS_A_SECOND: [(&str, f64, bool); 11] = [
     ("frame in, 48 kHz", 100.0, true),
     ("frame in, 24 kHz", 100.0, false),
@@ -80,7 +80,7 @@ const EVENTS_A_SECOND: [(&str, f64, bool); 11] = [
     ("pull of 10 ms", 100.0, true),
     ("pull, 10 % loss, 60 ms jitter", 100.0, false),
     ("resample to 16 kHz", 100.0, true),
-    ("beat with nothing to do", 100.0, true),
+    ("tick with nothing to do", 100.0, true),
     // Transcriptions and states; a call has fewer.
     ("data message, 100 B", 5.0, true),
     ("data message, 15 kB", 0.2, true),

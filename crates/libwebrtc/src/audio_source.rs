@@ -3,13 +3,13 @@
 //! The application pushes PCM into a [`native::NativeAudioSource`]. There are no sound devices in
 //! this engine: a device source is accepted, because the API has it, and stays silent.
 
-/// Sample rate that a source without an own one reports, in Hz.
+/// Sample rate that a device source reports, in Hz.
 pub const DEFAULT_SAMPLE_RATE: u32 = 48_000;
 
-/// Channel count that a source without an own one reports.
+/// Channel count that a device source reports.
 pub const DEFAULT_NUM_CHANNELS: u32 = 1;
 
-/// Sound processing that an application may ask for. The values are kept and given back; nothing is
+/// Sound processing that an application may ask for. The values are stored and returned; nothing is
 /// processed, since there is no device.
 #[derive(Default, Debug)]
 pub struct AudioSourceOptions {
@@ -90,10 +90,10 @@ pub mod native {
     impl NativeAudioSource {
         /// Makes a source with a queue of `queue_size_ms`.
         ///
-        /// With a queue, sound is played out on the clock: [`capture_frame`](Self::capture_frame)
+        /// With a queue, sound is played out by the clock: [`capture_frame`](Self::capture_frame)
         /// takes frames of any length and waits while more than `queue_size_ms` lie ready, so the
-        /// queue holds at most twice that for a moment. With `queue_size_ms` 0 there is no clock:
-        /// each call must bring exactly 10 ms, which are sent before the call returns.
+        /// queue holds at most twice that for a short time. With `queue_size_ms` 0 there is no
+        /// clock: each call must bring exactly 10 ms, which are sent before the call returns.
         ///
         /// # Panics
         ///

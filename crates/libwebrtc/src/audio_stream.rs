@@ -17,11 +17,11 @@ pub mod native {
         audio_track::RtcAudioTrack,
     };
 
-    /// 100 ms: enough for a reader that is held up for a moment, little enough that what it then
-    /// gets is not old.
+    /// 100 ms: enough for a reader that is held up briefly, little enough that what it then gets is
+    /// not old.
     const DEFAULT_QUEUE_SIZE_FRAMES: usize = 10;
 
-    /// How a [`NativeAudioStream`] holds frames that nobody has read yet.
+    /// How many frames a [`NativeAudioStream`] keeps that nobody has read yet.
     #[derive(Clone, Debug, Default)]
     pub struct NativeAudioStreamOptions {
         /// How many frames of 10 ms wait at most; when one more comes, the oldest is dropped.

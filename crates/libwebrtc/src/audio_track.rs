@@ -7,7 +7,7 @@ use crate::{
     media_stream_track::RtcTrackState,
 };
 
-/// An audio track. Clones are the same track.
+/// An audio track. Clones refer to the same track.
 #[derive(Clone)]
 pub struct RtcAudioTrack {
     pub(crate) handle: AudioTrack,
@@ -45,7 +45,7 @@ impl RtcAudioTrack {
         self.handle.enabled()
     }
 
-    /// Lets the sound of the track through or replaces it by silence; answers whether that was a
+    /// Lets the sound of the track through or replaces it by silence; returns whether that was a
     /// change.
     pub fn set_enabled(&self, enabled: bool) -> bool {
         self.handle.set_enabled(enabled)

@@ -1,4 +1,4 @@
-//! A place for one callback of the application.
+//! A slot for one callback of the application.
 
 use parking_lot::Mutex;
 
@@ -32,12 +32,12 @@ impl<F> CallbackSlot<F> {
             slot.generation += 1;
             std::mem::replace(&mut slot.callback, callback)
         };
-        // Dropped after the lock is gone: a callback may own handles whose destructors come back
-        // here.
+        // Dropped after the lock is gone: a callback may own handles whose destructors use this
+        // slot.
         drop(replaced);
     }
 
-    /// Runs `call` with the callback, if there is one, and says whether there was.
+    /// Runs `call` with the callback, if there is one, and returns whether there was.
     pub(crate) fn call(&self, call: impl FnOnce(&mut F)) -> bool {
         let (callback, generation) = {
             let mut slot = self.slot.lock();

@@ -51,7 +51,7 @@ pub(crate) struct Callbacks {
     pub track: CallbackSlot<OnTrack>,
 }
 
-/// See the module.
+/// One peer connection as its handles and its driver share it.
 pub(crate) struct Connection {
     core: Mutex<Core>,
     pub(crate) callbacks: Callbacks,
@@ -79,7 +79,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Changes the core and wakes the driver for what comes of it.
+    /// Changes the core and wakes the driver, which sends and tells what comes of it.
     fn change<T>(&self, change: impl FnOnce(&mut Core, Instant) -> T) -> T {
         let result = change(&mut self.core.lock(), Instant::now());
         self.wake.notify_one();
@@ -91,7 +91,7 @@ impl Connection {
         act(&mut self.core.lock(), Instant::now())
     }
 
-    /// Whether to look for new network interfaces while the connection lives.
+    /// Whether new network interfaces are searched for while the connection lives.
     pub fn gathers_continually(&self) -> bool {
         let policy = self.config.lock().continual_gathering_policy;
         policy == ContinualGatheringPolicy::GatherContinually
@@ -241,7 +241,7 @@ impl Connection {
         Ok(self.core.lock().receiver_report(receiver))
     }
 
-    /// Ends everything. The driver sends what must still be sent and then lets the sockets go.
+    /// Closes the connection. The driver sends what must still be sent and then closes the sockets.
     pub fn close(&self) {
         let transceivers: Vec<_> = self.change(|core, now| {
             if core.is_closed() {
@@ -283,7 +283,7 @@ impl Connection {
         self.core.lock().current_remote_description()
     }
 
-    /// All transceivers; none when closed, so that nobody goes on with what has ended.
+    /// All transceivers; none when closed, so that nobody uses what has ended.
     pub fn transceivers(&self) -> Vec<RtpTransceiver> {
         let core = self.core.lock();
         if core.is_closed() {

@@ -1,5 +1,4 @@
-//! Data channels as the application sees them. Accounts of bytes and the life of a channel are kept
-//! in `core`; this module is the handle.
+//! Data channels as the application sees them. `core` keeps their state; this module is the handle.
 
 use std::{fmt::Debug, str::Utf8Error, sync::Arc};
 
@@ -13,18 +12,19 @@ use crate::{core::channel::Channel, rtp_parameters::Priority};
 pub struct DataChannelInit {
     /// Whether messages arrive in the order in which they were sent.
     pub ordered: bool,
-    /// How long a message is sent again, in milliseconds. Not together with `max_retransmits`.
+    /// How long a message is retransmitted, in milliseconds (RFC 3758). Not together with
+    /// `max_retransmits`.
     pub max_retransmit_time: Option<i32>,
-    /// How often a message is sent again.
+    /// How often a message is retransmitted at most (RFC 7496).
     pub max_retransmits: Option<i32>,
     /// Name of the sub-protocol.
     pub protocol: String,
-    /// Whether both sides open the channel by themselves with the same `id`.
+    /// Whether each side opens the channel by itself with the same `id`, instead of by DCEP (RFC
+    /// 8832).
     pub negotiated: bool,
     /// SCTP stream id of a negotiated channel; -1 when the engine chooses one.
     pub id: i32,
-    /// Share of the line when several channels want to send. Kept, but all channels are served
-    /// alike.
+    /// Priority among channels that have data to send. Stored, but all channels are served alike.
     pub priority: Option<Priority>,
 }
 
@@ -48,31 +48,35 @@ pub enum DataChannelError {
     /// The channel is not open, or its send buffer is full.
     #[error("failed to send data, dc not open? send buffer is full ?")]
     Send,
-    /// The message is larger than the other side takes.
+    /// The message is larger than the other side accepts.
     #[error(
         "a message of {bytes} bytes is larger than the {limit} bytes that the other side takes"
     )]
     TooLarge {
-        /// Size of the message.
+        /// Size of the message in bytes.
         bytes: u64,
-        /// Size of the largest message that it takes.
+        /// Size of the largest message that it accepts, in bytes.
         limit: u64,
     },
-    /// A message without a byte, which the engine cannot send.
+    /// A message without bytes, which the engine cannot send.
     #[error("an empty message cannot be sent")]
     Empty,
-    /// A text message must be UTF-8.
+    /// A text message is not valid UTF-8.
     #[error("only utf8 strings can be sent")]
     Utf8(#[from] Utf8Error),
 }
 
-/// Life of a data channel.
+/// State of a data channel (W3C WebRTC, `RTCDataChannelState`).
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DataChannelState {
+    /// The channel is being opened.
     Connecting,
+    /// Messages can be sent.
     Open,
+    /// The channel is being closed; what was queued is still sent.
     Closing,
+    /// The channel has ended.
     Closed,
 }
 
@@ -81,7 +85,7 @@ pub enum DataChannelState {
 pub struct DataBuffer<'a> {
     /// The bytes of the message.
     pub data: &'a [u8],
-    /// Whether the sender meant bytes (true) or text.
+    /// Whether the sender sent bytes (true) or text.
     pub binary: bool,
 }
 
@@ -89,7 +93,7 @@ pub struct DataBuffer<'a> {
 pub type OnStateChange = Box<dyn FnMut(DataChannelState) + Send + Sync>;
 /// Called for every message received.
 pub type OnMessage = Box<dyn FnMut(DataBuffer) + Send + Sync>;
-/// Called with the number of bytes that left the send buffer. All calls together add up to every
+/// Called with the number of bytes that have left the send buffer. The sum of all calls is every
 /// byte sent.
 pub type OnBufferedAmountChange = Box<dyn FnMut(u64) + Send + Sync>;
 
@@ -104,8 +108,8 @@ impl DataChannel {
     ///
     /// # Errors
     ///
-    /// When the channel is not open, the send buffer is full, or the message is empty, too large or
-    /// not the text that it is said to be.
+    /// When the channel is not open, the send buffer is full, or the message is empty, larger than
+    /// the other side accepts, or meant as text and not UTF-8.
     pub fn send(&self, data: &[u8], binary: bool) -> Result<(), DataChannelError> {
         if !binary {
             std::str::from_utf8(data)?;
@@ -123,7 +127,7 @@ impl DataChannel {
         self.channel.label().to_owned()
     }
 
-    /// Present state.
+    /// Current state.
     pub fn state(&self) -> DataChannelState {
         self.channel.state()
     }

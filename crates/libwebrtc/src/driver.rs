@@ -32,16 +32,16 @@ use crate::{
     rtp_transceiver::RtpTransceiver,
 };
 
-/// Packets read from one socket before everything else gets its turn again.
+/// Packets read from one socket before everything else is served again.
 const READ_AT_ONCE: usize = 32;
 /// A socket that fails so often in a row belongs to an interface that is gone.
 const MAX_FAILURES: u32 = 16;
-/// More than any packet of WebRTC: they are made to fit into 1,500 bytes.
+/// More than any packet of WebRTC, which fits into 1,500 bytes.
 const MAX_PACKET_BYTES: usize = 2048;
 /// The port that stands for "none" in candidates of a side that only opens connections (RFC 6544,
 /// section 4.5).
 const ACTIVE_TCP_PORT: u16 = 9;
-/// How often the network interfaces are looked at; Google's engine does so too.
+/// How often the network interfaces are listed; as often as in Google's engine.
 const INTERFACE_INTERVAL: Duration = Duration::from_secs(2);
 
 struct Socket {
@@ -51,7 +51,7 @@ struct Socket {
 }
 
 impl Socket {
-    /// Sockets that have failed wait for the next look at the interfaces.
+    /// Sockets that have failed are replaced at the next listing of the interfaces.
     fn works(&self) -> bool {
         self.failures < MAX_FAILURES
     }
@@ -63,8 +63,12 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Binds a socket to every usable address. The loopback address is among them, as servers for
-    /// development listen there.
+    /// Binds a socket to every usable address. Loopback is among them, as servers for development
+    /// listen there.
+    ///
+    /// # Errors
+    ///
+    /// If no address is usable or no socket can be bound.
     pub fn open() -> Result<Self, RtcError> {
         let mut sockets = Self { sockets: vec![] };
         sockets.bind_new(&usable_addresses()?);
@@ -76,7 +80,7 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// Binds a socket to every address that has none, and answers the new ones.
+    /// Binds a socket to every address that has none, and returns the new ones.
     fn bind_new(&mut self, addresses: &[IpAddr]) -> Vec<SocketAddr> {
         // Sockets belong to the runtime that is entered when they are made.
         let _runtime = engine::handle().enter();
@@ -100,8 +104,8 @@ impl Sockets {
         new
     }
 
-    /// Closes the sockets whose address is gone and those that have failed, and answers which these
-    /// were.
+    /// Closes the sockets whose address is gone and those that have failed, and returns their
+    /// addresses.
     fn close_old(&mut self, addresses: &[IpAddr]) -> Vec<SocketAddr> {
         let mut old = Vec::new();
         self.sockets.retain(|socket| {
@@ -118,7 +122,7 @@ impl Sockets {
         self.sockets.iter().map(|socket| socket.address).collect()
     }
 
-    /// Tells the core what can be sent from.
+    /// Gives the core a candidate for each socket.
     pub fn add_candidates(&self, core: &mut Core) {
         for socket in &self.sockets {
             add_candidates(core, socket.address);
@@ -139,7 +143,7 @@ impl Sockets {
         .await
     }
 
-    /// Reads what has come.
+    /// Reads packets that have arrived.
     fn receive(&mut self, connection: &Connection, gatherer: &mut Gatherer, buffer: &mut [u8]) {
         for socket in self.sockets.iter_mut().filter(|socket| socket.works()) {
             for _ in 0..READ_AT_ONCE {
@@ -177,7 +181,7 @@ impl Sockets {
         let socket = self.sockets.iter().find(|it| it.address == source);
         let Some(socket) = socket else { return };
         if let Err(error) = socket.udp.try_send_to(packet, destination) {
-            // Lost like on any other hop; the protocols above know how to deal with it.
+            // Lost as on any other hop; the protocols above recover from that.
             log::trace!("{source} cannot send to {destination}: {error}");
         }
     }
@@ -199,7 +203,7 @@ fn usable_addresses() -> Result<Vec<IpAddr>, RtcError> {
 fn is_usable(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_link_local(),
-        // Link-local addresses need a zone, which candidates cannot carry; ::1 would only double
+        // Link-local addresses need a zone, which candidates cannot carry; ::1 would only duplicate
         // 127.0.0.1.
         IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_loopback() && !ip.is_unicast_link_local(),
     }
@@ -298,7 +302,7 @@ fn send(transmit: Transmit, sockets: &Sockets, tcp: &mut TcpConnections, gathere
     }
 }
 
-/// Does what the gatherer asks for. Answers whether the core was told of something.
+/// Does what the gatherer asks for. Returns whether the core has received anything.
 fn serve_gatherer(
     connection: &Connection,
     gatherer: &mut Gatherer,
@@ -315,7 +319,7 @@ fn serve_gatherer(
             Outgoing::Link { link, data } => links.send(link, data),
         }
     }
-    // Later, because a connection may be asked to end when everything is sent.
+    // Disconnected last, because a connection ends only when everything is sent.
     for demand in gatherer.demands.drain(..) {
         links.serve(demand);
     }
@@ -388,7 +392,7 @@ fn follow_interfaces(connection: &Connection, sockets: &mut Sockets, gatherer: &
     }
 }
 
-/// Calls the application.
+/// Calls the application's callback for an event.
 fn tell(connection: &Connection, event: Event) {
     let callbacks = &connection.callbacks;
     match event {
@@ -411,7 +415,7 @@ fn tell(connection: &Connection, event: Event) {
                 .ice_candidate_error
                 .call(|callback| callback(error));
         }
-        // The driver itself gathers.
+        // Handled by the driver's loop.
         Event::Gather(_) => {}
         Event::ConnectionState(state) => {
             callbacks.connection_change.call(|callback| callback(state));

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use tokio::runtime::{Builder, Handle};
 
-/// The handle of the media runtime, which starts with the first use and lives as long as the
+/// The handle of the media runtime, which is started by the first call and lives as long as the
 /// process.
 pub(crate) fn handle() -> &'static Handle {
     static ENGINE: OnceLock<Handle> = OnceLock::new();

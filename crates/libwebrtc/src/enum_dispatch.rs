@@ -1,4 +1,4 @@
-//! A macro that writes methods of an enum which call the same method of whatever the variant holds.
+//! A macro that writes methods of an enum which call the same method of the value in each variant.
 //! It is public because `livekit` uses it for its own enums of tracks and participants.
 
 /// Implements methods on an enum by forwarding them to the value inside each variant.

@@ -1,4 +1,4 @@
-//! An ICE candidate as it travels in signalling.
+//! An ICE candidate as it is sent in signalling.
 
 use std::fmt;
 
@@ -13,7 +13,11 @@ pub struct IceCandidate {
 }
 
 impl IceCandidate {
-    /// Reads a candidate. An empty one marks the end of candidates and is accepted.
+    /// Parses a candidate. An empty one marks the end of candidates and is accepted.
+    ///
+    /// # Errors
+    ///
+    /// When the text is not a candidate line.
     pub fn parse(
         sdp_mid: &str,
         sdp_mline_index: i32,

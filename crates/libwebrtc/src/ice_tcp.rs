@@ -12,11 +12,10 @@ use tokio::{
 
 /// How long a connection may take to open or to take a packet.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A connection that was opened for a connectivity check and lost to a better path is closed after
-/// this time.
+/// A connection that was opened for a connectivity check and is not used is closed after this time.
 const IDLE: Duration = Duration::from_secs(30);
-/// Packets that wait for a connection, each way. What comes beyond is dropped, as a router would
-/// do.
+/// Packets that wait for a connection, in each direction. When the queue is full, packets are
+/// dropped, as a router would do.
 const QUEUE: usize = 256;
 
 /// A packet that has come over TCP.
@@ -81,7 +80,7 @@ impl TcpConnections {
     }
 }
 
-/// Lives until the peer connection drops its end, the other side closes, or nothing is sent for
+/// Runs until the peer connection drops its end, the other side closes, or nothing is sent for
 /// long.
 async fn serve(
     source: SocketAddr,
@@ -157,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn packets_travel_both_ways_and_the_connection_ends_with_its_owner() {
+    async fn packets_travel_in_both_directions_and_the_connection_ends_with_its_owner() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let server = listener.local_addr().expect("bound");
         let local: SocketAddr = "127.0.0.1:9".parse().expect("an address");

@@ -1,6 +1,6 @@
 //! The `libwebrtc` API that the official `livekit` crate uses, made in Rust on str0m and libopus.
 //!
-//! Put in place by `[patch.crates-io]`, this crate takes the seat of the bindings to Google's C++
+//! `[patch.crates-io]` puts this crate in the place of the bindings to Google's C++
 //! library. It has the same module names, types and signatures as far as `livekit` 0.10 refers to
 //! them, and nothing more.
 //!
@@ -8,8 +8,8 @@
 //!
 //! - The public modules named as in the original (`peer_connection`, `data_channel`, `rtp_sender`,
 //!   …) hold the types that `livekit` sees. They carry no logic of their own.
-//! - `connection`: one peer connection as handles and driver share it, behind a mutex that nobody
-//!   waits with.
+//! - `connection`: one peer connection as handles and driver share it, behind a mutex that is
+//!   never held while waiting.
 //! - `core`: the same without sockets and clocks. It owns the str0m instance; time comes in as an
 //!   argument, packets and events come out as values.
 //! - `jsep`: reading and writing of session descriptions and the offer/answer exchange. Pure.
@@ -23,7 +23,7 @@
 //! - `native::frame_cryptor`: end-to-end encryption of sound and data.
 //! - `internals`, with the feature of that name: fuzz targets, and what benchmarks measure.
 //!
-//! # Not supported, and refused in words
+//! # Not supported
 //!
 //! Video cannot be sent or received, and there are no audio devices: calls that would need them
 //! return an error, `false`, or zero devices.
@@ -73,20 +73,24 @@ pub mod video_track;
 /// What an m-section or a transceiver carries.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum MediaType {
+    /// Sound.
     Audio,
+    /// Pictures. Not supported beyond negotiation.
     Video,
+    /// Data channels.
     Data,
+    /// Anything else that a session description may name.
     Unsupported,
 }
 
 /// The kind of an [`RtcError`], as far as callers treat them differently.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum RtcErrorType {
-    /// Something this crate cannot do, or an error below it.
+    /// Something this crate cannot do, or an error of the engine.
     Internal,
-    /// A session description that cannot be understood or does not fit the connection.
+    /// A session description that cannot be parsed or does not fit the connection.
     InvalidSdp,
-    /// The call is not allowed in the present state.
+    /// The call is not allowed in the current state.
     InvalidState,
 }
 

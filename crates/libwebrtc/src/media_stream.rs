@@ -1,5 +1,5 @@
-//! A stream: a name under which the sender groups tracks. LiveKit writes participant and track into
-//! it.
+//! A stream: a name by which the sender groups tracks. LiveKit puts the ids of participant and
+//! track into it.
 
 use crate::{
     audio_track::RtcAudioTrack, media_stream_track::MediaStreamTrack, video_track::RtcVideoTrack,

@@ -5,14 +5,18 @@ use crate::{audio_track::RtcAudioTrack, enum_dispatch, video_track::RtcVideoTrac
 /// Whether a track can still deliver media.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum RtcTrackState {
+    /// The track can carry media.
     Live,
+    /// The track will never carry media again.
     Ended,
 }
 
 /// A track of either kind.
 #[derive(Debug, Clone)]
 pub enum MediaStreamTrack {
+    /// A video track, which never carries a picture.
     Video(RtcVideoTrack),
+    /// An audio track.
     Audio(RtcAudioTrack),
 }
 
@@ -25,7 +29,7 @@ impl MediaStreamTrack {
         pub fn enabled(self: &Self) -> bool;
         /// Mutes or unmutes. Returns whether this changed anything.
         pub fn set_enabled(self: &Self, enabled: bool) -> bool;
-        /// Present state.
+        /// Current state.
         pub fn state(self: &Self) -> RtcTrackState;
     );
 }

@@ -1,5 +1,5 @@
-//! What only a native engine offers: end-to-end encryption, and trailers on video frames, which do
-//! not exist here: those types are only there so that `livekit` compiles.
+//! What only native engines offer: end-to-end encryption, and trailers of video frames, whose types
+//! exist only so that `livekit` compiles.
 
 pub mod frame_cryptor;
 mod keys;

@@ -12,22 +12,29 @@ use crate::{
 pub struct IceServer {
     /// For example `turn:turn.example.org:3478?transport=udp`.
     pub urls: Vec<String>,
+    /// User name for TURN; empty for STUN.
     pub username: String,
+    /// Password for TURN; empty for STUN.
     pub password: String,
 }
 
-/// Whether to look for new candidates while the connection lives.
+/// Whether new candidates are gathered while the connection lives.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum ContinualGatheringPolicy {
+    /// Only with the first description and after a restart of ICE.
     GatherOnce,
+    /// Also when network interfaces come and go.
     GatherContinually,
 }
 
 /// Which candidates may be used.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum IceTransportsType {
+    /// Only relays on TURN servers.
     Relay,
+    /// All but the addresses of this machine's interfaces.
     NoHost,
+    /// All.
     All,
 }
 
@@ -36,8 +43,11 @@ pub enum IceTransportsType {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RtcConfiguration {
+    /// STUN and TURN servers.
     pub ice_servers: Vec<IceServer>,
+    /// Whether new candidates are gathered later on.
     pub continual_gathering_policy: ContinualGatheringPolicy,
+    /// Which candidates may be used.
     pub ice_transport_type: IceTransportsType,
     /// Send the first SCTP packet inside the session description, which saves two round trips when
     /// the other side can do so too.
@@ -55,7 +65,7 @@ impl Default for RtcConfiguration {
     }
 }
 
-/// Makes peer connections. It holds nothing: the media thread is started by the first connection.
+/// Makes peer connections. It has no state: the media thread is started by the first connection.
 #[derive(Clone, Debug, Default)]
 pub struct PeerConnectionFactory {}
 
@@ -66,12 +76,16 @@ impl PeerConnectionFactory {
     }
 
     /// As [`PeerConnectionFactory::default`]. The first option concerns video; the second allows
-    /// DTLS inside STUN, which is an acceleration that both sides must offer and this one does not.
+    /// DTLS inside STUN, an acceleration that both sides must offer and this one does not.
     pub fn with_options(_zero_playout_delay: bool, _enable_warp: bool) -> Self {
         Self::default()
     }
 
     /// Opens the sockets of a new connection.
+    ///
+    /// # Errors
+    ///
+    /// `Internal` when this machine has no address that can be used, or no socket can be bound.
     pub fn create_peer_connection(
         &self,
         config: RtcConfiguration,
@@ -79,12 +93,12 @@ impl PeerConnectionFactory {
         PeerConnection::open(config)
     }
 
-    /// What can be sent.
+    /// Codecs and header extensions that can be sent.
     pub fn get_rtp_sender_capabilities(&self, media_type: MediaType) -> RtpCapabilities {
         capabilities(media_type)
     }
 
-    /// What can be received.
+    /// Codecs and header extensions that can be received.
     pub fn get_rtp_receiver_capabilities(&self, media_type: MediaType) -> RtpCapabilities {
         capabilities(media_type)
     }
@@ -119,7 +133,7 @@ fn capabilities(media_type: MediaType) -> RtpCapabilities {
     }
 }
 
-/// What only a native engine offers.
+/// What only native engines offer.
 pub mod native {
     use super::PeerConnectionFactory;
     use crate::{
@@ -133,7 +147,7 @@ pub mod native {
             fn $name:ident(&$this:ident $(, $argument:ident: $argument_type:ty)*) $(-> $result:ty)? $body:block
         )*) => {
             /// Local tracks and audio devices. This engine has no devices: there are none to list,
-            /// and what would use one answers `false`.
+            /// and what would use one returns `false`.
             pub trait PeerConnectionFactoryExt {
                 $($(#[$attribute])* fn $name(&self $(, $argument: $argument_type)*) $(-> $result)?;)*
             }
@@ -167,9 +181,9 @@ pub mod native {
         fn playout_device_name(&self, _index: u16) -> String { String::new() }
         /// Name of a microphone.
         fn recording_device_name(&self, _index: u16) -> String { String::new() }
-        /// Lasting id of a loudspeaker.
+        /// Persistent id of a loudspeaker.
         fn playout_device_guid(&self, _index: u16) -> String { String::new() }
-        /// Lasting id of a microphone.
+        /// Persistent id of a microphone.
         fn recording_device_guid(&self, _index: u16) -> String { String::new() }
         /// Chooses a loudspeaker.
         fn set_playout_device(&self, _index: u16) -> bool { false }
@@ -215,13 +229,13 @@ pub mod native {
         fn set_adm_playout_enabled(&self, _enabled: bool) {}
         /// Whether playing on a device is allowed.
         fn adm_playout_enabled(&self) -> bool { false }
-        /// Takes hold of the audio devices.
+        /// Acquires the audio devices.
         fn acquire_platform_adm(&self) -> bool { false }
-        /// Lets the audio devices go.
+        /// Releases the audio devices.
         fn release_platform_adm(&self) {}
-        /// How often the audio devices are held.
+        /// How often the audio devices were acquired and not released.
         fn platform_adm_ref_count(&self) -> i32 { 0 }
-        /// Whether the audio devices are held.
+        /// Whether the audio devices are acquired.
         fn is_platform_adm_active(&self) -> bool { false }
     }
 }

@@ -1,9 +1,9 @@
-//! Transceivers with their halves, as the handles of the application share them with the
+//! Transceivers, senders and receivers, as the application's handles share them with the
 //! connection.
 //!
 //! The core writes what was negotiated into them; [`Transceiver::sync`] then attaches or detaches
 //! the audio. It runs without the lock of the core, because attaching calls into audio sources,
-//! which may be sending just now.
+//! which may be sending at that time.
 
 use std::sync::{Arc, Weak};
 
@@ -33,7 +33,7 @@ use crate::{
     video_track::RtcVideoTrack,
 };
 
-/// What the application may know of a transceiver.
+/// The negotiated state of a transceiver that the application may see.
 #[derive(Debug, Clone)]
 pub(crate) struct TransceiverView {
     pub mid: Option<String>,
@@ -56,8 +56,8 @@ pub(crate) struct SendStream {
 }
 
 impl SendStream {
-    /// Whether an encoder made for the other stream serves this one. A bitrate can be changed while
-    /// it runs.
+    /// Whether an encoder made for the other stream serves this one too. A bitrate can be changed
+    /// while the encoder runs.
     fn same_encoder(&self, other: &Self) -> bool {
         let unlimited = |stream: &Self| Self {
             config: OpusSendConfig {
@@ -123,8 +123,8 @@ impl Transceiver {
         }
     }
 
-    /// The connection is gone: nothing is sent or received any more, and the remote track has
-    /// ended.
+    /// Ends the transceiver with its connection: nothing is sent or received any more, and the
+    /// remote track has ended.
     pub fn end(&self) {
         self.sender.configure(None);
         if let Some(audio) = &self.receiver.audio {
@@ -153,8 +153,8 @@ impl Transceiver {
             (Some(_), Some(_)) => Some(Redundancy::AfterOpus),
         };
         if let Some(redundancy) = redundancy {
-            // With one codec for each kind, the order of preference has nothing else to decide. A
-            // connection that is gone has nothing to offer.
+            // With one codec for each kind, the order of preference decides nothing but redundancy.
+            // A closed connection negotiates nothing.
             if let Some(connection) = self.connection.upgrade() {
                 connection.set_redundancy(self, redundancy);
             }
@@ -193,12 +193,12 @@ struct SenderState {
     encodings: Vec<RtpEncodingParameters>,
     stream: Option<SendStream>,
     attached: Option<Attached>,
-    /// Where the stream stands in time while no encoder is attached.
+    /// The RTP clock of the stream while no encoder is attached.
     clock: RtpClock,
 }
 
 impl SenderState {
-    /// Lets the encoder go.
+    /// Removes the encoder.
     fn detach(&mut self) {
         if let Some(old) = self.attached.take() {
             old.detach();
@@ -245,7 +245,7 @@ impl Sender {
         }
     }
 
-    /// From now on what is sent is encrypted by `cryptor`.
+    /// Lets `cryptor` encrypt what is sent from now on.
     pub fn set_cryptor(&self, cryptor: Arc<Cryptor>) {
         *self.cryptor.lock() = Some(cryptor);
     }
@@ -254,7 +254,8 @@ impl Sender {
         self.state.lock().track.clone()
     }
 
-    /// Sends what was negotiated, or nothing. The encoder stays as long as its configuration does.
+    /// Sends what was negotiated, or nothing. The encoder stays as long as its configuration stays
+    /// the same.
     fn configure(&self, stream: Option<SendStream>) {
         let mut state = self.state.lock();
         let keep = match (&state.stream, &stream) {
@@ -302,8 +303,8 @@ impl Sender {
                         (payload_type, packet.payload) = (*red, payload);
                     }
                     // A redundant payload is encrypted as a whole, as in Google's engine. The
-                    // cryptor is taken out of its lock, because the application may be told about
-                    // it.
+                    // cryptor is taken out of its lock, because encrypting may call the
+                    // application.
                     let cryptor = cryptor.lock().clone();
                     if let Some(cryptor) = cryptor {
                         match cryptor.encrypt(&packet.payload, packet.rtp_timestamp) {
@@ -360,7 +361,7 @@ impl Sender {
             .and_then(|encoding| encoding.max_bitrate)
     }
 
-    /// Follows what the receiver has reported.
+    /// Adapts the encoder to what the receiver has reported.
     pub fn follow(&self, advice: Advice) {
         if let Some(attached) = &self.state.lock().attached {
             attached
@@ -476,8 +477,8 @@ mod tests {
     use super::*;
     use crate::audio::track::Pcm;
 
-    /// A server drops everything of a stream that goes back in time, so a new encoder has to go on
-    /// where the old one was.
+    /// A server drops everything of a stream that goes back in time, so a new encoder has to
+    /// continue the timestamps of the old one.
     #[test]
     fn timestamps_go_on_when_what_was_negotiated_changes() {
         let track = RtcAudioTrack::silent("voice".to_owned());

@@ -32,7 +32,11 @@ impl RtpReceiver {
             .collect()
     }
 
-    /// A report of what is received.
+    /// Statistics of what is received.
+    ///
+    /// # Errors
+    ///
+    /// None; the official crate's signature has them.
     pub async fn get_stats(&self) -> Result<Vec<RtcStats>, RtcError> {
         self.receiver.stats()
     }

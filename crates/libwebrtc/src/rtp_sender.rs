@@ -11,13 +11,20 @@ use crate::{
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VideoEncoderBackend {
+    /// The engine chooses.
     #[default]
     Auto,
+    /// An encoder on the processor.
     Software,
+    /// Any hardware encoder.
     Hardware,
+    /// NVIDIA's encoder.
     Nvenc,
+    /// An encoder through VA-API.
     Vaapi,
+    /// Apple's encoder.
     VideoToolbox,
+    /// Frames are encoded by the application.
     PreEncoded,
 }
 
@@ -40,7 +47,11 @@ impl RtpSender {
         self.sender.track()
     }
 
-    /// A report of what is sent.
+    /// Statistics of what is sent.
+    ///
+    /// # Errors
+    ///
+    /// None; the official crate's signature has them.
     pub async fn get_stats(&self) -> Result<Vec<RtcStats>, RtcError> {
         self.sender.stats()
     }

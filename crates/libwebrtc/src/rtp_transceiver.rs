@@ -10,23 +10,29 @@ use crate::{
     rtp_sender::RtpSender,
 };
 
-/// How a new transceiver begins.
+/// Initial settings of a new transceiver.
 #[derive(Debug, Clone)]
 pub struct RtpTransceiverInit {
+    /// The direction that this side wants.
     pub direction: RtpTransceiverDirection,
-    /// Streams that the track shall belong to on the other side.
+    /// Streams that the track belongs to on the other side.
     pub stream_ids: Vec<String>,
     /// Encodings to send; one is made when there is none.
     pub send_encodings: Vec<RtpEncodingParameters>,
 }
 
-/// Which ways media flows, seen from this side.
+/// In which directions media flows, seen from this side.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum RtpTransceiverDirection {
+    /// Both sides send.
     SendRecv,
+    /// Only this side sends.
     SendOnly,
+    /// Only the other side sends.
     RecvOnly,
+    /// Neither side sends.
     Inactive,
+    /// The transceiver has ended.
     Stopped,
 }
 
@@ -42,7 +48,7 @@ impl RtpTransceiver {
         self.transceiver.view().mid
     }
 
-    /// The direction that both sides agreed on, once they have.
+    /// The direction that both sides agreed on, `None` before they have.
     pub fn current_direction(&self) -> Option<RtpTransceiverDirection> {
         self.transceiver.view().current_direction
     }
@@ -66,7 +72,7 @@ impl RtpTransceiver {
         }
     }
 
-    /// Says which codecs are wanted, the best first.
+    /// Sets which codecs are wanted, the best first.
     ///
     /// # Errors
     ///
@@ -76,6 +82,10 @@ impl RtpTransceiver {
     }
 
     /// Ends the transceiver for ever, with the next negotiation also on the other side.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is closed.
     pub fn stop(&self) -> Result<(), RtcError> {
         self.transceiver.stop()
     }

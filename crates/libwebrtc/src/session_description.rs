@@ -6,12 +6,16 @@ use thiserror::Error;
 
 use crate::jsep::sdp::Sdp;
 
-/// Role of a description.
+/// Role of a description in the exchange.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum SdpType {
+    /// Proposes an exchange.
     Offer,
+    /// Provisional answer; the final one follows.
     PrAnswer,
+    /// Completes the exchange.
     Answer,
+    /// Ends the exchange without effect.
     Rollback,
 }
 
@@ -43,11 +47,11 @@ impl fmt::Display for SdpType {
     }
 }
 
-/// Why a text is no session description or no candidate.
+/// Why a text is not a session description or not a candidate.
 #[derive(Clone, Error, Debug)]
 #[error("Failed to parse sdp: {line} - {description}")]
 pub struct SdpParseError {
-    /// The line that could not be understood.
+    /// The line that could not be parsed.
     pub line: String,
     /// What is wrong with it.
     pub description: String,
@@ -63,6 +67,10 @@ pub struct SessionDescription {
 impl SessionDescription {
     /// Checks a text and keeps it. `livekit` edits descriptions as text, so this is called on our
     /// own offers too.
+    ///
+    /// # Errors
+    ///
+    /// Names the first line that is malformed.
     pub fn parse(sdp: &str, sdp_type: SdpType) -> Result<Self, SdpParseError> {
         if sdp_type != SdpType::Rollback {
             Sdp::parse(sdp)?;

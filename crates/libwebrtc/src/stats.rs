@@ -11,21 +11,37 @@ use crate::data_channel::DataChannelState;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum RtcStats {
+    /// A codec in use.
     Codec(CodecStats),
+    /// A stream that is received.
     InboundRtp(InboundRtpStats),
+    /// A stream that is sent.
     OutboundRtp(OutboundRtpStats),
+    /// The other side's report about a stream that is sent.
     RemoteInboundRtp(RemoteInboundRtpStats),
+    /// The other side's report about a stream that it sends.
     RemoteOutboundRtp(RemoteOutboundRtpStats),
+    /// The input of an encoder.
     MediaSource(MediaSourceStats),
+    /// Playout of received sound.
     MediaPlayout(MediaPlayoutStats),
+    /// The connection as a whole.
     PeerConnection(PeerConnectionStats),
+    /// A data channel.
     DataChannel(DataChannelStats),
+    /// The transport below everything.
     Transport(TransportStats),
+    /// A pair of candidates.
     CandidatePair(CandidatePairStats),
+    /// A candidate of this side.
     LocalCandidate(LocalCandidateStats),
+    /// A candidate of the other side.
     RemoteCandidate(RemoteCandidateStats),
+    /// A certificate.
     Certificate(CertificateStats),
+    /// A stream of tracks.
     Stream(StreamStats),
+    /// Obsolete in the W3C's specification. Never reported.
     Track,
 }
 
@@ -35,16 +51,20 @@ macro_rules! lowercase_enum {
             $(#[$attribute])*
             #[derive(Debug, Copy, Clone, PartialEq, Eq, Deserialize)]
             #[serde(rename_all = "kebab-case")]
+            #[expect(
+                missing_docs,
+                reason = "each value is that of the same name in the W3C's specification"
+            )]
             pub enum $name { $($(#[$variant_attribute])* $variant),+ }
         )+
     };
 }
 
 lowercase_enum! {
-    /// What holds the quality of a sender down.
+    /// What limits the quality of a sender.
     #[derive(Default)]
     QualityLimitationReason { #[default] None, Cpu, Bandwidth, Other }
-    /// Which side decides about the candidate pair.
+    /// Which side nominates the candidate pair.
     #[derive(Default)]
     IceRole { #[default] Unknown, Controlling, Controlled }
     /// State of the DTLS handshake.
@@ -69,6 +89,7 @@ macro_rules! entries {
         $(
             $(#[$attribute])*
             #[derive(Debug, Default, Clone, Deserialize)]
+            #[expect(missing_docs, reason = "a group of fields, which its type describes")]
             pub struct $name {
                 $(#[serde(flatten)] pub $field: dictionaries::$dictionary),+
             }
@@ -87,21 +108,21 @@ entries! {
     OutboundRtpStats {
         rtc: RtcStats, stream: RtpStreamStats, sent: SentRtpStreamStats, outbound: OutboundRtpStreamStats,
     }
-    /// What the other side reports of a stream that is sent.
+    /// What the other side reports about a stream that this side sends.
     RemoteInboundRtpStats {
         rtc: RtcStats, stream: RtpStreamStats, received: ReceivedRtpStreamStats,
         remote_inbound: RemoteInboundRtpStreamStats,
     }
-    /// What the other side reports of a stream that it sends.
+    /// What the other side reports about a stream that it sends.
     RemoteOutboundRtpStats {
         rtc: RtcStats, stream: RtpStreamStats, sent: SentRtpStreamStats,
         remote_outbound: RemoteOutboundRtpStreamStats,
     }
-    /// What goes into an encoder.
+    /// The input of an encoder.
     MediaSourceStats {
         rtc: RtcStats, source: MediaSourceStats, audio: AudioSourceStats, video: VideoSourceStats,
     }
-    /// What is played.
+    /// Playout of received sound.
     MediaPlayoutStats { rtc: RtcStats, audio_playout: AudioPlayoutStats }
     /// The connection as a whole.
     PeerConnectionStats { rtc: RtcStats, pc: PeerConnectionStats }
@@ -121,8 +142,13 @@ entries! {
     StreamStats { rtc: RtcStats, stream: StreamStats }
 }
 
-/// The groups of fields that entries are put together from. Times are in seconds unless a name says
-/// otherwise; `timestamp` is in microseconds since 1970.
+/// The groups of fields that entries are put together from. Each field is the W3C's of the same
+/// name, in snake case. Times are in seconds unless a name says otherwise; `timestamp` is in
+/// microseconds since 1970.
+#[expect(
+    missing_docs,
+    reason = "each field has the meaning and unit that the W3C gives to the one of its name"
+)]
 pub mod dictionaries {
     use super::*;
 
@@ -138,18 +164,18 @@ pub mod dictionaries {
     }
 
     dictionaries! {
-        /// What every entry has.
+        /// Fields of every entry.
         RtcStats { id: String, timestamp: i64 }
         /// A codec.
         CodecStats {
             payload_type: u32, transport_id: String, mime_type: String, clock_rate: u32, channels: u32,
             sdp_fmtp_line: String,
         }
-        /// What every RTP stream has.
+        /// Fields of every RTP stream.
         RtpStreamStats { ssrc: u32, kind: String, transport_id: String, codec_id: String }
-        /// What every received RTP stream has.
+        /// Fields of every received RTP stream.
         ReceivedRtpStreamStats { packets_received: u64, packets_lost: i64, jitter: f64 }
-        /// What only this side knows of a received stream.
+        /// Fields of a received stream that only this side knows.
         InboundRtpStreamStats {
             track_identifier: String, mid: String, remote_id: String, frames_decoded: u32,
             key_frames_decoded: u32, frames_rendered: u32, frames_dropped: u32, frame_width: u32,
@@ -170,9 +196,9 @@ pub mod dictionaries {
             total_assembly_time: f64, retransmitted_packets_received: u64,
             retransmitted_bytes_received: u64, rtx_ssrc: u32, fec_ssrc: u32,
         }
-        /// What every sent RTP stream has.
+        /// Fields of every sent RTP stream.
         SentRtpStreamStats { packets_sent: u64, bytes_sent: u64 }
-        /// What only this side knows of a sent stream.
+        /// Fields of a sent stream that only this side knows.
         OutboundRtpStreamStats {
             mid: String, media_source_id: String, remote_id: String, rid: String,
             header_bytes_sent: u64, retransmitted_packets_sent: u64, retransmitted_bytes_sent: u64,
@@ -185,17 +211,17 @@ pub mod dictionaries {
             pli_count: u32, encoder_implementation: String, power_efficient_encoder: bool,
             active: bool, scalibility_mode: String,
         }
-        /// What the other side reports of what this side sends.
+        /// What the other side reports about what this side sends.
         RemoteInboundRtpStreamStats {
             local_id: String, round_trip_time: f64, total_round_trip_time: f64, fraction_lost: f64,
             round_trip_time_measurements: u64,
         }
-        /// What the other side reports of what it sends.
+        /// What the other side reports about what it sends.
         RemoteOutboundRtpStreamStats {
             local_id: String, remote_timestamp: f64, reports_sent: u64, round_trip_time: f64,
             total_round_trip_time: f64, round_trip_time_measurements: u64,
         }
-        /// What every source has.
+        /// Fields of every source.
         MediaSourceStats { track_identifier: String, kind: String }
         /// An audio source.
         AudioSourceStats {

@@ -9,6 +9,7 @@ use crate::video_source::VideoResolution;
 /// Why a frame was refused.
 #[derive(Debug, Error)]
 pub enum SinkError {
+    /// The platform's reason.
     #[error("platform error: {0}")]
     Platform(String),
 }
@@ -16,9 +17,13 @@ pub enum SinkError {
 /// How a picture must be turned to be upright.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum VideoRotation {
+    /// It is upright.
     VideoRotation0 = 0,
+    /// By 90 degrees clockwise.
     VideoRotation90 = 90,
+    /// By 180 degrees.
     VideoRotation180 = 180,
+    /// By 270 degrees clockwise.
     VideoRotation270 = 270,
 }
 
@@ -29,9 +34,13 @@ pub enum VideoRotation {
     reason = "the names are part of the API that is replaced"
 )]
 pub enum VideoFormatType {
+    /// Alpha, red, green, blue.
     ARGB,
+    /// Blue, green, red, alpha.
     BGRA,
+    /// Alpha, blue, green, red.
     ABGR,
+    /// Red, green, blue, alpha.
     RGBA,
 }
 
@@ -39,15 +48,20 @@ pub enum VideoFormatType {
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VideoBufferType {
+    /// A buffer of the platform.
     Native,
+    /// Three planes, see [`I420Buffer`].
     I420,
 }
 
-/// What can travel with a frame.
+/// Metadata of a frame.
 #[derive(Debug, Clone)]
 pub struct FrameMetadata {
+    /// The application's time of the frame.
     pub user_timestamp: Option<u64>,
+    /// The application's number of the frame.
     pub frame_id: Option<u32>,
+    /// Bytes of the application.
     pub user_data: Option<Vec<u8>>,
 }
 
@@ -55,28 +69,41 @@ pub struct FrameMetadata {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EncodedVideoCodec {
+    /// H.264.
     H264,
+    /// H.265.
     H265,
+    /// VP8.
     VP8,
+    /// VP9.
     VP9,
+    /// AV1.
     AV1,
 }
 
 /// Whether a frame can be decoded alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EncodedFrameType {
+    /// It can be decoded alone.
     Key,
+    /// It needs frames before it.
     Delta,
 }
 
 /// A frame that the application has encoded.
 #[derive(Debug, Clone)]
 pub struct EncodedVideoFrame<'a> {
+    /// Codec of the payload.
     pub codec: EncodedVideoCodec,
+    /// The encoded frame.
     pub payload: &'a [u8],
+    /// When the picture was taken, in microseconds.
     pub timestamp_us: i64,
+    /// Whether the frame can be decoded alone.
     pub frame_type: EncodedFrameType,
+    /// Size of the picture.
     pub resolution: VideoResolution,
+    /// Metadata of the frame.
     pub frame_metadata: Option<FrameMetadata>,
 }
 
@@ -86,10 +113,13 @@ pub struct VideoFrame<T>
 where
     T: AsRef<dyn VideoBuffer>,
 {
+    /// How the picture must be turned.
     pub rotation: VideoRotation,
     /// When the picture was taken, in microseconds.
     pub timestamp_us: i64,
+    /// Metadata of the frame.
     pub frame_metadata: Option<FrameMetadata>,
+    /// The picture.
     pub buffer: T,
 }
 
@@ -124,7 +154,7 @@ pub trait VideoBuffer: Send + Sync + Debug {
     }
 }
 
-/// A picture as three planes: brightness, and two of colour at half width and height.
+/// A picture as three planes: luma, and two of chroma at half width and height.
 pub struct I420Buffer {
     width: u32,
     height: u32,
@@ -155,18 +185,18 @@ impl I420Buffer {
         picture
     }
 
-    /// Bytes a row of each plane.
+    /// Bytes of a row of each plane.
     pub fn strides(&self) -> (u32, u32, u32) {
         (self.width, self.width.div_ceil(2), self.width.div_ceil(2))
     }
 
-    /// The planes.
+    /// The three planes: Y, U and V.
     pub fn data(&self) -> (&[u8], &[u8], &[u8]) {
         let [y, u, v] = &self.planes;
         (y, u, v)
     }
 
-    /// The planes.
+    /// The three planes, writable: Y, U and V.
     pub fn data_mut(&mut self) -> (&mut [u8], &mut [u8], &mut [u8]) {
         let [y, u, v] = &mut self.planes;
         (y, u, v)

@@ -3,7 +3,9 @@
 /// Size of a picture in pixels.
 #[derive(Debug, Clone)]
 pub struct VideoResolution {
+    /// Width in pixels.
     pub width: u32,
+    /// Height in pixels.
     pub height: u32,
 }
 
@@ -16,10 +18,12 @@ impl Default for VideoResolution {
     }
 }
 
-/// What an encoder of an encoded source should aim at.
+/// The target of an encoder that feeds an encoded source.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EncodedRateControl {
+    /// Bits per second.
     pub target_bitrate_bps: u64,
+    /// Frames per second.
     pub framerate_fps: f64,
 }
 
@@ -27,6 +31,7 @@ pub struct EncodedRateControl {
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub enum RtcVideoSource {
+    /// Frames that the application pushes.
     Native(native::NativeVideoSource),
 }
 
@@ -38,7 +43,7 @@ impl RtcVideoSource {
     );
 }
 
-/// What only a native engine offers.
+/// What only native engines offer.
 pub mod native {
     use super::{EncodedRateControl, VideoResolution};
     use crate::{
@@ -83,7 +88,7 @@ pub mod native {
             None
         }
 
-        /// Concerns frames that are never sent.
+        /// Does nothing: no frame is ever sent.
         pub fn set_packet_trailer_handler(&self, _handler: PacketTrailerHandler) {}
 
         /// Size given when the source was made.

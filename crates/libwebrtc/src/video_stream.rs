@@ -1,6 +1,6 @@
 //! Streams of received video frames. No video is received, so a stream ends at once.
 
-/// What only a native engine offers.
+/// What only native engines offer.
 pub mod native {
     use std::{
         pin::Pin,
@@ -45,7 +45,7 @@ pub mod native {
             Self::new(video_track)
         }
 
-        /// Concerns frames that never come.
+        /// Does nothing: no frame ever comes.
         pub fn set_packet_trailer_handler(&self, _handler: PacketTrailerHandler) {}
 
         /// The track of the stream.

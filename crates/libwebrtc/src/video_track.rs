@@ -56,7 +56,7 @@ impl RtcVideoTrack {
         self.shared.enabled.swap(enabled, Ordering::Relaxed) != enabled
     }
 
-    /// Whether the connection of the track still lives.
+    /// Whether the connection of the track is still open.
     pub fn state(&self) -> RtcTrackState {
         if self.shared.ended.load(Ordering::Relaxed) {
             RtcTrackState::Ended
@@ -65,12 +65,12 @@ impl RtcVideoTrack {
         }
     }
 
-    /// Keeps a handler of frame trailers; there are no frames.
+    /// Stores a handler of frame trailers; there are no frames.
     pub fn set_packet_trailer_handler(&self, handler: PacketTrailerHandler) {
         *self.shared.packet_trailer_handler.lock() = Some(handler);
     }
 
-    /// The handler kept.
+    /// The stored handler.
     pub fn packet_trailer_handler(&self) -> Option<PacketTrailerHandler> {
         self.shared.packet_trailer_handler.lock().clone()
     }

@@ -56,7 +56,7 @@ impl Peer {
         }
     }
 
-    /// One that may use nothing but relays.
+    /// A peer that may use nothing but relays.
     fn behind(urls: &[String], password: &str) -> Self {
         let mut config = RtcConfiguration::default();
         config.ice_transport_type = IceTransportsType::Relay;
@@ -72,7 +72,7 @@ impl Peer {
         while within("a state", self.states.recv()).await != wanted {}
     }
 
-    /// How the address came about that this side sends from. It is in the report after a second.
+    /// The kind of the local candidate in use. It is in the statistics after a second.
     async fn local_candidate_kind(&self) -> IceCandidateType {
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         let found = async {
@@ -136,7 +136,7 @@ fn messages(channel: &DataChannel) -> mpsc::UnboundedReceiver<Vec<u8>> {
     receiver
 }
 
-/// Connects two peers and sends something each way.
+/// Connects two peers and sends something in each direction.
 async fn connect(alice: &mut Peer, bob: &mut Peer) -> (DataChannel, DataChannel) {
     let ours = alice
         .connection
@@ -249,7 +249,7 @@ async fn a_server_that_goes_in_mid_call_fails_the_call_and_a_restart_brings_it_b
     let mut bob = Peer::new(RtcConfiguration::default());
     let (ours, theirs) = connect(&mut alice, &mut bob).await;
     drop(server);
-    // Without another way there is nothing to wait for.
+    // Without another path there is nothing to wait for.
     let next = within("the next state", alice.states.recv()).await;
     assert_eq!(next, PeerConnectionState::Failed);
     let mut config = RtcConfiguration::default();
@@ -270,10 +270,10 @@ async fn a_server_that_goes_in_mid_call_fails_the_call_and_a_restart_brings_it_b
     assert_eq!(within("a message", at_bob.recv()).await, b"back again");
 }
 
-/// Where UDP does not pass, TLS does: the relay is asked for without anybody forcing it.
+/// Where UDP is blocked, TLS is not: the relay is used without relays being forced.
 #[tokio::test]
 #[ignore = "needs coturn: tests/interop/turn/run.py"]
-async fn without_a_direct_way_the_relay_is_found() {
+async fn without_a_direct_path_the_relay_is_found() {
     let server = TurnServer::start(&[]).await;
     let [_, _, tls] = server.urls();
     let mut config = RtcConfiguration::default();
@@ -301,7 +301,7 @@ async fn without_a_direct_way_the_relay_is_found() {
         .set_remote_description(offer)
         .await
         .expect("a good offer");
-    // No answer comes, so there is no direct way.
+    // No answer comes, so there is no direct path.
     while !within("a relay", alice.candidates.recv())
         .await
         .candidate()

@@ -145,7 +145,7 @@ fn messages(channel: &DataChannel) -> mpsc::UnboundedReceiver<(Vec<u8>, bool)> {
 }
 
 #[tokio::test]
-async fn data_travels_both_ways_and_every_byte_is_accounted_for() {
+async fn data_travels_in_both_directions_and_every_byte_is_accounted_for() {
     let (alice, _bob, ours, theirs) = connected_pair().await;
     assert_eq!(theirs.label(), "reliable");
     let taken = DataChannelInit {
@@ -209,7 +209,7 @@ async fn messages_wait_for_the_callback() {
         ours.send(text.as_bytes(), false)
             .expect("the channel is open");
     }
-    // Both are there when a third message, sent back by another way, has come.
+    // Both have arrived when a third message, sent back on another channel, has come.
     theirs.send(b"ready", false).expect("the channel is open");
     within("the echo", echo.recv()).await;
     let received = early.get_or_insert_with(|| messages(&theirs));
@@ -353,7 +353,7 @@ async fn packets_received(receiver: &RtpReceiver, at_least: u64) {
 }
 
 #[tokio::test]
-async fn sound_flows_both_ways_and_stops_when_the_track_is_removed() {
+async fn sound_flows_in_both_directions_and_stops_when_the_track_is_removed() {
     let (mut alice, mut bob) = (Peer::new(), Peer::new());
     let (source, track) = local_track();
     let sender = alice
@@ -637,7 +637,7 @@ fn nothing_is_left_of_closed_and_dropped_connections() {
     });
 }
 
-/// What `pick` finds in a report, as soon as it does.
+/// What `pick` finds in the statistics, as soon as it does.
 async fn reported<T>(peer: &Peer, what: &str, pick: impl Fn(&RtcStats) -> Option<T>) -> T {
     let mut tick = tokio::time::interval(Duration::from_millis(50));
     timeout(PATIENCE, async {
@@ -735,8 +735,8 @@ async fn statistics_tell_what_happened() {
     stop.store(true, Ordering::Relaxed);
 }
 
-/// Which codec the sound that arrives has, once it is heard: packets of it, and none was thrown
-/// away.
+/// The codec of the sound that arrives, once it is decoded: packets were received, and none was
+/// discarded.
 async fn heard_codec(peer: &Peer, receiver: &RtpReceiver) -> String {
     let MediaStreamTrack::Audio(track) = receiver.track().expect("a track") else {
         panic!("it is audio");
@@ -780,7 +780,7 @@ async fn redundant_audio_is_sent_where_it_is_preferred_encrypted_or_not() {
         bob.connection
             .add_track(back_track, &["bob"])
             .expect("a sender");
-        // Who wants to be sent redundant audio lists it first. Bob does so when he answers.
+        // A side that wants to receive redundant audio lists it first. Bob does so when he answers.
         let mut codecs = factory
             .get_rtp_receiver_capabilities(MediaType::Audio)
             .codecs;

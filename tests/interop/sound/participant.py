@@ -1,4 +1,4 @@
-"""A participant on Google's engine, through the official Python client: does what `examples/participant.rs` does on ours, which says how it is told."""
+"""A participant on Google's engine, through the official Python client: does what `examples/participant.rs` does on ours; that file describes its input and output."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ async def speak(source: rtc.AudioSource, lines: asyncio.Queue):
 
 
 def path(entries):
-    """The protocol and the kind of the address that is sent from."""
+    """Protocol and kind of the local candidate in use."""
     by_id = {}
     for entry in entries:
         kind = entry.WhichOneof("stats")

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The same speech over the same bad line in real time: our engine beside Google's, in one room of a LiveKit server.
+"""The same speech over the same emulated line in real time: our engine beside Google's, in one room of a LiveKit server.
 
-    real_link.py --server PATH/livekit-server [--red] [--seed N] [--only 'NAME;NAME']      speech over bad lines, judged
-    real_link.py --server PATH/livekit-server --paths [--only 'NAME;NAME']                 ways to the server that are blocked or go away
+    real_link.py --server PATH/livekit-server [--red] [--seed N] [--only 'NAME;NAME']      speech over bad lines, scored
+    real_link.py --server PATH/livekit-server --paths [--only 'NAME;NAME']                 paths to the server that are blocked or fail
 
 Anna's line is clear, and her client is the official Python client. `ours` and `google` have lines of the same weather and seed; both hear Anna, and Anna hears
 both, at the same time. Without --server our own room server serves. Needs `requirements.txt` here and in ../python, and the programs in --programs: the examples
 `participant` (cargo build --example participant), `line` and `serve` (cargo build -p roomserver --examples). For --paths with TURN it needs coturn.
-Takes about 20 seconds a line, prints a table, asserts nothing.
+Takes about 20 seconds for each line, prints a table, asserts nothing.
 """
 
 import argparse
@@ -28,20 +28,20 @@ import numpy as np
 from livekit import api
 from scipy.signal import correlate, resample_poly
 
-import judge
+import scores
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 KEY, SECRET = "devkey", "a secret that is long enough for tests"
 SECONDS = 14
 PATIENCE_S = 60
-# Where the line stands before LiveKit's server.
+# The address that LiveKit's server announces, at which the line listens.
 ANNOUNCED = "127.0.0.2"
-# Where relays send from.
+# The address from which relays send.
 RELAYS = "127.0.0.3"
-# Of one end to the other, each way, in every weather.
+# One-way delay in every weather.
 STEADY = "delay_ms=30"
-# Until the last word has come over the worst line.
+# How long the last word may take over the worst line.
 TAIL_S = 2.5
 
 WEATHERS = {
@@ -63,7 +63,7 @@ WEATHERS = {
 
 
 class Program:
-    """A child process that writes JSON lines and reads orders."""
+    """A child process that writes JSON lines and reads commands."""
 
     def __init__(self, command, environment, log: Path):
         inherited = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
@@ -88,10 +88,10 @@ class Program:
             self.child.stdin.write(f"{text}\n".encode())
             self.child.stdin.flush()
         except BrokenPipeError:
-            pass  # its end is among its lines
+            pass  # the end of the program is among its lines
 
     def until(self, test, patience_s: float = PATIENCE_S):
-        """The first line from now on that passes; all are kept. None if it has not come or the program has ended."""
+        """The first line from now on that passes the test; all are kept. None if it has not come or the program has ended."""
         end = time.monotonic() + patience_s
         while True:
             try:
@@ -171,13 +171,13 @@ class Network:
                 subprocess.run(["ip", "netns", "del", name])
 
     def close(self):
-        # With the namespace alone the pair would go some time later, and the next one could not have its name.
+        # With the namespace alone the pair would be removed some time later, and the next one could not have its name.
         subprocess.run(["ip", "link", "del", self.outside], check=True)
         subprocess.run(["ip", "netns", "del", self.name], check=True)
 
 
 def relay_tcp(listen: tuple[str, int], server: tuple[str, int]):
-    """Carries TCP without any weather, until the program ends."""
+    """Carries TCP unchanged, until the program ends."""
 
     def carry(source, sink):
         try:
@@ -215,7 +215,7 @@ def wait_for_port(port: int, address: str = "127.0.0.1"):
 
 
 class Server:
-    """A LiveKit server with lines before its media; `order` moves the lines."""
+    """A LiveKit server with lines in front of its media ports; `order` controls the lines."""
 
     def __init__(self, arguments, folder: Path, tcp: bool = True, turn: list[dict] = ()):
         port = free_port()
@@ -240,7 +240,7 @@ class Server:
                     "node_ip": ANNOUNCED,
                     "ips": {"includes": [f"{there}/32"]},
                     "use_external_ip": False,
-                    # Or its checks would find ways around the line.
+                    # Otherwise its checks would find paths around the line.
                     "use_ice_lite": True,
                     "turn_servers": list(turn),
                 },
@@ -275,7 +275,7 @@ class Server:
 
 
 def said_speech(seconds: int = SECONDS) -> np.ndarray:
-    """The repository's caller, as `crates/libwebrtc/src/audio/quality.rs` puts him together; mono at 48 kHz."""
+    """The lines of the test caller, put together as in `crates/libwebrtc/src/audio/quality.rs`; mono at 48 kHz."""
     pause, parts = np.zeros(24_000), [np.zeros(24_000)]
     while sum(map(len, parts)) < seconds * 48_000:
         for name in ["hello", "lead", "goodbye"]:
@@ -299,7 +299,7 @@ def write(path: Path, sound: np.ndarray):
 
 
 def heard_from(path: Path, at: float) -> tuple[np.ndarray, np.ndarray]:
-    """What was delivered from a moment on, and when, frame by frame."""
+    """The sound that was delivered from a time on, and the time of each frame."""
     times = np.fromfile(path.with_suffix(".times"))
     with wave.open(str(path)) as file:
         sound = np.frombuffer(file.readframes(file.getnframes()), dtype=np.int16)
@@ -315,25 +315,25 @@ def runs(silent: np.ndarray) -> list[int]:
 
 
 def loudness(sound: np.ndarray) -> np.ndarray:
-    """Of blocks of 10 ms."""
-    block = judge.RATE // 100
+    """Root mean square of each block of 10 ms."""
+    block = scores.RATE // 100
     return np.sqrt((sound[: len(sound) // block * block].reshape(-1, block) ** 2).mean(axis=1))
 
 
 def gaps_and_delay(said: np.ndarray, heard: np.ndarray, slack_s: float, said_at: float, times: np.ndarray):
-    """Speech in whose place nothing was heard (milliseconds, longest), and the median of the lines' delays from mouth to ear in ms."""
+    """Milliseconds of speech in whose place nothing was heard, the longest such gap, and the median mouth-to-ear delay of the lines in ms."""
     gaps, delays = [], []
-    for start, end in judge.lines(said):
+    for start, end in scores.lines(said):
         line = said[start:end]
-        around = heard[start : end + int(slack_s * judge.RATE)]
-        if len(line) < judge.RATE // 2 or len(around) < len(line):
+        around = heard[start : end + int(slack_s * scores.RATE)]
+        if len(line) < scores.RATE // 2 or len(around) < len(line):
             continue
         lag = int(np.argmax(correlate(around, line, mode="valid")))
-        mouth, ear = loudness(line), loudness(around[lag : lag + len(line)])
-        around_ear = np.array([ear[max(0, i - 2) : i + 3].max() for i in range(len(ear))])
-        gaps += runs((mouth > 0.1 * mouth.max()) & (around_ear < 0.05 * mouth))
-        delivered = times[min(len(times) - 1, (start + lag) // (judge.RATE // 100))]
-        delays.append((delivered - said_at - start / judge.RATE) * 1000)
+        spoken, played = loudness(line), loudness(around[lag : lag + len(line)])
+        around = np.array([played[max(0, i - 2) : i + 3].max() for i in range(len(played))])
+        gaps += runs((spoken > 0.1 * spoken.max()) & (around < 0.05 * spoken))
+        delivered = times[min(len(times) - 1, (start + lag) // (scores.RATE // 100))]
+        delays.append((delivered - said_at - start / scores.RATE) * 1000)
     return sum(gaps) * 10, max(gaps, default=0) * 10, float(np.median(delays)) if delays else float("nan")
 
 
@@ -378,16 +378,17 @@ class Call:
             person.close()
 
 
+# Direction of the media at the engine under test, who listens, who speaks.
 PAIRS = [("down", "ours", "anna"), ("down", "google", "anna"), ("up", "anna", "ours"), ("up", "anna", "google")]
 
 
 def over_bad_lines(arguments, folder: Path):
     said = said_speech()
     write(folder / "said.wav", said)
-    said_16 = judge.read(folder / "said.wav")
+    said_16 = scores.read(folder / "said.wav")
     server = Server(arguments, folder)
     print(
-        f"{'line':20} {'way':4} {'engine':6} {'PESQ':>5} {'STOI':>6} {'conceal%':>8} {'buffer':>6} {'target':>6} {'mouth-ear':>9} {'gaps':>5} {'longest':>7}"
+        f"{'line':20} {'dir':4} {'engine':6} {'PESQ':>5} {'STOI':>6} {'conceal%':>8} {'buffer':>6} {'target':>6} {'delay':>9} {'gaps':>5} {'longest':>7}"
         f" {'lost':>4} {'fec':>4} {'nack':>4} {'codec':10}  (ms)"
     )
     try:
@@ -409,15 +410,15 @@ def over_bad_lines(arguments, folder: Path):
             finally:
                 call.close()
             slack_s = 2.5 if "2 s held" in name else 0.7
-            for way, ear, mouth in PAIRS:
-                sound, times = heard_from(kept / f"{ear}-{mouth}.wav", said_at[mouth])
-                heard = resample_poly(sound.astype(float), judge.RATE, 48_000)
-                stats = difference(before[ear]["tracks"][mouth], after[ear]["tracks"][mouth])
-                pesq, stoi = judge.judge(said_16, heard, slack_s)
-                gaps, longest, delay = gaps_and_delay(said_16, heard, slack_s, said_at[mouth], times)
+            for direction, listener, speaker in PAIRS:
+                sound, times = heard_from(kept / f"{listener}-{speaker}.wav", said_at[speaker])
+                heard = resample_poly(sound.astype(float), scores.RATE, 48_000)
+                stats = difference(before[listener]["tracks"][speaker], after[listener]["tracks"][speaker])
+                pesq, stoi = scores.score(said_16, heard, slack_s)
+                gaps, longest, delay = gaps_and_delay(said_16, heard, slack_s, said_at[speaker], times)
                 emitted = max(1, stats["jitter_buffer_emitted_count"])
                 print(
-                    f"{name:20} {way:4} {mouth if way == 'up' else ear:6} {pesq:5.2f} {stoi:6.3f}"
+                    f"{name:20} {direction:4} {speaker if direction == 'up' else listener:6} {pesq:5.2f} {stoi:6.3f}"
                     f" {100 * stats['concealed_samples'] / max(1, stats['total_samples_received']):8.2f}"
                     f" {1000 * stats['jitter_buffer_delay'] / emitted:6.0f} {1000 * stats['jitter_buffer_target_delay'] / emitted:6.0f}"
                     f" {delay:9.0f} {gaps:5} {longest:7} {stats['packets_lost']:4} {stats['fec_packets_received']:4} {stats['nack_count']:4}"
@@ -494,7 +495,7 @@ def one_path(arguments, kept: Path, said: Path, name: str, case: dict):
     environment = {"SSL_CERT_FILE": str(turn.certificate), "RUST_LOG": "info"} if turn else {}
     call = None
     try:
-        # What comes from a relay is not cut.
+        # Packets from a relay are not dropped.
         server.order(f"from {RELAYS} clear")
         server.order("weather bad" + (" loss=1" if case.get("cut") == "before" else ""))
         call = Call(arguments, server, kept, name, relay=case.get("relay", False), environment=environment)
@@ -532,16 +533,16 @@ def one_path(arguments, kept: Path, said: Path, name: str, case: dict):
                 if line["event"] in ("state", "disconnected") and changed - 1 < line["at"] < closed - 1
             ] if "cut" in case or "gone" in case else [line.get("state") for line in call_people[who].seen if line["event"] == "state"]
             print(f"{name:36} {who:6} events {events}", flush=True)
-        for way, ear, mouth in PAIRS:
-            file = kept / f"{ear}-{mouth}.wav"
-            if not file.exists() or mouth not in locals().get("at", {}) or not at[mouth]:
+        for direction, listener, speaker in PAIRS:
+            file = kept / f"{listener}-{speaker}.wav"
+            if not file.exists() or speaker not in locals().get("at", {}) or not at[speaker]:
                 continue
-            sound, times = heard_from(file, at[mouth]["at"] + 1)
-            wanted = int((PATH_SECONDS - 2) * judge.RATE)
-            levels = loudness(resample_poly(sound.astype(float), judge.RATE, 48_000)[:wanted])
+            sound, times = heard_from(file, at[speaker]["at"] + 1)
+            wanted = int((PATH_SECONDS - 2) * scores.RATE)
+            levels = loudness(resample_poly(sound.astype(float), scores.RATE, 48_000)[:wanted])
             silences = runs(levels < 300)
-            where = mouth if way == "up" else ear
-            print(f"{name:36} {where:6} {way}: longest silence {max(silences, default=0) * 10} ms, all {sum(silences) * 10} ms of {len(levels) * 10}", flush=True)
+            where = speaker if direction == "up" else listener
+            print(f"{name:36} {where:6} {direction}: longest silence {max(silences, default=0) * 10} ms, all {sum(silences) * 10} ms of {len(levels) * 10}", flush=True)
     finally:
         if call:
             call.close()
@@ -556,9 +557,9 @@ def main():
     parser.add_argument("--programs", type=Path, default=REPOSITORY / "target/debug/examples")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--red", action="store_true", help="publish with redundancy")
-    parser.add_argument("--nice", type=int, default=0, help="below 0, sound goes first on a busy machine")
+    parser.add_argument("--nice", type=int, default=0, help="niceness; below 0, sound has priority on a busy machine")
     parser.add_argument("--paths", action="store_true")
-    parser.add_argument("--only", type=lambda names: names.split(";"), help="names with ; between")
+    parser.add_argument("--only", type=lambda names: names.split(";"), help="names separated by ;")
     parser.add_argument("--folder", type=Path, help="keeps the recordings and logs here")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="real-link-"))

@@ -1,8 +1,8 @@
 //! The 10 ms clock of the media thread.
 //!
-//! It beats for sources and receivers that asked for it and rests when there are none. A beat that
-//! comes late is made up for, so that no sound is lost and queues do not grow; but never more than
-//! [`MAX_CATCH_UP`] at once, since a burst of packets is worse than a gap for whoever gets it.
+//! It ticks for the sources and receivers that were added and stops when there are none. Ticks that
+//! are late are made up for, so that no sound is lost and queues do not grow; but never more than
+//! [`MAX_CATCH_UP`] at once, since a burst of packets is worse for the receiver than a gap.
 
 use std::{
     sync::{Arc, OnceLock, Weak},
@@ -14,14 +14,14 @@ use tokio::sync::Notify;
 
 use crate::engine;
 
-/// The time between two beats.
+/// The time between two ticks.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
 
-/// The most that is made up for after a delay: what the jitter buffer of a receiver usually
-/// bridges. Time beyond that is given up.
+/// The longest delay that is made up for: what the jitter buffer of a receiver usually bridges.
+/// Time beyond that is skipped.
 const MAX_CATCH_UP: Duration = Duration::from_millis(100);
 
-/// Whether the clock should come again.
+/// Whether the member wants further ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TickResult {
     Continue,
@@ -30,18 +30,18 @@ pub(crate) enum TickResult {
 
 /// Something that moves sound every 10 ms.
 pub(crate) trait Tick: Send + Sync {
-    /// `now` is the time at which the beat was due.
+    /// `now` is the time at which the tick was due.
     fn tick(&self, now: Instant) -> TickResult;
 }
 
-/// A clock and those it beats for.
+/// A clock and the members that it ticks for.
 #[derive(Default)]
 pub(crate) struct Clock {
     members: Mutex<Vec<Weak<dyn Tick>>>,
     added: Notify,
 }
 
-/// The clock of the media thread, which starts with the first use.
+/// The clock of the media thread, which is started by the first call.
 pub(crate) fn media_clock() -> &'static Arc<Clock> {
     static CLOCK: OnceLock<Arc<Clock>> = OnceLock::new();
     CLOCK.get_or_init(|| {
@@ -53,19 +53,19 @@ pub(crate) fn media_clock() -> &'static Arc<Clock> {
 }
 
 impl Clock {
-    /// How many the clock beats for.
+    /// The number of members.
     #[cfg(test)]
     pub fn members(&self) -> usize {
         self.members.lock().len()
     }
 
-    /// Beats for `member` until it says stop or is dropped.
+    /// Ticks for `member` until it answers [`TickResult::Stop`] or is dropped.
     pub fn add(&self, member: Weak<dyn Tick>) {
         self.members.lock().push(member);
         self.added.notify_one();
     }
 
-    /// Beats for ever.
+    /// Ticks for ever.
     pub async fn run(&self) {
         let mut present: Vec<Arc<dyn Tick>> = Vec::new();
         loop {
@@ -74,11 +74,11 @@ impl Clock {
                 added.await;
             }
             let mut due = tokio::time::Instant::now();
-            while self.beat(due.into_std(), &mut present) {
-                due = next_beat(due, tokio::time::Instant::now());
+            while self.tick(due.into_std(), &mut present) {
+                due = next_tick(due, tokio::time::Instant::now());
                 if due <= tokio::time::Instant::now() {
-                    // Packets that came during the delay have to be in the jitter buffers before
-                    // these are asked again.
+                    // Packets that came during the delay have to reach the jitter buffers before
+                    // the next tick.
                     tokio::task::yield_now().await;
                 }
                 tokio::time::sleep_until(due).await;
@@ -86,8 +86,8 @@ impl Clock {
         }
     }
 
-    /// One beat for all. Answers whether anybody wants another one.
-    pub(crate) fn beat(&self, now: Instant, present: &mut Vec<Arc<dyn Tick>>) -> bool {
+    /// Ticks once for every member. Returns whether any wants another tick.
+    pub(crate) fn tick(&self, now: Instant, present: &mut Vec<Arc<dyn Tick>>) -> bool {
         present.extend(self.members.lock().iter().filter_map(Weak::upgrade));
         let mut stopped: Vec<*const ()> = Vec::new();
         for member in present.iter() {
@@ -100,7 +100,8 @@ impl Clock {
             member.strong_count() > 0 && {
                 let address: *const () = member.as_ptr().cast();
                 match stopped.iter().position(|one| *one == address) {
-                    // Only one entry: the member may have asked again since it said stop.
+                    // Only one entry: the member may have been added again since it answered
+                    // `Stop`.
                     Some(index) => {
                         stopped.swap_remove(index);
                         false
@@ -111,14 +112,14 @@ impl Clock {
         });
         let wanted = !members.is_empty();
         drop(members);
-        // Dropped without the lock: a member may be freed here and remove others.
+        // Dropped without the lock: dropping a member may remove other members.
         present.clear();
         wanted
     }
 }
 
-/// When the next beat is due after the one that was due at `due`.
-fn next_beat(due: tokio::time::Instant, now: tokio::time::Instant) -> tokio::time::Instant {
+/// When the next tick is due after the one that was due at `due`.
+fn next_tick(due: tokio::time::Instant, now: tokio::time::Instant) -> tokio::time::Instant {
     let next = due + TICK;
     next.max(now - MAX_CATCH_UP)
 }
@@ -127,16 +128,16 @@ fn next_beat(due: tokio::time::Instant, now: tokio::time::Instant) -> tokio::tim
 mod tests {
     use super::*;
 
-    /// Notes the time of every beat and stops after some.
+    /// Records the time of every tick and stops after some.
     struct Counter {
-        beats: Mutex<Vec<Instant>>,
+        ticks: Mutex<Vec<Instant>>,
         stop_after: usize,
     }
 
     impl Counter {
         fn new(stop_after: usize) -> Arc<Self> {
             Arc::new(Self {
-                beats: Mutex::new(Vec::new()),
+                ticks: Mutex::new(Vec::new()),
                 stop_after,
             })
         }
@@ -144,9 +145,9 @@ mod tests {
 
     impl Tick for Counter {
         fn tick(&self, now: Instant) -> TickResult {
-            let mut beats = self.beats.lock();
-            beats.push(now);
-            if beats.len() < self.stop_after {
+            let mut ticks = self.ticks.lock();
+            ticks.push(now);
+            if ticks.len() < self.stop_after {
                 TickResult::Continue
             } else {
                 TickResult::Stop
@@ -167,14 +168,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn beats_every_10_ms_until_told_to_stop() {
+    async fn ticks_every_10_ms_until_told_to_stop() {
         let clock = start();
         let counter = Counter::new(50);
         clock.add(member(&counter));
         tokio::time::sleep(Duration::from_secs(5)).await;
-        let beats = counter.beats.lock().clone();
-        assert_eq!(beats.len(), 50);
-        assert!(beats.windows(2).all(|two| two[1] - two[0] == TICK));
+        let ticks = counter.ticks.lock().clone();
+        assert_eq!(ticks.len(), 50);
+        assert!(ticks.windows(2).all(|two| two[1] - two[0] == TICK));
         assert_eq!(clock.members(), 0);
     }
 
@@ -186,7 +187,7 @@ mod tests {
         let later = Counter::new(3);
         clock.add(member(&later));
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(later.beats.lock().len(), 3);
+        assert_eq!(later.ticks.lock().len(), 3);
     }
 
     #[tokio::test(start_paused = true)]
@@ -207,15 +208,15 @@ mod tests {
             let counter = Counter::new(usize::MAX);
             clock.add(member(&counter));
             tokio::time::sleep(Duration::from_millis(25)).await;
-            let before = counter.beats.lock().len();
+            let before = counter.ticks.lock().len();
             // The whole thread stood still for that long: time has passed, but nothing ran.
             tokio::time::advance(Duration::from_millis(stall_ms)).await;
             let settle = tokio::time::Instant::now() + Duration::from_millis(1);
             tokio::time::sleep_until(settle).await;
-            let caught_up = counter.beats.lock().len() - before;
+            let caught_up = counter.ticks.lock().len() - before;
             assert!(
                 expected.contains(&caught_up),
-                "{stall_ms} ms: {caught_up} beats"
+                "{stall_ms} ms: {caught_up} ticks"
             );
         }
     }

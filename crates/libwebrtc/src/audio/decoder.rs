@@ -1,11 +1,12 @@
-//! Opus packets to PCM at 48 kHz, and what stands in for packets that did not come.
+//! Opus packets to PCM at 48 kHz, and concealment of packets that did not come.
 
 use opus::Channels;
 
 use super::OPUS_RATE_HZ;
 
 /// The decoder of one stream. It begins in mono and becomes stereo with the first stereo packet,
-/// for good: encoders change back and forth, and a change loses the decoder's memory.
+/// for good: encoders change back and forth, and with every change the decoder would lose its
+/// memory.
 pub(crate) struct OpusDecoder {
     opus: opus::Decoder,
     channels: usize,
@@ -26,7 +27,7 @@ impl OpusDecoder {
         self.channels
     }
 
-    /// Becomes stereo if the packet is; answers whether that was a change.
+    /// Becomes stereo if the packet is; returns whether that was a change.
     pub fn follow_channels(&mut self, payload: &[u8]) -> Result<bool, opus::Error> {
         if self.channels == 2 || !is_stereo(payload) {
             return Ok(false);
@@ -53,8 +54,8 @@ impl OpusDecoder {
         self.append(payload, false, frames, pcm)
     }
 
-    /// Appends `frames` samples in place of the packet before this one, from this one's error
-    /// correction, or guessed if it has none.
+    /// Appends `frames` samples in place of the packet before this one, from this one's in-band
+    /// error correction, or concealed if it has none.
     pub fn recover_previous(
         &mut self,
         payload: &[u8],
@@ -64,8 +65,8 @@ impl OpusDecoder {
         self.append(payload, true, frames, pcm)
     }
 
-    /// Appends `frames` guessed samples, which must be a multiple of 2.5 ms: more of the sound
-    /// before, fading, or noise during DTX.
+    /// Appends `frames` concealed samples, which must be a multiple of 2.5 ms: the sound before
+    /// continued and fading, or noise during DTX.
     pub fn conceal(&mut self, frames: usize, pcm: &mut Vec<i16>) -> Result<(), opus::Error> {
         self.append(&[], false, frames, pcm)
     }
@@ -98,16 +99,16 @@ fn is_stereo(payload: &[u8]) -> bool {
     payload.first().is_some_and(|toc| toc & 0x04 != 0)
 }
 
-/// Samples of each channel in the packet at 48 kHz, `None` if it is no packet of Opus.
+/// Samples of each channel in the packet at 48 kHz, `None` if it is not an Opus packet.
 pub(crate) fn packet_frames(payload: &[u8]) -> Option<usize> {
     opus::packet::get_nb_samples(payload, OPUS_RATE_HZ).ok()
 }
 
 /// Whether the packet carries error correction for the one before it.
 ///
-/// SILK and hybrid frames begin with a bit of voice activity for each of their SILK frames and then
-/// the bit that is asked for, twice that for stereo (RFC 6716, sections 4.2.3 and 4.2.4); CELT
-/// frames never have any.
+/// SILK and hybrid frames begin with a voice activity bit for each of their SILK frames, followed
+/// by the bit that says so (LBRR), twice that for stereo (RFC 6716, sections 4.2.3 and 4.2.4); CELT
+/// frames never carry any.
 pub(crate) fn recovers_previous(payload: &[u8]) -> bool {
     let Some(toc) = payload.first() else {
         return false;

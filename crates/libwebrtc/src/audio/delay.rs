@@ -1,6 +1,7 @@
-//! How long packets have to wait so that nearly all of them are there when their turn comes.
+//! How long packets have to wait so that nearly all of them have arrived when they are to be
+//! played.
 //!
-//! Every packet's *delay* is measured against the quickest packet of the last two seconds, by its
+//! Every packet's *delay* is measured against the fastest packet of the last two seconds, by its
 //! RTP timestamp. That makes the delay independent of the clocks of both sides, of pauses in
 //! sending (DTX) and of how much happens to be buffered. The *target* is what covers
 //! [`COVERED_SHARE`] of the recent delays. Knows nothing of what packets contain.
@@ -12,7 +13,7 @@ use std::{
 
 use super::OPUS_RATE_HZ;
 
-/// For how long the quickest packet is remembered. Long enough to see a quick one in jitter, short
+/// For how long the fastest packet is remembered. Long enough to see a fast one in jitter, short
 /// enough to follow a new route or clock drift.
 const BASE_WINDOW: Duration = Duration::from_secs(2);
 
@@ -20,34 +21,34 @@ const BASE_WINDOW: Duration = Duration::from_secs(2);
 /// delay that it would take to wait for all.
 const COVERED_SHARE: f32 = 0.97;
 
-/// How much of the histogram stays with each packet: a memory of about 100 packets or two seconds
-/// of sound.
+/// The weight that the histogram keeps with each new packet: a memory of about 100 packets or two
+/// seconds of sound.
 const KEPT_SHARE: f32 = 0.99;
 
-/// Less than this is nothing. Without it, shares would become denormal after three minutes, and
+/// A smaller share counts as zero. Otherwise shares would become denormal after three minutes, and
 /// computing with those takes a hundred times as long.
 const NEGLIGIBLE_SHARE: f32 = 1e-9;
 
 /// Width of a histogram bucket. The histogram reaches to half a second; longer delays are counted
-/// there.
+/// in its last bucket.
 const BUCKET_US: i64 = 1_000;
 const BUCKETS: usize = 500;
 
 /// One tick of the clock, of which the target is a multiple.
 const TICK_US: i64 = 10_000;
 
-/// When the quickest packet is forgotten and the next quickest was slower by a tick, that was a
-/// step, such as from the way on which a call began to a better one; if no more than this share of
-/// the packets came before it, they were no measure for the others.
+/// When the fastest packet is forgotten and the next fastest was slower by a tick, the delay has
+/// changed in a step, for example because the call began on another route. If no more than this
+/// share of the packets came before the step, the delays measured against them are corrected by it.
 const EXCEPTIONAL_SHARE: f32 = 0.1;
 
-/// Added to the covered delay: the clock asks only every 10 ms, so a packet may be needed that much
-/// before its time.
+/// Added to the covered delay: the clock pulls only every 10 ms, so a packet may be needed that
+/// much before its time.
 const TICK_MARGIN_US: i64 = TICK_US;
 
-/// Bounds of the target. The lower one is a packet's length, with which a link without jitter has
-/// no hole; beyond the upper one people start to talk over each other, so that holes are the
-/// smaller evil.
+/// Bounds of the target. The lower one is a packet's length, enough to have no gap on a link
+/// without jitter; beyond the upper one people start to talk over each other, and gaps are the
+/// lesser evil.
 pub(crate) const MIN_TARGET_US: i64 = 20_000;
 pub(crate) const MAX_TARGET_US: i64 = 400_000;
 
@@ -62,28 +63,28 @@ const LEARNING_PACKETS: u32 = 34;
 /// packets, about two seconds: every change of it is a change of speed that might be heard.
 const PATIENCE_PACKETS: u32 = 100;
 
-/// A measured target that is too high by less than this costs less than the two changes of speed
-/// when it was right after all: jitter that lies on the border of two ticks looks now like the one
-/// and now like the other. It falls only after so many packets, about twenty seconds.
+/// A measured target that is too high by less than this costs less than two changes of speed would
+/// if the target rises again: jitter on the border between two ticks is measured now as the one and
+/// now as the other. It falls only after so many packets, about twenty seconds.
 const WORTHWHILE_FALL_US: i64 = 2 * TICK_US;
 const LONG_PATIENCE_PACKETS: u32 = 1_000;
 
-/// A packet that seems later than this has rather got a timestamp of a new time line: senders may
-/// stop their timestamps while muted.
+/// A packet that seems later than this belongs to a new timeline: senders may stop their timestamps
+/// while muted.
 const NEW_TIME_LINE_US: i64 = 1_000_000;
 
 /// Measures delays and derives the target.
 #[derive(Debug)]
 pub(crate) struct DelayEstimator {
-    /// Arrival and timestamp of the first packet: zero of both time lines.
+    /// Arrival and timestamp of the first packet: zero of both timelines.
     origin: Option<(Instant, u64)>,
     /// Transit times in microseconds that are minima from their arrival on, the smallest first.
     quickest: VecDeque<(Instant, i64)>,
     histogram: [f32; BUCKETS],
     packets: u32,
     target_us: i64,
-    /// Whether the target is one that packets needed: not the one to begin with, nor one that was
-    /// measured against an exception.
+    /// Whether the target comes from measured delays: it is neither the initial one nor measured
+    /// against a fastest packet that turned out to be an exception.
     measured: bool,
     covered_us: i64,
     too_high: TooHigh,
@@ -93,10 +94,10 @@ pub(crate) struct DelayEstimator {
 #[derive(Debug, Clone, Copy, Default)]
 struct TooHigh {
     packets: u32,
-    /// The most that was needed in this time, in microseconds.
+    /// The largest delay that was needed in this time, in microseconds.
     most_us: i64,
-    /// The most of the last packets, since their number was a multiple of [`PATIENCE_PACKETS`]:
-    /// what follows a time of jitter goes down step by step.
+    /// The largest delay needed since the number of packets was last a multiple of
+    /// [`PATIENCE_PACKETS`]. With it the target falls step by step after a time of jitter.
     recent_us: i64,
 }
 
@@ -116,7 +117,7 @@ impl Default for DelayEstimator {
 }
 
 impl DelayEstimator {
-    /// Takes note of a packet that arrived at `now`.
+    /// Records a packet that arrived at `now`.
     pub fn packet_arrived(&mut self, now: Instant, rtp_timestamp: u64) {
         let delay = self.delay_us(now, rtp_timestamp).unwrap_or(0);
         if delay > NEW_TIME_LINE_US {
@@ -145,9 +146,8 @@ impl DelayEstimator {
         self.count(transit - base);
     }
 
-    /// Takes note that the quickest packet is slower than the one until now by so many
-    /// microseconds: what was measured against that one was this much less late, if that one was an
-    /// exception.
+    /// Records that the fastest packet is now slower than before by so many microseconds. If the
+    /// one before was an exception, delays measured against it are reduced by as much.
     fn base_rose(&mut self, by_us: i64) {
         if by_us < TICK_US {
             return;
@@ -160,14 +160,14 @@ impl DelayEstimator {
         self.histogram.copy_within(quicker.., 0);
         self.histogram[BUCKETS - quicker..].fill(0.0);
         self.histogram[0] += share;
-        // What was aimed at is where it was before, seen from the new base.
+        // The target keeps its absolute place, seen from the new base.
         self.target_us -= by_us;
         self.measured = false;
         self.too_high = TooHigh::default();
     }
 
-    /// Takes note of a packet that came after its turn. What is very late, such as a copy that was
-    /// sent again, says nothing about the link.
+    /// Records a packet that came after it should have been played. A very late one, such as a
+    /// retransmitted copy, says nothing about the link.
     pub fn late_packet_arrived(&mut self, now: Instant, rtp_timestamp: u64) {
         let delay = self.delay_us(now, rtp_timestamp);
         if delay.is_some_and(|delay| delay <= NEW_TIME_LINE_US) {
@@ -177,7 +177,7 @@ impl DelayEstimator {
 
     fn count(&mut self, delay_us: i64) {
         self.packets = self.packets.saturating_add(1);
-        // The first packets weigh equally; later ones push the older ones out.
+        // The first packets weigh equally; later ones replace the older ones.
         let kept = KEPT_SHARE.min(1.0 - 1.0 / self.packets as f32);
         for share in &mut self.histogram {
             *share = if *share < NEGLIGIBLE_SHARE {
@@ -211,7 +211,7 @@ impl DelayEstimator {
         }
     }
 
-    /// The new target after a packet that says what is needed, if it is another one or confirmed.
+    /// The new target after a packet that needs `needed_us`; `None` if the target stays as it is.
     fn next_target(&mut self, needed_us: i64) -> Option<i64> {
         let too_high = &mut self.too_high;
         too_high.packets += 1;
@@ -232,7 +232,7 @@ impl DelayEstimator {
     }
 
     /// The delay in microseconds with which sound of that timestamp is played if it is played at
-    /// `at`; `None` before the first packet. Negative only if a packet was never as quick.
+    /// `at`; `None` before the first packet. Negative only if no packet was as fast.
     pub fn delay_us(&self, at: Instant, rtp_timestamp: u64) -> Option<i64> {
         let (first_arrival, first_timestamp) = self.origin?;
         let (_, base) = self.quickest.front()?;
@@ -244,12 +244,12 @@ impl DelayEstimator {
         self.target_us
     }
 
-    /// What the jitter alone asks for, without bounds and margin, in microseconds.
+    /// The delay that the jitter alone needs, without bounds and margin, in microseconds.
     pub fn covered_us(&self) -> i64 {
         self.covered_us
     }
 
-    /// Starts a new time line but keeps what is known about the jitter.
+    /// Starts a new timeline but keeps what is known about the jitter.
     pub fn forget_time_line(&mut self) {
         self.origin = None;
         self.quickest.clear();
@@ -275,7 +275,7 @@ pub(crate) fn samples_to_us(samples: i64) -> i64 {
 mod tests {
     use super::*;
 
-    /// Feeds packets of 20 ms, each with its own extra delay in milliseconds, and answers the
+    /// Feeds packets of 20 ms, each with its own extra delay in milliseconds, and returns the
     /// target.
     fn feed(
         estimator: &mut DelayEstimator,
@@ -307,26 +307,26 @@ mod tests {
 
     #[test]
     fn quick_first_packets_are_no_measure_for_the_others() {
-        // The first three came over another way than all others.
+        // The first three came over a faster route than all others.
         let start = Instant::now();
         let mut estimator = DelayEstimator::default();
         let step = [0; 3].into_iter().chain([31; 90]);
         assert_eq!(feed(&mut estimator, start, 0, step), 50);
         // While the first is remembered, sound is played 50 ms after it, and afterwards at the same
-        // moment: 19 ms after the others, or 20.
+        // time: 19 ms after the others, or 20.
         assert_eq!(feed(&mut estimator, start, 93, [31; 20]), 20);
     }
 
     #[test]
     fn steps_between_what_is_common_are_jitter() {
-        // Every two and a half seconds another way, one of them 50 ms slower: without that memory,
-        // the slower packets would be late each time.
+        // Every two and a half seconds the route changes, and one of the two is 50 ms slower.
+        // Without that memory, the slower packets would be late each time.
         let start = Instant::now();
         let mut estimator = DelayEstimator::default();
-        let way = |number: u64| number / 125 % 2 * 50;
-        assert_eq!(feed(&mut estimator, start, 0, (0..1_000).map(way)), 70);
+        let extra_ms = |number: u64| number / 125 % 2 * 50;
+        assert_eq!(feed(&mut estimator, start, 0, (0..1_000).map(extra_ms)), 70);
         assert_eq!(
-            feed(&mut estimator, start, 1_000, (1_000..1_240).map(way)),
+            feed(&mut estimator, start, 1_000, (1_000..1_240).map(extra_ms)),
             70
         );
     }
@@ -370,8 +370,8 @@ mod tests {
     fn target_does_not_follow_every_breath_of_the_jitter() {
         let start = Instant::now();
         let mut estimator = DelayEstimator::default();
-        // Every 30th packet is late: sometimes that is more than what need not be covered, and
-        // sometimes less.
+        // Every 30th packet is late: sometimes that is more than the share that need not be
+        // covered, and sometimes less.
         let mut changes = 0;
         let mut target = 0;
         for number in 0..3_000u64 {

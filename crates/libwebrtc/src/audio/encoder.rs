@@ -1,7 +1,7 @@
 //! From a local track's PCM to Opus packets of 20 ms.
 //!
-//! Knows nothing of sequence numbers, SSRCs and sockets: packets go to whoever made the
-//! [`AudioSender`], with the RTP timestamp and the facts for the audio-level header extension.
+//! Knows nothing of sequence numbers, SSRCs and sockets: packets go to the sink of the
+//! [`AudioSender`], with the RTP timestamp and the values for the audio-level header extension.
 
 use std::time::{Duration, Instant};
 
@@ -24,36 +24,36 @@ const PACKET_SAMPLES: u32 = OPUS_RATE_HZ / 1000 * PACKET_MS;
 /// More than a packet of Opus at 20 ms can have (RFC 6716, section 3.4: 1275 bytes in one frame).
 const MAX_PACKET_BYTES: usize = 1500;
 
-/// Opus says with a packet of at most this length that there is nothing to transmit (libopus,
+/// With a packet of at most this length Opus signals that there is nothing to transmit (libopus,
 /// `opus_encode`).
 const DTX_PACKET_BYTES: usize = 2;
 
-/// The bitrates that Google's engine takes by default for full-band speech, in bits per second.
+/// The bitrates that Google's engine uses by default for full-band speech, in bits per second.
 const DEFAULT_MONO_BPS: u64 = 32_000;
 const DEFAULT_STEREO_BPS: u64 = 64_000;
 
 /// The range of bitrates that Opus supports (RFC 6716, section 2.1.1), in bits per second.
 const BITRATE_RANGE_BPS: std::ops::RangeInclusive<u64> = 6_000..=510_000;
 
-/// A line that takes less than this gets it nevertheless, or speech would no longer be wide-band
-/// (RFC 6716, section 2.1.1), in bits per second.
+/// Sent even if the link carries less, or speech would no longer be wide-band (RFC 6716, section
+/// 2.1.1), in bits per second.
 const NARROWEST_BPS: u64 = 12_000;
 
-/// As thorough as Google's engine on a desktop. Half of it would save a quarter of the time.
+/// As thorough as Google's engine on a desktop. Complexity 4 would save a quarter of the time.
 const COMPLEXITY: i32 = 9;
 
-/// Sound louder than this counts as voice for the audio-level extension: well over the noise of a
-/// quiet room, under quiet speech.
+/// Sound louder than this counts as voice for the audio-level extension: well above the noise of a
+/// quiet room, below quiet speech.
 const VOICE_DBOV: i8 = -50;
 
-/// When PCM is due this much later than what came before it ended, the RTP timestamp follows the
-/// time over the pause instead of hiding it.
+/// When PCM is due this much later than the end of the PCM before, the RTP timestamp skips the
+/// pause instead of hiding it.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What was negotiated for the Opus stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OpusSendConfig {
-    /// Two channels (`stereo=1` in the answer); else the sound is mixed down.
+    /// Two channels (`stereo=1` in the answer); otherwise the sound is mixed down to mono.
     pub stereo: bool,
     /// Send nothing during silence (`usedtx=1`).
     pub dtx: bool,
@@ -87,11 +87,11 @@ pub(crate) struct EncodedAudio {
     pub audio_level_dbov: i8,
     /// Whether the packet probably holds speech.
     pub voice_activity: bool,
-    /// The line does not take the wanted bitrate, so nothing is to be added.
+    /// The link carries less than the wanted bitrate, so no redundancy is to be added.
     pub narrow: bool,
 }
 
-/// What a sender has done so far: the numbers of the media-source and outbound-rtp statistics.
+/// Totals of a sender, for the media-source and outbound-rtp statistics.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct AudioSenderStats {
     /// Loudness of the last 20 ms, linear, from 0 to 1.
@@ -104,17 +104,17 @@ pub(crate) struct AudioSenderStats {
     pub packets: u64,
     /// Bytes of payload in them.
     pub payload_bytes: u64,
-    /// Packets that DTX made unnecessary.
+    /// Packets that DTX left out.
     pub dtx_packets: u64,
     /// The bitrate that the encoder aims at, in bits per second.
     pub target_bitrate_bps: u64,
 }
 
-/// Takes who gets the packets, in order, on the media thread.
+/// Receives the packets, in order, on the media thread.
 type PacketSink = Box<dyn Fn(EncodedAudio) + Send + Sync>;
 
-/// The RTP clock of a stream. It outlives the encoder: a stream whose timestamps begin anew is
-/// taken for one that went back in time, and LiveKit's server drops every packet of it.
+/// The RTP clock of a stream. It outlives the encoder: a stream whose timestamps begin anew looks
+/// as if it went back in time, and LiveKit's server drops every packet of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RtpClock {
     /// The timestamp of the next packet if there is no pause.
@@ -145,7 +145,7 @@ pub(crate) struct AudioSender {
 }
 
 impl AudioSender {
-    /// Makes a sender that hands its packets to `sink` and counts time from where `clock` stands.
+    /// Makes a sender that hands its packets to `sink` and continues the timestamps of `clock`.
     ///
     /// # Errors
     ///
@@ -164,8 +164,8 @@ impl AudioSender {
         })
     }
 
-    /// Tells the encoder how many packets of a hundred get lost on the way, so that it adds as much
-    /// error correction.
+    /// Tells the encoder how many packets of a hundred get lost, so that it adds a matching amount
+    /// of error correction.
     pub fn set_packet_loss_percent(&self, percent: u8) {
         self.encoder.lock().set_packet_loss_percent(percent);
     }
@@ -175,17 +175,17 @@ impl AudioSender {
         self.encoder.lock().set_max_bitrate(bitrate_bps);
     }
 
-    /// Sets the share of the bitrate that the line takes, from 0 to 1.
+    /// Sets the share of the bitrate that the link carries, from 0 to 1.
     pub fn set_share(&self, share: f32) {
         self.encoder.lock().set_share(share);
     }
 
-    /// Where the next packets will be in time.
+    /// The RTP clock for a sender that continues this stream.
     pub fn clock(&self) -> RtpClock {
         self.encoder.lock().clock
     }
 
-    /// What was done so far.
+    /// Totals so far.
     pub fn stats(&self) -> AudioSenderStats {
         self.encoder.lock().stats
     }
@@ -212,15 +212,15 @@ pub(crate) struct PacketEncoder {
     config: OpusSendConfig,
     channels: usize,
     resampler: AudioResampler,
-    /// Interleaved PCM that is not encoded yet; the first `consumed` samples are done.
+    /// Interleaved PCM that waits; the first `consumed` samples are encoded already.
     pcm: Vec<i16>,
     consumed: usize,
     clock: RtpClock,
-    /// Whether the last packet said that there is nothing to hear, or there was none yet.
+    /// Whether the last packet was silence, or there was none yet.
     silent: bool,
     loss_percent: u8,
     max_bitrate_bps: Option<u64>,
-    /// What the line takes of that.
+    /// The share of that bitrate that the link carries.
     share: f32,
     stats: AudioSenderStats,
 }
@@ -295,7 +295,7 @@ impl PacketEncoder {
     }
 
     /// Takes PCM of any format that is due `at`. Call [`next_packet`](Self::next_packet) until it
-    /// gives nothing.
+    /// returns `None`.
     pub fn push(&mut self, at: Instant, pcm: Pcm<'_>) {
         self.pcm.drain(..self.consumed);
         self.consumed = 0;
@@ -314,7 +314,8 @@ impl PacketEncoder {
         self.pcm.extend_from_slice(converted);
     }
 
-    /// Encodes whole packets' worth of PCM until there is a packet to send.
+    /// Encodes whole packets' worth of PCM until there is a packet to send; `None` when less than a
+    /// packet is left.
     pub fn next_packet(&mut self) -> Option<EncodedAudio> {
         let packet_len = PACKET_SAMPLES as usize * self.channels;
         while self.pcm.len() - self.consumed >= packet_len {
@@ -340,8 +341,8 @@ impl PacketEncoder {
             let nothing_new = self.config.dtx && len <= DTX_PACKET_BYTES;
             let was_silent = std::mem::replace(&mut self.silent, nothing_new);
             if nothing_new && was_silent {
-                // Only the first one of a pause is sent, as Google's engine does: it tells the
-                // decoder to go on with comfort noise instead of suspecting a loss.
+                // Only the first packet of a pause is sent, as Google's engine does: it tells the
+                // decoder to go on with comfort noise instead of concealing a loss.
                 self.stats.dtx_packets += 1;
                 continue;
             }
@@ -368,7 +369,7 @@ mod tests {
         *,
     };
 
-    /// Runs sound in frames of 10 ms through an encoder and answers the packets.
+    /// Runs sound in frames of 10 ms through an encoder and returns the packets.
     fn encode(
         config: OpusSendConfig,
         rate: u32,

@@ -8,10 +8,10 @@
 //!   or after a pause waits until its delay is the target; packets that follow it without a gap are
 //!   played one after the other.
 //! - A missing packet is played from its copy if a later one brought that (RED), else recovered
-//!   from the next one's error correction, else guessed by the decoder. If nothing at all is there,
-//!   guessing goes on for [`MAX_GUESSED`], then there is the background that was heard before
-//!   ([`BackgroundNoise`]). A late packet is still played as long as nothing after it was: that
-//!   makes the delay longer instead of losing speech.
+//!   from the next one's error correction, else concealed by the decoder. If nothing at all has
+//!   arrived, the decoder conceals for [`MAX_CONCEALED`], then the background is played that was
+//!   heard before ([`BackgroundNoise`]). A late packet is still played if nothing after it was:
+//!   that makes the delay longer instead of losing speech.
 //! - A delay away from the target is corrected by making sound shorter or longer ([`stretch`]),
 //!   never by leaving packets out.
 //! - Timestamps that jump without a missing packet are a pause of the sender (DTX): no loss, and
@@ -33,46 +33,46 @@ use super::{
     stretch::{self, Care},
 };
 
-/// More packets than this do not wait: at 20 ms each, four seconds.
+/// No more packets than this wait: at 20 ms each, four seconds.
 const MAX_PACKETS: usize = 200;
 
-/// For how long a hole is filled with guesses. The decoder fades them out in about this time; after
-/// that they would be a hum.
-const MAX_GUESSED: usize = TICK_SAMPLES * 12;
+/// For how long a gap is concealed by the decoder. It fades the sound out in about this time; after
+/// that it would be a hum.
+const MAX_CONCEALED: usize = TICK_SAMPLES * 12;
 
-/// The decoder's last guess fades into the background, and the background into the first sound
-/// after it, over this many samples.
+/// Concealed sound fades into the background, and the background into the first sound after it,
+/// over this many samples.
 const FADE: usize = TICK_SAMPLES / 2;
 
-/// The delay may be this much above or below the target before it is corrected: less would be felt
-/// in every little change of the target.
+/// The delay may be this much above or below the target before it is corrected: with less, every
+/// small change of the target would change the speed.
 const FAR_ABOVE_US: i64 = 10_000;
 const FAR_BELOW_US: i64 = 10_000;
 
 /// A correction that has begun goes on until the delay is this close to the target.
 const CLOSE_US: i64 = 5_000;
 
-/// This far above the target, sound is shortened even where that is heard, as often as possible:
-/// what is late that much is worse.
+/// This far above the target, sound is shortened even where that is heard, as often as possible: so
+/// much delay is worse.
 const INTOLERABLE_US: i64 = 120_000;
 
 /// Pulls between two cuts, so that sound runs at most about a quarter faster or slower.
 const REST_AFTER_CUT: u32 = 5;
 
-/// Pulls after a search for a cut that found none.
+/// Pulls before the next search for a cut after one that found none.
 const REST_AFTER_SEARCH: u32 = 2;
 
-/// As much decoded sound as a search for the longest period wants.
+/// As much decoded sound as a search for the longest period needs.
 const STRETCH_FRAMES: usize = 2 * stretch::MAX_PERIOD;
 
 /// While packets with error correction get lost, the delay is at least a packet and this, so that
-/// the packet which repairs a loss is there when it is needed.
+/// the packet which repairs a loss has arrived when it is needed.
 const RECOVERY_MARGIN_US: i64 = 20_000;
 
-/// For how long after a loss that is so.
+/// For how long after a loss the delay is kept at that.
 const RECOVERY_MEMORY: Duration = Duration::from_secs(10);
 
-/// LiveKit's server puts the last two packets into redundancy that it makes itself
+/// LiveKit's server puts the last two packets into redundancy that it builds itself
 /// (`pkg/sfu/redreceiver.go`).
 const MAX_REDONE_DISTANCE: u64 = 2;
 
@@ -92,15 +92,15 @@ pub(crate) struct RtpAudioPacket {
     pub payload: Arc<[u8]>,
 }
 
-/// What was done so far, with the meaning that the W3C's "Identifiers for WebRTC's Statistics API"
-/// gives to the fields of the same name. Samples are counted for each channel at 48 kHz.
+/// Totals so far, with the meaning that the W3C's "Identifiers for WebRTC's Statistics API" gives
+/// to the fields of the same name. Samples are counted for each channel at 48 kHz.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct AudioReceiverStats {
     /// Seconds that the emitted samples spent in the buffer, summed over all of them.
     pub jitter_buffer_delay_s: f64,
     /// The same sum of the delay that the buffer aimed at.
     pub jitter_buffer_target_delay_s: f64,
-    /// The same sum of the delay that the network's jitter alone asked for.
+    /// The same sum of the delay that the network's jitter alone needed.
     pub jitter_buffer_minimum_delay_s: f64,
     pub jitter_buffer_emitted_count: u64,
     pub total_samples_received: u64,
@@ -135,11 +135,11 @@ struct Waiting {
     frames: usize,
     arrival: Instant,
     payload: Arc<[u8]>,
-    /// It is a copy that a later packet brought; the packet itself has not come.
+    /// A later packet brought it as a copy; the packet itself has not come.
     is_copy: bool,
 }
 
-/// Which way the delay is being corrected.
+/// In which direction the delay is being corrected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Correction {
     None,
@@ -147,12 +147,12 @@ enum Correction {
     Slower,
 }
 
-/// What the sound since the last played packet is.
+/// What was played since the last played packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hole {
-    /// There is none: the last packet was the last sound.
+    /// Nothing: the last packet was the last sound.
     None,
-    /// So many samples were put in place of something that should have come.
+    /// So many concealed samples in place of something that should have come.
     Missing(usize),
     /// So many samples of comfort noise in a pause that the sender announced.
     Pause(usize),
@@ -167,19 +167,19 @@ impl Hole {
     }
 }
 
-/// Where in the stream playing is: what the next packet would be if none is missing.
+/// The playout position: number and timestamp of the next packet if none is missing.
 #[derive(Debug, Clone, Copy)]
 struct Position {
     seq: u64,
     timestamp: u64,
 }
 
-/// Jitter buffer and decoder of one stream after the other.
+/// Jitter buffer and decoder for one stream after the other.
 pub(crate) struct JitterBuffer {
     decoder: OpusDecoder,
     delay: DelayEstimator,
     ssrc: Option<u32>,
-    /// Sorted by number, without doubles.
+    /// Sorted by number, without duplicates.
     waiting: VecDeque<Waiting>,
     /// `None` before the first packet was played.
     position: Option<Position>,
@@ -188,14 +188,14 @@ pub(crate) struct JitterBuffer {
     paused: bool,
     /// Until when a loss is expected that error correction can repair.
     recovering_until: Option<Instant>,
-    /// The length of the last packet: a missing one is taken to be as long.
+    /// The length of the last packet; a missing one is assumed to be as long.
     packet_frames: usize,
     /// Decoded, not yet pulled, interleaved.
     pcm: Vec<i16>,
     scratch: Vec<i16>,
     background: BackgroundNoise,
     correction: Correction,
-    /// Pulls until the next cut may be looked for.
+    /// Pulls before the next search for a cut.
     rest: u32,
     stats: AudioReceiverStats,
 }
@@ -228,8 +228,8 @@ impl JitterBuffer {
         self.stats
     }
 
-    /// The delay with which sound is played now, against the quickest packet; `None` before
-    /// anything was played and during a hole.
+    /// The delay with which sound is played now, relative to the fastest packet; `None` before
+    /// anything was played and during a gap.
     pub fn playout_delay_us(&self, now: Instant) -> Option<i64> {
         match (self.position, self.hole) {
             (Some(position), Hole::None) => self
@@ -262,7 +262,7 @@ impl JitterBuffer {
         if !self.take(now, primary) {
             return;
         }
-        // The nearest copy first: what it fills makes it clearer where the others belong.
+        // The nearest copy first: its place helps to find those of the others.
         for (distance, copy) in (1..).zip(unwrapped.redundant.iter().rev()) {
             self.take_copy(now, extended_seq, rtp_timestamp, distance, copy);
         }
@@ -273,11 +273,11 @@ impl JitterBuffer {
         self.take(now, packet);
     }
 
-    /// Answers whether the packet waits now, which it did not before.
+    /// Returns whether the packet was not known before and waits now.
     fn take(&mut self, now: Instant, packet: RtpAudioPacket) -> bool {
         if packet.payload.is_empty() {
-            // Padding, which senders use to probe the bandwidth. It takes up a number, so it must
-            // not look like a loss.
+            // Padding, which senders use to probe the bandwidth. It takes up a sequence number and
+            // must not be counted as lost.
             self.skip_empty(packet.extended_seq);
             return false;
         }
@@ -299,8 +299,8 @@ impl JitterBuffer {
         let known = self.waiting.get_mut(place);
         if let Some(known) = known.filter(|other| other.seq == packet.extended_seq) {
             if known.is_copy {
-                // It was late or overtaken and not lost, and is needed no more; but it tells how
-                // long packets take.
+                // It was late or overtaken, not lost, and is needed no more; but it shows how long
+                // packets take.
                 known.is_copy = false;
                 self.delay.packet_arrived(now, packet.rtp_timestamp);
             } else {
@@ -343,10 +343,10 @@ impl JitterBuffer {
     /// Takes a copy of an earlier packet that came with the packet `bearer_seq`, `distance` copies
     /// before it, if that packet is missing.
     ///
-    /// A copy has a timestamp and no number. Mostly it is as many packets back as there are copies
-    /// in between; but who redoes the redundancy on the way, as LiveKit's server can, leaves out
-    /// what it has lost itself. So a timestamp that is one or two whole packets back counts first;
-    /// one that is further back may lie before a pause of the sender.
+    /// A copy has a timestamp and no sequence number. Usually it is as many packets back as there
+    /// are copies in between; but a server that rebuilds the redundancy, as LiveKit's can, leaves
+    /// out what it has lost itself. So a timestamp that is one or two whole packets back counts
+    /// first; one that is further back may lie before a pause of the sender.
     fn take_copy(
         &mut self,
         now: Instant,
@@ -367,7 +367,7 @@ impl JitterBuffer {
         let Some(next) = self.waiting.get(place) else {
             return;
         };
-        // Before the first packet there was nothing that anybody could miss.
+        // Before the first packet nothing can be missing.
         let Some((first_missing, silent_until)) = self.gap_before(place) else {
             return;
         };
@@ -375,7 +375,7 @@ impl JitterBuffer {
             return;
         }
         if timestamp < silent_until {
-            // It comes too late for what it is a copy of, and the next one shall not.
+            // It comes too late for its own place, and would displace the next one.
             let replaced = self.position.is_some_and(|it| timestamp >= it.timestamp);
             if place == 0 && replaced {
                 self.recovering_until = Some(now + RECOVERY_MEMORY);
@@ -408,9 +408,9 @@ impl JitterBuffer {
         }
     }
 
-    /// The first number that can be missing before the waiting packet at `place`, and the timestamp
-    /// up to which sound has been put in place of what is missing there. `None` before the first
-    /// packet of all.
+    /// The lowest sequence number that can be missing before the waiting packet at `place`, and the
+    /// timestamp up to which concealed sound has been played there. `None` before the very first
+    /// packet.
     fn gap_before(&self, place: usize) -> Option<(u64, u64)> {
         match (place.checked_sub(1), self.position) {
             (Some(previous), _) => {
@@ -426,7 +426,7 @@ impl JitterBuffer {
     }
 
     /// Drops what is overdue. Called instead of [`pull`](Self::pull) while nobody listens, so that
-    /// a listener who comes hears the present.
+    /// a new listener hears current sound.
     pub fn drop_overdue(&mut self, now: Instant) {
         self.pcm.clear();
         while let Some(first) = self.waiting.front() {
@@ -454,7 +454,7 @@ impl JitterBuffer {
         self.delay.forget_time_line();
     }
 
-    /// Replaces `out` by the next 10 ms of interleaved sound and answers its number of channels.
+    /// Replaces `out` by the next 10 ms of interleaved sound and returns its number of channels.
     pub fn pull(&mut self, now: Instant, out: &mut Vec<i16>) -> usize {
         while self.pcm_frames() < TICK_SAMPLES {
             self.produce(now);
@@ -499,7 +499,8 @@ impl JitterBuffer {
         self.pcm.len() / self.decoder.channels()
     }
 
-    /// When the sound that is produced next will be pulled, if the first sample is pulled at `now`.
+    /// When the sound that is produced next will be pulled, if the first sample of `pcm` is pulled
+    /// at `now`.
     fn end_of_pcm(&self, now: Instant) -> Instant {
         let micros = samples_to_us(self.pcm_frames() as i64);
         now + Duration::from_micros(micros.unsigned_abs())
@@ -520,7 +521,7 @@ impl JitterBuffer {
         known.is_some_and(|known| known.abs_diff(seq) > NEW_STREAM_DISTANCE)
     }
 
-    /// Forgets the stream so far; sound that is decoded already is still played.
+    /// Starts a new stream; sound that is decoded already is still played.
     fn start_stream(&mut self, ssrc: u32) {
         self.stats.packets_discarded += self.waiting.len() as u64;
         self.waiting.clear();
@@ -536,8 +537,8 @@ impl JitterBuffer {
     }
 
     fn skip_empty(&mut self, seq: u64) {
-        // A number that has sound, too, is not skipped: that sound would then lie before the place
-        // where playing is.
+        // A number that has sound as well is not skipped: that sound would then lie before the
+        // playout position.
         let has_sound = self.waiting.front().is_some_and(|first| first.seq == seq);
         if let Some(position) = &mut self.position
             && position.seq == seq
@@ -547,7 +548,7 @@ impl JitterBuffer {
         }
     }
 
-    /// Appends some sound to `pcm`: a packet, or what stands in for it.
+    /// Appends some sound to `pcm`: a packet, or concealed sound.
     fn produce(&mut self, now: Instant) {
         let at = self.end_of_pcm(now);
         let Some(first) = self.waiting.front() else {
@@ -567,8 +568,8 @@ impl JitterBuffer {
         let bridged = self.hole.frames() as i64;
         let lost_packets = first.seq - position.seq;
         if lost_packets == 0 && gap == 0 {
-            // After a long hole nothing of the reserve is left, so it is built up anew.
-            if self.hole.frames() <= MAX_GUESSED || self.is_due(first, at) {
+            // A long gap has used up the delay, so it is built up anew.
+            if self.hole.frames() <= MAX_CONCEALED || self.is_due(first, at) {
                 self.play_first(at);
             } else {
                 self.bridge(TICK_SAMPLES);
@@ -584,12 +585,12 @@ impl JitterBuffer {
         }
     }
 
-    /// Whether enough was put in place of lost packets: as much as they held, or so much that the
-    /// time has come for what follows them.
+    /// Whether enough was played in place of lost packets: as much as they held, or so much that
+    /// the packet after them is due.
     fn is_bridged(&self, lost_packets: u64, first: &Waiting, at: Instant) -> bool {
         let bridged = self.hole.frames();
         let lost = lost_packets.saturating_mul(self.packet_frames as u64);
-        bridged as u64 >= lost || (bridged >= MAX_GUESSED && self.is_due(first, at))
+        bridged as u64 >= lost || (bridged >= MAX_CONCEALED && self.is_due(first, at))
     }
 
     /// Decodes the first waiting packet, which is played from `at` on.
@@ -602,7 +603,7 @@ impl JitterBuffer {
         let decoded = self
             .decoder
             .decode(&packet.payload, packet.frames, &mut self.pcm);
-        let after_silence = matches!(self.hole, Hole::Missing(frames) if frames > MAX_GUESSED);
+        let after_silence = matches!(self.hole, Hole::Missing(frames) if frames > MAX_CONCEALED);
         self.position = Some(Position {
             seq: packet.seq + 1,
             timestamp: packet.timestamp.wrapping_add(packet.frames as u64),
@@ -614,7 +615,7 @@ impl JitterBuffer {
                 packet.payload.len()
             );
             self.stats.packets_discarded += 1;
-            self.guess(packet.frames);
+            self.conceal(packet.frames);
             return;
         }
         let channels = self.decoder.channels();
@@ -653,16 +654,16 @@ impl JitterBuffer {
         }
     }
 
-    /// Puts something in place of packets that are missing before the first waiting one, `gap`
-    /// samples before its turn.
+    /// Conceals the packets that are missing before the first waiting one, `gap` samples before it
+    /// is to be played.
     fn replace_lost(&mut self, gap: usize) {
         let Some(first) = self.waiting.front() else {
             return;
         };
         let recoverable = gap == first.frames && decoder::recovers_previous(&first.payload);
         if !recoverable {
-            // Rounded to what the decoder can guess.
-            self.guess(
+            // Rounded to a length that the decoder can conceal.
+            self.conceal(
                 gap.min(self.packet_frames)
                     .next_multiple_of(TICK_SAMPLES / 4),
             );
@@ -682,12 +683,12 @@ impl JitterBuffer {
             }
             Err(error) => {
                 log::debug!("error correction could not be decoded: {error}");
-                self.guess(gap);
+                self.conceal(gap);
             }
         }
     }
 
-    /// Fills time in which no packet is there or due.
+    /// Fills time in which no packet has come or is due.
     fn bridge(&mut self, frames: usize) {
         if self.position.is_none() {
             self.silence(frames);
@@ -697,13 +698,13 @@ impl JitterBuffer {
             }
             self.hole = Hole::Pause(self.hole.frames() + frames);
         } else {
-            self.guess(frames);
+            self.conceal(frames);
         }
     }
 
-    /// Continues the sound as the decoder thinks, for a while, then with the background that was
-    /// heard before.
-    fn guess(&mut self, frames: usize) {
+    /// Lets the decoder conceal for a while, then continues with the background that was heard
+    /// before.
+    fn conceal(&mut self, frames: usize) {
         let bridged = match self.hole {
             Hole::Missing(frames) => frames,
             Hole::None | Hole::Pause(_) => {
@@ -712,14 +713,15 @@ impl JitterBuffer {
             }
         };
         let before = self.pcm.len();
-        let guessed = bridged < MAX_GUESSED && self.decoder.conceal(frames, &mut self.pcm).is_ok();
+        let concealed =
+            bridged < MAX_CONCEALED && self.decoder.conceal(frames, &mut self.pcm).is_ok();
         let channels = self.decoder.channels();
-        if !guessed {
+        if !concealed {
             self.silence(frames);
             self.background
                 .mix(&mut self.pcm[before..], channels, |_| 1.0);
             self.stats.silent_concealed_samples += frames as u64;
-        } else if bridged + frames >= MAX_GUESSED {
+        } else if bridged + frames >= MAX_CONCEALED {
             let pcm = &mut self.pcm[before..];
             fade_out(pcm, channels);
             let length = FADE.min(pcm.len() / channels);
@@ -737,8 +739,8 @@ impl JitterBuffer {
         self.pcm.resize(len, 0);
     }
 
-    /// Brings the delay nearer to the target by a cut in the sound that is about to be pulled, if
-    /// it is time for one.
+    /// If it is time for one, makes a cut in the sound that is about to be pulled, to bring the
+    /// delay nearer to the target.
     fn correct_delay(&mut self, now: Instant) {
         let Some(delay) = self.playout_delay_us(now) else {
             self.correction = Correction::None;
@@ -814,7 +816,7 @@ fn fade_out(pcm: &mut [i16], channels: usize) {
     }
 }
 
-/// Lets the beginning of a piece of sound come out of silence.
+/// Fades the beginning of a piece of sound in from silence.
 fn fade_in(pcm: &mut [i16], channels: usize) {
     let frames = pcm.len() / channels;
     let length = FADE.min(frames);

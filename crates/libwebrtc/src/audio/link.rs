@@ -1,10 +1,10 @@
 //! Speech over an emulated link, in virtual time: what the encoder sends, what the link does to it,
 //! what the jitter buffer makes of it, and how that sounds. Every run has a seed, so that it can be
-//! repeated; what chance decides is run with several, and their mean is judged.
+//! repeated; links with random loss or jitter are run several times, and the mean is compared.
 //!
-//! `cargo test -p libwebrtc audio::link -- --nocapture` prints the figures; with
-//! `LINK_SOUND=FOLDER` the recordings are kept for other judges (`tests/interop/sound`), and
-//! `LINK_SEEDS=N` takes another number of seeds.
+//! `cargo test -p libwebrtc audio::link -- --nocapture` prints the figures. With
+//! `LINK_SOUND=FOLDER` the recordings are kept for `tests/interop/sound`, which scores them with
+//! PESQ and STOI; `LINK_SEEDS=N` sets the number of seeds.
 
 use std::{
     collections::HashMap,
@@ -23,12 +23,12 @@ use super::{
 
 const SECONDS: usize = 14;
 
-/// How many runs of a link that is left to chance are judged together.
+/// How many runs of a random link are averaged.
 const SEEDS: u64 = 3;
 
 const OPUS_PAYLOAD_TYPE: u8 = 111;
 
-/// One way through the network without jitter, in milliseconds.
+/// One-way delay of the network without jitter, in milliseconds.
 const STEADY_MS: f64 = 30.0;
 
 /// Pulls after the last packet was sent.
@@ -51,7 +51,7 @@ impl Dice {
     }
 }
 
-/// What a link does to packets.
+/// Impairments of a link.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Link {
     /// Share of packets that get lost, each by itself.
@@ -134,13 +134,13 @@ fn packets(said: &[i16], config: OpusSendConfig, loss_percent: u8) -> Vec<(f64, 
 struct Heard {
     pcm: Vec<i16>,
     stats: AudioReceiverStats,
-    /// From the end of a packet's recording to the beginning of its being heard, without the link's
+    /// From the end of a packet's recording to the beginning of its playout, without the link's
     /// steady part: the mean, in milliseconds.
     delay_ms: f64,
 }
 
-/// Runs arrivals, in order, through a jitter buffer that is asked every 10 ms. What is still in it
-/// after that time is heard too, but counts no more.
+/// Runs arrivals, in order, through a jitter buffer that is pulled every 10 ms. What is still in it
+/// after `milliseconds` is played too, but not counted.
 fn hear(arrivals: Vec<(f64, RtpAudioPacket)>, sending: Sending, milliseconds: usize) -> Heard {
     let start = Instant::now();
     let at = |ms: f64| start + Duration::from_secs_f64(ms / 1000.0);
@@ -150,7 +150,7 @@ fn hear(arrivals: Vec<(f64, RtpAudioPacket)>, sending: Sending, milliseconds: us
     let mut arrivals = arrivals.into_iter().peekable();
     let mut stats = AudioReceiverStats::default();
     for tick in 0..milliseconds / 10 + TAIL_TICKS {
-        // The receiver's clock stands in no relation to the sender's.
+        // The receiver's clock is not aligned with the sender's.
         let now_ms = tick as f64 * 10.0 + 3.0;
         while let Some((arrival, packet)) = arrivals.next_if(|(arrival, _)| *arrival <= now_ms) {
             match sending {
@@ -207,7 +207,8 @@ impl Outcome {
     }
 }
 
-/// What is said, and its packets for each loss that the encoder may expect: the same in all runs.
+/// The spoken input, and its packets for each loss that the encoder may expect: the same in all
+/// runs.
 struct Speech {
     said: Vec<i16>,
     packets: HashMap<u8, Vec<(f64, EncodedAudio)>>,
@@ -248,8 +249,8 @@ impl Speech {
         }
         arrivals.sort_by(|one, other| one.0.total_cmp(&other.0));
         let heard = hear(arrivals, sending, SECONDS * 1000);
-        // The packet's own 20 ms, the way and the buffer; and 6.5 ms that Opus looks ahead.
-        // What is held back and then caught up with is heard as much later.
+        // The packet's own 20 ms, the network and the buffer; and Opus's look-ahead of 6.5 ms. What
+        // is held back during an outage is heard later by as much.
         let slack_ms = match link.outage_ms {
             Some((from, to)) if link.outage_held => 250 + (to - from) as usize,
             _ => 250,
@@ -281,8 +282,8 @@ impl Speech {
         }
     }
 
-    /// The mean of as many runs as the link's chances need.
-    fn judge(&mut self, name: &str, link: Link, sending: Sending) -> Outcome {
+    /// The mean of as many runs as a random link needs.
+    fn run_all(&mut self, name: &str, link: Link, sending: Sending) -> Outcome {
         let chance = link.loss + link.jitter_ms + link.overtaken + link.doubled > 0.0;
         let wanted = std::env::var("LINK_SEEDS").ok();
         let seeds = match (chance, wanted.and_then(|seeds| seeds.parse().ok())) {
@@ -310,7 +311,7 @@ impl Speech {
     }
 }
 
-/// What a link may do to speech at most: concealed percent, added delay and longest gap in
+/// Limits of what a link does to speech: concealed percent, added delay and longest gap in
 /// milliseconds, distance in dB.
 type Bounds = (f64, f64, f64, f64);
 
@@ -318,10 +319,9 @@ fn check(sending: Sending, cases: &[(&str, Link, Bounds)]) {
     let mut speech = Speech::new();
     let mut failures = Vec::new();
     for (name, link, (concealed, delay_ms, gap_ms, distance_db)) in cases {
-        let outcome = speech.judge(name, *link, sending);
-        // What is pulled every 10 ms can be that much from its best moment. Over an outage the mean
-        // says nothing. Where everything happens at once, there is not always a place for a cut
-        // that is not heard.
+        let outcome = speech.run_all(name, *link, sending);
+        // Sound that is pulled every 10 ms can be off by as much. Over an outage the mean says
+        // nothing. With loss and jitter together, there is not always a place for an inaudible cut.
         let slack_ms = match link.loss > 0.0 && link.jitter_ms > 0.0 {
             true => 20.0,
             false => 10.0,
@@ -347,7 +347,7 @@ fn speech_survives_loss() {
         ..Link::default()
     };
     // Error correction repairs single losses, so that about the square of the loss is left to be
-    // guessed.
+    // concealed.
     check(
         Sending::Plain,
         &[
@@ -420,8 +420,8 @@ fn speech_survives_outages() {
         outage_held,
         ..Link::default()
     };
-    // What is lost is gone, and nothing else; what comes late is heard late, and the delay is made
-    // up for.
+    // What is lost is missing, and nothing else; what comes late is heard late, and the delay is
+    // reduced again.
     check(
         Sending::Plain,
         &[

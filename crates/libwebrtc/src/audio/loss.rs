@@ -1,11 +1,11 @@
 //! How much loss the encoder should expect, from what the receiver reports.
 
-/// The share of a report that is lower than what is expected. With a report a second, the
+/// The weight of a report that is lower than what is expected. With a report a second, the
 /// expectation follows in about ten seconds, as in Google's engine: losses come in groups, and
 /// after a second without one error correction is still wanted.
 const FALLING_WEIGHT: f32 = 0.1;
 
-/// The share of a report that is higher: one bad second counts at once, but only half of it.
+/// The weight of a report that is higher: one bad second counts at once, but only half of it.
 const RISING_WEIGHT: f32 = 0.5;
 
 /// An expectation that starts with no loss.
@@ -15,9 +15,10 @@ pub(crate) struct ExpectedLoss {
 }
 
 impl ExpectedLoss {
-    /// Takes a reported share from 0 to 1 and answers what the encoder should be told, in percent.
+    /// Takes a reported share from 0 to 1 and returns the loss that the encoder should expect, in
+    /// percent.
     pub fn reported(&mut self, share: f32) -> u8 {
-        // A share that is no number says nothing.
+        // A share that is not a number says nothing.
         if share.is_finite() {
             let share = share.clamp(0.0, 1.0);
             let weight = match share > self.share {

@@ -1,52 +1,53 @@
-//! The background of a stream, to be heard in holes: where speech breaks off for long, a dead line
-//! is taken for a lost call.
+//! The background noise of a stream, played during gaps: when speech breaks off for long, complete
+//! silence would be taken for a lost call.
 //!
-//! How loud the background is, is told by the quietest moments of the last seconds; speech always
-//! has some. How it sounds is told by an all-pole filter from the autocorrelation of these moments,
-//! as speech codecs and Google's NetEq have it. A background of digital silence stays silent.
+//! The level of the background comes from the quietest blocks of the last seconds; speech always
+//! has some. Its spectrum comes from an all-pole filter fitted to the autocorrelation of these
+//! blocks, as speech codecs and Google's NetEq do it. A background of digital silence stays silent.
 
 use std::collections::VecDeque;
 
 use super::TICK_SAMPLES;
 
-/// Poles of the filter: enough for the slope of a room's noise and a bump or two. Google's number.
+/// Poles of the filter: enough for the slope of a room's noise and one or two peaks. Google's
+/// number.
 const ORDER: usize = 8;
 
-/// The quietest moment is looked for in so many stretches of so many blocks of 10 ms: five to six
-/// seconds. Speakers pause oftener than that.
+/// The quietest block is searched in so many stretches of so many blocks of 10 ms: five to six
+/// seconds. Speakers pause more often than that.
 const STRETCHES: usize = 5;
 const STRETCH_BLOCKS: usize = 100;
 
 /// Before so many blocks nothing is known about the background.
 const LEARNING_BLOCKS: usize = 50;
 
-/// Share of a block in the level of the moment: it takes a few blocks to be a moment.
+/// Weight of a block in the smoothed level, so that one block alone does not decide it.
 const MOMENT_WEIGHT: f64 = 0.3;
 
-/// A block is background up to this many times the energy of the quietest moment (6 dB): noise is
+/// A block is background up to this many times the energy of the quietest level (6 dB): noise is
 /// never quite even.
 const BACKGROUND_RANGE: f64 = 4.0;
 
-/// Share of a block of background in what is known about it.
+/// Weight of a block of background in the mean autocorrelation.
 const LEARNING_WEIGHT: f64 = 0.1;
 
-/// Quieter than this nobody hears anything: -80 dBov, as mean square of samples.
+/// Quieter than this is inaudible: -80 dBov, as mean square of samples.
 const QUIETEST: f64 = 32_768.0 * 32_768.0 * 1e-8;
 
-/// No background is louder than this: -45 dBov. What is, is music or a tone, of which a hiss as
-/// loud would be no continuation.
+/// No background is louder than this: -45 dBov. Anything louder is music or a tone, and hiss of
+/// that level would not continue it.
 const LOUDEST: f64 = 32_768.0 * 32_768.0 * 3.162e-5;
 
 /// White noise this far below the background is added before the filter is calculated, which keeps
 /// it stable where a band is empty.
 const CONDITIONING: f64 = 1e-4;
 
-/// Knows the background of one stream.
+/// The background of one stream.
 #[derive(Debug)]
 pub(crate) struct BackgroundNoise {
     /// Smoothed energy of the last blocks.
     moment: f64,
-    /// The quietest moments of the last stretches, the running one last.
+    /// The quietest levels of the last stretches, that of the current one last.
     quietest: VecDeque<f64>,
     blocks: usize,
     /// Mean autocorrelation of the background for each sample, in squares of samples.
@@ -75,7 +76,7 @@ impl BackgroundNoise {
         *self = Self::default();
     }
 
-    /// Takes note of interleaved sound that was received.
+    /// Analyses interleaved sound that was received.
     pub fn listen(&mut self, pcm: &[i16], channels: usize) {
         for block in pcm.chunks_exact(TICK_SAMPLES * channels) {
             let mut mono = [0.0; TICK_SAMPLES];
@@ -107,7 +108,7 @@ impl BackgroundNoise {
         if energy > (floor * BACKGROUND_RANGE).max(QUIETEST) {
             return;
         }
-        // What was taken for background so far may have been speech.
+        // The background learned so far may have been speech.
         let weight = match self.correlation[0] > energy * BACKGROUND_RANGE {
             true => 1.0,
             false => LEARNING_WEIGHT,
@@ -123,14 +124,14 @@ impl BackgroundNoise {
     }
 
     /// Adds background to interleaved sound. `loudness` gives its share for each sample, from 0 to
-    /// 1; the samples are counted from 0.
+    /// 1, by the sample's index.
     pub fn mix(&mut self, pcm: &mut [i16], channels: usize, loudness: impl Fn(usize) -> f64) {
         if !self.is_audible() {
             return;
         }
         let (filter, residual) = all_pole_filter(&self.correlation);
         let limit = (LOUDEST / self.correlation[0]).min(1.0);
-        // An even distribution from -1 to 1 has a third as mean square.
+        // The mean square of a uniform distribution from -1 to 1 is a third.
         let gain = (3.0 * residual * limit).sqrt();
         for (index, frame) in pcm.chunks_exact_mut(channels).enumerate() {
             let past: f64 = filter
@@ -148,7 +149,7 @@ impl BackgroundNoise {
         }
     }
 
-    /// From -1 to 1 (xorshift).
+    /// A random number from -1 to 1 (xorshift).
     fn roll(&mut self) -> f64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 17;
@@ -157,7 +158,7 @@ impl BackgroundNoise {
     }
 }
 
-/// How alike a block is to itself `lag` samples later, for each sample.
+/// Mean product of a block with itself `lag` samples later.
 fn correlation(block: &[f64], lag: usize) -> f64 {
     let pairs = block.iter().zip(&block[lag..]);
     pairs.map(|(one, other)| one * other).sum::<f64>() / block.len() as f64

@@ -1,9 +1,9 @@
 //! Speech for tests, and how far what was heard is from what was said.
 //!
 //! The measure is a mean log-spectral distance over mel bands after time alignment: simple enough
-//! to be read here, and it sees what a broken jitter buffer does (holes, repetitions, clicks,
-//! speech left out, the wrong speed). It is no listening test; `tests/interop/sound` has PESQ and
-//! STOI judge the same recordings.
+//! to be read here, and sensitive to what a broken jitter buffer does (gaps, repetitions, clicks,
+//! missing speech, the wrong speed). It is no listening test; `tests/interop/sound` scores the same
+//! recordings with PESQ and STOI.
 
 use std::f64::consts::TAU;
 
@@ -18,16 +18,16 @@ const BANDS: usize = 24;
 const BAND_EDGES_HZ: (f64, f64) = (100.0, 7_000.0);
 /// Levels this far below the loudest band of the speech count as silence, in dB.
 const DYNAMIC_RANGE_DB: f64 = 50.0;
-/// Windows of what was said follow each other every 10 ms, those of what was heard closer, because
-/// time stretch puts them anywhere.
+/// Windows of what was said follow each other every 10 ms; those of what was heard are closer,
+/// because time stretch puts sound anywhere.
 const HEARD_PER_SAID: usize = 2;
 /// What it costs the alignment to stand still or to leave out a window of what was heard, in dB:
-/// less than any hole costs, more than chance.
+/// less than any gap costs, more than random differences.
 const STEP_DB: f64 = 3.0;
-/// A window with less than this above the floor in its mean band is a pause of the speaker, in dB.
+/// A window whose mean band is less than this above the floor is a pause of the speaker, in dB.
 const ACTIVE_DB: f64 = 12.0;
 
-/// The lines of the repository's caller one after the other, with pauses of half a second, until
+/// The spoken lines of the test caller one after the other, with pauses of half a second, until
 /// `seconds` are full; mono at 48 kHz.
 pub(crate) fn speech(seconds: usize) -> Vec<i16> {
     const LINES: [&[u8]; 3] = [
@@ -95,7 +95,7 @@ pub(crate) fn wav_file(samples: &[i16]) -> Vec<u8> {
     file
 }
 
-/// What was heard beside what was said.
+/// How what was heard compares with what was said.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Quality {
     /// Mean difference of the levels in the bands while the speaker speaks, in dB: 0 is the same,
@@ -128,7 +128,7 @@ pub(crate) fn compare(said: &[i16], heard: &[i16], delay_ms: usize, slack_ms: us
     let (mut sum, mut count, mut gap, mut longest, mut gaps) = (0.0, 0, 0, 0, 0);
     let mut last = None;
     for (s, h) in path {
-        // What was heard more than once counts once, with its first place.
+        // Sound that was heard more than once counts once, at its first place.
         if last.replace(s) == Some(s) {
             sum += difference(&said[s], &heard[h]) / HEARD_PER_SAID as f64;
             continue;
@@ -140,7 +140,7 @@ pub(crate) fn compare(said: &[i16], heard: &[i16], delay_ms: usize, slack_ms: us
         }
         sum += difference(&said[s], &heard[h]);
         count += 1;
-        // Speech at a quarter of its level in dB is as good as gone.
+        // Speech at a quarter of its level in dB counts as missing.
         if level_of(&heard[h]) < level / 4.0 {
             gap += 10;
             gaps += 10;
@@ -204,8 +204,8 @@ fn difference(one: &Levels, other: &Levels) -> f64 {
         / BANDS as f64
 }
 
-/// Which window of what was said belongs to which of what was heard, by dynamic time warping: time
-/// stretch and delay are forgiven, what is missing or put in is not. Looks as far as `slack`
+/// Assigns windows of what was heard to windows of what was said, by dynamic time warping: time
+/// stretch and delay cost little, missing or added sound costs much. Searches as far as `slack`
 /// windows of what was heard around a delay of `delay` of them.
 fn align(said: &[Levels], heard: &[Levels], delay: usize, slack: usize) -> Vec<(usize, usize)> {
     let width = 2 * slack + 1;

@@ -1,41 +1,43 @@
-//! How much of the wanted bitrate a line takes, from what the receiver reports about once a second.
+//! How much of the wanted bitrate a link carries, from what the receiver reports about once a
+//! second.
 //!
 //! Google's loss-based control (draft-ietf-rmcat-gcc-02, section 6) lowers the bitrate above 10 %
 //! of loss and raises it below 2 %. Here only one voice is sent, and LiveKit's servers negotiate no
-//! transport-wide feedback for it. A queue that builds up is seen by the round trip, before it
+//! transport-wide feedback for it. A queue that builds up is seen by the round-trip time, before it
 //! overflows. Loss without a queue is that of a radio link, where packets get lost whatever their
-//! size and less would only sound worse; when it is so high that nothing is understood anyway, it
-//! is found out whether less gets through, and if not it is taken back.
+//! size, and a lower bitrate would only sound worse. When loss is so high that speech is not
+//! intelligible anyway, a lower bitrate is tried, and taken back if the loss stays.
 
 use std::time::{Duration, Instant};
 
-/// A round trip that is this much longer than usual in two reports in a row is a queue on the way
-/// that does not drain.
+/// A round-trip time that is this much longer than usual in two reports in a row shows a queue in
+/// the network that does not drain.
 const QUEUE: Duration = Duration::from_millis(150);
 
-/// Above this share of loss it is tried whether less gets through.
+/// Above this share of loss a lower bitrate is tried.
 const HIGH_LOSS: f32 = 0.30;
 /// Below this share of loss more may be sent.
 const LOW_LOSS: f32 = 0.02;
-/// Less of the loss than this is left when a lower bitrate has helped.
+/// A lower bitrate has helped if less than this share of the loss is left.
 const HELPED: f32 = 0.6;
-/// The weight of a new report of loss; with 3 of 50 packets a report says little by itself.
+/// The weight of a new report of loss: 3 lost of 50 packets say little by themselves.
 const LOSS_WEIGHT: f32 = 0.4;
 
 const DOWN: f32 = 0.7;
 const UP: f32 = 1.08;
-/// The step up around what was too much last time.
+/// The step up near the bitrate that was too much last time.
 const CAREFULLY_UP: f32 = 1.02;
-/// What counts as around it.
+/// Which shares of it count as near.
 const NEAR: std::ops::Range<f32> = 0.85..1.05;
 /// Reports after a step down until the next one: a queue needs time to drain.
 const STEP_REPORTS: u32 = 2;
-/// What remains for the worst line; the encoder has a limit of its own.
+/// The share that is sent even on the worst link; the encoder has a limit of its own.
 const LOWEST: f32 = 0.25;
 
-/// Reports after which loss must have become less. The round trip and the smoothing are in it.
+/// Reports after which loss must have become less, the round trip and the smoothing included.
 const TRIAL_REPORTS: u32 = 4;
-/// How long loss alone is no reason for a lower bitrate when one did not help; doubled each time.
+/// How long loss alone is no reason for a lower bitrate after one that did not help; doubled each
+/// time.
 const FIRST_IMMUNITY: Duration = Duration::from_secs(60);
 const LONGEST_IMMUNITY: Duration = Duration::from_secs(600);
 
@@ -43,7 +45,7 @@ const LONGEST_IMMUNITY: Duration = Duration::from_secs(600);
 /// minute for one of 250 ms more.
 const USUAL_WEIGHT: f64 = 0.02;
 
-/// What one stream may have.
+/// The share of the bitrate that one stream may use.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SendRate {
     share: f32,
@@ -60,7 +62,7 @@ pub(crate) struct SendRate {
     immunity: Duration,
 }
 
-/// The lowest bitrate because of loss.
+/// A lower bitrate that is tried because of loss.
 #[derive(Debug, Clone, Copy)]
 struct Trial {
     loss_before: f32,
@@ -84,7 +86,7 @@ impl Default for SendRate {
 }
 
 impl SendRate {
-    /// Takes a report, the share lost from 0 to 1, and answers which share of the wanted bitrate is
+    /// Takes a report, the share lost from 0 to 1, and returns which share of the wanted bitrate is
     /// to be sent.
     pub fn reported(&mut self, now: Instant, loss: f32, round_trip: Option<Duration>) -> f32 {
         if loss.is_finite() {
@@ -96,7 +98,7 @@ impl SendRate {
         };
         self.since_step = self.since_step.saturating_add(1);
         if self.queued >= 2 {
-            // What it is about is known now, and loss is no riddle.
+            // The cause is known to be a queue, so there is nothing to try.
             self.trial = None;
             if self.since_step >= STEP_REPORTS {
                 self.step_down();
@@ -110,7 +112,7 @@ impl SendRate {
     }
 
     fn step_down(&mut self) {
-        // Where a step follows a step, the first one began where it was too much.
+        // When one step down follows another, the bitrate was too much before the first.
         if self.since_step > 2 * STEP_REPORTS {
             self.too_much = Some(self.share);
         }
@@ -167,7 +169,7 @@ impl SendRate {
 mod tests {
     use super::*;
 
-    /// A report a second, of this loss in percent and a round trip in milliseconds; answers the
+    /// A report a second, of this loss in percent and a round trip in milliseconds; returns the
     /// shares.
     fn shares(rate: &mut SendRate, at: &mut Instant, reports: &[(f32, u64)]) -> Vec<f32> {
         reports
@@ -223,7 +225,7 @@ mod tests {
         let seen = shares(&mut rate, &mut at, &[(50.0, 50); 60]);
         assert!(seen.contains(&LOWEST), "it was tried");
         assert_eq!(lowered(&seen), TRIAL_REPORTS as usize, "{seen:?}");
-        // The next time it takes longer until it is tried.
+        // The next try comes later.
         let later = shares(&mut rate, &mut at, &[(50.0, 50); 100]);
         assert_eq!(lowered(&later), TRIAL_REPORTS as usize, "{later:?}");
     }
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_that_has_become_longer_is_the_usual_one_after_a_while() {
+    fn a_route_that_has_become_longer_is_the_usual_one_after_a_while() {
         let (mut rate, mut at) = fresh();
         let seen = shares(&mut rate, &mut at, &[(0.0, 300); 300]);
         assert_eq!(seen[10..20], [LOWEST; 10]);

@@ -1,7 +1,7 @@
 //! The receive side of one audio m-line: packets in, PCM to the listeners of a remote track out.
 //!
-//! Whoever reads the network pushes packets; the clock pulls sound every 10 ms. Nothing is decoded
-//! while nobody listens.
+//! The peer connection pushes packets; the clock pulls sound every 10 ms. Nothing is decoded while
+//! nobody listens.
 
 use std::{
     sync::{Arc, Weak},
@@ -32,11 +32,11 @@ pub(crate) struct AudioReceiver {
 #[derive(Default)]
 struct State {
     active: bool,
-    /// The clock knows this receiver.
+    /// Whether the clock ticks for this receiver.
     ticking: bool,
     /// Made with the first packet: most m-lines that are prepared for a track never get one.
     jitter: Option<JitterBuffer>,
-    /// The 10 ms on their way to the listeners; kept to be filled again.
+    /// The 10 ms that are delivered to the listeners; kept to be filled again.
     frame: Vec<i16>,
 }
 
@@ -60,7 +60,7 @@ impl AudioReceiver {
         receiver
     }
 
-    /// From now on what arrives is decrypted by `cryptor`.
+    /// Lets `cryptor` decrypt what arrives from now on.
     pub fn set_cryptor(&self, cryptor: Arc<Cryptor>) {
         *self.cryptor.lock() = Some(cryptor);
     }
@@ -80,7 +80,7 @@ impl AudioReceiver {
         if !self.state.lock().active {
             return;
         }
-        // Without any lock, because the application may be told about it. A redundant payload is
+        // Without any lock, because decrypting may call the application. A redundant payload is
         // encrypted as a whole, as in Google's engine, where redundancy belongs to the encoder and
         // encryption comes after it.
         let cryptor = self.cryptor.lock().clone();
@@ -112,7 +112,7 @@ impl AudioReceiver {
         }
     }
 
-    /// Starts or stops to play what arrives, as the direction of the m-line says.
+    /// Starts or stops playing what arrives, according to the direction of the m-line.
     pub fn set_active(&self, active: bool) {
         {
             let mut state = self.state.lock();
@@ -124,7 +124,7 @@ impl AudioReceiver {
         self.listeners_changed();
     }
 
-    /// What was done so far.
+    /// Totals so far.
     pub fn stats(&self) -> AudioReceiverStats {
         let state = self.state.lock();
         state
@@ -283,7 +283,7 @@ mod tests {
             (250, 0)
         );
 
-        // Who comes then hears the present, not the five seconds before.
+        // A listener that comes now hears current sound, not the five seconds before.
         let recorder = Arc::new(Recorder::default());
         line.track.add_sink(recorder.clone());
         line.receive(1).await;

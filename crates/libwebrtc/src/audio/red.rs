@@ -1,5 +1,5 @@
-//! Redundant audio (RFC 2198), as it is used for Opus: a packet carries the one before it once
-//! more.
+//! Redundant audio (RFC 2198), as it is used for Opus: each packet also carries a copy of the one
+//! before.
 //!
 //! Knows blocks and timestamps; which sequence number a block had is for the jitter buffer to find
 //! out, which knows what is missing.
@@ -13,13 +13,13 @@ use super::encoder::EncodedAudio;
 const UNWRAPPABLE_BYTES: usize = 1 << 10;
 
 /// A timestamp that is so much older does not fit the fourteen bits of a block's offset; at 48 kHz
-/// that is a third of a second. A packet from before a pause (DTX) is that old, and nobody misses
-/// it any more.
+/// that is a third of a second. Only a packet from before a pause (DTX) is that old, and it is not
+/// needed any more.
 const MAX_OFFSET: u32 = (1 << 14) - 1;
 
-/// The longest redundant payload. Google's engine takes 1200 bytes for a packet on the wire; RTP's
-/// header with its extensions, the tag of SRTP and what end-to-end encryption appends are 72 of
-/// them at most.
+/// The longest redundant payload. Google's engine allows 1200 bytes for a packet on the wire; the
+/// RTP header with its extensions, the SRTP tag and the trailer of end-to-end encryption are at
+/// most 72 of them.
 const MAX_RED_BYTES: usize = 1200 - 72;
 
 /// Header of a redundant block and of the primary one, in bytes.
@@ -28,7 +28,7 @@ const HEADERS_BYTES: usize = 4 + 1;
 /// A copy of an earlier packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Redundant<'a> {
-    /// By how much its RTP timestamp is before that of the packet that brings it.
+    /// By how much its RTP timestamp is before that of the packet that carries it.
     pub timestamp_offset: u32,
     pub payload: &'a [u8],
 }
@@ -42,8 +42,8 @@ pub(crate) struct Unwrapped<'a> {
     pub primary: &'a [u8],
 }
 
-/// Takes a redundant payload apart; `None` if it is malformed or its packet is no Opus. Copies of
-/// something else are left out, and so are empty ones.
+/// Splits a redundant payload into its blocks; `None` if it is malformed or its primary block is
+/// not Opus. Other copies and empty ones are left out.
 pub(crate) fn unwrap(payload: &[u8], opus_payload_type: u8) -> Option<Unwrapped<'_>> {
     let mut blocks = RedDecoder::decode(payload).ok()?;
     let primary = blocks.pop()?;
@@ -67,7 +67,7 @@ pub(crate) fn unwrap(payload: &[u8], opus_payload_type: u8) -> Option<Unwrapped<
     })
 }
 
-/// Puts the packet before into each packet of a stream, as Google's engine does by default.
+/// Adds the packet before to each packet of a stream, as Google's engine does by default.
 #[derive(Debug)]
 pub(crate) struct RedWrapper {
     opus_payload_type: u8,
@@ -260,7 +260,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes is taken apart or refused, and what is taken is in it.
+        /// Any payload is split or refused, and what is returned lies within it.
         #[test]
         fn arbitrary_bytes_are_harmless(payload in prop::collection::vec(any::<u8>(), 0..1500), opus in 0u8..128) {
             if let Some(unwrapped) = unwrap(&payload, opus) {
@@ -282,7 +282,8 @@ mod tests {
             payload.extend(&rest);
             let wanted: usize = headers.iter().map(|(_, len)| *len as usize).sum();
             let unwrapped = unwrap(&payload, OPUS);
-            // More than 32 copies are nobody's, and would cost time to look at.
+            // A payload with more than 32 copies is refused: no sender makes one, and parsing it
+            // would cost time.
             prop_assert_eq!(unwrapped.is_some(), wanted <= rest.len() && headers.len() <= 32);
         }
 

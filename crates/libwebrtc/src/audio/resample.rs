@@ -2,13 +2,13 @@
 //!
 //! The rate is converted by rubato's FFT resampler in blocks of about 10 ms: at the rates of
 //! telephony and speech recognition one frame in gives one frame out, delayed by half a block.
-//! Where the rates are equal nothing but the channels is touched.
+//! Where the rates are equal only the channels are converted.
 
 use rubato::{Fft, FixedSync, Resampler, audioadapter_buffers::direct::InterleavedSlice};
 
 use super::track::Pcm;
 
-/// Converts a stream of PCM. It keeps the tail of what it saw, so one converter serves one stream;
+/// Converts a stream of PCM. It keeps the tail of its input, so one converter serves one stream;
 /// when the format changes it starts anew.
 #[derive(Default)]
 pub struct AudioResampler {
@@ -25,8 +25,8 @@ impl std::fmt::Debug for AudioResampler {
 }
 
 impl AudioResampler {
-    /// Converts interleaved `src` to `dst_num_channels` at `dst_sample_rate` Hz. What comes back is
-    /// the part that is ready: with frames of 10 ms as many out as in, with others what the whole
+    /// Converts interleaved `src` to `dst_num_channels` at `dst_sample_rate` Hz. Returns the part
+    /// that is ready: with frames of 10 ms as many samples as go in, with others what the whole
     /// blocks so far give.
     ///
     /// # Panics
@@ -64,7 +64,7 @@ impl AudioResampler {
             });
             return &self.output;
         }
-        // Filtering is the dear part, so it is done on the smaller number of channels.
+        // Filtering is the expensive part, so it is done on the smaller number of channels.
         let inner = channels.min(pcm.channels);
         let rates = (pcm.sample_rate_hz, rate_hz);
         if !matches!(&self.converter, Some(one) if one.rates == rates && one.channels == inner) {
@@ -88,7 +88,7 @@ impl AudioResampler {
     }
 }
 
-/// A rate converter with the input that does not fill a block yet.
+/// A rate converter and the input that does not fill a block yet.
 struct RateConverter {
     rates: (u32, u32),
     channels: usize,
@@ -231,7 +231,7 @@ mod tests {
                 .iter()
                 .map(|s| s.unsigned_abs())
                 .max();
-            // 60 dB below what went in.
+            // 60 dB below the input.
             assert!(loudest < Some(20), "{to} Hz: {loudest:?}");
         }
     }

@@ -37,9 +37,9 @@ pub(crate) struct SourceCore {
 
 struct Queue {
     state: Mutex<QueueState>,
-    /// The queue got shorter.
+    /// Notified when the queue gets shorter.
     drained: Notify,
-    /// A caller is inside `capture_frame`.
+    /// Whether a caller is inside `capture_frame`.
     capturing: AtomicBool,
 }
 
@@ -48,13 +48,14 @@ struct QueueState {
     /// Counts calls of `clear_buffer`, so that a frame that is only half in the queue is dropped as
     /// a whole.
     cleared: u64,
-    /// The clock knows this source.
+    /// Whether the clock ticks for this source.
     ticking: bool,
-    /// The 10 ms on their way to the listeners; kept to be filled again.
+    /// The 10 ms that are delivered to the listeners; kept to be filled again.
     frame: Vec<i16>,
 }
 
-/// Frees the place of the one capturing caller, also when its future is dropped half-way.
+/// Allows the next caller to capture, also when the future of this one is dropped before it is
+/// done.
 struct CaptureTurn<'a>(&'a AtomicBool);
 
 impl Drop for CaptureTurn<'_> {
@@ -234,14 +235,14 @@ impl SourceCore {
 }
 
 impl Queue {
-    /// Waits until `done` is true of the state; answers false if the queue was cleared meanwhile.
+    /// Waits until `done` is true of the state; returns false if the queue was cleared meanwhile.
     async fn wait(
         &self,
         cleared_before: u64,
         mut done: impl FnMut(&mut QueueState) -> bool,
     ) -> bool {
         loop {
-            // Made before looking, so that a change in between is not missed.
+            // Made before the check, so that a change in between is not missed.
             let drained = self.drained.notified();
             {
                 let mut state = self.state.lock();
@@ -351,7 +352,7 @@ mod tests {
             elapsed(source.capture_frame(&frame(100, 1))).await,
             Duration::ZERO
         );
-        // The first beat comes with the first sound, so 10 of the 100 ms are gone already when time
+        // The first tick comes with the first sound, so 10 of the 100 ms are gone already when time
         // starts to run.
         let waited = elapsed(source.capture_frame(&frame(50, 2))).await;
         assert!((30..=50).contains(&waited.as_millis()), "{waited:?}");
@@ -556,7 +557,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn frame_is_on_the_wire_at_most_10_ms_after_it_could_have_been() {
-        // Whatever moment between two beats and two packets the frame comes at.
+        // Whatever the frame's offset from ticks and packets is.
         for offset_ms in 0..20 {
             let source = fast_source();
             let track = AudioTrack::local("track", &source);
@@ -600,7 +601,7 @@ mod tests {
         let source = fast_source();
         let track = AudioTrack::local("track", &source);
         let sent = sent_by(&track);
-        // A second of nothing, a second in one piece, and one in pieces that fit nowhere.
+        // A second of nothing, a second in one piece, and one in pieces of odd lengths.
         tokio::time::sleep(Duration::from_secs(1)).await;
         source.capture_frame(&sound(1_000)).await.expect("taken");
         for _ in 0..27 {

@@ -1,14 +1,14 @@
-//! The queue between an application that pushes PCM as it likes and the clock that takes 10 ms at a
-//! time.
+//! The queue between an application that pushes PCM in pieces of any size and the clock that takes
+//! 10 ms at a time.
 //!
-//! Pure state: who waits and who is woken is the business of [`source`](super::source).
+//! Pure state: who waits and who is woken is decided by [`source`](super::source).
 
 use std::collections::VecDeque;
 
-/// What the clock got.
+/// What a pull has returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pulled {
-    /// Sound of the application, filled up with silence at its end if that was all there was.
+    /// Sound of the application, padded with silence at its end if there was less than 10 ms.
     Sound,
     /// The queue was empty.
     Silence,
@@ -66,7 +66,7 @@ impl SourceQueue {
         self.samples.len() <= self.size
     }
 
-    /// Puts all of `samples` into the queue if they fit, else none of them, and answers which.
+    /// Puts all of `samples` into the queue if they fit, else none of them, and returns which.
     pub fn push(&mut self, samples: &[i16]) -> bool {
         let fits = samples.len() <= self.space();
         if fits {
@@ -78,8 +78,8 @@ impl SourceQueue {
     /// Replaces `out` by the next 10 ms. At rates that 100 does not divide, the lengths of the
     /// ticks differ by one so that their sum is exact.
     ///
-    /// What is left of a sentence that ends within the 10 ms is played at once and filled up with
-    /// silence: held back, it would come before the next sentence as a click.
+    /// The rest of a sentence that ends within the 10 ms is played at once and padded with silence:
+    /// held back, it would be heard as a click before the next sentence.
     pub fn pull(&mut self, out: &mut Vec<i16>) -> Pulled {
         let hundredths = self.sample_rate_hz + self.owed;
         self.owed = hundredths % 100;

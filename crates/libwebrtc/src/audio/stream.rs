@@ -1,4 +1,4 @@
-//! The reader's end of a track: converts the sound to the reader's format and holds a few frames
+//! The reader's end of a track: converts the sound to the reader's format and queues a few frames
 //! until they are read.
 
 use std::{
@@ -91,8 +91,8 @@ impl PcmSink for FrameQueue {
         if self.limit.is_some_and(|limit| state.frames.len() >= limit) {
             state.frames.pop_front();
             state.dropped += 1;
-            // Said the first time and then once per 10 s of lost sound: a reader that does not keep
-            // up would fill the log.
+            // Logged the first time and then once per 10 s of lost sound: a reader that does not
+            // keep up would fill the log.
             if state.dropped % 1000 == 1 {
                 log::warn!(
                     "the reader of an audio stream does not keep up: {} frames of 10 ms dropped so far",

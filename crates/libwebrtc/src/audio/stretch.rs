@@ -1,9 +1,9 @@
-//! Making decoded sound shorter or longer by one period of its pitch, so that it changes its length
-//! but not its tone.
+//! Makes decoded sound shorter or longer by one period of its pitch, so that its length changes but
+//! not its pitch.
 //!
 //! The cut is hidden by fading the period before it into the period after it. That works for voiced
 //! speech and music, where neighbouring periods are alike, and for silence. For anything else the
-//! caller decides whether a roughness is worth it.
+//! caller decides whether an audible cut is worth it.
 
 use super::level;
 
@@ -11,32 +11,32 @@ use super::level;
 pub(crate) const MIN_PERIOD: usize = 120;
 pub(crate) const MAX_PERIOD: usize = 720;
 
-/// The search runs on every eighth sample, at 6 kHz, where pitch is still well seen.
+/// The search runs on every eighth sample, at 6 kHz, where pitch is still well visible.
 const DECIMATION: usize = 8;
 
-/// Neighbouring periods that are this much alike can be faded without being heard.
+/// Neighbouring periods that correlate this much can be faded inaudibly.
 const ALIKE: f32 = 0.9;
 
 /// Below this mean square (about -60 dBov) any cut is inaudible.
 const QUIET_ENERGY: f64 = 1e-6;
 
-/// How careful to be.
+/// Where a cut is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Care {
     /// Only where it will not be heard.
     Unheard,
-    /// At the best place there is, heard or not.
+    /// At the best place there is, audible or not.
     Anyhow,
 }
 
-/// Takes one period out of the beginning of interleaved `pcm`, at most `limit` samples of each
-/// channel. Answers how many were taken; 0 if nothing fits.
+/// Removes one period from the beginning of interleaved `pcm`, at most `limit` samples of each
+/// channel. Returns how many were removed; 0 if nothing fits.
 pub(crate) fn shorten(pcm: &mut Vec<i16>, channels: usize, limit: usize, care: Care) -> usize {
     let Some(period) = cut_length(pcm, channels, limit, care) else {
         return 0;
     };
     let len = period * channels;
-    // The first period fades into the second one, whose place it leaves empty.
+    // The first period is faded into the second one and replaces it.
     for frame in 0..period {
         for channel in 0..channels {
             let at = frame * channels + channel;
@@ -47,8 +47,8 @@ pub(crate) fn shorten(pcm: &mut Vec<i16>, channels: usize, limit: usize, care: C
     period
 }
 
-/// Puts one more period into the beginning of interleaved `pcm`, at most `limit` samples of each
-/// channel. Answers how many were added; 0 if nothing fits.
+/// Inserts one more period at the beginning of interleaved `pcm`, at most `limit` samples of each
+/// channel. Returns how many were added; 0 if nothing fits.
 pub(crate) fn lengthen(
     pcm: &mut Vec<i16>,
     channels: usize,
@@ -96,9 +96,9 @@ fn cut_length(pcm: &[i16], channels: usize, limit: usize, care: Care) -> Option<
     (care == Care::Anyhow || likeness >= ALIKE).then_some(period)
 }
 
-/// The period after which the sound repeats itself best, and how alike it then is (1: the same).
+/// The period after which the sound repeats itself best, and the correlation there (1: identical).
 fn find_period(pcm: &[i16], channels: usize, longest: usize) -> (usize, f32) {
-    // Averaging before leaving out is a low-pass good enough for pitch.
+    // The mean of eight samples is a low-pass filter good enough for pitch.
     let coarse: Vec<f32> = pcm
         .chunks_exact(DECIMATION * channels)
         .map(|block| block.iter().map(|sample| f32::from(*sample)).sum::<f32>())

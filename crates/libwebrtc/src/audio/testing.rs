@@ -93,7 +93,7 @@ pub(crate) fn channel(pcm: &[i16], channels: usize, index: usize) -> Vec<i16> {
     pcm.iter().skip(index).step_by(channels).copied().collect()
 }
 
-/// A listener that writes down what it gets and when.
+/// A listener that records the sound it gets and when.
 #[derive(Default)]
 pub(crate) struct Recorder {
     pub frames: Mutex<Vec<(tokio::time::Instant, Vec<i16>)>>,

@@ -1,4 +1,4 @@
-//! A track: the place where sound passes from the one who makes it to all who listen.
+//! A track: the place where sound passes from its producer to all listeners.
 //!
 //! A local track is fed by a [`SourceCore`], a remote one by an
 //! [`AudioReceiver`](super::receiver::AudioReceiver). The track keeps neither sound nor time.
@@ -23,7 +23,7 @@ pub(crate) struct Pcm<'a> {
     pub channels: usize,
 }
 
-/// One who listens to a track.
+/// A listener of a track.
 pub(crate) trait PcmSink: Send + Sync {
     /// Takes the next piece of sound, usually 10 ms. It was due `at`: a late clock makes up for its
     /// delay, and then the pieces come closer together than they are due. Called from the media
@@ -34,13 +34,13 @@ pub(crate) trait PcmSink: Send + Sync {
     fn on_ended(&self) {}
 }
 
-/// One who feeds a track and wants to know whether anybody listens.
+/// Whatever feeds a track and has to know whether it has listeners.
 pub(crate) trait Feed: Send + Sync {
     /// A listener came or went.
     fn listeners_changed(&self);
 }
 
-/// A handle of an audio track. Clones are the same track.
+/// A handle of an audio track. Clones refer to the same track.
 #[derive(Clone)]
 pub(crate) struct AudioTrack {
     shared: Arc<TrackShared>,
@@ -54,8 +54,8 @@ pub(super) struct TrackShared {
     sinks: Mutex<Arc<[Arc<dyn PcmSink>]>>,
     feed: OnceLock<Weak<dyn Feed>>,
     /// A local track keeps its source alive. Its sound is silenced when the track is disabled; that
-    /// of a remote track is not, as in Google's engine, where a disabled remote track still reaches
-    /// the listeners of raw PCM.
+    /// of a remote track is not, as in Google's engine, where a disabled remote track still
+    /// delivers raw PCM to its listeners.
     source: Option<Arc<SourceCore>>,
 }
 
@@ -92,7 +92,7 @@ impl AudioTrack {
         }
     }
 
-    /// Says who feeds the track. The first one stays.
+    /// Sets what feeds the track. Only the first call counts.
     pub(super) fn set_feed(&self, feed: Weak<dyn Feed>) {
         let _ = self.shared.feed.set(feed);
         self.shared.tell_feed();
@@ -106,7 +106,7 @@ impl AudioTrack {
         self.shared.enabled.load(Ordering::Relaxed)
     }
 
-    /// Answers whether this was a change.
+    /// Returns whether this was a change.
     pub fn set_enabled(&self, enabled: bool) -> bool {
         self.shared.enabled.swap(enabled, Ordering::Relaxed) != enabled
     }
@@ -115,7 +115,7 @@ impl AudioTrack {
         self.shared.ended.load(Ordering::Acquire)
     }
 
-    /// Ends the track for ever: listeners are told and forgotten.
+    /// Ends the track for ever: listeners are told and removed.
     pub fn end(&self) {
         if self.shared.ended.swap(true, Ordering::AcqRel) {
             return;
@@ -127,7 +127,7 @@ impl AudioTrack {
         self.shared.tell_feed();
     }
 
-    /// Adds a listener. One who comes after the end is told so at once.
+    /// Adds a listener. If the track has ended, it is told so at once.
     pub fn add_sink(&self, sink: Arc<dyn PcmSink>) {
         {
             let mut sinks = self.shared.sinks.lock();

@@ -1,5 +1,4 @@
-//! What gathering needs of the system: names looked up, and connections to TURN servers over TCP
-//! and TLS.
+//! Name resolution, and connections to TURN servers over TCP and TLS, for gathering.
 
 use std::{
     collections::HashMap,
@@ -24,13 +23,13 @@ use crate::ice::{
     turn::take_message,
 };
 
-/// How long looking up a name, opening a connection or writing to it may take.
+/// How long resolving a name, opening a connection or writing to it may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Messages that wait, each way. Outgoing ones beyond are dropped, as a router would do; reading
-/// pauses.
+/// Messages that wait, in each direction. When the queue is full, outgoing messages are dropped, as
+/// a router would do, and reading pauses.
 const QUEUE: usize = 256;
 
-/// What has come of a demand, and what comes over connections.
+/// The result of a demand, or a message that came over a connection.
 pub(super) enum LinkInput {
     Resolved {
         query: u32,
@@ -68,7 +67,7 @@ impl ServerLinks {
         }
     }
 
-    /// Begins with what the gatherer asks for. Must be called inside a tokio runtime.
+    /// Starts what the gatherer asks for. Must be called inside a tokio runtime.
     pub fn serve(&mut self, demand: Demand) {
         let input = self.input_sender.clone();
         match demand {
@@ -119,7 +118,7 @@ impl ServerLinks {
     }
 }
 
-/// Looks up a host and asks the system which of our addresses lead there.
+/// Resolves a host and asks the system from which local address each of its addresses is reached.
 async fn resolve(host: &str, port: u16) -> Result<Vec<Route>, String> {
     let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
         Ok(ip) => vec![SocketAddr::new(ip, port)],
@@ -173,7 +172,7 @@ async fn connect(
     };
     let opened = tokio::select! {
         opened = timeout(PATIENCE, opening) => opened,
-        // Nothing is sent before the connection is open, so this is its end.
+        // Nothing is sent before the connection is open, so this is a request to end.
         _ = outgoing.recv() => return Ok(()),
     };
     let (local, stream) = opened.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -191,7 +190,7 @@ enum Stream {
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
 
-/// Carries messages both ways until one side ends.
+/// Carries messages in both directions until one side ends.
 async fn carry(
     link: u32,
     stream: impl AsyncRead + AsyncWrite + Unpin,
@@ -226,8 +225,9 @@ async fn carry(
     }
 }
 
-/// The settings of TLS with the certificates that the system trusts. They are read when a server
-/// needs them, and kept only as long as somebody uses them, because they take memory in every call.
+/// The TLS configuration with the certificates that the system trusts. They are read when a server
+/// needs them, and kept only as long as a connection uses them, because they take memory in every
+/// call.
 async fn tls_config() -> io::Result<Arc<ClientConfig>> {
     static SHARED: Mutex<Weak<ClientConfig>> = Mutex::new(Weak::new());
     if let Some(config) = SHARED.lock().upgrade() {

@@ -1,6 +1,6 @@
-//! Asks STUN and TURN servers for candidates, and carries what goes through relays.
+//! Asks STUN and TURN servers for candidates, and carries packets through relays.
 //!
-//! Knows nothing about sockets: what must be looked up, opened and sent comes out as [`Demand`] and
+//! Knows nothing about sockets: what must be resolved, opened and sent comes out as [`Demand`] and
 //! [`Outgoing`], what was found as [`Finding`].
 
 use std::{
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::peer_connection_factory::IceServer;
 
-/// How often a server may send its client to another one.
+/// How often a server may redirect its client to another one.
 const MOST_REDIRECTS: u8 = 2;
 
 /// A server's address, and the address of this machine that leads there.
@@ -26,10 +26,10 @@ pub(crate) struct Route {
     pub local: IpAddr,
 }
 
-/// Work for whoever has sockets.
+/// What the owner of the sockets is to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Demand {
-    /// Look up a host; the answer goes to [`Gatherer::resolved`].
+    /// Resolve a host; the result goes to [`Gatherer::resolved`].
     Resolve { query: u32, host: String, port: u16 },
     /// Open a TCP connection, with TLS if there is a name to check the certificate against.
     Connect {
@@ -37,7 +37,7 @@ pub(crate) enum Demand {
         server: SocketAddr,
         tls_name: Option<String>,
     },
-    /// Let a connection end when everything is sent.
+    /// Close a connection when everything is sent.
     Disconnect { link: u32 },
 }
 
@@ -55,18 +55,18 @@ pub(crate) enum Outgoing {
     },
 }
 
-/// Why a server of the configuration has given nothing.
+/// Why a server of the configuration has given no address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServerFailure {
     pub url: String,
-    /// The address of this machine from which it was asked, if it came so far.
+    /// The address of this machine from which it was asked, if it was asked.
     pub local: Option<SocketAddr>,
     /// The code of the server's answer, or 701 when there was none.
     pub code: u16,
     pub reason: String,
 }
 
-/// What came of gathering.
+/// A result of gathering.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
     Reflexive {
@@ -81,17 +81,17 @@ pub(crate) enum Finding {
         address: SocketAddr,
     },
     Failed(ServerFailure),
-    /// Everything that was started has come to an end.
+    /// Each server has answered or failed.
     Complete,
 }
 
-/// What a packet of a UDP socket was.
+/// Whether a packet of a UDP socket came from a STUN or TURN server.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Taken<'a> {
-    /// Not for servers.
+    /// It came from none.
     No,
     Yes,
-    /// Something that a peer has sent to a relay address.
+    /// Data that a peer has sent to a relay address.
     FromPeer {
         relayed: SocketAddr,
         peer: SocketAddr,
@@ -124,12 +124,12 @@ struct Relay {
     wire: Wire,
     /// `None` until the connection is open.
     allocation: Option<Allocation>,
-    /// The address that was told as found.
+    /// The address that was reported as found.
     announced: Option<SocketAddr>,
     redirects: u8,
 }
 
-/// See the module.
+/// The gathering of one peer connection. See the module's documentation.
 #[derive(Default)]
 pub(crate) struct Gatherer {
     /// UDP sockets of the connection.
@@ -137,7 +137,7 @@ pub(crate) struct Gatherer {
     queries: Vec<(u32, Server)>,
     bindings: Vec<Binding>,
     relays: Vec<Relay>,
-    /// TURN servers that are asked when they are needed.
+    /// TURN servers that are asked only when relays are needed.
     in_reserve: Vec<Server>,
     next_number: u32,
     running: bool,
@@ -147,7 +147,7 @@ pub(crate) struct Gatherer {
 }
 
 impl Gatherer {
-    /// Tells which UDP sockets there are. What was reached through one that is gone is gone too.
+    /// Sets the UDP sockets. What was reached through one that is gone is gone too.
     pub fn set_locals(&mut self, locals: Vec<SocketAddr>) {
         self.locals = locals;
         let locals = &self.locals;
@@ -221,7 +221,7 @@ impl Gatherer {
         self.next_number
     }
 
-    /// Takes the answer to [`Demand::Resolve`]: every address that can be reached.
+    /// Takes the result of [`Demand::Resolve`]: every address that can be reached.
     pub fn resolved(&mut self, now: Instant, query: u32, routes: Result<Vec<Route>, String>) {
         let Some(index) = self.queries.iter().position(|(it, _)| *it == query) else {
             return;
@@ -240,7 +240,8 @@ impl Gatherer {
         self.handle_timeout(now);
     }
 
-    /// Asks from every socket of the kind of address that the server has, one address of each kind.
+    /// Sends a Binding request from every socket whose address family the server has, to one
+    /// address of each family.
     fn ask_binding(&mut self, now: Instant, url: &str, routes: &[Route]) {
         for is_ipv4 in [true, false] {
             let Some(route) = routes.iter().find(|it| it.server.is_ipv4() == is_ipv4) else {
@@ -303,7 +304,7 @@ impl Gatherer {
     }
 
     fn fail(&mut self, url: &str, local: Option<SocketAddr>, code: u16, reason: String) {
-        log::debug!("the STUN or TURN server {url} gives nothing: {code} {reason}");
+        log::debug!("the STUN or TURN server {url} gives no address: {code} {reason}");
         self.findings.push_back(Finding::Failed(ServerFailure {
             url: url.to_owned(),
             local,
@@ -387,7 +388,7 @@ impl Gatherer {
         taken
     }
 
-    /// A connection that was asked for is open.
+    /// Notes that a connection is open.
     pub fn link_opened(&mut self, now: Instant, link: u32, local: SocketAddr) {
         let Some(relay) = self.relays.iter_mut().find(|relay| relay.has_link(link)) else {
             self.demands.push_back(Demand::Disconnect { link });
@@ -408,7 +409,7 @@ impl Gatherer {
         }
     }
 
-    /// A connection could not be opened or has ended.
+    /// Notes that a connection could not be opened or has ended.
     pub fn link_closed(&mut self, link: u32, reason: String) {
         let Some(index) = self.relays.iter().position(|relay| relay.has_link(link)) else {
             return;
@@ -442,7 +443,7 @@ impl Gatherer {
         }
     }
 
-    /// Does what is due.
+    /// Does everything that is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         let mut given_up = Vec::new();
         for (index, binding) in self.bindings.iter_mut().enumerate() {
@@ -506,7 +507,7 @@ impl Gatherer {
         }
     }
 
-    /// Takes out of the allocations what they want to send and to tell.
+    /// Takes outgoing packets and events from the allocations.
     fn collect(&mut self) {
         let mut failures = Vec::new();
         let (outgoing, findings, demands) =
@@ -538,7 +539,7 @@ impl Gatherer {
                             address: relayed,
                             local,
                         });
-                        // A server that relays also tells how it sees this side.
+                        // A TURN server also tells the reflexive address of this side.
                         if let (Some(address), Wire::Udp { .. }) = (mapped, relay.wire)
                             && address != local
                         {
@@ -588,7 +589,7 @@ impl Gatherer {
         bindings.chain(relays).min()
     }
 
-    /// Gives all relays back. What is still to be sent lies in `outgoing` afterwards.
+    /// Releases all relays. What is still to be sent lies in `outgoing` afterwards.
     pub fn close(&mut self) {
         for relay in &mut self.relays {
             if let Some(allocation) = &mut relay.allocation {
@@ -627,8 +628,8 @@ fn allocate(now: Instant, server: &Server, wire: Wire, ipv6: bool) -> Option<All
     Some(Allocation::new(now, username, password, over_stream, ipv6))
 }
 
-/// Whether a packet from a TURN server can be something else than media of a peer at the same
-/// address: messages of TURN, or data in a channel (RFC 7983).
+/// Whether a packet from a TURN server is a TURN message or data in a channel (RFC 7983), and not
+/// media of a peer at the same address.
 fn is_for_relay(packet: &[u8]) -> bool {
     match packet.first() {
         Some(0x40..=0x4f) => true,

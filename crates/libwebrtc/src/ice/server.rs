@@ -2,7 +2,7 @@
 
 use crate::peer_connection_factory::IceServer;
 
-/// What a server is asked through.
+/// The transport to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ServerTransport {
     Udp,
@@ -15,11 +15,11 @@ pub(crate) enum ServerTransport {
 pub(crate) enum Service {
     /// The address under which a socket is seen from outside.
     Stun,
-    /// A relay, for whoever knows the password.
+    /// A relay, with the credentials for it.
     Turn { username: String, password: String },
 }
 
-/// One address of a server in the configuration.
+/// One server URL of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Server {
     /// As in the configuration.
@@ -31,7 +31,8 @@ pub(crate) struct Server {
     pub port: u16,
 }
 
-/// Reads the servers of a configuration; those that cannot be used come back with the reason.
+/// Parses the servers of a configuration; for those that cannot be used, returns the URL and the
+/// reason.
 pub(crate) fn servers(configured: &[IceServer]) -> Vec<Result<Server, (String, String)>> {
     let urls = configured
         .iter()

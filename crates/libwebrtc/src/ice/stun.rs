@@ -1,4 +1,4 @@
-//! STUN messages (RFC 8489) and when to send them again.
+//! STUN messages (RFC 8489) and their retransmission.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -34,7 +34,7 @@ pub(crate) mod attribute {
     pub const FINGERPRINT: u16 = 0x8028;
 }
 
-/// What a message is about.
+/// The class of a message (RFC 8489, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
     Binding = 0x001,
@@ -70,7 +70,7 @@ impl Class {
     const ALL: [Self; 4] = [Self::Request, Self::Indication, Self::Success, Self::Error];
 }
 
-/// Ties an answer to its request.
+/// Identifies the request that an answer belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct TransactionId(pub [u8; 12]);
 
@@ -80,7 +80,7 @@ impl TransactionId {
     }
 }
 
-/// Bytes that are no STUN message, or a broken one.
+/// Bytes that are not a STUN message, or a broken one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub(crate) enum Malformed {
     #[error("these bytes are no STUN message")]
@@ -91,8 +91,9 @@ pub(crate) enum Malformed {
     Fingerprint,
 }
 
-/// The key of long-term credentials (RFC 8489, section 9.2.2). The profile of strings that the
-/// standard asks for changes nothing in what servers give out as credentials.
+/// The key of long-term credentials (RFC 8489, section 9.2.2). The string preparation that the
+/// standard asks for (OpaqueString, RFC 8265) is left out: it changes nothing in credentials that
+/// servers give out.
 pub(crate) fn long_term_key(username: &str, realm: &[u8], password: &str) -> [u8; 16] {
     let mut hash = Md5::new();
     hash.update(username);
@@ -148,14 +149,14 @@ impl Writer {
         self.attribute(kind, &value)
     }
 
-    /// Adds the proof that the writer knows `key`.
+    /// Adds MESSAGE-INTEGRITY with `key`.
     pub fn integrity(mut self, key: &[u8]) -> Self {
         self.set_length(4 + INTEGRITY_BYTES);
         let tag = integrity(key, &self.bytes);
         self.attribute(attribute::MESSAGE_INTEGRITY, tag.as_ref())
     }
 
-    /// The message with a fingerprint, which tells it from other packets of the same socket.
+    /// Ends the message with a FINGERPRINT, which tells it from other packets of the same socket.
     pub fn finish(mut self) -> Vec<u8> {
         self.set_length(8);
         let fingerprint = crc32(&self.bytes) ^ FINGERPRINT_XOR;
@@ -170,7 +171,7 @@ impl Writer {
     }
 }
 
-/// A message that has come, found to be well-formed.
+/// A received message, found to be well-formed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Message<'a> {
     bytes: &'a [u8],
@@ -180,7 +181,7 @@ pub(crate) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Reads exactly one message.
+    /// Parses exactly one message.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let header = bytes.get(..HEADER_BYTES).ok_or(Malformed::NotStun)?;
         let kind = u16::from_be_bytes([header[0], header[1]]);
@@ -218,7 +219,7 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
-    /// Place, number and value of every attribute; `None` for one that goes beyond the end.
+    /// Offset, type and value of every attribute; `None` for one that extends beyond the end.
     fn all_attributes(&self) -> impl Iterator<Item = Option<(usize, u16, &'a [u8])>> + use<'a> {
         let bytes = self.bytes;
         let mut at = HEADER_BYTES;
@@ -242,7 +243,7 @@ impl<'a> Message<'a> {
         })
     }
 
-    /// The first attribute of a kind. What stands behind the integrity is not protected by it and
+    /// The first attribute of a type. What follows MESSAGE-INTEGRITY is not protected by it and
     /// does not count.
     pub fn attribute(&self, wanted: u16) -> Option<&'a [u8]> {
         let mut protected = self
@@ -254,12 +255,12 @@ impl<'a> Message<'a> {
             .map(|(_, _, value)| value)
     }
 
-    /// An address that is written with the mask of this message.
+    /// An address in an XOR-ed attribute, such as XOR-MAPPED-ADDRESS.
     pub fn address(&self, kind: u16) -> Option<SocketAddr> {
         read_address(self.attribute(kind)?, &mask(self.bytes))
     }
 
-    /// An address that is written as it is.
+    /// An address in an attribute that is not XOR-ed, such as MAPPED-ADDRESS.
     pub fn plain_address(&self, kind: u16) -> Option<SocketAddr> {
         read_address(self.attribute(kind)?, &[0; 16])
     }
@@ -269,14 +270,14 @@ impl<'a> Message<'a> {
         Some(u32::from_be_bytes(value))
     }
 
-    /// Code and reason of an error answer.
+    /// Code and reason of an error response.
     pub fn error(&self) -> Option<(u16, String)> {
         let value = self.attribute(attribute::ERROR_CODE)?;
         let code = u16::from(*value.get(2)? & 7) * 100 + u16::from(*value.get(3)?);
         Some((code, String::from_utf8_lossy(&value[4..]).into_owned()))
     }
 
-    /// Whether the writer knew `key`.
+    /// Whether MESSAGE-INTEGRITY was made with `key`.
     pub fn is_from_holder_of(&self, key: &[u8]) -> bool {
         let tag = self
             .all_attributes()
@@ -285,7 +286,7 @@ impl<'a> Message<'a> {
         let Some((at, _, tag)) = tag else {
             return false;
         };
-        // The length that was signed ends behind the integrity, whatever follows.
+        // The length that was signed ends after MESSAGE-INTEGRITY, whatever follows.
         let mut signed = self.bytes[..at].to_vec();
         let Ok(length) = u16::try_from(at + 4 + INTEGRITY_BYTES - HEADER_BYTES) else {
             return false;
@@ -295,9 +296,9 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Whether a packet is a connectivity check that nominates its pair (RFC 8445, section 7.1.2).
+/// Whether a packet is a connectivity check with USE-CANDIDATE (RFC 8445, section 7.1.2).
 pub(crate) fn nominates(packet: &[u8]) -> bool {
-    // Most packets are no STUN at all (RFC 7983).
+    // Most packets are not STUN at all (RFC 7983).
     packet.first() == Some(&0)
         && Message::parse(packet).is_ok_and(|message| {
             message.class == Class::Request && message.attribute(attribute::USE_CANDIDATE).is_some()
@@ -323,7 +324,7 @@ fn read_address(value: &[u8], mask: &[u8; 16]) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// Cookie and transaction id, which addresses are masked with.
+/// Cookie and transaction id, with which addresses are XOR-ed.
 fn mask(message: &[u8]) -> [u8; 16] {
     let mut mask = [0; 16];
     mask.copy_from_slice(&message[4..HEADER_BYTES]);
@@ -345,7 +346,8 @@ fn integrity(key: &[u8], signed: &[u8]) -> hmac::Tag {
     hmac::sign(&key, signed)
 }
 
-/// The check sum of Ethernet (ITU-T V.42), which the fingerprint uses. Messages are short and rare.
+/// CRC-32 of Ethernet (ITU-T V.42), which FINGERPRINT uses. Messages are short and rare, so no
+/// table is needed.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
@@ -354,15 +356,16 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Time to the first repetition over UDP (RFC 8489, section 6.2.1); every further wait is twice as
-/// long.
+/// Time to the first retransmission over UDP (RFC 8489, section 6.2.1); every further wait is twice
+/// as long.
 pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// How often a request is sent over UDP. The standard proposes 7, which takes 39.5 s; with 5 a
-/// server that says nothing is given up after 9.5 s, as Google's engine does.
+/// silent server is given up after 9.5 s, as in Google's engine.
 const MOST_SENDS: u32 = 5;
-/// How long the answer to the last sending is waited for.
+/// How long to wait for the answer after the last transmission.
 const LAST_WAIT: Duration = Duration::from_secs(2);
-/// How long an answer may take over TCP and TLS, where nothing is sent again; as long as over UDP.
+/// How long an answer may take over TCP and TLS, where nothing is retransmitted; as long as over
+/// UDP.
 const STREAM_PATIENCE: Duration = Duration::from_millis(9500);
 
 /// What is to be done for a request.
@@ -370,7 +373,7 @@ const STREAM_PATIENCE: Duration = Duration::from_millis(9500);
 pub(crate) enum Due<'a> {
     Nothing,
     Send(&'a [u8]),
-    /// No answer will come.
+    /// No answer has come: the request has failed.
     GiveUp,
 }
 
@@ -385,7 +388,7 @@ pub(crate) struct Transaction {
 }
 
 impl Transaction {
-    /// `over_stream`: TCP or TLS, where the system repeats what is lost.
+    /// `over_stream`: TCP or TLS, which retransmit by themselves.
     pub fn new(now: Instant, id: TransactionId, bytes: Vec<u8>, over_stream: bool) -> Self {
         Self {
             id,
@@ -506,7 +509,7 @@ mod tests {
             for at in 0..good.len() {
                 let mut bytes = good.clone();
                 bytes[at] ^= 0x10;
-                // Without its number the fingerprint is an attribute that nobody knows.
+                // With another type the fingerprint is an unknown attribute.
                 let number = good.len() - 8..good.len() - 6;
                 assert!(
                     Message::parse(&bytes).is_err() || number.contains(&at),

@@ -1,7 +1,7 @@
 //! One allocation on a TURN server (RFC 8656): a relay address, through which peers are reached.
 //!
-//! Knows nothing about sockets: what has come from the server goes into [`Allocation::handle`],
-//! what is to be sent to it lies in `transmits`, what has become of it in `events`.
+//! Knows nothing about sockets: packets of the server go into [`Allocation::handle`], packets for
+//! it lie in `transmits`, and changes of the allocation in `events`.
 
 use std::{
     collections::VecDeque,
@@ -18,18 +18,18 @@ use super::stun::{
 const RENEW_PERMISSION: Duration = Duration::from_secs(4 * 60);
 /// A channel lasts 10 minutes (RFC 8656, section 12).
 const RENEW_CHANNEL: Duration = Duration::from_secs(8 * 60);
-/// A peer that nothing was sent to for so long is let go.
+/// A peer to which nothing was sent for so long is removed.
 const PEER_IDLE: Duration = Duration::from_secs(5 * 60);
 /// An allocation is renewed this long before it ends.
 const RENEW_BEFORE_END: Duration = Duration::from_secs(60);
-/// What a server most probably means that does not say how long an allocation lasts (RFC 8656,
+/// The lifetime to assume for a server that does not say how long an allocation lasts (RFC 8656,
 /// section 3.2).
 const DEFAULT_LIFETIME_S: u32 = 600;
 /// Peers of one allocation: each is an address that the other side has offered. More are not
 /// reached through it.
 const MOST_PEERS: usize = 64;
-/// Packets that wait for the permission of their peer. Older ones are dropped: checks are repeated
-/// anyway.
+/// Packets that wait for the permission of their peer. When there are more, the oldest is dropped:
+/// checks are repeated anyway.
 const MOST_WAITING: usize = 8;
 /// How often in a row a request is sent again with another nonce.
 const MOST_NONCES: u8 = 3;
@@ -43,29 +43,29 @@ const UNAUTHORIZED: u16 = 401;
 const TRY_ALTERNATE: u16 = 300;
 const STALE_NONCE: u16 = 438;
 const FAMILY_NOT_SUPPORTED: u16 = 440;
-/// A code of our own world for a server that does not answer (W3C WebRTC,
+/// Code for a server that does not answer, which is no STUN code (W3C WebRTC,
 /// RTCPeerConnectionIceErrorEvent).
 pub(crate) const UNREACHABLE: u16 = 701;
 
-/// Why a server does not do what it is asked for.
+/// Why a server refuses a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    /// The code of the answer, or [`UNREACHABLE`].
+    /// The code of the error response, or [`UNREACHABLE`].
     pub code: u16,
     pub reason: String,
 }
 
-/// What has become of the allocation.
+/// A change of the allocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TurnEvent {
     Allocated {
         relayed: SocketAddr,
-        /// How the server sees this side.
+        /// The reflexive address of this side.
         mapped: Option<SocketAddr>,
     },
-    /// There will be no relay.
+    /// The allocation was refused: there will be no relay.
     Refused(Refusal),
-    /// The server asks to try another one.
+    /// The server redirects to another one (ALTERNATE-SERVER).
     Redirected(SocketAddr),
     /// The relay is gone.
     Lost(Refusal),
@@ -92,7 +92,7 @@ struct Request {
     nonces: u8,
 }
 
-/// How far a right of a peer has come.
+/// State of a peer's permission or channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Right {
     Asked,
@@ -109,7 +109,7 @@ struct Peer {
     last_used: Instant,
 }
 
-/// See the module.
+/// A client of one TURN server. See the module's documentation.
 pub(crate) struct Allocation {
     username: String,
     password: String,
@@ -119,7 +119,7 @@ pub(crate) struct Allocation {
     stage: Stage,
     realm: Vec<u8>,
     nonce: Vec<u8>,
-    /// Known once the server has told its realm.
+    /// Known once the server has sent its realm.
     key: Option<[u8; 16]>,
     renew: Option<Instant>,
     requests: Vec<Request>,
@@ -214,7 +214,7 @@ impl Allocation {
         }
     }
 
-    /// Sends to a peer through the relay; once it is permitted, when it is not yet.
+    /// Sends to a peer through the relay; data waits until the peer has a permission.
     pub fn send(&mut self, now: Instant, address: SocketAddr, data: &[u8]) {
         if self.relayed().is_none() {
             return;
@@ -228,7 +228,7 @@ impl Allocation {
             },
         };
         if now >= self.peers[index].last_used + PEER_IDLE {
-            // Its rights have run out.
+            // Its permission has expired.
             let peer = &mut self.peers[index];
             (peer.permission, peer.binding) = (Right::Asked, Right::Asked);
             self.ask(now, Purpose::Permission(address), 0);
@@ -250,7 +250,7 @@ impl Allocation {
             }
             (Right::Refused, Right::Refused) => {}
         }
-        // New rights are asked for at once.
+        // A new permission is requested at once.
         self.handle_timeout(now);
     }
 
@@ -273,8 +273,8 @@ impl Allocation {
         Some(self.peers.len() - 1)
     }
 
-    /// Takes a packet of the server, which over TCP must be one whole message. Answers what a peer
-    /// has sent through the relay.
+    /// Takes a packet of the server, which over TCP must be one whole message. Returns data that a
+    /// peer has sent through the relay.
     pub fn handle<'a>(&mut self, now: Instant, packet: &'a [u8]) -> Option<(SocketAddr, &'a [u8])> {
         if let Some((channel, data)) = read_channel_data(packet) {
             let peer = self.peers.iter().find(|peer| peer.channel == channel)?;
@@ -302,7 +302,7 @@ impl Allocation {
             .position(|request| request.transaction.id == message.id);
         let Some(index) = index else { return };
         if message.class == Class::Success {
-            // Whoever can guess a transaction must not be able to answer it.
+            // An attacker who guesses a transaction id must not be able to answer it.
             let proven = self.key.is_some_and(|key| message.is_from_holder_of(&key));
             if !proven {
                 log::debug!("an answer of a TURN server is not signed with the password: ignored");
@@ -429,7 +429,7 @@ impl Allocation {
         self.events.push_back(event);
     }
 
-    /// Does what is due.
+    /// Does everything that is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.is_over() {
             return;
@@ -467,8 +467,8 @@ impl Allocation {
                 if let Right::Granted { renew } = right
                     && now >= *renew
                 {
-                    // The answer moves it on again; a peer that is idle is asked for anew when it
-                    // is used.
+                    // The response sets the next renewal; an idle peer gets a new channel when it
+                    // is used again.
                     *renew = now + RENEW_CHANNEL;
                     if !idle {
                         wanted.push(purpose);
@@ -479,7 +479,7 @@ impl Allocation {
         for purpose in wanted {
             self.ask(now, purpose, 0);
         }
-        // The number of a channel is never used again, so nothing can be taken for what it is not.
+        // A channel number is never used again, so late data cannot be assigned to another peer.
         self.peers
             .retain(|peer| now < peer.last_used + PEER_IDLE + RENEW_CHANNEL);
     }
@@ -490,12 +490,13 @@ impl Allocation {
             reason: "the TURN server does not answer".to_owned(),
         };
         match (purpose, self.stage) {
-            // The allocation lives on as long as it was granted for, and so long it is tried again.
+            // The allocation lasts as long as it was granted for, and until then the refresh is
+            // tried again.
             (Purpose::Refresh, Stage::Ready { ends, .. }) if now < ends => {
                 self.ask(now, Purpose::Refresh, 0);
                 self.handle_timeout(now);
             }
-            // A line that was down for a while must not cost the peer.
+            // A network failure for a while must not cost the peer.
             (Purpose::Permission(address) | Purpose::Channel(address), _) => {
                 let peer = self.peers.iter().find(|peer| peer.address == address);
                 if peer.is_some_and(|peer| now < peer.last_used + PEER_IDLE) {
@@ -507,7 +508,7 @@ impl Allocation {
         }
     }
 
-    /// When [`Self::handle_timeout`] is to be called.
+    /// When [`Self::handle_timeout`] is to be called next.
     pub fn next_timeout(&self) -> Option<Instant> {
         let requests = self
             .requests
@@ -525,7 +526,7 @@ impl Allocation {
         requests.chain(rights).chain(self.renew).min()
     }
 
-    /// The connection to the server has broken.
+    /// Notes that the connection to the server has broken.
     pub fn connection_lost(&mut self, reason: String) {
         let refusal = Refusal {
             code: UNREACHABLE,
@@ -538,8 +539,7 @@ impl Allocation {
         }
     }
 
-    /// Gives the allocation back. The last message lies in `transmits`; its answer is not waited
-    /// for.
+    /// Releases the allocation. The last message lies in `transmits`; its answer is not waited for.
     pub fn close(&mut self) {
         if self.relayed().is_some() {
             let writer = Writer::new(Method::Refresh, Class::Request, TransactionId::random())
@@ -561,7 +561,8 @@ fn send_indication(peer: SocketAddr, data: &[u8]) -> Vec<u8> {
         .finish()
 }
 
-/// Over TCP and TLS the next message begins at a multiple of four bytes (RFC 8656, section 12.5).
+/// A ChannelData message. Over TCP and TLS it is padded to a multiple of four bytes (RFC 8656,
+/// section 12.5).
 fn channel_data(channel: u16, data: &[u8], over_stream: bool) -> Option<Vec<u8>> {
     let length = u16::try_from(data.len()).ok()?;
     let mut packet = Vec::with_capacity(data.len() + 8);
@@ -584,7 +585,11 @@ fn read_channel_data(packet: &[u8]) -> Option<(u16, &[u8])> {
     Some((channel, packet.get(4..4 + length)?))
 }
 
-/// Takes the next whole message out of what has come over TCP or TLS. `Err` when it cannot be TURN.
+/// Takes the next whole message from what has come over TCP or TLS; `None` while it is incomplete.
+///
+/// # Errors
+///
+/// When the bytes cannot be TURN.
 pub(crate) fn take_message(buffer: &mut Vec<u8>) -> Result<Option<Vec<u8>>, NotTurn> {
     let Some(header) = buffer.get(..4) else {
         return Ok(None);
@@ -602,7 +607,7 @@ pub(crate) fn take_message(buffer: &mut Vec<u8>) -> Result<Option<Vec<u8>>, NotT
     Ok(Some(std::mem::replace(buffer, rest)))
 }
 
-/// What comes over a connection to a TURN server is something else.
+/// What comes over a connection to a TURN server is not TURN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the server sends what is not TURN")]
 pub(crate) struct NotTurn;

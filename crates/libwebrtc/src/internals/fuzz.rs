@@ -1,8 +1,8 @@
-//! One function for each fuzz target, and [`seeds`] to begin with.
+//! One function for each fuzz target, and [`seeds`], the initial inputs.
 //!
-//! Beside "nothing panics", each says what must be true of any input: what was read is written so
-//! that it reads the same, a stream gives the same packets however it is cut, a sequence of pushes
-//! and pulls gives 10 ms with every pull.
+//! Besides "nothing panics", each checks what must be true of any input: what was parsed is written
+//! so that it parses the same, a stream gives the same packets however it is cut, every pull from a
+//! jitter buffer gives 10 ms.
 
 use std::{
     cell::RefCell,
@@ -39,7 +39,7 @@ use crate::{
     session_description::{SdpType, SessionDescription},
 };
 
-/// Takes numbers and pieces from the front of what the fuzzer has made up.
+/// Takes numbers and pieces from the front of the fuzzer's input.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -61,7 +61,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Session descriptions: what is read is written so that it reads the same.
+/// Session descriptions: what is parsed is written so that it parses the same.
 pub fn sdp(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -90,7 +90,7 @@ fn described(text: &str, sdp_type: SdpType) -> Option<SessionDescription> {
     SessionDescription::parse(text, sdp_type).ok()
 }
 
-/// Offers and answers of the other side, one after the other, as the engine below sees them too.
+/// Offers and answers of the other side, one after the other, which are given to str0m too.
 /// Descriptions are separated by a zero byte, and the first byte of each says what it is.
 pub fn negotiation(data: &[u8]) {
     let start = Instant::now();
@@ -184,7 +184,7 @@ const TURN_USER: &str = "user";
 const TURN_PASSWORD: &str = "password";
 const TURN_REALM: &[u8] = b"realm";
 
-/// A TURN server that answers as it likes: it may refer to what was asked, and knows the password.
+/// A TURN server that answers anything: it may refer to the request, and knows the password.
 pub fn turn(data: &[u8]) {
     let mut input = Input(data);
     let mut now = Instant::now();
@@ -210,7 +210,7 @@ pub fn turn(data: &[u8]) {
                 let length = usize::from(input.byte().unwrap_or(0));
                 let _ = allocation.handle(now, input.piece(length));
             }
-            // An answer to what was asked last, of any method, class and attributes.
+            // A response to the last request, with any method, class and attributes.
             _ => {
                 let methods = [
                     Method::Binding,
@@ -245,7 +245,7 @@ pub fn turn(data: &[u8]) {
     allocation.close();
 }
 
-/// Feeds a stream whole and byte by byte, and answers whether both give the same.
+/// Reads a stream whole and byte by byte, and returns whether both give the same.
 fn same_in_pieces<T: PartialEq + std::fmt::Debug>(
     data: &[u8],
     mut take: impl FnMut(&mut Vec<u8>) -> Option<T>,
@@ -272,7 +272,7 @@ pub fn ice_tcp(data: &[u8]) {
     same_in_pieces(data, ice_tcp::take_frame);
 }
 
-/// What is read of an Opus packet before it is decoded, and the decoding.
+/// Inspection of an Opus packet before it is decoded, and the decoding.
 pub fn opus_packet(data: &[u8]) {
     let recovers = decoder::recovers_previous(data);
     let frames = decoder::packet_frames(data);
@@ -299,7 +299,7 @@ fn keys() -> &'static KeyProvider {
     KEYS.get_or_init(|| keys_of(b"secret"))
 }
 
-/// Keys of somebody else, whose sound was never encrypted with them.
+/// Another party's keys, with which the input was never encrypted.
 fn other_keys() -> &'static KeyProvider {
     static KEYS: OnceLock<KeyProvider> = OnceLock::new();
     KEYS.get_or_init(|| keys_of(b"another secret"))
@@ -308,7 +308,7 @@ fn other_keys() -> &'static KeyProvider {
 fn keys_of(secret: &[u8]) -> KeyProvider {
     let keys = KeyProvider::new(KeyProviderOptions {
         shared_key: true,
-        // Looking ahead is the work of a thread of its own, and none of the parser.
+        // Looking for later keys is done by another thread, and is no part of the parser.
         ratchet_window_size: 0,
         ratchet_salt: b"salt".to_vec(),
         failure_tolerance: -1,
@@ -320,11 +320,11 @@ fn keys_of(secret: &[u8]) -> KeyProvider {
     keys
 }
 
-/// Encrypted frames with their trailer, and encrypted data packets. What nobody with the key has
-/// encrypted must not be heard.
+/// Encrypted frames with their trailer, and encrypted data packets. Nothing that was not encrypted
+/// with the key may be accepted.
 pub fn encrypted(data: &[u8]) {
     let cryptor = Cryptor::switched_on("alice", keys());
-    // The seeds are frames that fit the key, so this may well succeed.
+    // The seeds are encrypted with this key, so this may well succeed.
     let _ = cryptor.decrypt(data);
     if let Some(clear) = Cryptor::switched_on("bob", other_keys()).decrypt(data) {
         assert!(data.ends_with(b"injected"), "a forged frame was accepted");
@@ -392,7 +392,7 @@ pub fn jitter(data: &[u8]) {
     let mut input = Input(data);
     let mut jitter = JitterBuffer::new().expect("a decoder");
     let mut now = Instant::now();
-    // Numbers without wrap-around begin in the middle, so that steps back do not count.
+    // Unwrapped numbers begin in the middle, so that they can also go down.
     let (mut seq, mut timestamp) = (1_u64 << 32, 1_u64 << 40);
     let mut pcm = Vec::new();
     while let Some(what) = input.byte() {
@@ -402,7 +402,7 @@ pub fn jitter(data: &[u8]) {
                 let channels = jitter.pull(now, &mut pcm);
                 assert_eq!(pcm.len(), TICK_SAMPLES * channels);
             }
-            // The next packets as they should be.
+            // The next packets in order.
             4..=6 => {
                 for _ in 0..=(what >> 4) {
                     seq += 1;
@@ -416,7 +416,7 @@ pub fn jitter(data: &[u8]) {
                 seq += u64::from(what >> 4);
                 timestamp += 960 * u64::from(what >> 4);
             }
-            // A jump of number or time, or of both, forth and back.
+            // A jump of number or time, or of both, forward or back.
             8 => {
                 let by = i64::from(input.number().unwrap_or(0) as i16);
                 seq = seq.wrapping_add_signed(by);
@@ -474,9 +474,9 @@ fn packet(ssrc: u32, extended_seq: u64, rtp_timestamp: u64, payload: &[u8]) -> R
     }
 }
 
-/// Datagrams for a connection that is up: made up ones, and real ones that were changed, cut or
-/// doubled. The pair is used for a while, because connecting takes longer than everything else
-/// here.
+/// Datagrams for a connection that is up: arbitrary ones, and real ones that were changed, cut or
+/// duplicated. The pair is used for many inputs, because connecting takes longer than everything
+/// else here.
 pub fn datagrams(data: &[u8]) {
     const RUNS_OF_A_PAIR: u32 = 500;
     thread_local! {
@@ -540,8 +540,8 @@ pub fn datagrams(data: &[u8]) {
     });
 }
 
-/// Inputs to begin with, by target: what our own code writes, as far as the fuzzer would not find
-/// it soon by itself.
+/// Initial inputs by target: what our own code writes, where the fuzzer would not soon find it by
+/// itself.
 #[must_use]
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     let now = Instant::now();

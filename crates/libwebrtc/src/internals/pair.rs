@@ -1,4 +1,4 @@
-//! Two cores that are connected to each other, in made-up time.
+//! Two cores that are connected to each other, in virtual time.
 
 use std::{
     net::SocketAddr,
@@ -112,7 +112,7 @@ impl Pair {
         self.seen.drain(..surplus);
     }
 
-    /// Gives a core a packet, addressed like another one.
+    /// Gives a core a packet with the addresses of `like`.
     pub fn give(&mut self, to: usize, like: &Transmit, packet: &[u8]) {
         let (source, destination) = (like.source, like.destination);
         self.cores[to].receive(self.now, Protocol::Udp, source, destination, packet);

@@ -1,4 +1,4 @@
-//! The parts of a call's way through the engine, each to be measured alone.
+//! The processing steps of a call in the engine, each to be measured alone.
 //!
 //! Everything that an event needs beforehand is prepared outside of what is measured: a [`Part`] is
 //! made for a number of events and then run.
@@ -31,11 +31,11 @@ use crate::{
     media_stream_track::MediaStreamTrack,
 };
 
-/// One kind of event, with all that many of them need.
+/// One kind of event, with everything that many of them need.
 pub trait Part {
     /// Does what each event needs beforehand, for `events` of them.
     fn prepare(&mut self, events: usize);
-    /// Takes the events that were prepared.
+    /// Processes the events that were prepared.
     fn run(&mut self);
 }
 
@@ -43,15 +43,15 @@ fn voice_at(rate_hz: u32, tick: usize) -> Pcm<'static> {
     let ticks = second_of_voice().len() / TICK_SAMPLES;
     let begin = tick % ticks * TICK_SAMPLES;
     Pcm {
-        // At other rates the same samples count as lower sound, for 10 ms all the same.
+        // At other rates the same samples are lower-pitched sound, but still 10 ms.
         samples: &second_of_voice()[begin..begin + rate_hz as usize / 100],
         sample_rate_hz: rate_hz,
         channels: 1,
     }
 }
 
-/// 10 ms of the application's sound into the encoder: resampled if need be, and every second time a
-/// packet of 20 ms.
+/// 10 ms of the application's sound into the encoder: resampled if necessary, and every second time
+/// a packet of 20 ms.
 pub struct FrameIn {
     encoder: PacketEncoder,
     rate_hz: u32,
@@ -123,7 +123,7 @@ pub struct Pull {
 }
 
 impl Pull {
-    /// From a clean line, or one that loses every tenth packet and delays the others by up to 60
+    /// From a clean link, or one that loses every tenth packet and delays the others by up to 60
     /// ms.
     #[must_use]
     pub fn new(lossy: bool) -> Self {
@@ -218,7 +218,7 @@ impl Part for Resample {
     }
 }
 
-/// One packet of sound out: header, encryption, and what comes of it in the connection.
+/// One packet of sound out: header, encryption, and what the connection does with it.
 pub struct PacketOut {
     pair: Pair,
     packets: Vec<EncodedAudio>,
@@ -251,7 +251,7 @@ impl Default for PacketOut {
 
 impl Part for PacketOut {
     fn prepare(&mut self, events: usize) {
-        // What both owe each other meanwhile is no part of this.
+        // RTCP and acknowledgements of both sides are no part of this.
         while let Some(sent) = self.sent.pop_front() {
             self.pair.give(1, &sent, &sent.contents);
         }
@@ -280,18 +280,18 @@ impl Part for PacketOut {
     }
 }
 
-/// One packet of sound in: decryption, what comes of it in the connection, and its place in the
+/// One packet of sound in: decryption, what the connection does with it, and its place in the
 /// jitter buffer.
 #[derive(Default)]
 pub struct PacketIn {
     out: PacketOut,
-    /// Packets that had come before the measured ones.
+    /// Packets that came before the measured ones.
     came: u64,
 }
 
 impl Part for PacketIn {
     fn prepare(&mut self, events: usize) {
-        // Whoever listens has taken what came before, so that the jitter buffer never overflows.
+        // Packets of the preparation are pulled, so that the jitter buffer never overflows.
         let receiver = self.receiver();
         for _ in 0..2 * self.out.events {
             receiver.tick(self.out.pair.now);
@@ -304,7 +304,7 @@ impl Part for PacketIn {
 
     fn run(&mut self) {
         let pair = &mut self.out.pair;
-        // What the second core has to say goes with the next preparation.
+        // What the second core sends is carried with the next preparation.
         while let Some(sent) = self.out.sent.pop_front() {
             pair.give(1, &sent, &sent.contents);
             let now = pair.now;
@@ -324,8 +324,8 @@ impl PacketIn {
     }
 }
 
-/// Data messages, from being handed over until the other side has them and this side knows: both
-/// sides' work together.
+/// Data messages, from being handed over until the other side has acknowledged them: the work of
+/// both sides together.
 pub struct DataMessage {
     pair: Pair,
     message: Vec<u8>,
@@ -369,9 +369,8 @@ impl Part for DataMessage {
     }
 }
 
-/// A beat of the clock with a published track that nobody speaks on, to no listener but an idle
-/// one.
-pub struct IdleBeat {
+/// A tick of the clock with a published track without sound, whose only listener is idle.
+pub struct IdleTick {
     clock: Arc<Clock>,
     source: Arc<SourceCore>,
     queue: Arc<FrameQueue>,
@@ -381,7 +380,7 @@ pub struct IdleBeat {
     events: usize,
 }
 
-impl Default for IdleBeat {
+impl Default for IdleTick {
     fn default() -> Self {
         let clock = Arc::new(Clock::default());
         let options = AudioSourceOptions::default();
@@ -403,7 +402,7 @@ impl Default for IdleBeat {
     }
 }
 
-impl Part for IdleBeat {
+impl Part for IdleTick {
     fn prepare(&mut self, events: usize) {
         self.events = events;
         assert!(self.source.sample_rate_hz() == 48_000);
@@ -412,7 +411,7 @@ impl Part for IdleBeat {
     fn run(&mut self) {
         let mut context = Context::from_waker(Waker::noop());
         for _ in 0..self.events {
-            self.clock.beat(self.now, &mut self.present);
+            self.clock.tick(self.now, &mut self.present);
             self.now += Duration::from_millis(10);
             let _ = std::hint::black_box(self.queue.poll_next(&mut context));
         }

@@ -1,9 +1,9 @@
 //! The offer/answer exchange (RFC 8829).
 //!
-//! The list of transceivers is the truth: every offer is written from it, so an offer is always
-//! possible, and nothing of an exchange takes effect before its answer, so that rolling back is
-//! forgetting. When an exchange is complete, [`Agreement`] says what both sides agreed on, in the
-//! form of a description of the other side that contains nothing else.
+//! The list of transceivers is the only source: every offer is written from it, so an offer is
+//! always possible, and nothing of an exchange takes effect before its answer, so that a rollback
+//! only has to forget. When an exchange is complete, [`Agreement`] says what both sides agreed on,
+//! as a description of the other side that contains nothing else.
 
 use std::ops::Range;
 
@@ -22,19 +22,19 @@ use crate::{
 const OPUS_PAYLOAD_TYPE: u8 = 111;
 /// Payload type that audio sections offer for redundant audio, likewise.
 const RED_PAYLOAD_TYPE: u8 = 63;
-/// The one if the other side has that for Opus. Both are below 64, so that nobody takes them for
-/// RTCP (RFC 5761, section 4).
+/// Used instead if the other side has 63 for Opus. Both are below 64, so that they cannot be
+/// confused with RTCP (RFC 5761, section 4).
 const OTHER_RED_PAYLOAD_TYPE: u8 = 62;
 /// Payload type that video sections offer.
 const VP8_PAYLOAD_TYPE: u8 = 96;
 
-/// Largest data channel message that this side takes, in bytes; what Google's engine says.
+/// Largest data channel message that this side accepts, in bytes; that of Google's engine.
 pub(crate) const MAX_MESSAGE_SIZE: u64 = 262_144;
 
-/// The same of a side that does not say (RFC 8841, section 6.1).
+/// The same for a side that does not announce it (RFC 8841, section 6.1).
 const DEFAULT_MAX_MESSAGE_SIZE: u64 = 65_536;
 
-/// What of the transport stands in a description of this side.
+/// The transport attributes in a description of this side.
 #[derive(Debug, Clone)]
 pub(crate) struct LocalTransport {
     pub ufrag: String,
@@ -45,8 +45,8 @@ pub(crate) struct LocalTransport {
     pub candidates: Vec<String>,
 }
 
-/// Whether redundant audio (RFC 2198) is offered. Who lists it before Opus wants it to be sent, who
-/// lists it after Opus only takes it.
+/// Whether redundant audio (RFC 2198) is offered. A side that lists it before Opus wants to receive
+/// it, one that lists it after Opus only accepts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Redundancy {
     No,
@@ -59,7 +59,7 @@ pub(crate) enum Redundancy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Red {
     pub payload_type: u8,
-    /// Of the blocks in it.
+    /// Payload type of the blocks in it.
     pub opus_payload_type: u8,
     /// The other side prefers it to plain Opus.
     pub preferred: bool,
@@ -69,13 +69,13 @@ pub(crate) struct Red {
 #[derive(Debug, Clone)]
 pub(crate) struct Transceiver {
     pub kind: Kind,
-    /// What this side wants.
+    /// The direction that this side wants.
     pub direction: Direction,
-    /// Set for ever by `stop` or by a refusal of the other side.
+    /// Set for ever by `stop` or when the other side refuses the section.
     pub stopped: bool,
-    /// Set as long as the transceiver belongs to a section.
+    /// Set while the transceiver belongs to a section.
     pub mid: Option<String>,
-    /// What both sides agreed on.
+    /// The direction that both sides agreed on.
     pub current_direction: Option<Direction>,
     /// Made by `add_track`, so that an offer of the other side may take it over (RFC 8829, section
     /// 5.10).
@@ -86,19 +86,19 @@ pub(crate) struct Transceiver {
     pub ssrc: (u32, String),
     /// Whether this side offers redundant audio.
     pub redundancy: Redundancy,
-    /// What the other side wants to be sent, once agreed.
+    /// The codec that the other side wants to receive, once agreed.
     pub send_codec: Option<Codec>,
     /// What was agreed on about redundant audio.
     pub red: Option<Red>,
-    /// Streams that the other side puts its track into, while it sends.
+    /// Streams that the other side's track belongs to, while it sends.
     pub remote_streams: Vec<String>,
-    /// Track id that the other side gave first.
+    /// Track id that the other side announced first.
     pub remote_track_id: Option<String>,
     /// SSRCs that the other side announced.
     pub remote_ssrcs: Vec<u32>,
 }
 
-/// Who a section belongs to.
+/// What a section belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
     Transceiver(usize),
@@ -114,7 +114,7 @@ struct Slot {
 }
 
 impl Slot {
-    /// Whether a section with another mid may take this place: both sides know that nobody uses it
+    /// Whether a section with another mid may replace this one: both sides know that nobody uses it
     /// (RFC 8829, section 5.2.2).
     fn is_free(&self) -> bool {
         self.owner == Owner::Nobody
@@ -143,11 +143,11 @@ enum Pending {
     },
 }
 
-/// What an exchange has led to.
+/// The result of an exchange.
 #[derive(Debug)]
 pub(crate) struct Agreement {
-    /// The other side as an offer that contains only what was agreed on: applied as it is, it must
-    /// be answered by exactly what this side has said.
+    /// The other side as an offer that contains only what was agreed on: answering it must give
+    /// exactly the description of this side.
     pub remote: String,
     /// ICE credentials of this side from now on.
     pub credentials: (String, String),
@@ -160,8 +160,8 @@ pub(crate) struct Agreement {
 pub(crate) struct Negotiation {
     pub transceivers: Vec<Transceiver>,
     slots: Vec<Slot>,
-    /// Mids of sections whose place another one has taken. They are not given again, as what was
-    /// counted under them is not the new one's.
+    /// Mids of sections that were replaced. They are not used again, as statistics kept under them
+    /// belong to the old section.
     retired_mids: Vec<String>,
     wants_application: bool,
     pending: Option<Pending>,
@@ -169,13 +169,13 @@ pub(crate) struct Negotiation {
     current_remote: Option<SessionDescription>,
     /// Whether this side starts the DTLS handshake; fixed by the first exchange.
     dtls_active: Option<bool>,
-    /// Whether this side decides about the candidate pair; fixed by the first exchange.
+    /// Whether this side nominates candidate pairs; fixed by the first exchange.
     controlling: Option<bool>,
     extensions: Vec<(u8, String)>,
     opus_payload_type: u8,
     red_payload_type: u8,
-    /// An audio section was agreed on. From then on the engine below knows one payload type for
-    /// redundant audio and no other.
+    /// An audio section was agreed on. From then on str0m knows one payload type for redundant
+    /// audio and no other.
     red_is_fixed: bool,
     session_id: u64,
     version: u64,
@@ -281,7 +281,7 @@ impl Negotiation {
         before.is_some_and(|before| before.credentials() != sdp.credentials())
     }
 
-    /// User name of ICE in a description of this side.
+    /// ICE user name fragment in a description of this side.
     pub fn ufrag_of(&self, description: &SessionDescription) -> Option<String> {
         let sdp = Sdp::parse(description.text()).ok()?;
         sdp.credentials().map(|(ufrag, _)| ufrag)
@@ -317,8 +317,8 @@ impl Negotiation {
         self.describe(SdpType::Offer, sections, local)
     }
 
-    /// Gives a new section the first free place, or one at the end. The place of a section for data
-    /// is kept for one, as the engine below cannot move it.
+    /// Puts a new section in the first free place, or at the end. The place of a section for data
+    /// stays reserved for data, as str0m cannot move it.
     fn place(&self, slots: &mut Vec<Slot>, kind: Kind, owner: Owner) {
         let is_used = |mid: &String| {
             let now = slots.iter().chain(&self.slots).map(|slot| &slot.mid);
@@ -338,7 +338,7 @@ impl Negotiation {
         }
     }
 
-    /// Notes a section of an offer that has been set.
+    /// Records a section of an offer that has been set.
     fn take_place(&mut self, index: usize, section: &Section, owner: Owner) {
         let slot = Slot {
             mid: section.mid.clone(),
@@ -351,7 +351,7 @@ impl Negotiation {
         }
     }
 
-    /// Whether a section of an offer was there before it.
+    /// Whether a section of an offer existed before it.
     fn is_known(&self, index: usize, section: &Section) -> bool {
         self.slots
             .get(index)
@@ -382,7 +382,12 @@ impl Negotiation {
         Ok(self.describe(SdpType::Answer, sections, local))
     }
 
-    /// Makes an offer of this side the pending one. A pending one of before is forgotten.
+    /// Makes an offer of this side the pending one. A pending offer from before is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// When the other side's offer waits for an answer, or the description is not an offer of this
+    /// connection.
     pub fn set_local_offer(&mut self, description: SessionDescription) -> Result<(), RtcError> {
         if matches!(self.pending, Some(Pending::Remote { .. })) {
             return Err(RtcError::state(
@@ -403,7 +408,7 @@ impl Negotiation {
                 continue;
             }
             let owner = match section.kind {
-                // Its transceiver was stopped while an offer before this one waited.
+                // Its transceiver was stopped while an earlier offer waited.
                 _ if section.refused => Owner::Nobody,
                 Kind::Application => Owner::Application,
                 _ => {
@@ -444,7 +449,7 @@ impl Negotiation {
                 "there is no offer of this side that could be answered",
             ));
         }
-        // Applying the last answer again is how livekit takes a pending offer back.
+        // By applying the last answer again, livekit takes a pending offer back.
         if self
             .current_remote
             .as_ref()
@@ -551,7 +556,7 @@ impl Negotiation {
         Ok(agreement)
     }
 
-    /// Takes an offer of the other side. Answers how many transceivers were made for it.
+    /// Takes an offer of the other side. Returns how many transceivers were made for it.
     pub fn set_remote_offer(
         &mut self,
         description: SessionDescription,
@@ -668,7 +673,7 @@ impl Negotiation {
         }
     }
 
-    /// Takes back what an offer has done to the sections.
+    /// Undoes the effect of an offer on the sections.
     fn restore(&mut self, agreed_slots: Vec<Slot>) {
         for slot in std::mem::replace(&mut self.slots, agreed_slots) {
             let stays = self.slots.iter().any(|kept| kept.owner == slot.owner);
@@ -678,8 +683,7 @@ impl Negotiation {
         }
     }
 
-    /// Lets go of the sections whose place others have taken. Their transceivers have no section
-    /// any more.
+    /// Removes the sections that others have replaced. Their transceivers then have no section.
     fn retire(&mut self, agreed_slots: &[Slot]) {
         for (before, now) in agreed_slots.iter().zip(&self.slots) {
             if before.mid == now.mid {
@@ -697,8 +701,8 @@ impl Negotiation {
         }
     }
 
-    /// Sections never change their place and never vanish, but one that nobody uses may be followed
-    /// by another one in its place (RFC 8829, section 5.2.2).
+    /// Checks that sections neither move nor vanish; one that nobody uses may be replaced (RFC
+    /// 8829, section 5.2.2).
     fn check_order(&self, sdp: &Sdp) -> Result<(), RtcError> {
         let in_order = sdp.sections.len() >= self.slots.len()
             && self
@@ -715,7 +719,7 @@ impl Negotiation {
         }
     }
 
-    /// The other side's offer decides about payload types and extension ids.
+    /// Takes payload types and extension ids from the other side's offer, which decides them.
     fn learn_numbers(&mut self, offer: &Sdp) {
         for section in &offer.sections {
             if let Some(opus) = section.codecs.iter().find(|codec| codec.is("opus")) {
@@ -818,7 +822,7 @@ impl Negotiation {
                             .red_for(opus)
                             .map(|red| red.payload_type)
                             .filter(|red| *red == self.red_payload_type);
-                        // An order that this side does not care about is left as it is.
+                        // Without a preference of this side the order stays as it is.
                         let redundancy = match (red, transceiver.redundancy) {
                             (None, _) => Redundancy::No,
                             (Some(red), Redundancy::AfterOpus) if offered.prefers(red, opus) => {
@@ -864,7 +868,7 @@ impl Negotiation {
             .collect()
     }
 
-    /// Puts into effect what two descriptions have in common.
+    /// Puts what two descriptions have in common into effect.
     fn agree(&mut self, local: &Sdp, remote: &Sdp) -> Result<Agreement, RtcError> {
         let missing =
             |what| RtcError::sdp(format!("the description of the other side has no {what}"));
@@ -944,8 +948,7 @@ impl Negotiation {
                     if agreed.kind == Kind::Audio
                         && let Some(opus) = agreed.codecs.first()
                     {
-                        // The engine below takes up redundant audio with the first section or
-                        // never.
+                        // str0m enables redundant audio with the first section or never.
                         self.red_is_fixed = true;
                         agreed.codecs.push(red(red_payload_type, opus.payload_type));
                     }
@@ -961,9 +964,9 @@ impl Negotiation {
                 }
             }
             if self.slots[index].owner == Owner::Nobody {
-                // Foreign kinds cannot be expressed; a refused audio section keeps the numbering.
-                // Of a refused section for data the engine below would remember the place and what
-                // the other side has not said of the size of messages.
+                // Unknown kinds cannot be expressed; a refused audio section keeps the numbering. A
+                // refused section for data is replaced too: str0m would remember its place and a
+                // default for the size of messages.
                 let kind = match &agreed.kind {
                     Kind::Other(_) | Kind::Application => Kind::Audio,
                     kind => kind.clone(),
@@ -975,8 +978,7 @@ impl Negotiation {
         if let Some(first) = sections.iter_mut().find(|section| !section.refused) {
             first.transport.candidates = remote.candidates().map(str::to_owned).collect();
         }
-        // The engine below takes the controlling role from an offer that says that its writer only
-        // answers.
+        // str0m takes the controlling role when an offer says that its writer is ICE lite.
         let remote = Sdp {
             ice_lite: self.is_controlling(),
             transport: Transport::default(),
@@ -990,7 +992,7 @@ impl Negotiation {
     }
 }
 
-/// An answer has the sections of its offer in their order (RFC 8829, section 5.3.1).
+/// Checks that an answer has the sections of its offer in their order (RFC 8829, section 5.3.1).
 fn check_same_order(offer: &Sdp, answer: &Sdp) -> Result<(), RtcError> {
     let same = offer.sections.len() == answer.sections.len()
         && offer
@@ -1058,7 +1060,8 @@ fn red(payload_type: u8, opus_payload_type: u8) -> Codec {
     }
 }
 
-/// Offered to receive, so that servers which insist on a video section get one; nothing is decoded.
+/// Offered for receiving, so that servers which insist on a video section get one; nothing is
+/// decoded.
 fn vp8(payload_type: u8) -> Codec {
     Codec {
         payload_type,
@@ -1195,7 +1198,7 @@ mod tests {
             let (agreement, _) = exchange(&mut client, &mut server);
             let agreed = (client.transceivers[0].red, server.transceivers[0].red);
             assert_eq!(agreed, (ours, theirs), "{offerer:?} {answerer:?}");
-            // The engine below would never take it up later if the first section had none.
+            // str0m would never enable it later if the first section had none.
             let told = Sdp::parse(&agreement.remote).expect("our own text");
             assert!(told.sections[0].red_for(111).is_some());
         }
@@ -1353,7 +1356,7 @@ mod tests {
         let agreed: Vec<_> = directions(&client).iter().map(Option::is_some).collect();
         assert_eq!(agreed, [false, true, true]);
 
-        // What was counted under a mid does not belong to another section.
+        // Statistics under a mid do not belong to another section.
         client.transceivers[2].stopped = true;
         exchange(&mut client, &mut server);
         client.want_application();
@@ -1580,7 +1583,7 @@ mod tests {
     }
 
     #[derive(Debug, Clone, Copy)]
-    enum Step {
+    enum Action {
         Add {
             side: usize,
             video: bool,
@@ -1607,12 +1610,12 @@ mod tests {
         RefuseToAnswer {
             from: usize,
         },
-        /// The answer is given provisionally before, so often.
+        /// The answer follows so many provisional ones.
         ProvisionalExchange {
             from: usize,
             times: usize,
         },
-        /// Both offer at once; one gives way (RFC 8829, section 4.1.10.2).
+        /// Both offer at once; one rolls back (RFC 8829, section 4.1.10.2).
         Glare {
             polite: usize,
         },
@@ -1620,7 +1623,7 @@ mod tests {
         RestartIce {
             from: usize,
         },
-        /// A transceiver is stopped, and after that another one takes the place of its section.
+        /// A transceiver is stopped, and after that another one takes its section.
         Reuse {
             side: usize,
             which: usize,
@@ -1628,34 +1631,34 @@ mod tests {
         },
     }
 
-    fn step() -> impl proptest::strategy::Strategy<Value = Step> {
+    fn action() -> impl proptest::strategy::Strategy<Value = Action> {
         use proptest::prelude::*;
         let direction = || {
             (any::<bool>(), any::<bool>()).prop_map(|(send, receive)| Direction::new(send, receive))
         };
         prop_oneof![
             (0..2usize, any::<bool>(), direction()).prop_map(|(side, video, direction)| {
-                Step::Add {
+                Action::Add {
                     side,
                     video,
                     direction,
                 }
             }),
-            (0..2usize, 0..8usize, direction()).prop_map(|(side, which, direction)| Step::Want {
+            (0..2usize, 0..8usize, direction()).prop_map(|(side, which, direction)| Action::Want {
                 side,
                 which,
                 direction
             }),
-            (0..2usize, 0..8usize).prop_map(|(side, which)| Step::Stop { side, which }),
-            (0..2usize).prop_map(|side| Step::Data { side }),
-            (0..2usize).prop_map(|from| Step::Exchange { from }),
-            (0..2usize).prop_map(|from| Step::OfferAndForget { from }),
-            (0..2usize).prop_map(|from| Step::RefuseToAnswer { from }),
+            (0..2usize, 0..8usize).prop_map(|(side, which)| Action::Stop { side, which }),
+            (0..2usize).prop_map(|side| Action::Data { side }),
+            (0..2usize).prop_map(|from| Action::Exchange { from }),
+            (0..2usize).prop_map(|from| Action::OfferAndForget { from }),
+            (0..2usize).prop_map(|from| Action::RefuseToAnswer { from }),
             (0..2usize, 1..4usize)
-                .prop_map(|(from, times)| Step::ProvisionalExchange { from, times }),
-            (0..2usize).prop_map(|polite| Step::Glare { polite }),
-            (0..2usize).prop_map(|from| Step::RestartIce { from }),
-            (0..2usize, 0..8usize, any::<bool>()).prop_map(|(side, which, video)| Step::Reuse {
+                .prop_map(|(from, times)| Action::ProvisionalExchange { from, times }),
+            (0..2usize).prop_map(|polite| Action::Glare { polite }),
+            (0..2usize).prop_map(|from| Action::RestartIce { from }),
+            (0..2usize, 0..8usize, any::<bool>()).prop_map(|(side, which, video)| Action::Reuse {
                 side,
                 which,
                 video
@@ -1663,9 +1666,9 @@ mod tests {
         ]
     }
 
-    fn take(sides: &mut [Negotiation; 2], step: Step) {
+    fn take(sides: &mut [Negotiation; 2], step: Action) {
         match step {
-            Step::Add {
+            Action::Add {
                 side,
                 video,
                 direction,
@@ -1675,7 +1678,7 @@ mod tests {
                 added.may_be_taken = direction.send;
                 sides[side].transceivers.push(added);
             }
-            Step::Want {
+            Action::Want {
                 side,
                 which,
                 direction,
@@ -1684,17 +1687,17 @@ mod tests {
                     known.direction = direction;
                 }
             }
-            Step::Stop { side, which } => {
+            Action::Stop { side, which } => {
                 if let Some(known) = sides[side].transceivers.get_mut(which) {
                     known.stopped = true;
                 }
             }
-            Step::Data { side } => sides[side].want_application(),
-            Step::Exchange { from } => exchange_from(sides, from),
-            Step::ProvisionalExchange { from, times } => {
+            Action::Data { side } => sides[side].want_application(),
+            Action::Exchange { from } => exchange_from(sides, from),
+            Action::ProvisionalExchange { from, times } => {
                 negotiate(sides, from, times, ("from", "to"));
             }
-            Step::Glare { polite } => {
+            Action::Glare { polite } => {
                 let offer = sides[polite].create_offer(&local("polite"));
                 sides[polite].set_local_offer(offer).expect("our own offer");
                 let offer = sides[1 - polite].create_offer(&local("from"));
@@ -1706,16 +1709,16 @@ mod tests {
                 ours.roll_back_as_asked().expect("an offer is pending");
                 exchange_from(sides, 1 - polite);
             }
-            Step::RestartIce { from } => {
+            Action::RestartIce { from } => {
                 negotiate(sides, from, 0, ("restarted from", "restarted to"));
             }
-            Step::Reuse { side, which, video } => {
+            Action::Reuse { side, which, video } => {
                 exchange_from(sides, side);
-                take(sides, Step::Stop { side, which });
+                take(sides, Action::Stop { side, which });
                 exchange_from(sides, side);
                 let free = sides[side].slots.iter().filter(|it| it.is_free()).count();
                 let sections = sides[side].slots.len();
-                let add = Step::Add {
+                let add = Action::Add {
                     side,
                     video,
                     direction: Direction::SEND_RECV,
@@ -1730,12 +1733,12 @@ mod tests {
                 let now = sides[side].slots.len();
                 assert!(now <= expected, "{now} sections instead of {expected}");
             }
-            Step::OfferAndForget { from } => {
+            Action::OfferAndForget { from } => {
                 let offer = sides[from].create_offer(&local("from"));
                 sides[from].set_local_offer(offer).expect("our own offer");
                 sides[from].rollback();
             }
-            Step::RefuseToAnswer { from } => {
+            Action::RefuseToAnswer { from } => {
                 let offer = sides[from].create_offer(&local("from"));
                 if Sdp::parse(offer.text())
                     .expect("our own text")
@@ -1768,8 +1771,8 @@ mod tests {
         negotiate(sides, from, 0, ("from", "to"));
     }
 
-    /// An exchange, unless there is nothing that could be agreed on, with so many provisional
-    /// answers before the answer.
+    /// An exchange with so many provisional answers before the answer, unless there is nothing to
+    /// agree on.
     fn negotiate(
         sides: &mut [Negotiation; 2],
         from: usize,
@@ -1806,12 +1809,12 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_order_of_steps_ends_in_agreement(steps in proptest::collection::vec(step(), 0..40)) {
+        fn any_order_of_steps_ends_in_agreement(steps in proptest::collection::vec(action(), 0..40)) {
             let mut sides = [Negotiation::new(1), Negotiation::new(2)];
             for step in steps {
                 take(&mut sides, step);
             }
-            // Data both sides can use, so that the last exchange certainly takes place.
+            // Both sides can use data, so that the last exchange certainly takes place.
             sides[0].want_application();
             sides[1].want_application();
             exchange_from(&mut sides, 0);

@@ -1,7 +1,6 @@
-//! Reads and writes session descriptions (RFC 8866, RFC 8829) as far as a connection needs them.
+//! Parses and writes session descriptions (RFC 8866, RFC 8829) as far as a connection needs them.
 //!
-//! Lines that are not understood are skipped; a line that is understood but broken is an error that
-//! names it.
+//! Unknown lines are skipped; a known line that is malformed is an error that names it.
 
 use std::fmt::Write;
 
@@ -27,7 +26,7 @@ impl Kind {
     }
 }
 
-/// Which ways media flows, seen from the side that wrote the description.
+/// In which directions media flows, seen from the side that wrote the description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Direction {
     pub send: bool,
@@ -48,7 +47,7 @@ impl Direction {
         Self::new(self.receive, self.send)
     }
 
-    /// What both allow.
+    /// The directions that both allow.
     pub fn and(self, other: Self) -> Self {
         Self::new(self.send && other.send, self.receive && other.receive)
     }
@@ -92,7 +91,7 @@ impl From<Direction> for RtpTransceiverDirection {
     }
 }
 
-/// Who starts the DTLS handshake (RFC 8842).
+/// Which side starts the DTLS handshake (RFC 8842).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Setup {
     ActPass,
@@ -168,7 +167,7 @@ pub(crate) struct Section {
     /// SSRC and CNAME.
     pub ssrcs: Vec<(u32, String)>,
     pub transport: Transport,
-    /// Largest data channel message that the writer of the description takes, in bytes; 0 is no
+    /// Largest data channel message that the writer of the description accepts, in bytes; 0 is no
     /// limit.
     pub max_message_size: Option<u64>,
 }
@@ -201,7 +200,7 @@ impl Section {
         }
     }
 
-    /// The section that says that this one is not wanted.
+    /// This section as refused (port 0).
     pub fn refusal(&self) -> Self {
         let mut refusal = Self::new(self.kind.clone(), &self.mid);
         refusal.protocol = self.protocol.clone();
@@ -334,15 +333,20 @@ impl Section {
 /// A session description.
 #[derive(Debug, Clone)]
 pub(crate) struct Sdp {
-    /// The writer only answers connectivity checks (RFC 8445, section 2.5).
+    /// The writer is an ICE lite agent: it only answers connectivity checks (RFC 8445, section
+    /// 2.5).
     pub ice_lite: bool,
-    /// What stands before the first section and holds for all of them.
+    /// The attributes before the first section, which hold for all of them.
     pub transport: Transport,
     pub sections: Vec<Section>,
 }
 
 impl Sdp {
-    /// Reads a description.
+    /// Parses a description.
+    ///
+    /// # Errors
+    ///
+    /// Names the first line that is malformed.
     pub fn parse(text: &str) -> Result<Self, SdpParseError> {
         let mut sdp = Self {
             ice_lite: false,
@@ -361,9 +365,9 @@ impl Sdp {
             other => return Err(error(other.unwrap_or_default(), "Expect line: v=")),
         }
         for line in lines {
-            // Neither may stand in a line (RFC 8866, section 9: byte-string). What others take for
-            // the end of a line would let a value smuggle lines into descriptions that are made
-            // from this one.
+            // Neither may stand in a line (RFC 8866, section 9: byte-string). Others may take them
+            // for the end of a line, and then a value could smuggle lines into descriptions that
+            // are made from this one.
             if line.contains(['\r', '\0']) {
                 return Err(error(
                     line,
@@ -458,7 +462,7 @@ impl Sdp {
             .find_map(|transport| transport.fingerprint.clone())
     }
 
-    /// The writer's say in who starts the DTLS handshake.
+    /// Which side the writer wants to start the DTLS handshake.
     pub fn setup(&self) -> Option<Setup> {
         self.transports().find_map(|transport| transport.setup)
     }

@@ -1,8 +1,8 @@
 //! End-to-end encryption of sound and data, compatible with LiveKit's other SDKs.
 //!
-//! A frame of sound keeps its first byte (Opus's table of contents, which servers look at); the
-//! rest is encrypted with AES-128-GCM, the first byte being authenticated with it. Behind it come
-//! the initialisation vector (12 bytes), its length and the index of the key. Data packets are
+//! A frame of sound keeps its first byte (Opus's table of contents, which servers read); the rest
+//! is encrypted with AES-128-GCM, which also authenticates the first byte. It is followed by the
+//! initialisation vector (12 bytes), its length and the index of the key. Data packets are
 //! encrypted whole, and LiveKit's protocol carries vector and index beside them. Keys are derived
 //! and ratcheted in [`keys`](super::keys).
 
@@ -24,13 +24,14 @@ use crate::{
 /// Bytes at the beginning of a frame of sound that are not encrypted.
 const CLEAR_BYTES: usize = 1;
 
-/// What follows the vector at the end of a frame: its length and the index of the key.
+/// What follows the initialisation vector at the end of a frame: its length and the index of the
+/// key.
 const TRAILER_BYTES: usize = 2;
 
 /// Called when the state of a frame cryptor changes, with the participant's identity.
 pub type OnStateChange = Box<dyn FnMut(String, EncryptionState) + Send + Sync>;
 
-/// How keys are made from what the application sets.
+/// How keys are derived from what the application sets.
 #[derive(Copy, Clone, Debug)]
 #[non_exhaustive]
 #[allow(
@@ -49,12 +50,11 @@ pub enum KeyDerivationAlgorithm {
 pub struct KeyProviderOptions {
     /// One key for everybody, instead of one for each participant.
     pub shared_key: bool,
-    /// How many times a received frame's key may be ahead of ours; 0 looks for none.
+    /// By how many ratchet steps the key of a received frame may be ahead of ours; 0 means none.
     pub ratchet_window_size: i32,
     /// Salt of every derivation.
     pub ratchet_salt: Vec<u8>,
-    /// How many frames in a row may fail before no more are tried with that key; negative for no
-    /// limit.
+    /// After how many failures in a row a key is not tried any more; negative for no limit.
     pub failure_tolerance: i32,
     /// How many keys a participant can have, up to 255.
     pub key_ring_size: i32,
@@ -67,7 +67,7 @@ pub struct KeyProviderOptions {
 pub enum EncryptionAlgorithm {
     /// AES-128 in Galois/counter mode.
     AesGcm,
-    /// Not supported: such a cryptor lets nothing through.
+    /// Not supported: such a cryptor drops everything.
     AesCbc,
 }
 
@@ -76,15 +76,15 @@ pub enum EncryptionAlgorithm {
 pub enum EncryptionState {
     /// Nothing was encrypted or decrypted yet.
     New,
-    /// The last frame was.
+    /// The last frame was encrypted or decrypted.
     Ok,
     /// A frame could not be encrypted and was not sent.
     EncryptionFailed,
-    /// A frame could not be decrypted and is not heard.
+    /// A frame could not be decrypted and is not played.
     DecryptionFailed,
     /// There is no key with the index that is needed.
     MissingKey,
-    /// A frame needed a later key than ours, and from now on that is ours.
+    /// A frame needed a later key than ours, which has been replaced by that one.
     KeyRatcheted,
     /// The algorithm is not supported.
     InternalError,
@@ -93,12 +93,15 @@ pub enum EncryptionState {
 /// Encrypted data with what is needed to decrypt it.
 #[derive(Debug, Clone)]
 pub struct EncryptedPacket {
+    /// The encrypted bytes, followed by the authentication tag of 16 bytes.
     pub data: Vec<u8>,
+    /// The initialisation vector, 12 bytes.
     pub iv: Vec<u8>,
+    /// Index of the key in the participant's ring.
     pub key_index: u32,
 }
 
-/// The keys that frame and data cryptors use. Clones are the same provider.
+/// The keys that frame and data cryptors use. Clones share them.
 #[derive(Clone)]
 pub struct KeyProvider {
     rings: Arc<KeyRings>,
@@ -112,32 +115,34 @@ impl KeyProvider {
         }
     }
 
-    /// Sets a key for everybody. With PBKDF2 that takes tens of milliseconds.
+    /// Sets the shared key with an index. With PBKDF2 that takes tens of milliseconds. Returns
+    /// whether it was set.
     pub fn set_shared_key(&self, key_index: i32, key: Vec<u8>) -> bool {
         self.rings.set_shared(key_index, key);
         true
     }
 
-    /// Replaces the key for everybody by the one that follows it, and answers that; `None` without
-    /// a key.
+    /// Replaces the shared key by its next ratchet step and returns the new one; `None` without a
+    /// key.
     pub fn ratchet_shared_key(&self, key_index: i32) -> Option<Vec<u8>> {
         self.rings.ratchet_shared(key_index)
     }
 
-    /// The key for everybody.
+    /// The shared key with an index.
     pub fn get_shared_key(&self, key_index: i32) -> Option<Vec<u8>> {
         let key = self.rings.shared(key_index)?;
         Some(key.material.clone())
     }
 
-    /// Sets a key of one participant. With PBKDF2 that takes tens of milliseconds.
+    /// Sets a key of one participant. With PBKDF2 that takes tens of milliseconds. Returns whether
+    /// it was set.
     pub fn set_key(&self, participant_id: String, key_index: i32, key: Vec<u8>) -> bool {
         self.rings.set(&participant_id, key_index, key);
         true
     }
 
-    /// Replaces a participant's key by the one that follows it, and answers that; `None` without a
-    /// key.
+    /// Replaces a participant's key by its next ratchet step and returns the new one; `None`
+    /// without a key.
     pub fn ratchet_key(&self, participant_id: String, key_index: i32) -> Option<Vec<u8>> {
         self.rings.ratchet(&participant_id, key_index)
     }
@@ -148,7 +153,7 @@ impl KeyProvider {
         Some(key.material.clone())
     }
 
-    /// Sets the mark at the end of frames that the server puts in, which are not encrypted.
+    /// Sets the trailer of server-injected frames (SIF), which are not encrypted.
     pub fn set_sif_trailer(&self, trailer: Vec<u8>) {
         self.rings.set_sif_trailer(trailer);
     }
@@ -167,7 +172,8 @@ pub(crate) struct Cryptor {
 
 struct CryptorState {
     shown: EncryptionState,
-    /// First part of the vectors, so that no two senders with the same key have the same ones.
+    /// First part of the initialisation vectors, so that no two senders with the same key use the
+    /// same one.
     sender: u32,
     frames: u32,
     /// Failures in a row with this key.
@@ -203,7 +209,8 @@ impl Cryptor {
         cryptor
     }
 
-    /// Encrypts a frame to send; as it is while switched off. `None`: it must not be sent.
+    /// Encrypts a frame to send; returns it unchanged while switched off. `None`: it must not be
+    /// sent.
     pub fn encrypt(&self, frame: &[u8], rtp_timestamp: u32) -> Option<Vec<u8>> {
         if !self.enabled.load(Ordering::Acquire) || frame.is_empty() {
             return Some(frame.to_vec());
@@ -250,7 +257,8 @@ impl Cryptor {
         Ok(encrypted)
     }
 
-    /// Decrypts a received frame; as it is while switched off. `None`: it must not be played.
+    /// Decrypts a received frame; returns it unchanged while switched off. `None`: it must not be
+    /// played.
     pub fn decrypt(&self, frame: &[u8]) -> Option<Vec<u8>> {
         if !self.enabled.load(Ordering::Acquire) {
             return Some(frame.to_vec());
@@ -298,7 +306,7 @@ impl Cryptor {
         }
         if let Some(frame) = parts.open(&key) {
             self.state.lock().failures = 0;
-            // As long as nothing else happens, a ratcheted key goes on being reported as just that.
+            // The state stays "ratcheted" until something else happens.
             return Ok((frame, EncryptionState::Ok));
         }
         if let Some((key, frame)) = self.rings.find_ahead_at_once(&key, |key| parts.open(key)) {
@@ -311,7 +319,7 @@ impl Cryptor {
         Err(EncryptionState::DecryptionFailed)
     }
 
-    /// Tells the application if this is a change.
+    /// Tells the application the state if it has changed.
     fn show(&self, state: EncryptionState) {
         {
             let mut shown = self.state.lock();
@@ -324,8 +332,8 @@ impl Cryptor {
         if self.on_state_change.lock().is_none() {
             return;
         }
-        // Later and without a lock: this is called in the middle of receiving, and the application
-        // may well ask the connection in return.
+        // Later and without a lock: this is called in the middle of receiving, and the callback may
+        // use the connection.
         let (callbacks, participant_id) =
             (self.on_state_change.clone(), self.participant_id.clone());
         engine::handle().spawn(async move {
@@ -373,16 +381,16 @@ impl<'a> FrameParts<'a> {
     }
 }
 
-/// Encrypts the frames of one sender or decrypts those of one receiver. Clones are the same
-/// cryptor. It begins switched off and then lets everything through as it is; switched on, what
-/// cannot be encrypted is not sent, and what cannot be decrypted is not heard.
+/// Encrypts the frames of one sender or decrypts those of one receiver. Clones refer to the same
+/// cryptor. It begins switched off and then passes everything on unchanged; switched on, what
+/// cannot be encrypted is not sent, and what cannot be decrypted is not played.
 #[derive(Clone)]
 pub struct FrameCryptor {
     cryptor: Arc<Cryptor>,
 }
 
 impl FrameCryptor {
-    /// Cryptor of a sender, which uses it from now on.
+    /// Makes the cryptor of a sender, which uses it from now on.
     pub fn new_for_rtp_sender(
         _peer_factory: &PeerConnectionFactory,
         participant_id: String,
@@ -395,8 +403,8 @@ impl FrameCryptor {
         Self { cryptor }
     }
 
-    /// Cryptor of a receiver, which uses it from now on. Video is not received, so nothing is
-    /// decrypted there.
+    /// Makes the cryptor of a receiver, which uses it from now on. Video is not received, so
+    /// nothing is decrypted there.
     pub fn new_for_rtp_receiver(
         _peer_factory: &PeerConnectionFactory,
         participant_id: String,
@@ -421,17 +429,17 @@ impl FrameCryptor {
         self.cryptor.enabled.load(Ordering::Acquire)
     }
 
-    /// Chooses the key of a sender; receivers take the one that the frame names.
+    /// Sets the index of a sender's key; receivers use the index in the frame.
     pub fn set_key_index(&self, index: i32) {
         self.cryptor.key_index.store(index, Ordering::Relaxed);
     }
 
-    /// The chosen key.
+    /// The index of a sender's key.
     pub fn key_index(&self) -> i32 {
         self.cryptor.key_index.load(Ordering::Relaxed)
     }
 
-    /// Whose frames they are.
+    /// Identity of the participant whose frames it encrypts or decrypts.
     pub fn participant_id(&self) -> String {
         self.cryptor.participant_id.clone()
     }
@@ -441,7 +449,7 @@ impl FrameCryptor {
         *self.cryptor.on_state_change.lock() = handler;
     }
 
-    /// Concerns video frames only.
+    /// Does nothing: trailers belong to video frames.
     pub fn set_packet_trailer_handler(&self, _handler: &PacketTrailerHandler) {}
 }
 
@@ -498,8 +506,8 @@ impl DataPacketCryptor {
         })
     }
 
-    /// Decrypts data with a participant's key, or with one that follows it: then that is the
-    /// participant's key from now on.
+    /// Decrypts data with a participant's key, or with a later ratchet step of it, which then
+    /// replaces the key.
     ///
     /// # Errors
     ///
@@ -563,7 +571,7 @@ mod tests {
         provider
     }
 
-    /// A cryptor that is switched on, and the states that it has told of.
+    /// A cryptor that is switched on, and the states that it reports.
     fn cryptor(provider: &KeyProvider) -> (FrameCryptor, Arc<Mutex<Vec<EncryptionState>>>) {
         let algorithm = EncryptionAlgorithm::AesGcm;
         let cryptor = Cryptor::new("anna".to_owned(), algorithm, provider.rings.clone());
@@ -577,7 +585,7 @@ mod tests {
         (cryptor, states)
     }
 
-    /// Waits until so many states were told, and answers all.
+    /// Waits until so many states were reported, and returns all.
     fn told(states: &Mutex<Vec<EncryptionState>>, count: usize) -> Vec<EncryptionState> {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while states.lock().len() < count && std::time::Instant::now() < deadline {
@@ -666,7 +674,7 @@ mod tests {
         theirs.ratchet_shared_key(0);
         let material = theirs.ratchet_shared_key(0);
         let encrypted = sender.cryptor.encrypt(FRAME, 0).expect("there is a key");
-        // The keys ahead are derived by another thread, and what comes meanwhile is not heard.
+        // The later keys are derived by another thread, and what comes meanwhile is not played.
         let heard = std::iter::repeat_with(|| {
             std::thread::yield_now();
             receiver.cryptor.decrypt(&encrypted)

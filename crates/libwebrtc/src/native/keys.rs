@@ -31,20 +31,19 @@ const HKDF_INFO_BYTES: usize = 128;
 const KEY_BYTES: usize = 16;
 const MATERIAL_BYTES: usize = 32;
 
-/// Keys in a ring if the options have no usable number, and the most of them, since the index is
+/// Keys in a ring if the options have no usable number, and the largest number, since the index is
 /// one byte of a frame.
 const DEFAULT_RING_SIZE: usize = 16;
 const MAX_RING_SIZE: usize = 255;
 
-/// The most that a key is ratcheted to find the one that fits: each step takes tens of milliseconds
-/// of a core.
+/// The most ratchet steps to find the key that fits: each takes tens of milliseconds of a core.
 const MAX_RATCHET_STEPS: usize = 64;
 
 /// A key and what it was made from.
 pub(super) struct Key {
     pub material: Vec<u8>,
     pub cipher: LessSafeKey,
-    /// The key of the next material, once it was derived.
+    /// The next ratchet step, once it was derived.
     next: OnceLock<Arc<Key>>,
     searching: AtomicBool,
 }
@@ -118,7 +117,7 @@ struct Ring(Vec<Option<Arc<Key>>>);
 
 impl Ring {
     fn slot(&self, index: i32) -> usize {
-        // Like Google's engine, which counts round the ring. No index at all is the first.
+        // Wraps around the ring, as in Google's engine. A negative index means the first.
         usize::try_from(index).unwrap_or(0) % self.0.len()
     }
 
@@ -145,7 +144,7 @@ pub(super) struct KeyRings {
     derivation: Derivation,
     is_shared: bool,
     ratchet_steps: usize,
-    /// How often decrypting may fail before a key is given up; `None` for ever.
+    /// After how many failures a key is given up; `None` for never.
     pub failure_tolerance: Option<u32>,
     empty: Ring,
     rings: Mutex<Rings>,
@@ -217,7 +216,7 @@ impl KeyRings {
         ring.or_insert(empty).set(index, key);
     }
 
-    /// The key that a participant's frames and data are encrypted with.
+    /// The key with which a participant's frames and data are encrypted.
     pub fn of(&self, participant: &str, index: i32) -> Option<Arc<Key>> {
         let rings = self.rings.lock();
         match rings.participants.get(participant) {
@@ -235,7 +234,7 @@ impl KeyRings {
         Some(material)
     }
 
-    /// Looks through the keys that follow `key` for one that fits, as far as the options let the
+    /// Searches the ratchet steps after `key` for one that fits, as far as the options let the
     /// other side be ahead.
     pub fn find_ahead<T>(
         &self,
@@ -252,8 +251,8 @@ impl KeyRings {
         None
     }
 
-    /// Like [`find_ahead`](Self::find_ahead), but never waits: what was not derived yet is derived
-    /// by another thread, for the next time.
+    /// Like [`find_ahead`](Self::find_ahead), but never waits: steps that are not derived yet are
+    /// derived by another thread, for the next time.
     pub fn find_ahead_at_once<T>(
         &self,
         first: &Arc<Key>,
@@ -296,7 +295,8 @@ impl KeyRings {
         self.rings.lock().sif_trailer = trailer;
     }
 
-    /// A frame that the server has put in, which is not encrypted, without its mark.
+    /// A server-injected frame, which is not encrypted, without its trailer; `None` if it is no
+    /// such frame.
     pub fn without_sif_trailer<'a>(&self, frame: &'a [u8]) -> Option<&'a [u8]> {
         let rings = self.rings.lock();
         match rings.sif_trailer.as_slice() {
@@ -388,7 +388,7 @@ mod tests {
         assert!(rings.of("anna", 0).is_none() && rings.of("ben", 1).is_none());
         assert!(rings.of("anna", -1).is_none() && rings.of("anna", 200).is_none());
         assert!(rings.ratchet("ben", 0).is_none());
-        // Indices beyond the ring count round it.
+        // Indices beyond the ring wrap around.
         rings.set("anna", 6, b"sixth".to_vec());
         assert_eq!(
             rings.of("anna", 2).map(|key| key.material.clone()),

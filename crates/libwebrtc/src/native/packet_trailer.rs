@@ -1,5 +1,5 @@
-//! Metadata behind encoded video frames. As there is no video, a handler keeps its switch and finds
-//! nothing.
+//! Metadata behind encoded video frames. As there is no video, a handler only stores whether it is
+//! enabled.
 
 use std::sync::{
     Arc,
@@ -11,37 +11,51 @@ use crate::{
     rtp_sender::RtpSender,
 };
 
-/// Where a local video frame is on its way out.
+/// A stage of sending a video frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublishTimingStage {
+    /// The frame was given to the encoder.
     EncoderUpload,
+    /// The encoder has encoded the frame.
     EncoderOutput,
+    /// The frame is split into RTP packets.
     WebrtcPacketize,
 }
 
-/// Where a remote video frame is on its way in.
+/// A stage of receiving a video frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SubscribeTimingStage {
+    /// All RTP packets of the frame have come.
     WebrtcReceive,
+    /// The frame was given to the decoder.
     DecoderUpload,
+    /// The decoder has decoded the frame.
     DecoderOutput,
 }
 
 /// A local video frame reached a stage. Times are microseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublishTimingEvent {
+    /// The stage that was reached.
     pub stage: PublishTimingStage,
+    /// When it was reached, in microseconds.
     pub timestamp_us: u64,
+    /// When the picture was taken, in microseconds.
     pub capture_timestamp_us: u64,
+    /// The application's number of the frame, if it has one.
     pub frame_id: Option<u32>,
 }
 
 /// A remote video frame reached a stage. Times are microseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubscribeTimingEvent {
+    /// The stage that was reached.
     pub stage: SubscribeTimingStage,
+    /// When it was reached, in microseconds.
     pub timestamp_us: u64,
+    /// When the picture was taken, in microseconds.
     pub capture_timestamp_us: u64,
+    /// The application's number of the frame, if it has one.
     pub frame_id: Option<u32>,
 }
 

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 /// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A running server, which ends with its owner.
+/// A running server, which is stopped when it is dropped.
 pub struct TurnServer {
     process: Child,
     port: u16,
@@ -20,7 +20,7 @@ pub struct TurnServer {
 }
 
 fn free_port() -> u16 {
-    // Free for both, as the server takes the number for UDP and TCP.
+    // The port must be free for both, as the server uses the same number for UDP and TCP.
     loop {
         let tcp = TcpListener::bind("127.0.0.1:0").expect("loopback");
         let port = tcp.local_addr().expect("it is bound").port();
@@ -31,7 +31,7 @@ fn free_port() -> u16 {
 }
 
 impl TurnServer {
-    /// With more arguments, and one user, `user`, whose password is `secret`.
+    /// Starts a server with further arguments, and one user, `user`, whose password is `secret`.
     pub async fn start(more: &[&str]) -> Self {
         let (port, tls_port) = (free_port(), free_port());
         let certificate = env::var("TURN_TEST_CERTIFICATE").expect("run.py sets it");
@@ -70,7 +70,7 @@ impl TurnServer {
         server
     }
 
-    /// How it is reached over UDP, over TCP and over TLS.
+    /// Its URLs for UDP, TCP and TLS.
     pub fn urls(&self) -> [String; 3] {
         [
             format!("turn:127.0.0.1:{}?transport=udp", self.port),

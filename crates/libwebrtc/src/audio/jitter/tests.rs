@@ -37,7 +37,7 @@ struct Call {
     seconds: f64,
     seed: u64,
     frequency_hz: f64,
-    /// Speak instead of whistling: a buzz of 120 Hz with syllables, which Opus takes for speech.
+    /// Speech instead of a tone: a buzz of 120 Hz with syllables, which Opus takes for speech.
     voice: bool,
     /// From and to which second the speaker is silent.
     pause: Option<(f64, f64)>,
@@ -226,7 +226,7 @@ fn tone_over_a_good_link_keeps_its_frequency_and_level() {
 }
 
 #[test]
-fn jitter_is_absorbed_with_few_guesses_and_no_more_delay_than_it_needs() {
+fn jitter_is_absorbed_with_little_concealment_and_no_more_delay_than_it_needs() {
     // Milliseconds of jitter, then bounds for the concealed share and the delay.
     for (jitter_ms, share, delay_ms) in
         [(10.0, 0.005, 40.0), (30.0, 0.02, 70.0), (80.0, 0.03, 130.0)]
@@ -254,7 +254,7 @@ fn jitter_is_absorbed_with_few_guesses_and_no_more_delay_than_it_needs() {
 }
 
 #[test]
-fn lost_packets_are_guessed_without_silence() {
+fn lost_packets_are_concealed_without_silence() {
     for (loss, share) in [(0.05, 0.07), (0.2, 0.24)] {
         let call = Call {
             config: OpusSendConfig {
@@ -275,7 +275,7 @@ fn lost_packets_are_guessed_without_silence() {
             "{loss}: {}",
             heard.longest_gap_ms(1.0)
         );
-        // A loss costs no delay: what is put in its place is exactly as long as what is missing.
+        // A loss adds no delay: concealed sound is exactly as long as what is missing.
         assert!(
             heard.delay_ms(15.0, 20.0) < 40.0,
             "{loss}: {}",
@@ -363,7 +363,7 @@ fn lost_speech_is_played_from_the_copy_in_the_next_packet() {
         pcm.extend_from_slice(&frame);
     }
     let stats = jitter.stats();
-    // The first loss comes before it is known that there is something to wait for.
+    // The first loss comes before the buffer knows that waiting helps.
     assert!(stats.concealed_samples <= 960, "{stats:?}");
     assert!(
         stats.fec_packets_received + 2 >= lost,
@@ -382,7 +382,7 @@ fn copies_that_come_too_late_make_the_next_ones_come_in_time() {
     };
     let mut lost = 0;
     let mut arrivals = with_redundancy(call.packets());
-    // By then it is known that the link has no jitter, and nothing waits longer than it must.
+    // By then the buffer knows that the link has no jitter, and nothing waits longer than needed.
     arrivals.retain(|(at, packet)| {
         let keep = *at < 8_000.0 || packet.extended_seq % 7 != 3;
         lost += u64::from(!keep);
@@ -436,8 +436,8 @@ fn redundant(offsets: &[u32]) -> Arc<[u8]> {
 
 #[test]
 fn copies_take_the_places_of_what_is_missing() {
-    // Numbers and timestamps in packets; offsets of the copies likewise. What waits in the end
-    // beside the packets themselves.
+    // Numbers and timestamps in packets; offsets of the copies likewise; then what waits in the end
+    // besides the packets themselves.
     type Packet = (u64, u64, &'static [u32]);
     type Case = (&'static str, &'static [Packet], &'static [(u64, u64)]);
     let cases: &[Case] = &[
@@ -623,7 +623,7 @@ fn outage_with_everything_lost_adds_no_delay() {
 
 #[test]
 fn background_noise_goes_on_through_a_long_hole() {
-    // Somebody speaks in a room: a second of voice, half a second of the room, and so on.
+    // Somebody speaks in a noisy room: a second of voice, half a second of the room, and so on.
     let room_db = -58.0f64;
     let amplitude = 32_768.0 * 10f64.powf(room_db / 20.0) * 3f64.sqrt();
     for with_noise in [true, false] {
@@ -670,7 +670,7 @@ fn background_noise_goes_on_through_a_long_hole() {
             jitter.pull(now + Duration::from_millis(3), &mut frame);
             heard.extend_from_slice(&frame);
         }
-        // 400 ms less 120 ms of guesses.
+        // 400 ms less 120 ms of concealment by the decoder.
         let silent_ms = jitter.stats().silent_concealed_samples / 48;
         assert!((260..=320).contains(&silent_ms), "{silent_ms} ms");
         let concealed_ms = jitter.stats().concealed_samples / 48;
@@ -689,7 +689,7 @@ fn background_noise_goes_on_through_a_long_hole() {
             hole.iter().all(|level| (level - room_db).abs() < 5.0),
             "{hole:?}"
         );
-        // No step is larger than the noise itself makes them.
+        // No difference between two samples is larger than in the noise itself.
         let largest = |from_ms: usize, to_ms: usize| {
             let steps = heard[from_ms * 48..to_ms * 48].windows(2);
             steps

@@ -1,4 +1,4 @@
-//! Gathering from made-up servers, in made-up time.
+//! Gathering from emulated servers, in virtual time.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn gatherer(now: Instant, urls: &[&str]) -> Gatherer {
     gatherer
 }
 
-/// Answers all look-ups with the address itself.
+/// Resolves every host to the address that it is.
 fn resolve_all(now: Instant, gatherer: &mut Gatherer) {
     for demand in std::mem::take(&mut gatherer.demands) {
         let Demand::Resolve { query, host, port } = demand else {
@@ -113,7 +113,7 @@ fn a_host_that_is_not_found_and_an_address_that_is_none_are_told_of() {
     assert_eq!(gatherer.findings.back(), Some(&Finding::Complete));
 }
 
-/// Lets the server answer everything that is sent; gives what was meant for peers.
+/// Lets the server answer everything that is sent; returns what was meant for peers.
 fn serve(now: Instant, server: &mut TurnServer, gatherer: &mut Gatherer) -> Vec<Vec<u8>> {
     let mut for_peers = vec![];
     while let Some(outgoing) = gatherer.outgoing.pop_front() {

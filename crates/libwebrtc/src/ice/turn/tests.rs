@@ -1,4 +1,4 @@
-//! An allocation against a made-up server, in made-up time.
+//! An allocation against an emulated server, in virtual time.
 
 use proptest::prelude::*;
 
@@ -77,7 +77,7 @@ impl TurnServer {
         Some(answer.integrity(&key).finish())
     }
 
-    /// Answers until the client is content; gives what was meant for peers.
+    /// Answers until the client sends nothing more; returns what was meant for peers.
     fn serve(&mut self, now: Instant, client: &mut Allocation) -> Vec<Vec<u8>> {
         let mut for_peers = vec![];
         while let Some(packet) = client.transmits.pop_front() {
@@ -105,7 +105,7 @@ fn allocated(now: Instant, server: &mut TurnServer, over_stream: bool) -> Alloca
 }
 
 #[test]
-fn a_relay_is_allocated_and_carries_data_both_ways() {
+fn a_relay_is_allocated_and_carries_data_in_both_directions() {
     for over_stream in [false, true] {
         let (now, peer) = (Instant::now(), address(PEER));
         let mut server = TurnServer::new();
@@ -339,8 +339,8 @@ proptest! {
         prop_assert!(client.relayed().is_some());
     }
 
-    /// Answers of every kind to every request, with any attributes: an allocation may end, never
-    /// more.
+    /// Responses of every kind to every request, with any attributes: an allocation may end, but
+    /// nothing panics.
     #[test]
     fn no_answers_break_an_allocation(answers in prop::collection::vec((any::<bool>(), 0u16..0x30, prop::collection::vec(any::<u8>(), 0..24), any::<bool>()), 1..40)) {
         let mut now = Instant::now();

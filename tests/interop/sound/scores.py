@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Lets PESQ (ITU-T P.862.2, wide band) and STOI judge the speech that came over the emulated link.
+"""Scores the speech that came over the emulated link with PESQ (ITU-T P.862.2, wide band) and STOI.
 
     cargo test -p libwebrtc audio::link with LINK_SOUND=FOLDER    makes the recordings
-    judge.py FOLDER [LINK…]                                       judges them, or those of some links
-    judge.py                                                      has them made first, with 8 seeds (LINK_SEEDS) for each link that is left to chance
+    scores.py FOLDER [LINK…]                                      scores them, or those of some links
+    scores.py                                                     makes them first, with 8 seeds (LINK_SEEDS) for each random link
 
-Each line of the speaker is judged by itself, since between two lines the delay may change: cut at the speaker's pauses, put together with what was
-heard by cross-correlation, and weighted by its length. Prints the mean over a link's seeds and the worst of them, and fails when a mean is below its
+Each line of the speaker is scored by itself, since the delay may change between two lines: cut at the speaker's pauses, aligned with what was heard
+by cross-correlation, and weighted by its length. Prints the mean over a link's seeds and the worst of them, and fails when a mean is below its
 floor.
 """
 
@@ -32,7 +32,7 @@ SLACK_S = 0.4
 
 SEEDS = "8"
 
-# The least PESQ (1 to 4.6) that each link's recordings must have in the mean, well below what is usual, so that only a fault is below.
+# The lowest mean PESQ (1 to 4.6) that each link's recordings may have: well below the usual one, so that only a fault is below.
 FLOORS = {
     "no_loss": 3.7,
     "loss_2__": 3.4,
@@ -63,7 +63,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def lines(said: np.ndarray):
-    """From and to where the speaker speaks."""
+    """First and last sample of each stretch of speech."""
     block = RATE // 100
     loud = np.abs(said[: len(said) // block * block]).reshape(-1, block).max(axis=1) > 100
     start = end = None
@@ -76,7 +76,8 @@ def lines(said: np.ndarray):
             start = None
 
 
-def judge(said: np.ndarray, heard: np.ndarray, slack_s: float = SLACK_S) -> tuple[float, float]:
+def score(said: np.ndarray, heard: np.ndarray, slack_s: float = SLACK_S) -> tuple[float, float]:
+    """Mean PESQ and STOI over the lines; each is searched up to `slack_s` after it was said."""
     scores, weights = [], []
     slack = int(slack_s * RATE)
     for start, end in lines(said):
@@ -91,8 +92,8 @@ def judge(said: np.ndarray, heard: np.ndarray, slack_s: float = SLACK_S) -> tupl
     return tuple(np.average(scores, axis=0, weights=weights))
 
 
-def judge_files(said: Path, heard: Path) -> tuple[float, float]:
-    return judge(read(said), read(heard))
+def score_files(said: Path, heard: Path) -> tuple[float, float]:
+    return score(read(said), read(heard))
 
 
 def main():
@@ -104,15 +105,15 @@ def main():
         settings = {"LINK_SEEDS": SEEDS, **os.environ, "LINK_SOUND": str(folder)}
         subprocess.run(command, check=True, cwd=REPOSITORY, env=settings, stdout=subprocess.DEVNULL)
     recordings = defaultdict(list)
-    with ProcessPoolExecutor() as judges:
+    with ProcessPoolExecutor() as pool:
         for path in sorted(folder.glob("*.*.wav")):
             link, _seed = path.stem.rsplit(".", 1)
             if not sys.argv[2:] or link in sys.argv[2:]:
-                recordings[link].append(judges.submit(judge_files, folder / "said.wav", path))
+                recordings[link].append(pool.submit(score_files, folder / "said.wav", path))
     failed = []
     print(f"{'link':24} {'runs':>4} {'PESQ':>5} {'worst':>5} {'STOI':>6}")
-    for link, judged in recordings.items():
-        scores = np.array([one.result() for one in judged])
+    for link, results in recordings.items():
+        scores = np.array([one.result() for one in results])
         quality, intelligibility = scores.mean(axis=0)
         print(f"{link:24} {len(scores):4} {quality:5.2f} {scores[:, 0].min():5.2f} {intelligibility:6.3f}")
         if quality < FLOORS.get(link, 1.0):

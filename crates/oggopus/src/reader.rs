@@ -21,7 +21,7 @@ const PAGE_HEADER_BYTES: usize = 27;
 /// A position of -1 marks a page on which no packet ends.
 const NO_GRANULE: u64 = u64::MAX;
 
-/// What the first packet of a stream says.
+/// The fields of the identification header (RFC 7845, section 5.1).
 struct Identification {
     channels: Channels,
     pre_skip: u16,
@@ -74,6 +74,10 @@ pub struct Reader<R: Read + Seek> {
 
 impl Reader<BufReader<File>> {
     /// Opens a file.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be opened, or does not begin as Ogg Opus.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::new(BufReader::new(File::open(path)?))
     }
@@ -81,6 +85,10 @@ impl Reader<BufReader<File>> {
 
 impl<R: Read + Seek> Reader<R> {
     /// Reads the headers.
+    ///
+    /// # Errors
+    ///
+    /// When `input` cannot be read, or does not begin as Ogg Opus.
     pub fn new(input: R) -> Result<Self, Error> {
         let mut packets = ogg::PacketReader::new(input);
         let first = packets.read_packet_expected().map_err(read_error)?;
@@ -112,7 +120,11 @@ impl<R: Read + Seek> Reader<R> {
         self.pre_skip
     }
 
-    /// Interleaved sound of the next packet, at most 120 ms; none at the end.
+    /// Interleaved sound of the next packet, at most 120 ms; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or a packet in it is not Opus.
     pub fn read(&mut self) -> Result<Option<Vec<i16>>, Error> {
         while !self.ended {
             let packet = match self.packets.read_packet() {
@@ -146,6 +158,10 @@ impl<R: Read + Seek> Reader<R> {
 
     /// Everything that is left, interleaved. For files that are known to be small: a minute of
     /// stereo takes 11.5 MB.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
     pub fn read_to_end(&mut self) -> Result<Vec<i16>, Error> {
         let mut all = Vec::new();
         while let Some(pcm) = self.read()? {
@@ -164,8 +180,12 @@ fn read_error(error: OggReadError) -> Error {
 
 /// How long the sound in a file is, from the position on its last whole page.
 ///
-/// Reads the first page and at most the last 128 KiB, so that the length of the file does not
-/// matter.
+/// Reads the first page and at most the last 128 KiB, so the time does not depend on the length of
+/// the file.
+///
+/// # Errors
+///
+/// When the file cannot be read, or no page of Ogg Opus is found at its beginning or its end.
 pub fn duration(path: &Path) -> Result<Duration, Error> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -203,8 +223,8 @@ struct Page<'a> {
 }
 
 impl<'a> Page<'a> {
-    /// The page at the start of `bytes`; none if it is cut off or its checksum is wrong, so that
-    /// "OggS" within sound is no page.
+    /// The page at the start of `bytes`; `None` if it is cut off or its checksum is wrong, so that
+    /// the letters "OggS" within sound are not taken for a page.
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         let header: [u8; PAGE_HEADER_BYTES] = bytes.get(..PAGE_HEADER_BYTES)?.try_into().ok()?;
         if &header[..4] != b"OggS" {

@@ -1,7 +1,7 @@
 //! Puts the sound of several senders in order on two channels.
 //!
-//! Positions are samples since the recording began. Nothing here looks at a clock: whoever feeds
-//! the timeline says where sound belongs and how far time has come.
+//! Positions are samples since the recording began. Nothing here reads a clock: the caller says
+//! where sound belongs and how much time has passed.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -21,24 +21,24 @@ pub enum Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SourceId(usize);
 
-/// How patient a timeline is.
+/// How long a timeline waits for late sound, and what it takes for jitter.
 #[derive(Debug, Clone, Copy)]
 pub struct TimelineOptions {
     /// How long a position stays open for sound that arrives late, in samples.
     pub delay_samples: u64,
     /// A gap or an overlap of up to this many samples between two pieces of one source is taken for
-    /// jitter of the given positions, and the pieces are joined. The error does not add up, because
+    /// jitter of their positions, and the pieces are joined. The error does not add up, because
     /// each piece is compared with the position that was given for it.
     pub jitter_samples: u64,
-    /// Sound that lies further ahead of what has been drained is refused. This is the bound on
-    /// memory: two bytes a sample and side.
+    /// Sound that lies further than this ahead of what has been drained is refused. This bounds the
+    /// memory: two bytes for each sample and side.
     pub max_ahead_samples: u64,
 }
 
 impl Default for TimelineOptions {
-    /// Half a second of patience covers what a jitter buffer or a busy machine holds back. 120 ms
-    /// of jitter is a stall of six packets: shorter pauses than that are not noticed when they
-    /// close up. Ten seconds ahead take 1.9 MB for both sides.
+    /// Half a second of waiting covers what a jitter buffer or a busy machine holds back. 120 ms of
+    /// jitter is a delay of six packets; shorter gaps are inaudible when they are closed. Ten
+    /// seconds ahead take 1.9 MB for both sides.
     fn default() -> Self {
         let rate = u64::from(SAMPLE_RATE_HZ);
         Self {
@@ -57,21 +57,21 @@ pub struct Placed {
     pub start: u64,
     /// Samples that are on the timeline.
     pub kept: usize,
-    /// Samples that came after their place was drained, lie on top of sound of the same source, or
-    /// lie too far ahead.
+    /// Samples that came after their position was drained, overlap sound of the same source, or lie
+    /// too far ahead.
     pub dropped: usize,
 }
 
 struct Source {
     side: Side,
-    /// Where the sound given so far ends.
+    /// Position at which the sound given so far ends.
     end: Option<u64>,
 }
 
-/// Mixes mono sound with positions into one stereo stream without holes.
+/// Mixes mono sound with positions into one continuous stereo stream.
 ///
-/// What is drained depends on the time alone: a party that stops sending is silence and holds
-/// nobody up.
+/// What is drained depends on the time alone: a party that stops sending is silent and delays
+/// nobody.
 pub struct DualChannelTimeline {
     options: TimelineOptions,
     sources: Vec<Source>,
@@ -79,12 +79,12 @@ pub struct DualChannelTimeline {
     drained: u64,
     left: VecDeque<i16>,
     right: VecDeque<i16>,
-    /// The piece handed out last.
+    /// The piece returned last.
     piece: Vec<i16>,
 }
 
 impl DualChannelTimeline {
-    /// At most this much is handed out at once, so that a long silence needs no memory.
+    /// At most this much is returned at once, so that a long silence needs no memory.
     const MAX_PIECE_SAMPLES: u64 = SAMPLE_RATE_HZ as u64;
 
     /// An empty timeline at position 0.
@@ -106,9 +106,10 @@ impl DualChannelTimeline {
     }
 
     /// Places mono sound whose first sample belongs at `start`. Pieces of one source come in their
-    /// order; where they overlap by more than jitter, what was there first stays.
+    /// order; where they overlap by more than jitter, the earlier piece stays.
     ///
     /// # Panics
+    ///
     /// If `source` is from another timeline that had more sources.
     pub fn push(&mut self, source: SourceId, start: u64, pcm: &[i16]) -> Placed {
         let source = &mut self.sources[source.0];
@@ -124,8 +125,8 @@ impl DualChannelTimeline {
         if kept_to > kept_from {
             source.end = Some(kept_to);
         } else if end <= first_free {
-            // All of it came too late. The source's own place still moves on, so that the next
-            // piece joins this one.
+            // All of it came too late. The source's end still moves on, so that the next piece
+            // joins this one.
             source.end = Some(source.end.unwrap_or(0).max(end));
         }
 
@@ -150,7 +151,7 @@ impl DualChannelTimeline {
         }
     }
 
-    /// Position up to which everything has been handed out.
+    /// Position up to which everything has been returned.
     pub fn drained(&self) -> u64 {
         self.drained
     }
@@ -161,13 +162,13 @@ impl DualChannelTimeline {
     }
 
     /// The next piece of interleaved sound that is final at time `now` (samples since the start),
-    /// at most a second; none when there is no more. Call it until it says none.
+    /// at most a second; `None` when there is no more. Call it until it returns `None`.
     pub fn drain(&mut self, now: u64) -> Option<&[i16]> {
         self.drain_until(now.saturating_sub(self.options.delay_samples))
     }
 
-    /// Like [`drain`](Self::drain) up to a position, without patience: for the end of the
-    /// recording.
+    /// Like [`drain`](Self::drain) up to a position, without waiting for late sound: for the end of
+    /// the recording.
     pub fn drain_until(&mut self, position: u64) -> Option<&[i16]> {
         let samples = position
             .saturating_sub(self.drained)
@@ -185,14 +186,18 @@ impl DualChannelTimeline {
     }
 }
 
-/// Records a call: a [`DualChannelTimeline`] that ends in a stereo [`Writer`].
+/// Records a call: a [`DualChannelTimeline`] whose sound goes to a stereo [`Writer`].
 pub struct DualChannelWriter<W: Write> {
     timeline: DualChannelTimeline,
     writer: Writer<W>,
 }
 
 impl<W: Write> DualChannelWriter<W> {
-    /// Starts a stereo stream with the usual values for speech.
+    /// Starts a stereo stream with [`WriterOptions::speech`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Writer::new`].
     pub fn new(out: W, options: TimelineOptions) -> Result<Self, Error> {
         Ok(Self {
             timeline: DualChannelTimeline::new(options),
@@ -200,18 +205,22 @@ impl<W: Write> DualChannelWriter<W> {
         })
     }
 
-    /// See [`DualChannelTimeline::add_source`].
+    /// Adds a sender; see [`DualChannelTimeline::add_source`].
     pub fn add_source(&mut self, side: Side) -> SourceId {
         self.timeline.add_source(side)
     }
 
-    /// See [`DualChannelTimeline::push`].
+    /// Places mono sound; see [`DualChannelTimeline::push`].
     pub fn push(&mut self, source: SourceId, start: u64, pcm: &[i16]) -> Placed {
         self.timeline.push(source, start, pcm)
     }
 
     /// Writes what is final at time `now`, in samples since the recording began. To be called a few
     /// times a second.
+    ///
+    /// # Errors
+    ///
+    /// When the destination cannot be written to.
     pub fn advance(&mut self, now: u64) -> Result<(), Error> {
         while let Some(pcm) = self.timeline.drain(now) {
             self.writer.write(pcm)?;
@@ -224,8 +233,12 @@ impl<W: Write> DualChannelWriter<W> {
         self.writer.samples()
     }
 
-    /// Writes everything that is on the timeline, silence up to `end` if it is later, and the
-    /// file's end. Gives the destination back.
+    /// Writes everything that is on the timeline, silence up to `end` if it is later, and the end
+    /// of the file. Returns the destination.
+    ///
+    /// # Errors
+    ///
+    /// When the destination cannot be written to.
     pub fn finish(mut self, end: u64) -> Result<W, Error> {
         let end = end.max(self.timeline.end());
         while let Some(pcm) = self.timeline.drain_until(end) {

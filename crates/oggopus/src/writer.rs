@@ -10,16 +10,16 @@ use crate::{Channels, Error, SAMPLE_RATE_HZ};
 /// One packet is 20 ms: what Opus is tuned for, and what WebRTC sends as well.
 const PACKET_SAMPLES: usize = SAMPLE_RATE_HZ as usize / 50;
 
-/// A page is closed after this many packets, that is once a second: what a crash may cost.
+/// A page is closed after this many packets, which is a second: a crash loses no more.
 const PACKETS_PER_PAGE: u32 = 50;
 
 /// The largest Opus packet of one frame is 1275 bytes (RFC 6716, section 3.4).
 const MAX_PACKET_BYTES: usize = 1275;
 
-/// How a file is encoded.
+/// Encoder settings of a file.
 #[derive(Debug, Clone, Copy)]
 pub struct WriterOptions {
-    /// Channels of the sound that is given and of the file.
+    /// Channels of the input and of the file.
     pub channels: Channels,
     /// Target of the variable bit rate, bits per second for all channels together.
     pub bitrate_bps: i32,
@@ -28,9 +28,9 @@ pub struct WriterOptions {
 }
 
 impl WriterOptions {
-    /// Values for speech: 32 kbit/s a channel keeps it transparent and the two parties of a stereo
-    /// file apart. Complexity 5, because a recorder runs beside every call and the next steps cost
-    /// twice the time for a difference that nobody hears at this rate.
+    /// Values for speech: 32 kbit/s for each channel keeps it transparent and the two parties of a
+    /// stereo file apart. Complexity 5, because a recorder runs beside every call and the next
+    /// steps cost twice the time for a difference that nobody hears at this rate.
     pub fn speech(channels: Channels) -> Self {
         Self {
             channels,
@@ -74,6 +74,10 @@ pub struct Writer<W: Write> {
 
 impl<W: Write> Writer<W> {
     /// Starts a stream and writes its two header pages.
+    ///
+    /// # Errors
+    ///
+    /// When the options are not values that Opus takes, or `out` cannot be written to.
     pub fn new(out: W, options: WriterOptions) -> Result<Self, Error> {
         let channels = options.channels;
         let mut encoder = opus::Encoder::new(
@@ -84,8 +88,8 @@ impl<W: Write> Writer<W> {
         encoder.set_bitrate(opus::Bitrate::Bits(options.bitrate_bps))?;
         encoder.set_complexity(options.complexity)?;
         encoder.set_signal(opus::Signal::Voice)?;
-        // Left to itself the encoder folds quiet stereo into mono, which would put each party on
-        // both channels.
+        // By itself the encoder folds quiet stereo into mono, which would put each party on both
+        // channels.
         encoder.set_force_channels(Some(channels.for_codec()))?;
         let pre_skip = u16::try_from(encoder.get_lookahead()?)
             .map_err(|_| Error::malformed("the encoder's delay does not fit the file's header"))?;
@@ -113,6 +117,10 @@ impl<W: Write> Writer<W> {
     }
 
     /// Adds interleaved sound of any length.
+    ///
+    /// # Errors
+    ///
+    /// When `out` cannot be written to.
     pub fn write(&mut self, mut pcm: &[i16]) -> Result<(), Error> {
         let packet_values = PACKET_SAMPLES * self.channels.count();
         while !pcm.is_empty() {
@@ -132,8 +140,12 @@ impl<W: Write> Writer<W> {
         self.encoded_samples + (self.pending.len() / self.channels.count()) as u64
     }
 
-    /// Writes what is left with the end mark, and gives the destination back. The decoded length is
+    /// Writes what is left with the end mark, and returns the destination. The decoded length is
     /// exactly [`samples`](Self::samples).
+    ///
+    /// # Errors
+    ///
+    /// When `out` cannot be written to.
     pub fn finish(mut self) -> Result<W, Error> {
         // The decoder drops `pre_skip` samples at the start, so that many have to be encoded after
         // the last one. The last page's position then tells the decoder where to cut (RFC 7845,
@@ -185,7 +197,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// RFC 7845, section 5.1.
+/// The identification header (RFC 7845, section 5.1).
 fn identification_header(channels: Channels, pre_skip: u16) -> Vec<u8> {
     let mut header = Vec::with_capacity(19);
     header.extend_from_slice(b"OpusHead");
@@ -198,7 +210,7 @@ fn identification_header(channels: Channels, pre_skip: u16) -> Vec<u8> {
     header
 }
 
-/// RFC 7845, section 5.2, with no comments.
+/// The comment header (RFC 7845, section 5.2), with no comments.
 fn comment_header() -> Vec<u8> {
     let vendor = opus::version();
     let mut header = Vec::with_capacity(16 + vendor.len());

@@ -1,4 +1,4 @@
-//! What a reader of the files notices: length, channels, and what a crash leaves.
+//! Properties that a reader of the files sees: length, channels, and what is left after a crash.
 
 use std::io::Cursor;
 use std::time::Duration;
@@ -25,7 +25,7 @@ fn channel(interleaved: &[i16], index: usize) -> Vec<i16> {
     interleaved.iter().skip(index).step_by(2).copied().collect()
 }
 
-/// Strength of one frequency (Goertzel), as the amplitude of the sine that would explain it.
+/// Strength of one frequency (Goertzel), as the amplitude of a sine of that strength.
 fn amplitude(pcm: &[i16], frequency_hz: f64) -> f64 {
     let step = std::f64::consts::TAU * frequency_hz / SECOND as f64;
     let (re, im) = pcm
@@ -68,7 +68,7 @@ fn each_party_is_heard_on_its_own_channel_only() {
     let (left, right) = (channel(&decoded, 0), channel(&decoded, 1));
     assert!(amplitude(&left, 440.0) > 7_000.0);
     assert!(amplitude(&right, 1_000.0) > 7_000.0);
-    // 30 dB apart is enough for a transcript of one channel to stay free of the other party.
+    // 30 dB of separation is enough to keep the other party out of a transcript of one channel.
     assert!(
         amplitude(&left, 1_000.0) < 250.0,
         "{}",
@@ -127,7 +127,7 @@ fn duration_is_exact() {
 
 #[test]
 fn duration_of_a_long_file_is_read_from_its_end() {
-    // Noise fills the pages, so that the file is much longer than what is looked at.
+    // Noise fills the pages, so that the file is much longer than the part that is read.
     let mut state = 1u32;
     let noise: Vec<i16> = (0..SECOND)
         .map(|_| {

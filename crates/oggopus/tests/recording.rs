@@ -53,7 +53,7 @@ fn a_party_that_stops_sending_does_not_block_the_other() {
         while let Some(piece) = timeline.drain(now + 50) {
             drained += piece.len() as u64 / 2;
         }
-        // Only the patience is outstanding, however long the caller has been silent.
+        // Only the waiting time is outstanding, however long the caller has been silent.
         assert_eq!(drained, (now + 50).saturating_sub(100));
     }
 }
@@ -171,7 +171,7 @@ fn a_recorded_call_has_both_parties_and_its_whole_length() {
         .unwrap();
     assert_eq!(decoded.len() as u64, 2 * 4 * second);
     let loudness = |side: usize, at_second: usize| -> u64 {
-        // The edges of a second ring a little; its middle is what counts.
+        // The ends of a second ring a little; its middle is compared.
         let from = at_second * 48_000 + 4_800;
         let values = (from..from + 38_400).map(|i| u64::from(decoded[2 * i + side].unsigned_abs()));
         values.sum::<u64>() / 38_400

@@ -1,16 +1,18 @@
-//! A bad line in front of a server's one UDP media port, ordered about over stdin:
+//! An emulated line in front of a server's one UDP media port, controlled over stdin:
 //!
 //!     cargo run -p roomserver --example line -- LISTEN SERVER [SEED [SECONDS]]
 //!
-//! `admit CLASS`: who sends from now on for the first time belongs to this class. `from ADDRESS
-//! CLASS`: who does so from there does in any case. `weather CLASS loss=0.05 jitter_ms=80
-//! lost_ms=6000..8000 …`: how the line is for this class from now on; nothing but the class is a
-//! clear line again. Each order is answered with a JSON line that says what was done under the
-//! weather before. Ends when stdin does, or after SECONDS (an hour).
+//! - `admit CLASS` puts clients that send for the first time from now on into this class.
+//! - `from ADDRESS CLASS` puts those at this address into the class in any case.
+//! - `weather CLASS loss=0.05 jitter_ms=80 lost_ms=6000..8000 …` sets the conditions of a class
+//!   from now on; with nothing after the class, its line is clear again.
+//!
+//! Each command is answered with a JSON line that says what was done under the conditions before.
+//! Ends when stdin does, or after SECONDS (an hour).
 //!
 //! LiveKit's server announces the address in `rtc.node_ip` and listens on the machine's own
 //! addresses, so the line can have the same port on a loopback address that is announced; with
-//! `rtc.use_ice_lite` the server does not look for ways around the line.
+//! `rtc.use_ice_lite` the server does not look for paths around the line.
 
 mod orders;
 

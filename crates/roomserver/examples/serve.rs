@@ -1,7 +1,7 @@
 //! Serves rooms on loopback until interrupted: `cargo run -p roomserver --example serve -- [PORT]
 //! [udp|tcp|lined]`. With `tcp` media is accepted over TCP only, with `udp` over UDP only. With
-//! `lined`, UDP goes through lines that are ordered about over stdin as those of the example `line`
-//! are, and the server ends when stdin does.
+//! `lined`, UDP goes through emulated lines that are controlled over stdin as those of the example
+//! `line` are, and the server ends when stdin does.
 
 mod orders;
 

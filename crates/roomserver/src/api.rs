@@ -1,4 +1,4 @@
-//! Everything beside signalling: API calls over Twirp and the agent workers' end point, as one
+//! Everything besides signalling: API calls over Twirp and the endpoint for agent workers, as one
 //! router.
 
 use axum::Router;

@@ -1,8 +1,8 @@
 //! Data tracks: named streams of unreliable frames, on the data channel `_data_track`.
 //!
-//! A publisher calls its track by a handle of its own, and every subscriber is told another one;
-//! the handle is all that forwarding changes in a packet (livekit-server,
-//! `pkg/rtc/datatrack/packet.go`). Nobody is subscribed unasked.
+//! A publisher chooses a handle for its track, and every subscriber gets another handle for it; the
+//! handle is all that forwarding changes in a packet (livekit-server,
+//! `pkg/rtc/datatrack/packet.go`). Nobody is subscribed automatically.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use proto::request_response::Reason;
 
 use crate::ids;
 
-/// Bytes of a packet's fixed header, and where in it the handle stands.
+/// Bytes of a packet's fixed header, and the offset of the handle in it.
 const HEADER_BYTES: usize = 12;
 const HANDLE: std::ops::Range<usize> = 2..4;
 const MAX_NAME_BYTES: usize = 256;
@@ -34,7 +34,7 @@ struct DataTrack {
 }
 
 impl DataTracks {
-    /// A participant announces a track.
+    /// Publishes a participant's track.
     pub fn publish(
         &mut self,
         publisher: &proto::ParticipantInfo,
@@ -82,7 +82,7 @@ impl DataTracks {
         Ok(info)
     }
 
-    /// A participant ends a track. Returns it and who was subscribed.
+    /// Ends a participant's track. Returns it and its subscribers.
     pub fn unpublish(
         &mut self,
         publisher_sid: &str,
@@ -107,7 +107,7 @@ impl DataTracks {
         own.map(|track| track.info.clone()).collect()
     }
 
-    /// Forgets a participant as publisher and as subscriber.
+    /// Removes a participant as publisher and as subscriber.
     pub fn forget(&mut self, sid: &str) {
         self.tracks.retain(|track| track.publisher_sid != sid);
         for track in &mut self.tracks {
@@ -118,7 +118,7 @@ impl DataTracks {
         self.last_handles.remove(sid);
     }
 
-    /// Begins or ends a subscription; says whether that changed anything.
+    /// Begins or ends a subscription; returns whether that was a change.
     pub fn subscribe(&mut self, subscriber_sid: &str, track_sid: &str, subscribe: bool) -> bool {
         let Some(track) = self
             .tracks
@@ -137,7 +137,7 @@ impl DataTracks {
                     .last_handles
                     .entry(subscriber_sid.to_owned())
                     .or_default();
-                // Zero is no handle.
+                // Zero is not a valid handle.
                 *last = last.checked_add(1).unwrap_or(1);
                 track.subscribers.push((subscriber_sid.to_owned(), *last));
                 true
@@ -150,7 +150,7 @@ impl DataTracks {
         }
     }
 
-    /// What a subscriber is told of its handles.
+    /// The handles of a subscriber's tracks, for a message to it.
     pub fn handles(&self, subscriber_sid: &str) -> proto::DataTrackSubscriberHandles {
         let mut sub_handles = HashMap::new();
         for track in &self.tracks {
@@ -170,7 +170,7 @@ impl DataTracks {
         proto::DataTrackSubscriberHandles { sub_handles }
     }
 
-    /// A packet for each subscriber of the track that it names.
+    /// A packet for each subscriber of the track whose handle it has.
     pub fn relay(&self, publisher_sid: &str, packet: &[u8]) -> Vec<(&str, Bytes)> {
         if packet.len() < HEADER_BYTES {
             return Vec::new();

@@ -1,7 +1,7 @@
-//! Numbering of forwarded packets: one gapless story for the subscriber, whatever the publishers'
-//! numbers are.
+//! Numbering of forwarded packets: continuous for the subscriber, whatever the publishers' numbers
+//! are.
 //!
-//! A subscriber's stream keeps its SSRC when another track takes its place, so sequence numbers and
+//! A subscriber's stream keeps its SSRC when another track replaces it, so sequence numbers and
 //! timestamps must go on where they were. Gaps in the publisher's numbers stay gaps: they are loss
 //! that the subscriber should know of and conceal.
 
@@ -11,10 +11,10 @@ use tokio::time::Instant;
 const CLOCK_HZ: u32 = 48_000;
 /// Where numbering starts. Far from zero, so that late packets do not fall below it.
 const FIRST_SEQUENCE: u64 = 1000;
-/// Jumps beyond this are another stream, not loss.
+/// Larger jumps mean a new stream, not loss.
 const MAX_JUMP: u64 = 3000;
 
-/// What a packet is to be called at the subscriber.
+/// The numbers of a packet for the subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Numbers {
     pub sequence: u64,
@@ -44,8 +44,8 @@ struct Last {
 }
 
 impl Renumbering {
-    /// Numbers a packet. `None` when it is older than what the subscriber's story of this track
-    /// begins with.
+    /// Numbers a packet. `None` when it is older than the first packet of this track that the
+    /// subscriber got.
     pub fn next(
         &mut self,
         track_sid: &std::sync::Arc<str>,

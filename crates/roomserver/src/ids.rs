@@ -1,4 +1,4 @@
-//! Identifiers in LiveKit's manner: a prefix that names the kind of thing, then twelve letters and
+//! Identifiers in LiveKit's style: a prefix that names the kind of thing, then twelve letters and
 //! digits.
 
 use rand::Rng;

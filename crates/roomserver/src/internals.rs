@@ -1,5 +1,5 @@
-//! The targets that fuzzers reach the server's parsers through. Behind the feature `internals`, and
-//! no part of the interface.
+//! Functions through which fuzz targets reach the server's parsers. Behind the feature `internals`,
+//! and not part of the interface.
 
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 
@@ -26,8 +26,8 @@ const METHODS: [&str; 12] = [
     "MoveParticipant",
 ];
 
-/// A call of the room service by somebody who may do everything. The first byte says which method
-/// and which encoding.
+/// A call of the room service with all permissions. The first byte chooses the method and the
+/// encoding.
 pub fn twirp(data: &[u8]) {
     let Some((what, body)) = data.split_first() else {
         return;
@@ -74,8 +74,8 @@ pub fn twirp(data: &[u8]) {
     });
 }
 
-/// Session descriptions of clients: what is written reads the same, and everything that the server
-/// does to a section leaves one.
+/// Session descriptions of clients: what is written parses the same, and every change that the
+/// server makes to a section leaves a valid one.
 pub fn server_sdp(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -108,7 +108,7 @@ pub fn webhook_token(key: &str, secret: &str, body: &[u8]) -> String {
     crate::webhooks::sign(&keys, body).expect("there is a key")
 }
 
-/// Inputs to begin with.
+/// Initial inputs by target.
 #[must_use]
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     let call = |method: u8, body: &str| [&[method], body.as_bytes()].concat();

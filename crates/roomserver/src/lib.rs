@@ -15,8 +15,8 @@
 //! - `sip`: simulated telephone calls. `webhooks`: telling others what happened.
 //! - `signal`: a client's WebSocket. `peer`: the task that owns a participant's connections.
 //! - `transport`: one peer connection. `network`: its sockets. `sdp`: what descriptions say beyond
-//!   negotiation. `forward`: how forwarded packets are numbered. `red`: redundant audio, taken
-//!   apart for who does not take it. [`line`]: a bad line in front of the sockets.
+//!   negotiation. `forward`: how forwarded packets are numbered. `red`: redundant audio, split for
+//!   subscribers that do not accept it. [`line`]: an emulated line in front of the sockets.
 
 #![forbid(unsafe_code)]
 
@@ -60,7 +60,7 @@ pub(crate) mod webhooks;
 pub use rooms::{RoomEvent, RoomOptions, Rooms};
 pub use server::Server;
 
-/// How a server is started.
+/// Settings of a server.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Where HTTP and WebSocket requests are accepted; port 0 takes a free one.
@@ -71,15 +71,15 @@ pub struct Options {
     pub node_ip: IpAddr,
     /// Where recordings with relative paths are written; `None` is the current directory.
     pub recordings_dir: Option<PathBuf>,
-    /// Addresses that are told of everything that happens (webhooks).
+    /// URLs that get every event (webhooks).
     pub webhook_urls: Vec<String>,
-    /// How recordings go.
+    /// How recordings behave.
     pub egress: EgressBehaviour,
     /// Accept media over UDP.
     pub udp: bool,
     /// Accept media over TCP (RFC 6544), for clients that cannot use UDP.
     pub rtc_tcp: bool,
-    /// Media over UDP goes through a line of this weather; `None` is straight.
+    /// Media over UDP goes through emulated lines with these conditions; `None` sends it directly.
     pub lines: Option<Lines>,
 }
 
@@ -100,12 +100,12 @@ impl Default for Options {
     }
 }
 
-/// How recordings go, for tests of what depends on them. The default is that they go well.
+/// How recordings behave, for tests of what depends on them. By default they succeed.
 #[derive(Debug, Clone, Default)]
 pub struct EgressBehaviour {
-    /// What a request for a recording is refused with.
+    /// The error with which requests for recordings are refused; `None` accepts them.
     pub refusal: Option<EgressRefusal>,
-    /// How recordings end that somebody has published into.
+    /// How recordings end into which a participant has published.
     pub ending: EgressEnding,
     /// Recordings stay STARTING, and record nothing, until this is cancelled: the real egress takes
     /// seconds to begin.
@@ -142,13 +142,18 @@ pub enum EgressEnding {
 /// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The address for HTTP cannot be bound.
     #[error("the room server cannot listen on {address}: {source}")]
     Listen {
+        /// The address of the options.
         address: SocketAddr,
+        /// The system's error.
         source: std::io::Error,
     },
+    /// The options have no API key.
     #[error("the room server needs at least one API key")]
     NoKeys,
+    /// The options allow media over neither UDP nor TCP.
     #[error("the room server needs UDP or TCP for media, and both are switched off")]
     NoTransport,
 }
@@ -163,6 +168,10 @@ pub struct RoomServer {
 
 impl RoomServer {
     /// Binds the listener and starts to serve.
+    ///
+    /// # Errors
+    ///
+    /// When there is no API key, or the address cannot be bound.
     pub async fn start(options: Options) -> Result<Self, Error> {
         if options.keys.is_empty() {
             return Err(Error::NoKeys);
@@ -199,17 +208,17 @@ impl RoomServer {
         format!("ws://{}", self.address)
     }
 
-    /// The address of the listener, with the port that was really taken.
+    /// The address of the listener, with the port that was bound.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The rooms, for whoever runs in the same process.
+    /// The rooms, for other code in the same process.
     pub fn rooms(&self) -> &Rooms {
         self.server.rooms()
     }
 
-    /// Sends everybody away with `SERVER_SHUTDOWN` and waits until all tasks have ended.
+    /// Disconnects everybody with `SERVER_SHUTDOWN` and waits until all tasks have ended.
     pub async fn shutdown(self) {
         self.server
             .rooms()

@@ -1,13 +1,13 @@
-//! A bad line for tests: a relay that stands in front of a UDP address and loses, delays, reorders
-//! and doubles what it carries, both ways.
+//! An emulated network line for tests: a relay in front of a UDP address that loses, delays,
+//! reorders and duplicates datagrams in both directions.
 //!
-//! Everybody who sends to it is one flow, and every flow belongs to a class, which has a weather.
-//! Who is in which class is decided by when a flow begins: it belongs to the class that is admitted
-//! then, unless where it comes from has a class of its own. Each direction of a flow has dice of
-//! its own, all with the same seed and thrown anew when the weather changes, so two participants
-//! with the same weather lose the same of their sound.
+//! The datagrams of one client address are a flow, and every flow belongs to a class. A class has
+//! conditions, called its weather. A flow gets its class when it begins: that of its IP address if
+//! one was assigned, otherwise the class that new flows get at that time. Each direction of a flow
+//! has its own random numbers, all with the same seed and started anew when the weather changes, so
+//! two participants with the same weather lose the same part of their sound.
 //!
-//! Knows nothing about what it carries, except which datagrams are RTP. Nothing here is for
+//! Knows nothing about the contents, except which datagrams are RTP. Nothing here is for
 //! production.
 
 use std::cmp::Reverse;
@@ -30,31 +30,31 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::network::MAX_DATAGRAM;
 
-/// Senders that a line carries for; those that come later get nothing through.
+/// Clients of one line; datagrams of further ones are dropped.
 const MAX_FLOWS: usize = 64;
-/// Datagrams that are under way on one line. More than that are lost, as in a router whose queue is
-/// full.
-const MAX_UNDER_WAY: usize = 20_000;
-/// Datagrams from the server that wait to be looked at; more than that are lost, as in a socket's
+/// Datagrams in transit on one line. More than that are lost, as in a router whose queue is full.
+const MAX_IN_TRANSIT: usize = 20_000;
+/// Datagrams from the server that wait to be relayed; more than that are lost, as in a socket's
 /// buffer.
 const BACKLOG: usize = 1024;
-/// How much longer a packet takes that is overtaken: the next two of 20 ms come before it.
+/// How much longer a datagram takes that is reordered: the next two of 20 ms come before it.
 const OVERTAKEN_BY: Duration = Duration::from_millis(45);
-/// How long after a packet its double comes.
+/// How long after a datagram its duplicate comes.
 const DOUBLED_AFTER: Duration = Duration::from_millis(10);
-/// The class that flows belong to when nobody has said anything.
+/// The class of flows when nothing else was assigned.
 pub const FIRST_CLASS: &str = "clear";
 
-/// What a line does to datagrams.
+/// The conditions of a line.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Weather {
-    /// Share of datagrams that get lost, each by itself; 1 is a cut.
+    /// Share of datagrams that get lost, each independently; 1 is an outage.
     pub loss: f64,
     /// How long every datagram takes.
     pub delay: Duration,
-    /// Datagrams take up to so much longer, evenly spread. Their order is kept, as queues keep it.
+    /// Datagrams take up to so much longer, evenly distributed. Their order is kept, as queues keep
+    /// it.
     pub jitter: Duration,
-    /// Share of datagrams that take 45 ms longer and are overtaken by those behind them.
+    /// Share of datagrams that take 45 ms longer and arrive after those sent behind them.
     pub overtaken: f64,
     /// Share of datagrams that come twice, the second time 10 ms later.
     pub doubled: f64,
@@ -62,19 +62,21 @@ pub struct Weather {
     pub outages: Vec<Outage>,
 }
 
-/// A time in which nothing gets through, counted from when the weather began.
+/// A time in which nothing gets through, counted from when the weather was set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outage {
+    /// When it begins.
     pub from: Duration,
+    /// When it ends.
     pub to: Duration,
-    /// What was sent meanwhile comes all at once afterwards, instead of never.
+    /// What was sent meanwhile arrives all at once afterwards, instead of never.
     pub held: bool,
 }
 
-/// What is no order to a line.
+/// A word of a command that cannot be understood.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0:?} says nothing to a line: admit CLASS, from ADDRESS CLASS, or weather CLASS loss=0.05 delay_ms=30 jitter_ms=80 overtaken=0.05 doubled=0.2 \
+    "{0:?} is not part of a command for a line: admit CLASS, from ADDRESS CLASS, or weather CLASS loss=0.05 delay_ms=30 jitter_ms=80 overtaken=0.05 doubled=0.2 \
      lost_ms=6000..8000 held_ms=6000..8000"
 )]
 pub struct BadOrder(String);
@@ -118,17 +120,17 @@ impl FromStr for Weather {
 }
 
 /// One direction of a flow. Decides what happens to a datagram; all times are counted from when the
-/// weather began.
-struct Way {
+/// weather was set.
+struct OneWay {
     weather: Weather,
-    /// For sound, and for all else: the fate of the n-th packet of sound must not depend on how
-    /// many reports went between.
+    /// One generator for RTP and one for everything else: the fate of the n-th RTP packet must not
+    /// depend on how many reports were sent in between.
     dice: [StdRng; 2],
     /// When the last datagram arrives that keeps its place.
     last: Duration,
 }
 
-impl Way {
+impl OneWay {
     fn new(weather: Weather, seed: u64) -> Self {
         Self {
             weather,
@@ -137,11 +139,11 @@ impl Way {
         }
     }
 
-    /// When copies of a datagram arrive that is sent at `sent`.
+    /// When copies of a datagram arrive that is sent at `sent`: none if it is lost.
     fn carry(&mut self, sent: Duration, contents: &[u8]) -> [Option<Duration>; 2] {
         let weather = &self.weather;
         let dice = &mut self.dice[usize::from(!is_sound(contents))];
-        // Thrown in full every time, so that one fate does not move the others.
+        // Always drawn in full, so that one outcome does not shift the others.
         let [lost, late, overtaken, doubled]: [f64; 4] = dice.random();
         let mut arrival = sent + weather.delay + weather.jitter.mul_f64(late);
         for outage in &weather.outages {
@@ -172,7 +174,7 @@ fn is_sound(contents: &[u8]) -> bool {
     matches!(contents, [128..=191, kind, ..] if !(64..=95).contains(&(kind & 0x7f)))
 }
 
-/// What lines have done to the datagrams of a class since it has its weather.
+/// What lines have done to the datagrams of a class since its weather was set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Sent into the line.
@@ -184,7 +186,7 @@ pub struct Tally {
 struct Class {
     weather: Weather,
     began: Instant,
-    /// Every weather has a number, by which flows see that theirs is over.
+    /// Every weather has a number, by which flows see that it has changed.
     number: u64,
     tally: Tally,
 }
@@ -205,7 +207,7 @@ struct Shared {
     admitted: String,
     from: HashMap<IpAddr, String>,
     classes: HashMap<String, Class>,
-    /// How often a weather was set; those that nobody set have number 0.
+    /// How often a weather was set; classes whose weather was never set have number 0.
     changes: u64,
 }
 
@@ -217,7 +219,7 @@ impl Shared {
     }
 }
 
-/// The weather of lines, and a hand on it. Clones are the same.
+/// Controls the weather of lines. Clones control the same lines.
 #[derive(Clone)]
 pub struct Lines {
     shared: Arc<Mutex<Shared>>,
@@ -230,7 +232,7 @@ impl std::fmt::Debug for Lines {
 }
 
 impl Lines {
-    /// Clear weather for all.
+    /// A clear weather for all classes.
     pub fn new(seed: u64) -> Self {
         Self {
             shared: Arc::new(Mutex::new(Shared {
@@ -243,19 +245,19 @@ impl Lines {
         }
     }
 
-    /// Flows that begin from now on belong to this class.
+    /// Puts flows that begin from now on into this class.
     pub fn admit(&self, class: &str) {
         self.shared.lock().admitted = class.to_owned();
     }
 
-    /// Flows that begin from now on and come from this address belong to this class, whoever is
-    /// admitted.
+    /// Puts flows that begin from now on and come from this address into this class, whatever
+    /// [`admit`](Self::admit) says.
     pub fn admit_from(&self, address: IpAddr, class: &str) {
         let mut shared = self.shared.lock();
         shared.from.insert(address, class.to_owned());
     }
 
-    /// The weather of a class from now on. What is under way comes as it would have.
+    /// Sets the weather of a class from now on. Datagrams in transit arrive as decided before.
     pub fn set(&self, class: &str, weather: Weather) {
         let shared = &mut *self.shared.lock();
         shared.changes += 1;
@@ -263,13 +265,17 @@ impl Lines {
         shared.classes.insert(class.to_owned(), class_now);
     }
 
-    /// What has been done to a class under its present weather.
+    /// What has been done to a class under its current weather.
     pub fn tally(&self, class: &str) -> Tally {
         self.shared.lock().class(class).tally
     }
 
-    /// Does what a line of text says, `admit CLASS`, `from ADDRESS CLASS` or `weather CLASS
-    /// loss=0.05 …`, and answers what was done to the class under its weather before.
+    /// Carries out a command, `admit CLASS`, `from ADDRESS CLASS` or `weather CLASS loss=0.05 …`,
+    /// and returns what was done to the class under its weather before.
+    ///
+    /// # Errors
+    ///
+    /// Names the word of the command that cannot be understood.
     pub fn obey(&self, order: &str) -> Result<Tally, BadOrder> {
         let bad = || BadOrder(order.to_owned());
         let (word, rest) = order.split_once(' ').unwrap_or((order, ""));
@@ -293,12 +299,12 @@ impl Lines {
         Fate {
             began: now.began,
             number: now.number,
-            ways: [(); 2].map(|()| Way::new(now.weather.clone(), seed)),
+            directions: [(); 2].map(|()| OneWay::new(now.weather.clone(), seed)),
             class,
         }
     }
 
-    /// When copies of a datagram of this flow arrive that is sent now.
+    /// When copies of a datagram of this flow arrive that is sent now: none if it is lost.
     fn carry(
         &self,
         fate: &mut Fate,
@@ -311,9 +317,9 @@ impl Lines {
         if class.number != fate.number {
             fate.began = class.began;
             fate.number = class.number;
-            fate.ways = [(); 2].map(|()| Way::new(class.weather.clone(), seed));
+            fate.directions = [(); 2].map(|()| OneWay::new(class.weather.clone(), seed));
         }
-        let arrivals = fate.ways[direction as usize].carry(fate.began.elapsed(), contents);
+        let arrivals = fate.directions[direction as usize].carry(fate.began.elapsed(), contents);
         class.tally.sent += 1;
         class.tally.lost += u64::from(arrivals == [None, None]);
         arrivals.map(|arrival| Some(fate.began + arrival?))
@@ -326,18 +332,18 @@ enum Direction {
     ToClient = 1,
 }
 
-/// What happens to a flow's datagrams, as long as the weather lasts.
+/// The state of a flow under one weather.
 struct Fate {
     class: String,
     began: Instant,
     number: u64,
-    ways: [Way; 2],
+    directions: [OneWay; 2],
 }
 
-/// A client, as the server sees it: each has a socket of its own towards the server.
+/// A client as the server sees it: each has a socket of its own towards the server.
 struct Flow {
     fate: Fate,
-    /// When the client has last sent something.
+    /// When the client last sent something.
     sent_at: Instant,
     socket: Arc<UdpSocket>,
     reader: AbortHandle,
@@ -349,36 +355,36 @@ impl Drop for Flow {
     }
 }
 
-struct UnderWay {
+struct InTransit {
     arrives: Instant,
-    /// Those that arrive at the same time arrive in the order in which they were sent.
+    /// Datagrams that arrive at the same time arrive in the order in which they were sent.
     order: u64,
     client: SocketAddr,
     direction: Direction,
     contents: Bytes,
 }
 
-impl UnderWay {
+impl InTransit {
     fn rank(&self) -> (Instant, u64) {
         (self.arrives, self.order)
     }
 }
 
-impl PartialEq for UnderWay {
+impl PartialEq for InTransit {
     fn eq(&self, other: &Self) -> bool {
         self.rank() == other.rank()
     }
 }
 
-impl Eq for UnderWay {}
+impl Eq for InTransit {}
 
-impl PartialOrd for UnderWay {
+impl PartialOrd for InTransit {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for UnderWay {
+impl Ord for InTransit {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.rank().cmp(&other.rank())
     }
@@ -392,7 +398,11 @@ pub struct Line {
 }
 
 impl Line {
-    /// Listens at `listen` for what is to be carried to `server`, and back.
+    /// Listens at `listen` for datagrams to relay to `server`, and back.
+    ///
+    /// # Errors
+    ///
+    /// When `listen` cannot be bound.
     pub async fn open(listen: SocketAddr, server: SocketAddr, lines: &Lines) -> io::Result<Self> {
         let socket = UdpSocket::bind(listen).await?;
         let address = socket.local_addr()?;
@@ -403,7 +413,7 @@ impl Line {
             lines: lines.clone(),
             flows: HashMap::new(),
             readers: JoinSet::new(),
-            under_way: BinaryHeap::new(),
+            in_transit: BinaryHeap::new(),
             order: 0,
         };
         tokio::spawn(stop.clone().run_until_cancelled_owned(relay.run()));
@@ -413,7 +423,7 @@ impl Line {
         })
     }
 
-    /// Where clients send to.
+    /// The address to which clients send.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -425,7 +435,7 @@ struct Relay {
     lines: Lines,
     flows: HashMap<SocketAddr, Flow>,
     readers: JoinSet<()>,
-    under_way: BinaryHeap<Reverse<UnderWay>>,
+    in_transit: BinaryHeap<Reverse<InTransit>>,
     order: u64,
 }
 
@@ -434,7 +444,7 @@ impl Relay {
         let (answers, mut from_server) = mpsc::channel(BACKLOG);
         let mut buffer = vec![0; MAX_DATAGRAM];
         loop {
-            let next = self.under_way.peek().map(|Reverse(next)| next.arrives);
+            let next = self.in_transit.peek().map(|Reverse(next)| next.arrives);
             let arrival = async {
                 match next {
                     Some(arrives) => sleep_until(arrives).await,
@@ -443,8 +453,8 @@ impl Relay {
             };
             tokio::select! {
                 received = self.socket.recv_from(&mut buffer) => {
-                    // An error is the echo of an earlier datagram that could not be delivered; the
-                    // socket is still good.
+                    // The error is about an earlier datagram that could not be delivered; the
+                    // socket still works.
                     let Ok((length, client)) = received else { continue };
                     if let Err(error) = self.welcome(client, &answers).await {
                         tracing::warn!("nothing is carried for {client}: {error}");
@@ -461,7 +471,7 @@ impl Relay {
         }
     }
 
-    /// Opens a flow if this is the first that somebody sends.
+    /// Opens a flow for a client's first datagram.
     async fn welcome(
         &mut self,
         client: SocketAddr,
@@ -471,7 +481,7 @@ impl Relay {
             return Ok(());
         }
         if self.flows.len() >= MAX_FLOWS {
-            // A client tries all addresses that it has, and nobody says when it is gone.
+            // A client tries all its addresses, and nothing tells when it is gone.
             let flows = self.flows.iter();
             let longest_silent = flows.min_by_key(|(_, flow)| flow.sent_at);
             if let Some(gone) = longest_silent.map(|(client, _)| *client) {
@@ -484,7 +494,7 @@ impl Relay {
         };
         let socket = Arc::new(UdpSocket::bind(any).await?);
         socket.connect(self.server).await?;
-        // A new socket takes nothing before the runtime has looked at it once, and the flow's first
+        // A new socket is not writable before the runtime has polled it once, and the flow's first
         // datagram would be lost.
         socket.writable().await?;
         let reader = read(socket.clone(), client, answers.clone());
@@ -508,12 +518,12 @@ impl Relay {
         }
         let arrivals = self.lines.carry(&mut flow.fate, direction, contents);
         for arrives in arrivals.into_iter().flatten() {
-            if self.under_way.len() >= MAX_UNDER_WAY {
+            if self.in_transit.len() >= MAX_IN_TRANSIT {
                 tracing::warn!("the line is full; a datagram is lost that should not be");
                 return;
             }
             self.order += 1;
-            self.under_way.push(Reverse(UnderWay {
+            self.in_transit.push(Reverse(InTransit {
                 arrives,
                 order: self.order,
                 client,
@@ -525,16 +535,16 @@ impl Relay {
 
     fn deliver(&mut self) {
         let now = Instant::now();
-        while let Some(Reverse(next)) = self.under_way.peek()
+        while let Some(Reverse(next)) = self.in_transit.peek()
             && next.arrives <= now
         {
-            let Some(Reverse(datagram)) = self.under_way.pop() else {
+            let Some(Reverse(datagram)) = self.in_transit.pop() else {
                 return;
             };
             let Some(flow) = self.flows.get(&datagram.client) else {
                 continue;
             };
-            // A full socket drops, as networks do, and nobody may listen any more.
+            // A full socket drops, as networks do, and the receiver may be gone.
             let _ = match datagram.direction {
                 Direction::ToServer => flow.socket.try_send(&datagram.contents),
                 Direction::ToClient => self.socket.try_send_to(&datagram.contents, datagram.client),
@@ -572,8 +582,10 @@ mod tests {
     }
 
     fn fates(weather: &str, seed: u64, count: u64) -> Vec<[Option<Duration>; 2]> {
-        let mut way = Way::new(weather.parse().expect("a weather"), seed);
-        (0..count).map(|n| way.carry(at(20 * n), SOUND)).collect()
+        let mut direction = OneWay::new(weather.parse().expect("a weather"), seed);
+        (0..count)
+            .map(|n| direction.carry(at(20 * n), SOUND))
+            .collect()
     }
 
     #[test]
@@ -585,11 +597,11 @@ mod tests {
 
     #[test]
     fn what_goes_between_does_not_change_the_fate_of_sound() {
-        let mut way = Way::new("loss=0.3".parse().expect("a weather"), 1);
+        let mut direction = OneWay::new("loss=0.3".parse().expect("a weather"), 1);
         let with_reports: Vec<_> = (0..100)
             .map(|n| {
-                way.carry(at(20 * n), REPORT);
-                way.carry(at(20 * n), SOUND)
+                direction.carry(at(20 * n), REPORT);
+                direction.carry(at(20 * n), SOUND)
             })
             .collect();
         assert_eq!(with_reports, fates("loss=0.3", 1, 100));
@@ -645,14 +657,14 @@ mod tests {
         assert!(weather.outages[0].held);
     }
 
-    /// What has been sent on this machine comes at once.
+    /// Waits for a datagram sent on this machine, which arrives at once.
     async fn comes<T>(received: impl Future<Output = io::Result<T>>) -> T {
         let received = timeout(Duration::from_secs(30), received).await;
         received.expect("it comes").expect("loopback")
     }
 
     #[tokio::test]
-    async fn each_class_has_its_own_weather_both_ways() {
+    async fn each_class_has_its_own_weather_in_both_directions() {
         let server = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
         let lines = Lines::new(1);
         let server_address = server.local_addr().expect("it is bound");
@@ -690,7 +702,7 @@ mod tests {
         server.send_to(b"again", seen_as[1]).await.expect("sent");
         let length = comes(clients[1].recv(&mut buffer)).await;
         assert_eq!(&buffer[..length], b"again");
-        // Where it comes from decides before who is admitted.
+        // A class assigned to the address has priority.
         lines.obey("from 127.0.0.9 good").expect("an order");
         lines.set("bad", "loss=1".parse().expect("a weather"));
         let client = UdpSocket::bind("127.0.0.9:0").await.expect("loopback");

@@ -49,7 +49,7 @@ enum TcpEvent {
 
 /// The sockets of one participant.
 pub(crate) struct Network {
-    /// With the address that clients send to.
+    /// With the address to which clients send.
     udp: Option<(UdpSocket, SocketAddr)>,
     lined: Option<Lined>,
     tcp_address: Option<SocketAddr>,
@@ -62,13 +62,13 @@ pub(crate) struct Network {
 /// A line in front of the UDP socket.
 struct Lined {
     _line: Line,
-    /// Whom the line has brought. Nobody else is sent anything: connectivity checks that went
-    /// straight to a client's own addresses would make a way around the line.
+    /// Addresses from which the line has relayed. Nothing is sent to others: connectivity checks
+    /// sent directly to a client's own addresses would open a path around the line.
     brought: HashSet<SocketAddr>,
 }
 
 impl Network {
-    /// Opens what is allowed, on free ports of the address.
+    /// Opens the sockets that the options allow, on free ports of the address.
     pub async fn open(options: &Options, tasks: &TaskTracker) -> io::Result<Self> {
         let ip = options.node_ip;
         let (mut udp, mut lined) = (None, None);
@@ -109,7 +109,7 @@ impl Network {
         })
     }
 
-    /// Where this participant can be reached.
+    /// The addresses at which this participant can be reached.
     pub fn candidates(&self) -> Vec<Candidate> {
         let udp = self
             .udp
@@ -165,7 +165,7 @@ impl Network {
         }
     }
 
-    /// The next datagram if one is there already.
+    /// The next datagram if one has arrived already.
     pub fn try_receive(&mut self) -> Option<Datagram> {
         let (socket, address) = self.udp.as_ref()?;
         let (length, source) = socket.try_recv_from(&mut self.buffer).ok()?;
@@ -209,8 +209,7 @@ async fn receive_udp(udp: Option<&(UdpSocket, SocketAddr)>, buffer: &mut [u8]) -
     let Some((socket, address)) = udp else {
         return std::future::pending().await;
     };
-    // An error is the echo of an earlier datagram that could not be delivered; the socket is still
-    // good.
+    // The error is about an earlier datagram that could not be delivered; the socket still works.
     let (length, source) = socket.recv_from(buffer).await.ok()?;
     Some(Datagram {
         protocol: Protocol::Udp,

@@ -1,8 +1,8 @@
 //! A participant's task: it owns the peer connections, their sockets, and the signalling
 //! connection.
 //!
-//! It takes what the room asks ([`ToPeer`]), what the client asks, what arrives on the sockets and
-//! what time brings, and ends when the participant leaves. The room knows everything about the
+//! It handles messages of the room ([`ToPeer`]), requests of the client, datagrams of the sockets
+//! and timers, and ends when the participant leaves. The room knows everything about the
 //! participant that others may see; this task knows how to reach the client.
 
 use std::collections::HashMap;
@@ -30,19 +30,19 @@ use crate::signal::{Connection, Init, Resumed};
 use crate::token::Claims;
 use crate::transport::{Event, Lane, OpusWish, Outgoing, Role, Transport, offered_tracks};
 
-/// Told to clients: they ping this often and give up after the time-out (`room.go`).
+/// Sent to clients: they ping this often and give up after the time-out (`room.go`).
 const PING_INTERVAL_S: i32 = 5;
 const PING_TIMEOUT_S: i32 = 15;
-/// A client that does not connect its media in this time is sent away (`room.go`, `Join`).
+/// A client that does not connect its media in this time is removed (`room.go`, `Join`).
 const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client without signalling that has not connected its media yet has given up.
 const ABANDONED_TIMEOUT: Duration = Duration::from_secs(15);
 /// A client that lost its media may come back in this time (`participant.go`, the disconnect
 /// timer).
 const LOST_TIMEOUT: Duration = Duration::from_secs(5);
-/// A client whose media stays but whose signalling does not come back.
+/// How long a client may stay whose media works but whose signalling does not come back.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(60);
-/// The token in the client's hand is renewed this often, so that it can come back late in a call.
+/// The client's token is renewed this often, so that it can reconnect late in a call.
 const TOKEN_REFRESH_INTERVAL: Duration = Duration::from_secs(300);
 /// How long the simulated loss of signalling on resume stays armed (`room.go`).
 const SIMULATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,7 +50,7 @@ const SIMULATION_TIMEOUT: Duration = Duration::from_secs(10);
 const SIMULATED_LOSSES: u32 = 3;
 /// Datagrams and packets that are handled before the connections are polled again.
 const BATCH: usize = 64;
-/// Tracks that wait for their media; more than this is a client that never offers them.
+/// Tracks that wait for their media. A client that announces more than this never offers them.
 const MAX_PENDING_TRACKS: usize = 64;
 
 /// Puts a participant into a room and starts its task.
@@ -96,11 +96,11 @@ fn leave_request(reason: DisconnectReason, action: Action) -> proto::LeaveReques
 /// Why the task ends.
 struct End {
     reason: DisconnectReason,
-    /// What the client is told; `None` if it is told nothing.
+    /// The action that the client is told to take; `None` if it is told nothing.
     farewell: Option<Action>,
 }
 
-/// The media path, as the participant's life depends on it.
+/// State of the media path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum MediaState {
     /// Not connected yet, since the join.
@@ -108,13 +108,13 @@ enum MediaState {
         since: Instant,
     },
     Connected,
-    /// It was connected and is not at the moment.
+    /// It was connected and is not now.
     Lost {
         since: Instant,
     },
 }
 
-/// The signalling path.
+/// State of the signalling path.
 enum SignalState {
     Connected(Connection),
     /// The client may come back.
@@ -134,7 +134,7 @@ struct PublishedTrack {
     wish: OpusWish,
 }
 
-/// Losses of signalling that the client has asked to be shown.
+/// Simulated losses of signalling that the client has asked for.
 #[derive(Default)]
 struct Simulation {
     drop_after_resume: Option<Instant>,
@@ -214,8 +214,8 @@ impl Peer {
         let can_publish = permission.can_publish;
         let mut attributes = init.claims.attributes.clone();
         let mut metadata = init.claims.metadata.clone();
-        // Whether the client may say this was asked when it was let in. An empty value does not
-        // delete what the token says.
+        // The permission for this was checked on joining. An empty value does not delete what the
+        // token says.
         let said = init
             .attributes
             .into_iter()
@@ -253,7 +253,8 @@ impl Peer {
                 subscriber: Box::new(Transport::new(Role::Subscriber, &candidates, now)),
             }
         };
-        // With two connections the client waits for the one it hears on, unless it may not hear.
+        // With two connections the client waits for the one on which it receives, unless it may not
+        // subscribe.
         let subscriber_primary = !init.single_peer_connection && can_subscribe;
         let mut peer = Self {
             sid: joined.participant.sid.clone(),
@@ -296,7 +297,7 @@ impl Peer {
         for request in init.add_tracks {
             peer.add_track(request);
         }
-        // What the room wants the client to hear already is in the inbox and belongs into the first
+        // Subscriptions that the room has made already are in the inbox and belong into the first
         // answer.
         peer.drain_control();
         if let Some(offer) = init.publisher_offer {
@@ -341,7 +342,7 @@ impl Peer {
         for transport in self.connections.all() {
             transport.close();
         }
-        // Once more, so that the goodbye of the peer connections is sent.
+        // Once more, so that the end of the peer connections is sent.
         self.poll(Instant::now());
         self.room.leave(&self.sid, end.reason);
         tracing::info!(
@@ -368,7 +369,7 @@ impl Peer {
         deadline
     }
 
-    /// When the participant is given up as things are, and why.
+    /// When the participant is given up if nothing changes, and why.
     fn life_deadline(&self) -> Option<(Instant, DisconnectReason)> {
         let by_media = match self.media_state {
             MediaState::Connecting { since } => {
@@ -415,10 +416,10 @@ impl Peer {
         };
         match connection.outlet.try_send(response) {
             Ok(()) => {}
-            // The client is gone. What it said before that is still read, a goodbye above all; then
-            // its requests end.
+            // The client is gone. What it sent before is still read, above all its request to
+            // leave; then its requests end.
             Err(TrySendError::Closed(_)) => {}
-            // The client does not read. It finds everything again when it comes back.
+            // The client does not read. It gets the whole state again when it reconnects.
             Err(TrySendError::Full(_)) => {
                 self.signal = SignalState::Lost {
                     since: Instant::now(),
@@ -616,7 +617,7 @@ impl Peer {
     }
 
     fn on_leave(&mut self, leave: &proto::LeaveRequest) {
-        // Who leaves may say why, within limits (signalhandler.go).
+        // A client that leaves may give a reason, within limits (signalhandler.go).
         let reason = match leave.reason() {
             reason @ (DisconnectReason::UserUnavailable
             | DisconnectReason::UserRejected
@@ -636,8 +637,8 @@ impl Peer {
             tracing::warn!("a candidate of {} cannot be read", self.identity);
             return;
         };
-        // An empty one ends the list. Names instead of addresses (mDNS) cannot be resolved here and
-        // need not be: the client's checks reveal its address.
+        // An empty candidate ends the list. Names instead of addresses (mDNS) cannot be resolved
+        // here and need not be: the client's checks reveal its address.
         let Ok(candidate) = Candidate::from_sdp_string(&init.candidate) else {
             return;
         };
@@ -715,7 +716,7 @@ impl Peer {
         }
     }
 
-    /// The announced track with the client's id, or, as some browsers rename their tracks, the
+    /// The announced track with the client's id or, as some browsers rename their tracks, the
     /// oldest one.
     fn take_pending(&mut self, cid: Option<&str>) -> Option<PendingTrack> {
         let by_cid = self
@@ -756,7 +757,7 @@ impl Peer {
         }
     }
 
-    /// Offers what is new, or asks the client for an offer that has room for it.
+    /// Offers what is new, or asks the client for an offer that has enough sections for it.
     fn negotiate(&mut self) {
         if matches!(self.signal, SignalState::Lost { .. }) {
             return;
@@ -976,7 +977,7 @@ impl Peer {
         }));
         self.send(Signal::RoomUpdate(proto::RoomUpdate { room: Some(room) }));
         if let MediaState::Lost { .. } = self.media_state {
-            // The client gets the whole time to repair its media from now on.
+            // The client has the whole time from now on to repair its media.
             self.media_state = MediaState::Lost { since: now };
         }
         if let Some(state) = resumed.sync_state {
@@ -994,8 +995,8 @@ impl Peer {
 
     fn on_sync_state(&mut self, state: proto::SyncState) {
         if let Some(subscription) = &state.subscription {
-            // With automatic subscription the list names what the client does not want (room.go,
-            // onSyncState).
+            // With automatic subscription the list names the tracks that the client does not want
+            // (room.go, onSyncState).
             self.on_subscription(subscription);
         }
         if let Some(update) = &state.data_subscription {
@@ -1030,7 +1031,7 @@ impl Peer {
             Some(Scenario::DisconnectSignalOnResumeNoMessages(_)) => {
                 self.simulation.drop_before_resume = Some((until, 0));
             }
-            // There is no bandwidth to hold back where only audio is forwarded.
+            // There is no bandwidth to limit where only audio is forwarded.
             Some(Scenario::SubscriberBandwidth(_)) | None => {}
         }
     }
@@ -1046,7 +1047,7 @@ async fn next_request(signal: &mut SignalState) -> Option<proto::SignalRequest> 
 const OPUS: &str = "audio/opus";
 const RED: &str = "audio/red";
 
-/// What the room is told of a track that a client announces.
+/// The description of a track that a client announces.
 fn track_info(request: &proto::AddTrackRequest) -> proto::TrackInfo {
     use proto::AudioTrackFeature::{TfNoDtx, TfStereo};
     let mut features = request.audio_features.clone();
@@ -1061,7 +1062,8 @@ fn track_info(request: &proto::AddTrackRequest) -> proto::TrackInfo {
         if request.disable_dtx && !features.contains(&(TfNoDtx as i32)) {
             features.push(TfNoDtx as i32);
         }
-        // What cannot be read cannot be taken apart for who has not negotiated it.
+        // Encrypted payloads cannot be split for a subscriber that has not negotiated redundant
+        // audio.
         let red = !request.disable_red && request.encryption() == proto::encryption::Type::None;
         let mime_type = if red { RED } else { OPUS };
         let stream = match request.source() {
@@ -1173,7 +1175,7 @@ mod tests {
                 }
             }
         };
-        // Without its goodbye it would be waited for.
+        // Without its request to leave, the server would wait for it to come back.
         let reason = tokio::time::timeout(ABANDONED_TIMEOUT / 2, left).await;
         assert_eq!(
             reason.expect("the client has left"),

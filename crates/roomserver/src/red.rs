@@ -1,41 +1,41 @@
-//! Takes redundant audio (RFC 2198) apart for who has not negotiated it, as the real server does
-//! (`pkg/sfu/redprimaryreceiver.go`): they get the packets themselves, and from the copies those
-//! that were lost on the way here.
+//! Splits redundant audio (RFC 2198) for subscribers that have not negotiated it, as the real
+//! server does (`pkg/sfu/redprimaryreceiver.go`): they get the packets themselves, and those lost
+//! on the way to the server from their copies.
 
 use std::sync::Arc;
 
 use str0m::rtp::RedDecoder;
 
-/// Copies further back than this are not looked at; the real server's number.
+/// Copies further back than this are ignored; the real server's number.
 const MAX_DISTANCE: u64 = 2;
-/// How many packets back it is known whether they came.
+/// For how many packets back the arrival is remembered.
 const HISTORY: u64 = 64;
 
-/// What a redundant payload holds that has not come before.
+/// The packets in a redundant payload that have not come before.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unwrapped {
-    /// Lost packets, the oldest first: how many packets and how many units of RTP's clock before
+    /// Lost packets, the oldest first: how many packets and how many units of the RTP clock before
     /// the one that brought them, and their payload.
     pub recovered: Vec<(u64, u32, Arc<[u8]>)>,
-    /// The packet itself, unless a copy of it went on already.
+    /// The packet itself, unless a copy of it was forwarded already.
     pub primary: Option<Arc<[u8]>>,
 }
 
-/// Remembers what has come of one stream.
+/// Remembers which packets of one stream were forwarded.
 #[derive(Debug, Default)]
 pub(crate) struct Unwrapper {
     highest: Option<u64>,
-    /// Bit by bit, from the highest number downwards, whether the packet went on.
+    /// One bit for each packet, from the highest number downwards: whether it was forwarded.
     seen: u64,
 }
 
 impl Unwrapper {
-    /// Takes a payload apart; `None` for one that is malformed, as those of an encrypted track are.
+    /// Splits a payload; `None` for one that is malformed, as those of an encrypted track are.
     pub fn take(&mut self, sequence: u64, payload: &[u8]) -> Option<Unwrapped> {
         let mut blocks = RedDecoder::decode(payload).ok()?;
         let primary = blocks.pop()?;
         if self.highest.is_none() {
-            // All that is new is this packet.
+            // Nothing but this packet is new.
             self.note(sequence);
             self.seen = !1;
         }
@@ -60,10 +60,10 @@ impl Unwrapper {
         Some(unwrapped)
     }
 
-    /// A packet came that has no copies.
+    /// Notes a packet that has no copies.
     pub fn note(&mut self, sequence: u64) {
         let highest = *self.highest.get_or_insert_with(|| {
-            // What was before the first packet is nobody's loss.
+            // Packets before the first one are not counted as lost.
             self.seen = u64::MAX;
             sequence
         });
@@ -80,7 +80,7 @@ impl Unwrapper {
         }
     }
 
-    /// What is older than the memory is taken for known.
+    /// Packets older than the memory count as known.
     fn is_new(&self, sequence: u64) -> bool {
         match self.highest {
             Some(highest) if sequence <= highest => {
@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// A packet of the number, with copies of the ones before, each being the number of its packet.
+    /// A packet of the number, with copies of the ones before; each payload is the packet's number.
     fn packet(sequence: u8, copies: u8) -> Vec<u8> {
         let copies: Vec<_> = (1..=copies)
             .rev()
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn what_was_lost_goes_on_once_and_in_order() {
         let mut unwrapper = Unwrapper::default();
-        // The number of a packet, its copies, and what goes on.
+        // The number of a packet, its copies, and what is forwarded.
         for (sequence, copies, expected) in [
             (10, 2, vec![10]),
             (11, 2, vec![11]),

@@ -36,12 +36,11 @@ pub(crate) const MEDIA_CAPACITY: usize = 256;
 pub(crate) const MAX_METADATA_BYTES: usize = 512 * 1024;
 pub(crate) const MAX_ATTRIBUTES_BYTES: usize = 64 * 1024;
 pub(crate) const MAX_NAME_BYTES: usize = 256;
-/// Reliable packets are kept this long for participants whose data channel is just being set up
-/// again.
+/// Reliable packets are kept this long for participants whose data channel is being set up again.
 const DATA_CACHE_AGE: Duration = Duration::from_secs(2);
 const DATA_CACHE_BYTES: usize = 1_000_000;
 
-/// What a room asks of a participant's task.
+/// A message of a room to a participant's task.
 #[derive(Debug)]
 pub(crate) enum ToPeer {
     /// Send this to the client.
@@ -57,20 +56,20 @@ pub(crate) enum ToPeer {
     /// The participant's metadata, name, attributes or permission changed; its token should say the
     /// same.
     ClaimsChanged,
-    /// Tell the client to leave and end.
+    /// Tell the client to leave, and end.
     Close { reason: proto::DisconnectReason },
     /// A client has come back with a new signalling connection.
     Resume(Box<crate::signal::Resumed>),
 }
 
-/// A track that a participant is to hear.
+/// A track that a participant is to receive.
 #[derive(Debug, Clone)]
 pub(crate) struct Subscription {
     pub track_sid: Arc<str>,
     pub publisher_sid: String,
 }
 
-/// One RTP packet on its way from a publisher to a subscriber.
+/// One RTP packet between a publisher and a subscriber.
 #[derive(Debug, Clone)]
 pub(crate) struct MediaPacket {
     pub track_sid: Arc<str>,
@@ -81,7 +80,8 @@ pub(crate) struct MediaPacket {
     /// RFC 6464: 0 is loudest, -127 is silence.
     pub level: Option<i8>,
     pub voice: Option<bool>,
-    /// Opus, for who has not negotiated redundant audio; `None` if a copy has brought it already.
+    /// Opus, for subscribers that have not negotiated redundant audio; `None` if a copy has brought
+    /// it already.
     pub payload: Option<Arc<[u8]>>,
     pub redundancy: Redundancy,
 }
@@ -96,14 +96,15 @@ pub(crate) fn enabled_codecs() -> Vec<proto::Codec> {
         .to_vec()
 }
 
-/// What a packet has to do with redundant audio (RFC 2198).
+/// How a packet is related to redundant audio (RFC 2198).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Redundancy {
-    /// Nothing.
+    /// Not at all.
     None,
     /// This is the payload that the publisher sent, with copies of earlier packets in it.
     Wrapped(Arc<[u8]>),
-    /// The packet was lost and comes from a copy. Who gets redundant audio has that copy too.
+    /// The packet was lost and comes from a copy. Subscribers that get redundant audio have that
+    /// copy too.
     Recovered,
 }
 
@@ -121,7 +122,7 @@ impl Inbox {
         }
     }
 
-    /// Data that may be lost is, before it takes the place of what may not.
+    /// Sends data. Lossy data is dropped before it could take the place of reliable data.
     fn data(&self, lane: Lane, packet: Bytes) {
         if lane != Lane::Packets(DataKind::Reliable) && self.control.capacity() < INBOX_CAPACITY / 2
         {
@@ -135,7 +136,7 @@ impl Inbox {
     }
 }
 
-/// Who wants to join.
+/// A participant that wants to join.
 #[derive(Debug)]
 pub(crate) struct JoinSpec {
     pub identity: String,
@@ -150,7 +151,7 @@ pub(crate) struct JoinSpec {
     pub inbox: Inbox,
 }
 
-/// What a new participant finds.
+/// The state of the room that a new participant gets.
 #[derive(Debug)]
 pub(crate) struct Joined {
     pub room: proto::Room,
@@ -158,7 +159,7 @@ pub(crate) struct Joined {
     pub others: Vec<proto::ParticipantInfo>,
 }
 
-/// What is to be done with a room after a look at it.
+/// What is to be done with a room after a sweep.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Sweep {
     Keep,
@@ -177,9 +178,9 @@ struct RoomState {
     members: Vec<Member>,
     taps: Vec<mpsc::Sender<TappedPacket>>,
     created: Instant,
-    /// When somebody who holds the room open last left it.
+    /// When the last participant left that holds the room open.
     last_left: Option<Instant>,
-    /// Whether somebody who holds the room open has ever been in it.
+    /// Whether a participant that holds the room open has ever been in it.
     was_joined: bool,
     closed: bool,
     data_cache: VecDeque<CachedData>,
@@ -205,7 +206,7 @@ struct Member {
     auto_subscribe: bool,
     /// Choices of the participant that differ from `auto_subscribe`, by track.
     wanted: HashMap<String, bool>,
-    /// Whom this participant lets hear its tracks; `None` means everybody.
+    /// Who may subscribe to this participant's tracks; `None` means everybody.
     subscription_permission: Option<proto::SubscriptionPermission>,
     last_reliable_sequence: u32,
     quality: proto::ConnectionQuality,
@@ -216,7 +217,7 @@ struct Track {
     sid: Arc<str>,
     subscribers: Vec<Subscriber>,
     level: LevelWindow,
-    /// Somebody hears the track, and the publisher has been told so.
+    /// Somebody receives the track, and the publisher has been told so.
     heard: bool,
 }
 
@@ -344,7 +345,7 @@ impl RoomState {
         }
     }
 
-    /// Makes subscriptions what wishes and permissions say they should be.
+    /// Makes subscriptions match wishes and permissions.
     fn reconcile(&mut self) {
         struct Viewer {
             info: proto::ParticipantInfo,
@@ -421,7 +422,7 @@ impl RoomState {
         }
     }
 
-    /// Takes a track out of the room and its media from everybody who heard it.
+    /// Removes a track from the room, and its media from its subscribers.
     fn drop_track(&self, track: &Track) {
         for subscriber in &track.subscribers {
             if let Some(member) = self
@@ -436,7 +437,7 @@ impl RoomState {
         }
     }
 
-    /// Takes a participant out of the room; its task has been told already or is the caller.
+    /// Removes a participant from the room; its task has been told already or is the caller.
     fn take_out(
         &mut self,
         position: usize,
@@ -541,7 +542,7 @@ impl Room {
     }
 
     fn tell(&self, event: RoomEvent) {
-        // Nobody listening is not an error.
+        // An error means that nobody listens, which is allowed.
         let _ = self.events.send(event);
     }
 
@@ -553,7 +554,7 @@ impl Room {
         });
     }
 
-    /// Lets a participant in. A participant of the same identity is sent away first.
+    /// Lets a participant in. A participant with the same identity is removed first.
     pub fn join(&self, spec: JoinSpec) -> Result<Joined, RoomError> {
         let mut state = self.state.lock();
         if state.closed {
@@ -635,14 +636,14 @@ impl Room {
         })
     }
 
-    /// The inbox of a participant that is still here, for a client that comes back.
+    /// The inbox of a participant that is still here, for a client that reconnects.
     pub fn inbox_of(&self, identity: &str, sid: &str) -> Option<mpsc::Sender<ToPeer>> {
         let state = self.state.lock();
         let member = state.member(identity)?;
         (member.info.sid == sid).then(|| member.inbox.control.clone())
     }
 
-    /// What a client that comes back has to know, itself included.
+    /// The state that a client needs that reconnects, itself included.
     pub fn resume_snapshot(
         &self,
         sid: &str,
@@ -699,7 +700,7 @@ impl Room {
         self.tell_left(info, tracks);
     }
 
-    /// Sends a participant away.
+    /// Removes a participant.
     pub fn remove(&self, identity: &str, reason: proto::DisconnectReason) -> Result<(), RoomError> {
         let mut state = self.state.lock();
         let position = state
@@ -728,7 +729,7 @@ impl Room {
         });
     }
 
-    /// Sends everybody away and ends the taps.
+    /// Removes everybody and ends the taps.
     pub fn close(&self, reason: proto::DisconnectReason) {
         let mut state = self.state.lock();
         if state.closed {
@@ -902,8 +903,8 @@ impl Room {
         self.change_track(sid, track_sid, |track| track.muted = muted);
     }
 
-    /// The server mutes a participant's track; the client is told to stop sending. A track that is
-    /// not there is no error.
+    /// The server mutes a participant's track; the client is told to stop sending. An unknown track
+    /// is not an error.
     pub fn mute_from_server(
         &self,
         identity: &str,
@@ -939,7 +940,7 @@ impl Room {
         Ok(Some(changed))
     }
 
-    /// A participant, or the server in its place, chooses tracks to hear or not to hear.
+    /// A participant, or the server on its behalf, chooses tracks to receive or not.
     pub fn update_subscriptions(&self, identity: &str, track_sids: &[String], subscribe: bool) {
         let mut state = self.state.lock();
         let Some(member) = state.member_mut(identity) else {
@@ -951,8 +952,8 @@ impl Room {
         state.reconcile();
     }
 
-    /// A participant chooses who may hear its tracks. Those who would want a track and may not, are
-    /// told so.
+    /// A participant chooses who may subscribe to its tracks. Participants that want a track and
+    /// may not have it are told so.
     pub fn set_subscription_permission(
         &self,
         sid: &str,
@@ -1035,7 +1036,7 @@ impl Room {
         Some(info)
     }
 
-    /// A participant begins or ends to receive a data track, and is told by which handles it
+    /// A participant begins or ends to receive a data track, and is told the handles under which it
     /// receives.
     pub fn update_data_subscription(&self, sid: &str, track_sid: &str, subscribe: bool) {
         let mut state = self.state.lock();
@@ -1044,7 +1045,7 @@ impl Room {
         }
     }
 
-    /// Passes a packet of a data track on.
+    /// Forwards a packet of a data track.
     pub fn relay_data_track(&self, sid: &str, packet: &[u8]) {
         let state = self.state.lock();
         for (subscriber, packet) in state.data_tracks.relay(sid, packet) {
@@ -1070,7 +1071,8 @@ impl Room {
         track.is_some_and(|track| track.info.stereo)
     }
 
-    /// Somebody hears a track from now on. The publisher is told at the first one.
+    /// Notes that a track has a subscriber that receives it. The publisher is told at the first
+    /// one.
     pub fn note_heard(&self, publisher_sid: &str, track_sid: &str) {
         let mut state = self.state.lock();
         let Some(member) = state.session_mut(publisher_sid) else {
@@ -1092,7 +1094,7 @@ impl Room {
         }
     }
 
-    /// How well a participant's connection works; the next sweep tells the room.
+    /// Sets the quality of a participant's connection; the next sweep tells the room.
     pub fn set_quality(&self, sid: &str, quality: proto::ConnectionQuality) {
         let mut state = self.state.lock();
         let Some(member) = state.session_mut(sid) else {
@@ -1103,8 +1105,7 @@ impl Room {
         }
     }
 
-    /// Shows a participant as speaking, because a client's developer wants to see what it looks
-    /// like.
+    /// Shows a participant as speaking, for a client's developer who wants to see that.
     pub fn pretend_speaking(&self, sid: &str) {
         let speaker = proto::SpeakerInfo {
             sid: sid.to_owned(),
@@ -1112,7 +1113,7 @@ impl Room {
             active: true,
         };
         let mut state = self.state.lock();
-        // The next sweep finds that nobody speaks and says so.
+        // The next sweep finds that nobody speaks and tells so.
         state.speakers.insert(sid.to_owned(), 0.9);
         for member in &state.members {
             member
@@ -1144,7 +1145,8 @@ impl Room {
         }
     }
 
-    /// Hands a packet to everybody who hears the track. Who does not keep up misses it.
+    /// Sends a packet to every subscriber of the track. It is dropped for those whose inbox is
+    /// full.
     pub fn forward(&self, publisher_sid: &str, packet: &MediaPacket) {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -1164,7 +1166,7 @@ impl Room {
             return;
         };
         if track.info.muted {
-            // What a muted track still sends is nobody's to hear.
+            // What is sent on a muted track is not forwarded.
             return;
         }
         if let Some(level) = packet.level {
@@ -1199,7 +1201,7 @@ impl Room {
         }
     }
 
-    /// Passes a data packet of a participant on, with its true sender filled in.
+    /// Forwards a data packet of a participant, with its true sender filled in.
     pub fn relay_data(&self, sender_sid: &str, kind: DataKind, mut packet: proto::DataPacket) {
         let mut state = self.state.lock();
         let Some(member) = state.session_mut(sender_sid) else {
@@ -1215,7 +1217,7 @@ impl Room {
         }
         if kind == DataKind::Reliable && packet.sequence > 0 {
             if packet.sequence <= member.last_reliable_sequence {
-                // The client sends again what it cannot know to have arrived before a resume.
+                // Before a resume the client cannot know what has arrived, and sends it again.
                 return;
             }
             member.last_reliable_sequence = packet.sequence;
@@ -1289,8 +1291,8 @@ impl Room {
         }
     }
 
-    /// Reliable packets that a client that comes back has missed, by what it says to have received
-    /// last.
+    /// Reliable packets that a reconnecting client has missed, after the last ones that it says it
+    /// has received.
     pub fn missed_data(
         &self,
         sid: &str,
@@ -1315,7 +1317,7 @@ impl Room {
             .collect()
     }
 
-    /// Tells who speaks now, and whether the room has been idle for too long.
+    /// Publishes who speaks now, and returns whether the room has been idle for too long.
     pub fn sweep(&self, now: Instant) -> Sweep {
         let mut state = self.state.lock();
         state.forget_old_data(now);
@@ -1409,7 +1411,8 @@ impl RoomState {
         }
     }
 
-    /// Everybody is told about those whose speaking began, ended or changed in loudness.
+    /// Tells everybody about participants that began or stopped speaking, or whose loudness
+    /// changed.
     fn compare_speakers(&mut self) {
         let mut now = HashMap::new();
         for member in &mut self.members {
@@ -1471,9 +1474,9 @@ fn denied(members: &[Member], publisher: usize) -> HashSet<(String, String)> {
         .collect()
 }
 
-/// Puts the true sender into a packet and says whether it may pass. The rules are those of the real
-/// server's `handleReceivedDataMessage`: an agent may speak for others in text streams and chat,
-/// only agents send transcriptions, and metrics go to nobody.
+/// Puts the true sender into a packet and returns whether it may pass. The rules are those of the
+/// real server's `handleReceivedDataMessage`: an agent may speak for others in text streams and
+/// chat, only agents send transcriptions, and metrics go to nobody.
 fn assert_sender(
     packet: &mut proto::DataPacket,
     sender: &proto::ParticipantInfo,
@@ -1525,7 +1528,7 @@ fn assert_sender(
     true
 }
 
-/// What attributes count against their limit (`config.go`, `CheckAttributesSize`).
+/// The size of attributes that counts against their limit (`config.go`, `CheckAttributesSize`).
 pub(crate) fn attributes_bytes<'a>(
     attributes: impl IntoIterator<Item = (&'a String, &'a String)>,
 ) -> usize {

@@ -1,4 +1,4 @@
-//! The registry of rooms: what the signalling, the API calls, the agents and the recorder share.
+//! The registry of rooms, shared by signalling, API calls, agents and recorders.
 //!
 //! [`Rooms`] is a cheap handle. Its methods lock, change, and return; none of them waits. What has
 //! to reach a participant is put into the bounded inbox of that participant's own task.
@@ -17,8 +17,8 @@ use crate::room::{Room, Sweep};
 pub const DEFAULT_EMPTY_TIMEOUT_S: u32 = 300;
 /// How long a room waits for somebody to come back after the last one left.
 pub const DEFAULT_DEPARTURE_TIMEOUT_S: u32 = 20;
-/// How often speakers are compared and idle rooms are looked for. The real server's interval for
-/// active speakers is 400 ms.
+/// How often speakers are compared and idle rooms are closed. The real server's interval for active
+/// speakers is 400 ms.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(400);
 /// How many room events a slow listener may fall behind before it misses the oldest ones.
 const EVENT_BACKLOG: usize = 4096;
@@ -35,6 +35,7 @@ pub struct RoomOptions {
     /// How many participants may be in the room, agents and recorders not counted; 0 means no
     /// limit.
     pub max_participants: u32,
+    /// The application's metadata of the room.
     pub metadata: String,
     /// The agents to dispatch when the room starts.
     pub agents: Vec<proto::RoomAgentDispatch>,
@@ -60,39 +61,60 @@ impl From<proto::RoomConfiguration> for RoomOptions {
 pub enum RoomEvent {
     /// The room was created; `options` is what it was created with.
     Started {
+        /// The room.
         room: Box<proto::Room>,
+        /// What it was created with.
         options: Arc<RoomOptions>,
     },
     /// The room is closed and everybody has been sent away.
-    Finished { room: Box<proto::Room> },
+    Finished {
+        /// The room as it was at its end.
+        room: Box<proto::Room>,
+    },
     /// A participant joined; its media is not connected yet.
     ParticipantJoined {
+        /// Name of the room.
         room: String,
+        /// The participant.
         participant: Box<proto::ParticipantInfo>,
     },
     /// A participant's media is connected.
     ParticipantActive {
+        /// Name of the room.
         room: String,
+        /// The participant.
         participant: Box<proto::ParticipantInfo>,
     },
     /// A participant's metadata, name, attributes or permission changed.
     ParticipantChanged {
+        /// Name of the room.
         room: String,
+        /// The participant.
         participant: Box<proto::ParticipantInfo>,
     },
     /// A participant has left; `disconnect_reason` says why.
     ParticipantLeft {
+        /// Name of the room.
         room: String,
+        /// The participant.
         participant: Box<proto::ParticipantInfo>,
     },
+    /// A participant has published a track.
     TrackPublished {
+        /// Name of the room.
         room: String,
+        /// The participant.
         participant: Box<proto::ParticipantInfo>,
+        /// The track.
         track: Box<proto::TrackInfo>,
     },
+    /// A participant has ended a track.
     TrackUnpublished {
+        /// Name of the room.
         room: String,
+        /// The participant.
         participant: Box<proto::ParticipantInfo>,
+        /// The track.
         track: Box<proto::TrackInfo>,
     },
 }
@@ -100,42 +122,63 @@ pub enum RoomEvent {
 /// One Opus packet as a participant sent it.
 #[derive(Debug, Clone)]
 pub struct TappedPacket {
+    /// The sender's identity.
     pub identity: String,
+    /// The sender's kind.
     pub kind: proto::participant_info::Kind,
+    /// Id of the track.
     pub track_sid: Arc<str>,
     /// The sender's RTP timestamp, in units of 1/48000 s.
     pub timestamp: u32,
     /// The sender's RTP sequence number, counted on beyond 16 bits.
     pub sequence: u64,
+    /// When the packet came to the server.
     pub arrival: Instant,
+    /// The Opus packet.
     pub payload: Arc<[u8]>,
 }
 
-/// What [`Rooms::update_participant`] changes; `None` and an empty map leave a thing as it is.
+/// Changes for [`Rooms::update_participant`]; `None` and an empty map change nothing.
 #[derive(Debug, Clone, Default)]
 pub struct ParticipantChange {
+    /// New metadata.
     pub metadata: Option<String>,
+    /// New name.
     pub name: Option<String>,
     /// Attributes to set; an empty value deletes the attribute.
     pub attributes: HashMap<String, String>,
+    /// New permissions.
     pub permission: Option<proto::ParticipantPermission>,
 }
 
-/// Why a request about a room could not be fulfilled.
+/// Why a request about a room failed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RoomError {
+    /// There is no room with this name.
     #[error("requested room does not exist: {0:?}")]
     NoSuchRoom(String),
+    /// The room has no participant with this identity.
     #[error("participant {identity:?} does not exist in room {room:?}")]
-    NoSuchParticipant { room: String, identity: String },
+    NoSuchParticipant {
+        /// Name of the room.
+        room: String,
+        /// The identity that was asked for.
+        identity: String,
+    },
+    /// The room with this name has reached `max_participants`.
     #[error("room {0:?} is full")]
     Full(String),
+    /// A value is larger than the server allows.
     #[error("{what} of participant {identity:?} is longer than {limit} bytes")]
     TooLong {
+        /// The participant's identity.
         identity: String,
+        /// Which value.
         what: &'static str,
+        /// The limit in bytes.
         limit: usize,
     },
+    /// The server does not unmute tracks on behalf of participants.
     #[error("unmuting a participant's track from the server is not allowed")]
     RemoteUnmute,
 }
@@ -169,8 +212,7 @@ impl Rooms {
         }
     }
 
-    /// Creates the room, or returns the one that exists already; the options then count for
-    /// nothing.
+    /// Creates the room, or returns the one that exists already; the options then have no effect.
     pub fn create(&self, name: &str, options: RoomOptions) -> proto::Room {
         self.open(name, options).snapshot()
     }
@@ -192,7 +234,11 @@ impl Rooms {
         listed
     }
 
-    /// Sends everybody away with `ROOM_DELETED` and closes the room.
+    /// Removes everybody with `ROOM_DELETED` and closes the room.
+    ///
+    /// # Errors
+    ///
+    /// `NoSuchRoom` if there is no such room.
     pub fn delete(&self, name: &str) -> Result<proto::Room, RoomError> {
         let room = self.require(name)?;
         self.close(&room, proto::DisconnectReason::RoomDeleted);
@@ -200,11 +246,19 @@ impl Rooms {
     }
 
     /// Everybody in the room.
+    ///
+    /// # Errors
+    ///
+    /// `NoSuchRoom` if there is no such room.
     pub fn participants(&self, room: &str) -> Result<Vec<proto::ParticipantInfo>, RoomError> {
         Ok(self.require(room)?.participants())
     }
 
     /// One participant.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such room, or no such participant in it.
     pub fn participant(
         &self,
         room: &str,
@@ -213,14 +267,22 @@ impl Rooms {
         self.require(room)?.participant(identity)
     }
 
-    /// Sends a participant away with `PARTICIPANT_REMOVED`.
+    /// Removes a participant with `PARTICIPANT_REMOVED`.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such room, or no such participant in it.
     pub fn remove_participant(&self, room: &str, identity: &str) -> Result<(), RoomError> {
         self.require(room)?
             .remove(identity, proto::DisconnectReason::ParticipantRemoved)
     }
 
-    /// Sends a participant away for another reason than removal, as the real server does when
-    /// a telephone call could not be placed.
+    /// Removes a participant for another reason, as the real server does when a telephone call
+    /// could not be placed.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such room, or no such participant in it.
     pub fn disconnect_participant(
         &self,
         room: &str,
@@ -231,6 +293,11 @@ impl Rooms {
     }
 
     /// Changes metadata, name, attributes or permission, and tells the room.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such room, or no such participant in it, or a value is larger than the server
+    /// allows.
     pub fn update_participant(
         &self,
         room: &str,
@@ -242,6 +309,10 @@ impl Rooms {
 
     /// Mutes a track; `None` if there is no such track. Unmuting from the server is refused, as the
     /// real server does by default.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such room, or no such participant in it, or `muted` is false.
     pub fn mute_track(
         &self,
         room: &str,
@@ -254,6 +325,10 @@ impl Rooms {
     }
 
     /// Subscribes a participant to tracks, or ends the subscription.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such room, or no such participant in it.
     pub fn update_subscriptions(
         &self,
         room: &str,
@@ -268,12 +343,20 @@ impl Rooms {
     }
 
     /// Sends a data packet to the room, or to the packet's `destination_identities`.
+    ///
+    /// # Errors
+    ///
+    /// `NoSuchRoom` if there is no such room.
     pub fn send_data(&self, room: &str, packet: proto::DataPacket) -> Result<(), RoomError> {
         self.require(room)?.send_server_data(packet);
         Ok(())
     }
 
     /// Replaces the room's metadata and tells everybody.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such room, or the metadata is larger than the server allows.
     pub fn update_metadata(&self, room: &str, metadata: &str) -> Result<proto::Room, RoomError> {
         let room = self.require(room)?;
         room.set_metadata(metadata);
@@ -281,6 +364,10 @@ impl Rooms {
     }
 
     /// Marks the room as being recorded or not, which the SDKs show as `active_recording`.
+    ///
+    /// # Errors
+    ///
+    /// `NoSuchRoom` if there is no such room.
     pub fn set_recording(&self, room: &str, recording: bool) -> Result<(), RoomError> {
         self.require(room)?.set_recording(recording);
         Ok(())
@@ -293,6 +380,10 @@ impl Rooms {
 
     /// Every Opus packet that any participant of the room publishes from now on. The stream ends
     /// with the room. Packets that the reader does not take in time are dropped.
+    ///
+    /// # Errors
+    ///
+    /// `NoSuchRoom` if there is no such room.
     pub fn tap(&self, room: &str) -> Result<mpsc::Receiver<TappedPacket>, RoomError> {
         let (sender, receiver) = mpsc::channel(TAP_BACKLOG);
         self.require(room)?.add_tap(sender);
@@ -323,7 +414,7 @@ impl Rooms {
 
     fn close(&self, room: &Arc<Room>, reason: proto::DisconnectReason) {
         let mut rooms = self.registry.rooms.lock();
-        // A room of the same name may have taken its place in the meantime.
+        // A room with the same name may have replaced it in the meantime.
         if rooms
             .get(room.name())
             .is_some_and(|current| Arc::ptr_eq(current, room))

@@ -1,8 +1,8 @@
 //! Session descriptions as text: what str0m's own negotiation leaves out.
 //!
 //! str0m negotiates; it knows nothing of LiveKit's rules. Which track a section carries, that a
-//! publisher is never sent to on its own section, and what Opus may do is put into the text that
-//! the client sees. Nothing here changes how str0m itself understands a description.
+//! publisher receives nothing on its own section, and the Opus parameters are put into the text
+//! that the client sees. Nothing here changes how str0m itself understands a description.
 
 use std::fmt;
 
@@ -80,8 +80,8 @@ impl Description {
         Self { session, sections }
     }
 
-    /// Names no streams for the whole description; each section names its own, and the list would
-    /// be out of date.
+    /// Removes the stream list of the whole description; each section names its own, and the list
+    /// would be out of date.
     pub fn clear_stream_list(&mut self) {
         for line in &mut self.session {
             if line.starts_with("a=msid-semantic:") {
@@ -148,7 +148,7 @@ impl Section {
         }
     }
 
-    /// The track's id as its sender named it: the second word of `msid` (RFC 8830).
+    /// The track's id as its sender named it: the second part of `msid` (RFC 8830).
     pub fn track_id(&self) -> Option<&str> {
         let msid = self.attribute("a=msid:").or_else(|| {
             self.lines.iter().find_map(|line| {
@@ -160,7 +160,7 @@ impl Section {
         msid.split_whitespace().nth(1)
     }
 
-    /// Says which stream and track the section carries, wherever the section says it.
+    /// Sets stream and track of the section, wherever the section names them.
     pub fn set_msid(&mut self, stream: &str, track: &str) {
         self.clear_msid();
         let position = self
@@ -177,7 +177,7 @@ impl Section {
             .retain(|line| !line.starts_with("a=msid:") && !is_ssrc_msid(line));
     }
 
-    /// Leaves out the SSRCs, for a section that does not send.
+    /// Removes the SSRCs, for a section that does not send.
     pub fn clear_ssrcs(&mut self) {
         self.lines
             .retain(|line| !line.starts_with("a=ssrc:") && !line.starts_with("a=ssrc-group:"));
@@ -196,7 +196,7 @@ impl Section {
         self.payload_type_of("red").is_some()
     }
 
-    /// Lists Opus before redundant audio: that is taken, but not wanted.
+    /// Lists Opus before redundant audio, which is then accepted but not preferred.
     pub fn prefer_opus(&mut self) {
         let (Some(red), Some(opus)) = (self.payload_type_of("red"), self.payload_type_of("opus"))
         else {
@@ -220,7 +220,7 @@ impl Section {
         }
     }
 
-    /// Leaves redundant audio out.
+    /// Removes redundant audio.
     pub fn remove_red(&mut self) {
         let Some(red) = self.payload_type_of("red").map(str::to_owned) else {
             return;

@@ -1,4 +1,4 @@
-//! The HTTP side of the server and what all its parts share.
+//! The HTTP side of the server, and what all its parts share.
 
 use std::sync::Arc;
 
@@ -17,11 +17,11 @@ use crate::{Options, ids, signal};
 pub const PROTOCOL_VERSION: i32 = 17;
 /// The version of the agent worker protocol.
 pub const AGENT_PROTOCOL_VERSION: i32 = 1;
-/// What clients are told the server's version is. They compare it to decide what they may use, so
-/// it names the real server whose behaviour this one follows.
+/// The server version that clients are told. They decide by it what they may use, so it names the
+/// real server whose behaviour this one follows.
 pub const SERVER_VERSION: &str = "1.11.0";
 
-/// What the parts of the server share. Cheap to clone.
+/// State that the parts of the server share. Cheap to clone.
 #[derive(Clone)]
 pub struct Server {
     shared: Arc<Shared>,
@@ -58,7 +58,7 @@ impl Server {
         }
     }
 
-    /// How the server was started.
+    /// The settings with which the server was started.
     pub fn options(&self) -> &Options {
         &self.shared.options
     }
@@ -73,7 +73,7 @@ impl Server {
         &self.shared.rooms
     }
 
-    /// What clients and workers are told about the server.
+    /// The server's description for clients and workers.
     pub fn info(&self) -> &proto::ServerInfo {
         &self.shared.info
     }
@@ -97,7 +97,7 @@ fn router(server: Server) -> Router {
 }
 
 /// Serves until the server stops. The routes and the tasks behind them exist when this returns, so
-/// that no room event escapes them.
+/// that no room event is missed.
 pub(crate) fn serve(
     listener: TcpListener,
     server: Server,

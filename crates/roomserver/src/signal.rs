@@ -29,8 +29,8 @@ use crate::rooms::RoomOptions;
 use crate::server::Server;
 use crate::token::Claims;
 
-/// Messages that may wait for a client's WebSocket. A client that is further behind is cut off and
-/// may come back.
+/// Messages that may wait for a client's WebSocket. A client that is further behind is disconnected
+/// and may reconnect.
 const OUTLET_CAPACITY: usize = 2048;
 /// Requests that may wait for the participant's task; the WebSocket is not read while it is full.
 const REQUEST_CAPACITY: usize = 64;
@@ -50,14 +50,14 @@ pub(crate) struct Connection {
     pub requests: mpsc::Receiver<proto::SignalRequest>,
 }
 
-/// A client that came back, to be taken over by the task of its participant.
+/// A client that has reconnected, for the task of its participant.
 #[derive(Debug)]
 pub(crate) struct Resumed {
     pub connection: Connection,
     pub sync_state: Option<proto::SyncState>,
 }
 
-/// How a client connects.
+/// The settings with which a client connects.
 #[derive(Debug)]
 pub(crate) struct Init {
     pub claims: Claims,
@@ -68,7 +68,7 @@ pub(crate) struct Init {
     pub attributes: HashMap<String, String>,
     pub add_tracks: Vec<proto::AddTrackRequest>,
     pub publisher_offer: Option<proto::SessionDescription>,
-    /// The sid of the participant that comes back, when it does.
+    /// The sid of the participant that reconnects, if it does.
     pub reconnect: Option<String>,
     pub sync_state: Option<proto::SyncState>,
 }
@@ -85,7 +85,7 @@ pub(crate) fn router(server: Server) -> Router {
 type Parameters = Query<HashMap<String, String>>;
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
-/// A request that is not let in, with the status that the real server gives.
+/// A request that is refused, with the status that the real server gives.
 #[derive(Debug)]
 struct Refusal(StatusCode, String);
 
@@ -161,7 +161,7 @@ fn accept(
             upgrade
                 .max_message_size(MAX_REQUEST_BYTES)
                 .on_upgrade(move |socket| async move {
-                    // The task tracker is what shutting down waits for.
+                    // A shutdown waits for the tasks in the tracker.
                     let tasks = server.tasks().clone();
                     tasks.spawn(serve(socket, server, init));
                 })
@@ -173,7 +173,8 @@ fn accept(
     }
 }
 
-/// Attributes of the query that cannot be read fail a validation; a join goes on without them.
+/// What happens to attributes in the query that cannot be parsed: a validation fails, a join
+/// ignores them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Strictness {
     Validating,
@@ -355,7 +356,7 @@ async fn join(server: &Server, init: Init, connection: Connection) {
     peer::spawn(server.clone(), room, init, connection).await;
 }
 
-/// Hands the connection to the participant, if it still is in the room.
+/// Gives the connection to the participant, if it still is in the room.
 async fn resume(server: &Server, init: Init, connection: Connection) {
     let sid = init.reconnect.as_deref().unwrap_or_default();
     let identity = init.claims.identity();
@@ -384,7 +385,7 @@ async fn resume(server: &Server, init: Init, connection: Connection) {
     }
 }
 
-/// Carries messages until either side has had enough.
+/// Carries messages until either side ends the connection.
 async fn carry<E>(
     mut sink: impl Sink<Message> + Unpin,
     mut stream: impl Stream<Item = Result<Message, E>> + Unpin,
@@ -405,8 +406,8 @@ async fn carry<E>(
                 // Text would be JSON, which no current SDK speaks; pings are answered by axum.
                 Message::Text(_) | Message::Ping(_) | Message::Pong(_) => continue,
             };
-            // When the participant has left, the rest is read for nothing: closing a socket with
-            // unread data would take away from the client what it was told last.
+            // When the participant has left, the rest is read and ignored: closing a socket with
+            // unread data would take the last messages away from the client.
             let _ = incoming.send(request).await;
         }
     };
@@ -417,13 +418,13 @@ async fn carry<E>(
                 .await
                 .is_err()
             {
-                // A client that takes nothing any more has often said goodbye before; reading ends
-                // with what it said last.
+                // A client that reads nothing any more may have sent its request to leave before;
+                // reading ends after that.
                 std::future::pending::<()>().await;
             }
         }
-        // The participant's task has let go of the client, which is told so and closes from its
-        // side.
+        // The participant's task has ended the connection; the client is told so and closes from
+        // its side.
         let farewell = async {
             let _ = sink.close().await;
             std::future::pending::<()>().await;

@@ -1,4 +1,4 @@
-//! Who speaks: audio levels of packets, gathered over one interval at a time.
+//! Active speakers: audio levels of packets, collected over one interval at a time.
 //!
 //! The constants are those of the real server's `audio` section: a packet counts as speech from -35
 //! dBov up, and a participant speaks when at least 40 % of the interval was speech.
@@ -10,10 +10,11 @@ const ACTIVE_SHARE: f32 = 0.4;
 /// Packets of 20 ms in an interval of 400 ms; with fewer, as with DTX, the missing ones count as
 /// silence.
 const EXPECTED_PACKETS: u32 = 20;
-/// Levels are told in steps, so that small changes are no news (8 bits, as in the real server).
+/// Levels are rounded to steps, so that small changes are not reported (8 steps, as in the real
+/// server).
 const LEVEL_STEPS: f32 = 8.0;
 
-/// The levels of one track since the last look.
+/// The levels of one track in the current interval.
 #[derive(Debug, Default)]
 pub(crate) struct LevelWindow {
     packets: u32,
@@ -31,7 +32,8 @@ impl LevelWindow {
         }
     }
 
-    /// The loudness from 0 to 1 if there was speech since the last look, in steps of an eighth.
+    /// Ends the interval. Returns the loudness from 0 to 1 if there was speech, in steps of an
+    /// eighth.
     pub fn take(&mut self) -> Option<f32> {
         let window = std::mem::take(self);
         let packets = window.packets.max(EXPECTED_PACKETS) as f32;

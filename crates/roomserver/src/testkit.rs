@@ -1,5 +1,5 @@
-//! What the tests of the API and the agents share: a server on a free port, API calls, a worker
-//! made of a WebSocket, and participants that are in a room without media.
+//! What the tests of the API and the agents share: a server on a free port, API calls, an agent
+//! worker made of a WebSocket, and participants without media.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -113,7 +113,7 @@ pub(crate) async fn call_ok(
     answer
 }
 
-/// Asks for the answer again until it is as wanted.
+/// Repeats the call until its answer is as wanted.
 pub(crate) async fn call_until(
     server: &RoomServer,
     room: &str,
@@ -139,7 +139,7 @@ pub(crate) async fn call_until(
     last
 }
 
-/// Somebody in a room, without media.
+/// A participant without media.
 pub(crate) struct Guest {
     pub sid: String,
     pub control: mpsc::Receiver<ToPeer>,
@@ -270,7 +270,7 @@ impl FakeWorker {
         }
     }
 
-    /// Everything that the server had to say before it answered this ping.
+    /// Fails if the server has sent anything before it answered this ping.
     pub async fn silence(&mut self) {
         self.send(FromWorker::Ping(proto::WorkerPing { timestamp: 7 }))
             .await;
@@ -280,7 +280,7 @@ impl FakeWorker {
         }
     }
 
-    /// Says yes to a job and waits for it.
+    /// Accepts a job and waits until it is assigned.
     pub async fn accept(&mut self, job: &proto::Job) -> proto::JobAssignment {
         self.send(answer(job, true)).await;
         self.assigned().await

@@ -29,20 +29,24 @@ impl std::fmt::Debug for Keys {
     }
 }
 
-/// Why a token does not let its bearer in.
+/// Why a token is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
+    /// The request has no token.
     #[error("no access token was given")]
     Missing,
+    /// The issuer is not one of the server's API keys.
     #[error("the access token was issued by the unknown API key {0:?}")]
     UnknownKey(String),
+    /// The token is malformed, wrongly signed, expired or not valid yet.
     #[error("the access token is not valid: {0}")]
     Invalid(#[from] jsonwebtoken::errors::Error),
+    /// The token lacks this grant.
     #[error("the access token does not grant {0}")]
     NotGranted(&'static str),
 }
 
-/// What a token says.
+/// The claims of a token.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Claims {
@@ -51,23 +55,31 @@ pub struct Claims {
     /// The participant's identity.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sub: String,
+    /// When the token expires, in seconds since 1970.
     pub exp: u64,
+    /// When the token becomes valid, in seconds since 1970; 0 means at once.
     #[serde(skip_serializing_if = "is_default")]
     pub nbf: u64,
+    /// The participant's identity if `sub` is empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub identity: String,
+    /// The participant's display name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// `standard`, `ingress`, `egress`, `sip`, `agent`, `connector` or `bridge`; empty means
     /// standard.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
+    /// The participant's metadata.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub metadata: String,
+    /// The participant's attributes.
     #[serde(skip_serializing_if = "HashMap::is_empty")]
     pub attributes: HashMap<String, String>,
+    /// Grants for rooms.
     #[serde(skip_serializing_if = "is_default")]
     pub video: VideoGrants,
+    /// Grants for telephone calls.
     #[serde(skip_serializing_if = "is_default")]
     pub sip: SipGrants,
     /// Settings for the room, used only when this participant is the one who creates it.
@@ -79,36 +91,50 @@ pub struct Claims {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct VideoGrants {
+    /// May create and delete rooms.
     #[serde(skip_serializing_if = "is_default")]
     pub room_create: bool,
+    /// May list rooms.
     #[serde(skip_serializing_if = "is_default")]
     pub room_list: bool,
+    /// May start and stop recordings.
     #[serde(skip_serializing_if = "is_default")]
     pub room_record: bool,
+    /// May administer the room named in `room`.
     #[serde(skip_serializing_if = "is_default")]
     pub room_admin: bool,
+    /// May join the room named in `room`.
     #[serde(skip_serializing_if = "is_default")]
     pub room_join: bool,
+    /// Name of the room that `room_join` and `room_admin` are for.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub room: String,
+    /// May publish tracks. Not given means yes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub can_publish: Option<bool>,
+    /// May subscribe to tracks. Not given means yes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub can_subscribe: Option<bool>,
+    /// May send data. Not given means as `can_publish`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub can_publish_data: Option<bool>,
+    /// Sources of tracks that may be published; empty means all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub can_publish_sources: Vec<String>,
+    /// May change its own metadata, name and attributes. Not given means no.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub can_update_own_metadata: Option<bool>,
+    /// Others are not told about this participant.
     #[serde(skip_serializing_if = "is_default")]
     pub hidden: bool,
+    /// The participant records the room.
     #[serde(skip_serializing_if = "is_default")]
     pub recorder: bool,
     /// The bearer is an agent worker (on `/agent`) or the participant of an agent's job (in a
     /// room).
     #[serde(skip_serializing_if = "is_default")]
     pub agent: bool,
+    /// May receive metrics of other participants.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub can_subscribe_metrics: Option<bool>,
 }
@@ -117,8 +143,10 @@ pub struct VideoGrants {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SipGrants {
+    /// May set up trunks and dispatch rules.
     #[serde(skip_serializing_if = "is_default")]
     pub admin: bool,
+    /// May place and transfer calls.
     #[serde(skip_serializing_if = "is_default")]
     pub call: bool,
 }
@@ -147,7 +175,11 @@ impl Keys {
             .map(|(_, secret)| secret.as_str())
     }
 
-    /// Reads a token and checks its signature and its times.
+    /// Parses a token and checks its signature and its times.
+    ///
+    /// # Errors
+    ///
+    /// When the token is malformed, of an unknown key, wrongly signed or expired.
     pub fn verify(&self, token: &str) -> Result<Claims, TokenError> {
         let issuer = jsonwebtoken::dangerous::insecure_decode::<Claims>(token)?
             .claims
@@ -165,6 +197,10 @@ impl Keys {
 
     /// Signs the claims with the secret of their issuer, or with the first key when the issuer is
     /// empty.
+    ///
+    /// # Errors
+    ///
+    /// When the issuer is not one of the keys.
     pub fn sign(&self, claims: &Claims) -> Result<String, TokenError> {
         let mut claims = claims.clone();
         if claims.iss.is_empty() {
@@ -184,8 +220,12 @@ impl Keys {
         )?)
     }
 
-    /// The token of a request: from `Authorization: Bearer`, or else from the query's
+    /// Verifies the token of a request: from `Authorization: Bearer`, or else from the query's
     /// `access_token`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no token, or it is refused as by [`verify`](Self::verify).
     pub fn verify_request(
         &self,
         authorization: Option<&str>,
@@ -243,7 +283,8 @@ impl Claims {
         }
     }
 
-    /// The same participant's token again, valid from now, with what has changed since the join.
+    /// The same participant's token again, valid from now, with the participant's current metadata,
+    /// name, attributes and permission.
     pub fn refreshed(&self, info: &proto::ParticipantInfo) -> Self {
         let now = unix_now_s();
         Self {
@@ -256,12 +297,20 @@ impl Claims {
         }
     }
 
-    /// Fails unless the bearer may join the room.
+    /// Checks that the bearer may join the room.
+    ///
+    /// # Errors
+    ///
+    /// When the token lacks the grant.
     pub fn require_join(&self) -> Result<(), TokenError> {
         granted(self.video.room_join, "roomJoin")
     }
 
-    /// Fails unless the bearer may administer the named room (`roomAdmin` and `room`).
+    /// Checks that the bearer may administer the named room (`roomAdmin` and `room`).
+    ///
+    /// # Errors
+    ///
+    /// When the token lacks the grant, or is for another room.
     pub fn require_room_admin(&self, room: &str) -> Result<(), TokenError> {
         granted(
             self.video.room_admin && self.video.room == room,
@@ -269,32 +318,56 @@ impl Claims {
         )
     }
 
-    /// Fails unless the bearer may create and delete rooms.
+    /// Checks that the bearer may create and delete rooms.
+    ///
+    /// # Errors
+    ///
+    /// When the token lacks the grant.
     pub fn require_room_create(&self) -> Result<(), TokenError> {
         granted(self.video.room_create, "roomCreate")
     }
 
-    /// Fails unless the bearer may list rooms.
+    /// Checks that the bearer may list rooms.
+    ///
+    /// # Errors
+    ///
+    /// When the token lacks the grant.
     pub fn require_room_list(&self) -> Result<(), TokenError> {
         granted(self.video.room_list, "roomList")
     }
 
-    /// Fails unless the bearer may record.
+    /// Checks that the bearer may record.
+    ///
+    /// # Errors
+    ///
+    /// When the token lacks the grant.
     pub fn require_room_record(&self) -> Result<(), TokenError> {
         granted(self.video.room_record, "roomRecord")
     }
 
-    /// Fails unless the bearer may register as an agent worker.
+    /// Checks that the bearer may register as an agent worker.
+    ///
+    /// # Errors
+    ///
+    /// When the token lacks the grant.
     pub fn require_agent(&self) -> Result<(), TokenError> {
         granted(self.video.agent, "agent")
     }
 
-    /// Fails unless the bearer may set up the telephone service.
+    /// Checks that the bearer may set up the telephone service.
+    ///
+    /// # Errors
+    ///
+    /// When the token lacks the grant.
     pub fn require_sip_admin(&self) -> Result<(), TokenError> {
         granted(self.sip.admin, "sip.admin")
     }
 
-    /// Fails unless the bearer may place and transfer telephone calls.
+    /// Checks that the bearer may place and transfer telephone calls.
+    ///
+    /// # Errors
+    ///
+    /// When the token lacks the grant.
     pub fn require_sip_call(&self) -> Result<(), TokenError> {
         granted(self.sip.call, "sip.call")
     }

@@ -28,13 +28,13 @@ use crate::sdp::{Description, Direction, Medium};
 const RELIABLE: &str = "_reliable";
 const LOSSY: &str = "_lossy";
 const DATA_TRACK: &str = "_data_track";
-/// What SCTP may hold for a client before packets wait here.
+/// Bytes that SCTP may hold for a client before packets wait here.
 const SCTP_BUFFER_BYTES: usize = 2 * 1024 * 1024;
 /// The largest message either side may send; a text stream's chunk is 15 kB, a user packet at most
 /// 64 kB.
 const MAX_MESSAGE_BYTES: u32 = 256 * 1024;
-/// Reliable packets that wait for the channel or for SCTP. A client that is further behind than
-/// this loses the oldest.
+/// Bytes of reliable packets that wait for the channel or for SCTP. A client that is further behind
+/// than this loses the oldest.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 
 /// Which of a participant's connections this is.
@@ -70,11 +70,11 @@ impl Lane {
     }
 }
 
-/// What a peer connection has to tell.
+/// An event of a peer connection.
 #[derive(Debug)]
 pub(crate) enum Event {
     Connected,
-    /// The client cannot be reached at the moment; it may come back.
+    /// The client cannot be reached now; it may come back.
     Lost,
     /// The connection works again.
     Found,
@@ -104,7 +104,7 @@ pub(crate) struct OfferedTrack {
     pub red: bool,
 }
 
-/// Codec settings that the answer has to ask the client for, by section.
+/// Codec settings that the answer asks the client for, by section.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct OpusWish {
     pub stereo: bool,
@@ -118,7 +118,7 @@ pub(crate) struct OpusWish {
 pub(crate) struct Outgoing {
     pub sdp: String,
     pub mid_to_track_id: HashMap<String, String>,
-    /// Tracks that the client will hear as of this description.
+    /// Tracks that the client receives as of this description.
     pub started: Vec<Subscription>,
 }
 
@@ -126,7 +126,7 @@ struct Sending {
     mid: Mid,
     /// Whether the client receives on the section at all.
     available: bool,
-    /// Whether it takes redundant audio there.
+    /// Whether it accepts redundant audio there.
     red: bool,
     subscription: Option<Subscription>,
     numbering: Renumbering,
@@ -195,7 +195,7 @@ impl Transport {
         }
     }
 
-    /// When [`Transport::poll`] wants to be called again at the latest.
+    /// When [`Transport::poll`] has to be called again at the latest.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
@@ -412,7 +412,7 @@ impl Transport {
         })
     }
 
-    /// Sends a packet of a track that the client hears.
+    /// Sends a packet of a track that the client is subscribed to.
     pub fn send_media(&mut self, packet: &MediaPacket, now: Instant) {
         let carries = |sending: &&mut Sending| {
             let carried = sending.subscription.as_ref();
@@ -468,13 +468,13 @@ impl Transport {
         stream.write_rtp(write.marker(packet.marker).ext_vals(extensions));
     }
 
-    /// The client is to hear a track.
+    /// Notes that the client is to receive a track.
     pub fn subscribe(&mut self, subscription: Subscription) {
         self.wanted.push(subscription);
         self.stale = true;
     }
 
-    /// The client is no longer to hear a track.
+    /// Notes that the client is no longer to receive a track.
     pub fn unsubscribe(&mut self, track_sid: &str) {
         self.wanted.retain(|wanted| &*wanted.track_sid != track_sid);
         let carries = |sending: &Sending| {
@@ -499,8 +499,8 @@ impl Transport {
         }
     }
 
-    /// How many sections the client has to add for what it is to hear, if anything has to be
-    /// negotiated at all. Asked once for every change.
+    /// How many sections the client has to add for its new subscriptions; `None` if nothing has to
+    /// be negotiated. Asked once for every change.
     pub fn missing_sections(&mut self) -> Option<u32> {
         if !std::mem::take(&mut self.stale) {
             return None;
@@ -536,7 +536,8 @@ impl Transport {
         &mut self.sending[position]
     }
 
-    /// The client does not receive on a section any more. What it heard there needs another one.
+    /// Notes that the client does not receive on a section any more. What it received there needs
+    /// another one.
     fn withdraw(&mut self, mid: Mid) {
         if let Some(sending) = self.sending.iter_mut().find(|sending| sending.mid == mid) {
             sending.available = false;
@@ -545,8 +546,8 @@ impl Transport {
         }
     }
 
-    /// Takes the track out of a section. What comes next there is a stream of its own, with another
-    /// SSRC: clients do not play a stream again that they were told has ended.
+    /// Removes the track from a section. The next track there is a new stream, with another SSRC:
+    /// clients do not play a stream again that has ended.
     fn free(&mut self, mid: Mid) -> Option<Subscription> {
         let sending = self.sending_mut(mid);
         let carried = sending.subscription.take()?;
@@ -571,7 +572,7 @@ impl Transport {
             return None;
         }
         if let Some(lost) = self.pending.take() {
-            // The client never saw the offer. What it offered is wanted again.
+            // The client never saw the offer. What it offered has to be offered again.
             self.wanted.extend(
                 lost.offered
                     .into_iter()
@@ -661,7 +662,7 @@ impl Transport {
         })
     }
 
-    /// The client's answer to the last offer. Returns what the client hears as of now.
+    /// Takes the client's answer to the last offer. Returns what the client receives from now on.
     pub fn accept_answer(&mut self, sdp: &str) -> Result<Vec<Subscription>, RtcError> {
         let answer = SdpAnswer::from_sdp_string(sdp)?;
         let Some(pending) = self.pending.take() else {
@@ -674,7 +675,7 @@ impl Transport {
             started.push(subscription.clone());
             self.sending_mut(mid).subscription = Some(subscription);
         }
-        // Sections whose track went away before the answer came must be known for the next one.
+        // Sections whose track was removed before the answer came must be known for the next one.
         let text = Description::parse(sdp);
         for section in text
             .sections
@@ -690,7 +691,8 @@ impl Transport {
         Ok(started)
     }
 
-    /// Answers a client's offer. `opus` says what each sending section is asked for, by its mid.
+    /// Answers a client's offer. `opus` has the settings that each sending section is asked for, by
+    /// its mid.
     pub fn accept_offer(
         &mut self,
         sdp: &str,
@@ -767,7 +769,7 @@ impl Transport {
             section.clear_msid();
             section.clear_ssrcs();
         }
-        // Only a lack of sections is left to tell the client of.
+        // The client has to be told only if sections are missing.
         self.stale = self.role == Role::Both && !self.wanted.is_empty();
         Ok(Outgoing {
             sdp: text.to_string(),
@@ -777,7 +779,7 @@ impl Transport {
     }
 }
 
-/// What was negotiated for Opus.
+/// The negotiated payload types of Opus.
 fn opus_params(rtc: &Rtc) -> impl Iterator<Item = &PayloadParams> {
     let all = rtc.codec_config().params().iter();
     all.filter(|params| params.spec().codec == Codec::Opus)
@@ -800,7 +802,7 @@ pub(crate) fn offered_tracks(sdp: &str) -> Vec<OfferedTrack> {
         .collect()
 }
 
-/// LiveKit's name of a stream: clients find publisher and track in it.
+/// The name of a stream in LiveKit's format, from which clients take publisher and track.
 fn stream_id(subscription: &Subscription) -> String {
     format!("{}|{}", subscription.publisher_sid, subscription.track_sid)
 }

@@ -99,13 +99,13 @@ impl TwirpError {
         Self::new(Code::Unimplemented, message)
     }
 
-    /// A call that the real server passes on to whoever holds the room or the participant, and
-    /// nobody does.
+    /// The error of a call that the real server would pass on to the node with the room or the
+    /// participant, when there is none.
     pub fn nobody_answers() -> Self {
         Self::new(Code::Unavailable, "no response from servers")
     }
 
-    /// Makes what is not there nobody's answer.
+    /// Turns "not found" into that error.
     pub fn passed_on(error: RoomError) -> Self {
         match error {
             RoomError::NoSuchRoom(_) | RoomError::NoSuchParticipant { .. } => {
@@ -163,7 +163,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Checks what every method checks: the verb, the content type and the token's signature.
+    /// Checks what every method needs: the verb, the content type and the token's signature.
     /// Whether the token allows the call is up to the method.
     pub fn new(
         keys: &Keys,
@@ -214,8 +214,8 @@ impl Call {
         })
     }
 
-    /// Runs one method: decodes the request, hands it over with the token's claims, encodes the
-    /// answer.
+    /// Runs one method: decodes the request, passes it with the token's claims to `handle`, encodes
+    /// the answer.
     pub async fn serve<Request, Answer>(
         self,
         method: impl AsyncFnOnce(&Claims, Request) -> Result<Answer, TwirpError>,

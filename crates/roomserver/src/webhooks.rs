@@ -1,7 +1,7 @@
 //! Webhooks: tells other servers by HTTP what happens in rooms and to recordings.
 //!
-//! Delivery is as loose as the real server's: per address a queue of [`QUEUE_DEPTH`] events, a few
-//! attempts, and nothing is sent that is older than [`MAX_AGE`].
+//! Delivery is as limited as the real server's: per address a queue of [`QUEUE_DEPTH`] events, a
+//! few attempts, and nothing is sent that is older than [`MAX_AGE`].
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -21,7 +21,7 @@ use crate::rooms::RoomEvent;
 use crate::server::Server;
 use crate::token::{Keys, unix_now_s};
 
-/// Events that wait for one address; what comes when the queue is full is lost.
+/// Events that wait for one address; when the queue is full, new events are dropped.
 const QUEUE_DEPTH: usize = 200;
 /// An event that could not be delivered in this time is given up.
 const MAX_AGE: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// How long the signature is valid.
 const SIGNATURE_LIFETIME_S: u64 = 300;
 
-/// Where events are handed in. Cheap to clone.
+/// Queues events for delivery. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Webhooks {
     shared: Arc<Shared>,
@@ -40,8 +40,7 @@ pub(crate) struct Webhooks {
 
 struct Shared {
     server: Server,
-    /// Made when the first address needs it: it reads the machine's certificates, which takes a
-    /// while.
+    /// Made when the first address needs it: it reads the machine's certificates, which takes long.
     client: OnceLock<reqwest::Client>,
     /// The addresses that get every event.
     queues: Vec<Address>,
@@ -125,8 +124,8 @@ impl Webhooks {
         }
     }
 
-    /// The webhook for an event, if it has one. `active` holds the participants who have been told
-    /// of as joined.
+    /// The webhook for an event, if it has one. `active` holds the participants that were reported
+    /// as joined.
     fn room_event(
         &self,
         event: RoomEvent,
@@ -137,7 +136,7 @@ impl Webhooks {
             ..Default::default()
         };
         let in_room = |name: &str, room: &str| {
-            // When the room is just closing, its name is all that is left to tell.
+            // When the room is being closed, only its name is left to report.
             let room = self
                 .shared
                 .server
@@ -204,7 +203,7 @@ impl Webhooks {
         Some(event)
     }
 
-    /// Tells of a recording: to everybody, and to the addresses that its request names.
+    /// Reports a recording: to every address of the options, and to those that its request names.
     pub fn egress(&self, name: &str, info: &proto::EgressInfo) {
         let event = proto::WebhookEvent {
             event: name.to_owned(),
@@ -268,7 +267,7 @@ impl Webhooks {
     }
 }
 
-/// Sends what arrives in the inbox to one address, in order.
+/// Sends the events of one queue to its address, in order.
 async fn deliver(
     client: reqwest::Client,
     keys: Keys,
@@ -343,7 +342,7 @@ mod tests {
     use crate::testkit::*;
     use crate::{Options, RoomServer};
 
-    /// A server that takes webhooks, refusing the first one, and hands on what it gets.
+    /// A server that takes webhooks, refusing the first one, and returns what it gets.
     async fn sink() -> (String, mpsc::UnboundedReceiver<Value>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let refused = Arc::new(parking_lot::Mutex::new(false));

@@ -1,4 +1,4 @@
-//! What clients notice: joining, hearing each other, data, coming back, being sent away.
+//! What clients see: joining, hearing each other, data, reconnecting, being removed.
 
 mod support;
 
@@ -141,7 +141,7 @@ async fn redundant_audio_reaches_who_takes_it_and_is_taken_apart_for_others() {
             .iter()
             .all(|(_, payload)| payload == b"opusalice")
     );
-    // Who takes redundant audio is left with the holes, for which there are copies; for others they
+    // A client that accepts redundant audio gets the gaps, for which it has copies; for others they
     // were filled.
     let numbers = |client: &Client| -> Vec<u64> {
         let numbers = client.audio_headers.iter().map(|(_, sequence)| *sequence);

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const HEADER: [&str; 4] = ["rule", "source", "test", "judged by 1.13.5"];
-/// What may stand in the last column.
-const JUDGEMENTS: [&str; 2] = ["yes", "no"];
+const HEADER: [&str; 4] = ["rule", "source", "test", "confirmed by 1.13.5"];
+/// Allowed values of the last column.
+const CONFIRMED: [&str; 2] = ["yes", "no"];
 
 fn crate_dir() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -78,7 +78,7 @@ fn every_rule_has_its_test_and_every_test_its_rule() {
     assert!(!rules.is_empty() && !marked.is_empty());
     let mut seen = BTreeSet::new();
     let mut named = BTreeSet::new();
-    for [rule, source, test, judged] in &rules {
+    for [rule, source, test, confirmed] in &rules {
         assert!(seen.insert(rule), "the rule is there twice: {rule}");
         assert!(
             !rule.is_empty() && !source.is_empty(),
@@ -90,8 +90,8 @@ fn every_rule_has_its_test_and_every_test_its_rule() {
             "{rule}: {test} is no test that is marked as conformance"
         );
         assert!(
-            JUDGEMENTS.contains(&judged.as_str()),
-            "{rule}: judged {judged:?}"
+            CONFIRMED.contains(&confirmed.as_str()),
+            "{rule}: confirmed {confirmed:?}"
         );
         named.insert(test.to_owned());
     }

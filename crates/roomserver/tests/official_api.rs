@@ -1,4 +1,4 @@
-//! The official Rust API client, `livekit-api`, as the judge of the server's API.
+//! Interop tests of the server's API with the official Rust client, `livekit-api`.
 
 use std::time::Duration;
 
@@ -271,7 +271,7 @@ async fn webhooks_are_accepted_by_the_official_receiver() {
             .to_str()
             .unwrap_or_default()
             .to_owned();
-        // The test has what it needs when it no longer listens.
+        // The receiver is gone when the test has what it needs.
         let _ = sender.send((body, token));
         StatusCode::OK
     };

@@ -1,4 +1,4 @@
-//! Orders to lines, from stdin.
+//! Commands to lines, from stdin.
 
 use std::error::Error;
 
@@ -6,10 +6,10 @@ use roomserver::line::Lines;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-/// Does what each line of stdin says, and answers with a line of JSON what was done under the
-/// weather before. Ends when stdin does.
+/// Carries out the command in each line of stdin, and prints as a line of JSON what was done under
+/// the conditions before. Ends when stdin does.
 pub async fn obey(lines: &Lines) -> Result<(), Box<dyn Error>> {
-    // A thread waits for them, as tokio would have one wait.
+    // A thread reads them, because stdin cannot be read without blocking one.
     let (sender, mut orders) = mpsc::channel(1);
     std::thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {

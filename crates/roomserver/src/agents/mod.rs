@@ -51,10 +51,10 @@ const TARGET_LOAD: f32 = 0.7;
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The attribute by which clients recognise which agent a participant is.
 const AGENT_NAME_ATTRIBUTE: &str = "lk.agent_name";
-/// A job's token is good for joining this long; the server refreshes it for a live connection.
+/// How long a job's token can be used to join; the server refreshes it for a live connection.
 const JOB_TOKEN_LIFETIME_S: u64 = 3600;
 
-/// All agents' business. Cheap to clone.
+/// Workers, dispatches and jobs of the whole server. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Agents {
     shared: Arc<Shared>,
@@ -70,7 +70,7 @@ struct State {
     workers: Vec<Arc<Worker>>,
     /// By the room's id.
     rooms: HashMap<String, RoomAgents>,
-    /// Which room has a name at the moment, as the events have told so far.
+    /// Id of the current room with each name, according to the events so far.
     room_ids: HashMap<String, String>,
     /// Jobs that a connected worker runs, by job id.
     jobs: HashMap<String, RunningJob>,
@@ -85,11 +85,11 @@ struct RoomAgents {
 
 struct Dispatch {
     info: Mutex<proto::AgentDispatch>,
-    /// Jobs that are just being offered to workers.
+    /// Jobs that are being offered to workers.
     launches: TaskTracker,
-    /// Participants, by their ids, for whom a job was launched already. A dispatch looks at who is
-    /// there when it begins and hears of everybody who comes; the same participant may be told of
-    /// both ways.
+    /// Participants, by their ids, for whom a job was launched already. A dispatch lists the
+    /// participants when it begins and gets an event for each that joins later; the same
+    /// participant may be in both.
     launched_for: Mutex<HashSet<(JobType, String)>>,
 }
 
@@ -128,7 +128,7 @@ impl Agents {
         }
     }
 
-    /// The `/agent` end point.
+    /// The `/agent` endpoint.
     pub fn router(&self) -> Router {
         Router::new()
             .route("/agent", any(socket::connect))
@@ -139,7 +139,7 @@ impl Agents {
         &self.shared.server
     }
 
-    /// Follows what happens in the rooms until the server stops.
+    /// Processes the events of all rooms until the server stops.
     pub async fn follow(self, mut events: broadcast::Receiver<RoomEvent>) {
         let stop = self.server().stop().clone();
         while let Some(event) = stop.run_until_cancelled(events.recv()).await {
@@ -183,7 +183,7 @@ impl Agents {
                 return;
             }
         }
-        // A room that names no agents gets the nameless ones: automatic dispatch.
+        // A room that names no agents gets those registered without a name: automatic dispatch.
         let automatic = [proto::RoomAgentDispatch::default()];
         let wanted = if configured.is_empty() {
             &automatic
@@ -226,7 +226,7 @@ impl Agents {
         }
     }
 
-    /// An agent that leaves before its worker said how the job ended has failed.
+    /// An agent that leaves before its worker has reported the end of the job has failed.
     fn participant_left(&self, room: &str, participant: &proto::ParticipantInfo) {
         // Another connection of the same participant has taken its place.
         if participant.disconnect_reason() == DisconnectReason::DuplicateIdentity {
@@ -267,7 +267,7 @@ impl Agents {
         });
         {
             let mut state = self.shared.state.lock();
-            // The API may be faster than the event that tells of the room.
+            // The API call may come before the event that announces the room.
             let agents = state.rooms.entry(room.sid.clone()).or_default();
             agents
                 .dispatches
@@ -413,7 +413,7 @@ impl Agents {
         }
     }
 
-    /// How much the workers of a key want jobs: only what lies below the target load counts.
+    /// The spare capacity of the workers of a key: only load below the target load counts.
     fn affinity(&self, key: &WorkerKey) -> f32 {
         let state = self.shared.state.lock();
         let matching = state
@@ -426,7 +426,7 @@ impl Agents {
             .sum()
     }
 
-    /// A worker by chance, the idle ones more likely.
+    /// Chooses a worker at random, the idle ones more likely.
     fn choose(&self, key: &WorkerKey, except: &HashSet<String>) -> Option<Arc<Worker>> {
         let state = self.shared.state.lock();
         let matching = state
@@ -443,7 +443,7 @@ impl Agents {
             left -= weight;
             left <= 0.0
         });
-        // Rounding may leave a little rest behind the last one.
+        // Rounding may leave a small remainder behind the last one.
         found
             .or(weighted.last())
             .map(|(worker, _)| Arc::clone(worker))
@@ -467,7 +467,7 @@ impl Agents {
         job.state = Some(state.clone());
 
         let answer = worker.ask(&job)?;
-        // However this ends, also by running out of time, the question is not left behind.
+        // However this ends, also by a time-out, the question is removed.
         let question = Question {
             worker,
             job_id: &job.id,
@@ -475,7 +475,7 @@ impl Agents {
         let answer = answer.await.map_err(|_| Refusal::Closed)?;
         drop(question);
         if answer.terminate {
-            // The worker takes the job for done: it is recorded and goes to nobody else.
+            // The worker reports the job as done: that is recorded, and nobody else is asked.
             state.set_status(JobStatus::JsSuccess);
             state.ended_at = now;
             job.state = Some(state);
@@ -505,7 +505,8 @@ impl Agents {
         record_job(dispatch.as_deref(), &job);
         {
             let mut state = self.shared.state.lock();
-            // A worker that went at this moment has been taken off the list, and its jobs with it.
+            // A worker that disconnected just now has been removed from the list, and its jobs with
+            // it.
             if worker.closed.is_cancelled() {
                 return Err(Refusal::Closed);
             }
@@ -579,7 +580,7 @@ impl Agents {
         self.shared.state.lock().workers.push(Arc::clone(worker));
     }
 
-    /// Forgets a worker and that it runs its jobs. The agents in the rooms stay.
+    /// Removes a worker and the record of its jobs. The agents in the rooms stay.
     fn remove_worker(&self, worker: &Arc<Worker>) {
         let mut state = self.shared.state.lock();
         state.workers.retain(|other| other.id != worker.id);
@@ -588,13 +589,13 @@ impl Agents {
         tracing::info!(worker.id = worker.id, "agent worker gone");
     }
 
-    /// A worker tells how a job of its own stands. A job that has ended already, for example with
-    /// its room, is none any more.
+    /// A worker reports the status of one of its jobs. A job that has ended already, for example
+    /// with its room, is ignored.
     fn job_updated(&self, worker: &Arc<Worker>, update: &proto::UpdateJobStatus) {
         self.set_job_status(worker, &update.job_id, update.status(), &update.error);
     }
 
-    /// The server ends a job: the worker is told, and the job has this status.
+    /// Ends a job with this status and tells the worker.
     fn end_job(&self, job_id: &str, status: JobStatus, error: &str) -> Option<proto::JobState> {
         let worker = Arc::clone(&self.shared.state.lock().jobs.get(job_id)?.worker);
         worker.send(ToWorker::Termination(proto::JobTermination {
@@ -638,7 +639,7 @@ impl Agents {
         Some(job)
     }
 
-    /// A worker asks for a job for trying out; it goes to this worker, whatever its load.
+    /// A worker asks for a simulated job; it goes to this worker, whatever its load.
     fn simulate_job(&self, worker: &Arc<Worker>, request: proto::SimulateJobRequest) {
         let job_type = if request.participant.is_some() {
             JobType::JtPublisher
@@ -678,7 +679,7 @@ impl Agents {
             .collect()
     }
 
-    /// Takes a dispatch out of its room; its jobs are ended and their agents sent away in a task.
+    /// Removes a dispatch from its room; a task ends its jobs and removes their agents.
     fn delete_dispatch(
         &self,
         room: &proto::Room,
@@ -726,14 +727,14 @@ impl Agents {
                     job.id = job.id,
                     "the agent did not leave within 3 s and is removed"
                 );
-                // It may have left at this very moment, which is just as well.
+                // It may have left just now; then there is nothing to remove.
                 let _ = self.server().rooms().remove_participant(room, &identity);
             }
         }
     }
 }
 
-/// Takes back an unanswered question when it goes out of scope.
+/// Withdraws an unanswered question when it goes out of scope.
 struct Question<'a> {
     worker: &'a Worker,
     job_id: &'a str,

@@ -9,7 +9,7 @@ use crate::rooms::RoomOptions;
 use crate::token::Claims;
 use crate::twirp::{Call, TwirpError};
 
-/// Answers one call; `None` if the service has no such method.
+/// Handles one call; `None` if the service has no such method.
 pub(crate) async fn serve(
     agents: &Agents,
     method: &str,

@@ -25,8 +25,8 @@ use super::worker::{Registration, Worker};
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the server pings, so that a dead connection is noticed (`pingFrequency`).
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// A frame that cannot be written in this time means that nobody reads; the real server gives a
-/// ping 2 s and a close 5 s.
+/// A frame that cannot be written in this time means that the other side does not read; the real
+/// server gives a ping 2 s and a close 5 s.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest message (`agent_signal_message_size_limit`).
 const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
@@ -36,7 +36,7 @@ pub(super) struct ConnectQuery {
     access_token: Option<String>,
 }
 
-/// Answers the request that opens the WebSocket.
+/// Handles the request that opens the WebSocket.
 pub(super) async fn connect(
     State(agents): State<Agents>,
     Query(query): Query<ConnectQuery>,
@@ -61,8 +61,7 @@ pub(super) async fn connect(
         .max_message_size(MAX_MESSAGE_BYTES)
         .on_upgrade(move |socket| async move {
             let tasks = agents.server().tasks().clone();
-            // Tracked, so that shutting the server down waits for the connection to be closed in
-            // order.
+            // Tracked, so that a shutdown waits until the connection is closed properly.
             let _ = tasks.spawn(serve(agents, socket, api_key)).await;
         })
 }
@@ -96,8 +95,8 @@ async fn serve(agents: Agents, socket: WebSocket, api_key: String) {
         server_info: Some(agents.server().info().clone()),
         ..Default::default()
     };
-    // It is there before it knows, so that a dispatch which follows its registration finds it. What
-    // it is asked waits in its outbox.
+    // It is listed before it is told so, so that a dispatch made right after its registration finds
+    // it. What it is asked waits in its outbox.
     agents.add_worker(&worker);
     if let Err(why) = connection.write(ToWorker::Register(response)).await {
         agents.remove_worker(&worker);
@@ -125,7 +124,7 @@ async fn register(connection: &mut Connection) -> Result<Registration, String> {
     }
 }
 
-/// Passes messages both ways until the connection ends; says why it did.
+/// Carries messages in both directions until the connection ends; returns why it did.
 async fn converse(
     agents: &Agents,
     worker: &Arc<Worker>,
@@ -250,7 +249,7 @@ impl Connection {
 
     async fn close(mut self, why: &str) {
         tracing::debug!("an agent worker's connection ends: {why}");
-        // The other side may be gone already, which is the usual reason to be here.
+        // The other side may be gone already, which is the usual reason for closing.
         let _ = timeout(WRITE_TIMEOUT, self.socket.send(Frame::Close(None))).await;
     }
 }

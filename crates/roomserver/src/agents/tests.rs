@@ -1,4 +1,4 @@
-//! The agents' rules, seen by a worker on a socket and a client of the API.
+//! The rules for agents, as a worker on a socket and a client of the API see them.
 
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ async fn a_declined_job_goes_to_another_worker() {
     let (mut one, _) = FakeWorker::register(&server, "sales", JobType::JtRoom).await;
     let (mut two, _) = FakeWorker::register(&server, "sales", JobType::JtRoom).await;
     dispatch(&server, "call-1", "sales").await;
-    // Which one is asked first is chance.
+    // Which one is asked first is random.
     let declined = tokio::select! {
         job = one.asked() => { one.send(answer(&job, false)).await; two.asked().await.id == job.id },
         job = two.asked() => { two.send(answer(&job, false)).await; one.asked().await.id == job.id },
@@ -342,7 +342,7 @@ async fn the_jobs_of_a_worker_that_is_gone_are_forgotten_and_its_agent_stays() {
         .expect("the connection is open");
     while worker.try_receive().await.is_some() {}
 
-    // The worker comes back and reports on the old job: no error, and the agent is left alone.
+    // The worker comes back and reports on the old job: no error, and the agent stays.
     let (mut again, _) = FakeWorker::register(&server, "sales", JobType::JtRoom).await;
     again
         .send(FromWorker::MigrateJob(proto::MigrateJobRequest {
@@ -497,7 +497,7 @@ async fn messages_out_of_turn_close_the_connection() {
 async fn a_worker_that_does_not_register_is_sent_away() {
     let server = start().await;
     let mut silent = FakeWorker::open(&server).await;
-    // A ping is answered, so the connection is served and its time is running.
+    // A ping is answered, so the connection is served and the time-out is running.
     silent.silence().await;
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(11)).await;

@@ -1,5 +1,5 @@
-//! One registered worker: what it can do, how loaded it is, what it runs. Knows nothing about rooms
-//! and sockets; messages for the worker go into its outbox.
+//! One registered worker: its capabilities, its load, its jobs. Knows nothing about rooms and
+//! sockets; messages for the worker go into its outbox.
 
 use std::collections::HashMap;
 
@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ids;
 
-/// Messages that a worker may leave unread. A job is two of them, so this is some hundred jobs at
-/// once.
+/// Messages that a worker may leave unread. A job is two of them, so this is more than a hundred
+/// jobs at once. A worker that is further behind is disconnected.
 pub(super) const OUTBOX_CAPACITY: usize = 256;
 
 /// What a job has to match for a worker to be asked.
@@ -24,7 +24,7 @@ pub(super) struct WorkerKey {
     pub job_type: JobType,
 }
 
-/// What a worker said when it registered.
+/// The content of a worker's registration.
 #[derive(Debug, Clone)]
 pub(super) struct Registration {
     pub key: WorkerKey,
@@ -35,7 +35,7 @@ impl Registration {
     /// Reads a registration; `None` if it asks for a type of job that does not exist.
     pub fn new(request: proto::RegisterWorkerRequest) -> Option<Self> {
         let job_type = JobType::try_from(request.r#type).ok()?;
-        // What the real server assumes of workers that name no permissions.
+        // The default that the real server assumes for workers that name no permissions.
         let default_permissions = || proto::ParticipantPermission {
             can_subscribe: true,
             can_publish: true,
@@ -104,8 +104,8 @@ impl Worker {
         (worker, inbox)
     }
 
-    /// Puts a message into the outbox. A worker that leaves it full is as good as gone, so its
-    /// connection is closed.
+    /// Puts a message into the outbox. If it is full, the worker is not reading, and its connection
+    /// is closed.
     pub fn send(&self, message: ToWorker) {
         if self
             .outbox
@@ -141,7 +141,7 @@ impl Worker {
     }
 
     /// Asks the worker about a job. The answer arrives on the channel that is returned; it closes
-    /// if the worker goes.
+    /// if the worker disconnects.
     pub fn ask(
         &self,
         job: &proto::Job,
@@ -164,17 +164,16 @@ impl Worker {
         Ok(receiver)
     }
 
-    /// Takes a question back: an answer that still comes is ignored.
+    /// Withdraws a question: an answer that still comes is ignored.
     pub fn forget(&self, job_id: &str) {
         self.state.lock().asked.remove(job_id);
     }
 
-    /// Hands the worker's answer to whoever waits for it.
+    /// Passes the worker's answer to the task that waits for it.
     pub fn answered(&self, answer: proto::AvailabilityResponse) {
         let waiting = self.state.lock().asked.remove(&answer.job_id);
         match waiting {
-            // Nobody waits any more if the time ran out at this moment: the same as an answer that
-            // comes too late.
+            // The task may have timed out just now: the same as an answer that comes too late.
             Some(waiting) => drop(waiting.send(answer)),
             None => tracing::warn!(
                 worker.id = self.id,
@@ -215,7 +214,7 @@ impl Worker {
         Some(job.clone())
     }
 
-    /// Marks the connection as ended: everybody who waits for an answer is told.
+    /// Marks the connection as ended: every task that waits for an answer is told.
     pub fn close(&self) {
         self.closed.cancel();
         self.state.lock().asked.clear();

@@ -1,10 +1,11 @@
-//! `livekit.Egress`: records what a room's participants say into one Ogg file, and leaves a
-//! manifest beside it.
+//! `livekit.Egress`: records the sound of a room into one Ogg file, and writes a manifest beside
+//! it.
 //!
-//! A recording passes through STARTING (nobody has published yet), ACTIVE, ENDING and COMPLETE;
-//! without anybody's sound it ends ABORTED, and FAILED when the disk refuses. Tests can have it end
-//! otherwise ([`crate::EgressBehaviour`]). The file is made in the temporary folder and moved to
-//! its place when it is whole; the manifest comes last, so who sees a manifest finds the recording.
+//! A recording passes through STARTING (nobody has published yet), ACTIVE, ENDING and COMPLETE; it
+//! ends ABORTED when nobody publishes, and FAILED when the file cannot be written. Tests can choose
+//! another end ([`crate::EgressBehaviour`]). The file is made in the temporary folder and moved to
+//! its place when it is complete; the manifest comes last, so a reader that sees a manifest finds
+//! the recording.
 //!
 //! A caller of the API may name any path that this process may write to, as with the real egress's
 //! local files: the token's `roomRecord` is the permission for it.
@@ -42,7 +43,7 @@ use recorder::Recorder;
 /// How often sound is encoded and written: little enough at once that calls in the same process are
 /// not delayed.
 const ADVANCE_INTERVAL: Duration = Duration::from_millis(100);
-/// Ended recordings that are remembered for `ListEgress`; the real server forgets them after a day.
+/// Ended recordings that are kept for `ListEgress`; the real server forgets them after a day.
 const MAX_REMEMBERED: usize = 1_000;
 /// The error of a recording in which nobody ever published (`error_code`, an HTTP status).
 const NO_START_SIGNAL: (&str, i32) = ("Start signal not received", 412);
@@ -84,7 +85,7 @@ impl End {
     }
 }
 
-/// Answers one call; `None` if the service has no such method.
+/// Handles one call; `None` if the service has no such method.
 pub(crate) async fn serve(
     egress: &Egress,
     method: &str,
@@ -191,7 +192,8 @@ impl Egress {
             location(server.options().recordings_dir.as_deref(), &filename).map_err(|error| {
                 TwirpError::invalid(format!("the path {filename:?} cannot be used: {error}"))
             })?;
-        // The events first: a track that is published in between is then seen one way or the other.
+        // Subscribed before the tracks are listed: a track that is published in between is then
+        // found in one of the two.
         let events = rooms.subscribe();
         let packets = rooms.tap(&room.name)?;
         let now = unix_now_ns();
@@ -263,7 +265,7 @@ impl Egress {
             return Err(TwirpError::new(Code::FailedPrecondition, message));
         }
         recording.stop.cancel();
-        // The task sets the status for everybody; the caller is told now.
+        // The task sets the status for everybody; the caller gets it now.
         let mut info = recording.info.clone();
         info.set_status(EgressStatus::EgressEnding);
         info.details = End::StopEgress.details();
@@ -291,7 +293,7 @@ impl Egress {
         })
     }
 
-    /// Changes what is known about a recording and tells of it.
+    /// Changes a recording's info and publishes it as a webhook.
     fn update(&self, egress_id: &str, change: impl FnOnce(&mut proto::EgressInfo)) {
         let changed = {
             let mut recordings = self.shared.recordings.lock();
@@ -327,20 +329,20 @@ struct RecordingJob {
     egress_id: String,
     room: proto::Room,
     plan: Plan,
-    /// As the API shows it.
+    /// The path as the API reports it.
     filename: String,
-    /// Where it is written in the end.
+    /// The final path of the file.
     location: PathBuf,
     /// Nanoseconds since 1970.
     started_at: i64,
     stop: CancellationToken,
 }
 
-/// What a recording came to.
+/// How a recording ended.
 enum Outcome {
     NothingPublished(End),
     Complete(End, proto::FileInfo, Option<PathBuf>),
-    /// Killed, as tests want it.
+    /// Killed, because a test wants it.
     Aborted,
 }
 
@@ -351,7 +353,7 @@ impl RecordingJob {
         events: broadcast::Receiver<RoomEvent>,
     ) {
         let rooms = self.egress.shared.server.rooms().clone();
-        // The room may end at any moment; then there is nobody left to show it to.
+        // The room may end at any time; then there is nobody left to show it to.
         let _ = rooms.set_recording(&self.room.name, true);
         let outcome = self.record(packets, events).await;
         let _ = rooms.set_recording(&self.room.name, false);
@@ -487,14 +489,14 @@ impl RecordingJob {
             started_at,
             ended_at,
         };
-        // Encoding the rest and copying an hour of sound takes a while that no call should feel.
+        // Encoding the rest and copying an hour of sound takes long and must not delay calls.
         let finishing = tokio::task::spawn_blocking(move || finish.run(recorder, length, &staged));
         let (file, manifest) = finishing.await.map_err(std::io::Error::other)??;
         Ok(Outcome::Complete(end, file, manifest))
     }
 
-    /// Takes as long to begin as tests want. What is sent meanwhile is not recorded. `Some`: it
-    /// ends before it has begun.
+    /// Waits to begin for as long as tests want. What is sent meanwhile is not recorded. `Some` if
+    /// the recording ends before it has begun.
     async fn slow_start(&self, packets: &mut mpsc::Receiver<TappedPacket>) -> Option<End> {
         let behaviour = &self.egress.shared.server.options().egress;
         let begins = behaviour.begins_after.as_ref()?;
@@ -512,8 +514,8 @@ impl RecordingJob {
         }
     }
 
-    /// Waits until somebody publishes sound. The packet that told of it, if it was a packet, has to
-    /// be recorded.
+    /// Waits until a participant publishes sound. If a packet was the first sign of that, it is
+    /// returned, as it has to be recorded.
     async fn first_sound(
         &self,
         packets: &mut mpsc::Receiver<TappedPacket>,
@@ -549,7 +551,7 @@ impl RecordingJob {
     }
 }
 
-/// What is left to do when the sound has ended.
+/// What is left to do after the last packet.
 struct Finish {
     egress_id: String,
     room: proto::Room,
@@ -562,7 +564,7 @@ struct Finish {
 }
 
 impl Finish {
-    /// Closes the staged file, moves it to its place, and writes the manifest.
+    /// Closes the temporary file, moves it to its place, and writes the manifest.
     fn run(
         self,
         recorder: Recorder<File>,
@@ -607,8 +609,8 @@ impl Finish {
     }
 }
 
-/// Writes a file whole: under another name in the same folder first, so that nobody sees half of
-/// it.
+/// Writes a file under another name in the same folder and renames it, so that no reader sees half
+/// of it.
 fn place(
     path: &Path,
     write: impl FnOnce(&mut File) -> std::io::Result<()>,

@@ -1,5 +1,4 @@
-//! What a recording request asks for, checked; and the paths and the manifest that come of it.
-//! Pure.
+//! Checks a recording request and derives paths and manifest from it. Pure.
 
 use std::path::{Path, PathBuf};
 
@@ -14,13 +13,17 @@ use crate::twirp::TwirpError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Plan {
     pub mixing: AudioMixing,
-    /// As asked for, with its templates.
+    /// As in the request, with its templates.
     pub filepath: String,
     pub manifest: bool,
 }
 
 impl Plan {
-    /// Refuses everything that needs more than this server has.
+    /// Checks a request.
+    ///
+    /// # Errors
+    ///
+    /// When it needs more than one Ogg Opus file on the local disk.
     pub fn new(request: &proto::RoomCompositeEgressRequest) -> Result<Self, TwirpError> {
         let refuse = |what: &str| {
             Err(TwirpError::unimplemented(format!(
@@ -66,10 +69,10 @@ impl Plan {
         })
     }
 
-    /// The file's path with its templates filled in, as the real egress does: an empty path or a
+    /// The file's path with its templates filled in, as the real egress does it: an empty path or a
     /// folder gets `<room>-<time>`, a missing extension is added.
     pub fn filename(&self, room_name: &str, room_id: &str, now: DateTime<Local>) -> String {
-        // A room's name may hold anything; it is one component of the path.
+        // A room's name may hold any character; it is one component of the path.
         let room_name = room_name.replace(['/', '\\'], "_");
         let time = now.format("%Y-%m-%dT%H%M%S").to_string();
         let mut path = self.filepath.clone();
@@ -89,7 +92,7 @@ impl Plan {
     }
 }
 
-/// Where a file with this name lies; relative names count from the recordings' folder.
+/// The path of a file with this name; relative names are relative to the recordings' folder.
 pub(super) fn location(recordings_dir: Option<&Path>, filename: &str) -> std::io::Result<PathBuf> {
     let path = match recordings_dir {
         Some(dir) => dir.join(filename),

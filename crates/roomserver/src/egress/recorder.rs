@@ -13,9 +13,9 @@ use crate::rooms::TappedPacket;
 
 /// A packet holds at most 120 ms (RFC 6716, section 3.2.5).
 const MAX_PACKET_SAMPLES: usize = SAMPLE_RATE_HZ as usize * 120 / 1000;
-/// A sender's clock places its packets, unless it is this far from their arrival: then it has
-/// jumped or stood still, as some senders' do while they are muted, and counts from the arrival
-/// again.
+/// Packets are placed by their sender's timestamps. If those differ from the arrival by more than
+/// this, the sender's clock has jumped or stood still, as some do while muted, and packets are
+/// placed by their arrival again.
 const MAX_SKEW_SAMPLES: u64 = SAMPLE_RATE_HZ as u64 / 4;
 /// Up to this many packets in a row are concealed by the decoder; a longer loss is silence.
 const MAX_CONCEALED_PACKETS: u64 = 5;
@@ -24,7 +24,8 @@ pub(super) struct Recorder<W: Write> {
     writer: DualChannelWriter<W>,
     mixing: AudioMixing,
     tracks: HashMap<Arc<str>, Track>,
-    /// Who talks on which side when sides alternate, in the order of their first packets.
+    /// Which channel each participant has when channels alternate, in the order of their first
+    /// packets.
     sides: HashMap<String, Side>,
 }
 
@@ -54,9 +55,9 @@ impl<W: Write> Recorder<W> {
     }
 
     /// Places one packet that arrived at the position `arrival`. A packet that cannot be decoded
-    /// leaves a hole.
+    /// leaves a gap.
     pub fn packet(&mut self, packet: &TappedPacket, arrival: u64) -> Result<(), oggopus::Error> {
-        // A recorder is no party of the call, and padding is no sound.
+        // A recorder is not a party of the call, and padding is not sound.
         if packet.kind == Kind::Egress || packet.payload.is_empty() {
             return Ok(());
         }
@@ -146,8 +147,8 @@ impl Track {
         }
     }
 
-    /// Fills the hole that lost packets leave before this one. Where none is missing, as in a pause
-    /// of a sender that does not send silence, the hole stays silent.
+    /// Conceals the gap that lost packets leave before this one. Where none is missing, as in a
+    /// pause of a sender that does not send silence, the gap stays silent.
     fn conceal<W: Write>(
         &mut self,
         packet: &TappedPacket,
@@ -166,7 +167,7 @@ impl Track {
         }
         let mut pcm = [0; MAX_PACKET_SAMPLES];
         for index in 0..lost {
-            // The packet after the loss may carry a coarse copy of the one before it.
+            // The packet after the loss may carry a copy of the one before it at low quality.
             let has_copy = index + 1 == lost;
             let payload: &[u8] = if has_copy { &packet.payload } else { &[] };
             let wanted = &mut pcm[..last.samples as usize];
@@ -266,7 +267,7 @@ mod tests {
             / (to - from)
     }
 
-    /// Crossings of zero upwards in a second tell the tone.
+    /// Upward zero crossings in a second give the frequency.
     fn frequency_hz(pcm: &[i16]) -> usize {
         let crossings = pcm
             .windows(2)

@@ -1,4 +1,4 @@
-//! Recordings, seen by a client of the API and on the disk.
+//! Recordings, as a client of the API and the files on disk show them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -188,10 +188,10 @@ async fn a_call_is_recorded_and_the_manifest_names_the_file() {
         loudest(0),
         loudest(1)
     );
-    let left_over = std::fs::read_dir(dir.path().join("rec"))
+    let written = std::fs::read_dir(dir.path().join("rec"))
         .expect("the folder is there")
         .count();
-    assert_eq!(left_over, 2, "the recording, the manifest and nothing else");
+    assert_eq!(written, 2, "the recording, the manifest and nothing else");
 
     let (status, error) = call(
         &server,

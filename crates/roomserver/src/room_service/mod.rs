@@ -12,7 +12,7 @@ use crate::rooms::{ParticipantChange, RoomOptions, Rooms};
 use crate::token::Claims;
 use crate::twirp::{Call, Code, TwirpError};
 
-/// Answers one call; `None` if the service has no such method.
+/// Handles one call; `None` if the service has no such method.
 pub(crate) async fn serve(
     rooms: &Rooms,
     method: &str,

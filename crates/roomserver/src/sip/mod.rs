@@ -1,16 +1,16 @@
 //! `livekit.SIP`, simulated: telephone calls without a telephone network.
 //!
-//! `CreateSIPParticipant` puts a participant of kind SIP into the room whose `sip.callStatus` goes
-//! from `dialing` over `ringing` to `active`, and who then publishes silence.
-//! `TransferSIPParticipant` ends that call as a successful transfer does. Dispatch rules are kept
-//! and listed, but no call comes in. There are no trunks, no numbers are looked up, nothing is
-//! dialled, DTMF is not played, and all waiting is much shorter than in life; whatever else the
-//! service has is refused as unimplemented.
+//! `CreateSIPParticipant` puts a participant of kind SIP into the room. Its `sip.callStatus` goes
+//! from `dialing` over `ringing` to `active`; then it publishes silence. `TransferSIPParticipant`
+//! ends that call as a successful transfer does. Dispatch rules are kept and listed, but no call
+//! comes in. There are no trunks, no numbers are resolved, nothing is dialled, DTMF is not played,
+//! and all waiting is much shorter than in reality; everything else of the service is refused as
+//! unimplemented.
 //!
-//! What happens to a call is written in the number: one that ends in `0000` and a SIP status of
-//! three digits fails with it (`+15550000486` is busy, `+15550000603` declines, `+15550000503` has
-//! a broken trunk), and `0000408` rings until the time for ringing is over. Every other number
-//! answers. The same holds for the number that a call is transferred to.
+//! The number decides what happens to a call: one that ends in `0000` and a SIP status of three
+//! digits fails with it (`+15550000486` is busy, `+15550000603` declines, `+15550000503` has a
+//! broken trunk), and `0000408` rings until the ringing time-out. Every other number answers. The
+//! same holds for the number that a call is transferred to.
 
 #[cfg(test)]
 mod tests;
@@ -33,8 +33,8 @@ use crate::server::Server;
 use crate::token::Claims;
 use crate::twirp::{Call, Code, TwirpError};
 
-/// From dialling to ringing, and from ringing to an answer. Long enough that every state is seen by
-/// who watches, short enough for tests.
+/// From dialling to ringing, and from ringing to an answer. Long enough that an observer sees every
+/// state, short enough for tests.
 const DIALING: Duration = Duration::from_millis(100);
 const RINGING: Duration = Duration::from_millis(200);
 /// How long an unanswered call rings unless the request says otherwise.
@@ -88,7 +88,7 @@ pub(crate) struct Sip {
 
 struct Shared {
     server: Server,
-    /// The calls in progress by their ids, each with the way to transfer it.
+    /// The calls in progress by their ids, each with the channel for requests to transfer it.
     calls: Mutex<HashMap<String, mpsc::Sender<Transfer>>>,
     rules: Mutex<Vec<proto::SipDispatchRuleInfo>>,
 }
@@ -99,7 +99,7 @@ struct Transfer {
     done: oneshot::Sender<Result<(), SipStatusCode>>,
 }
 
-/// Answers one call; `None` if the service has no such method.
+/// Handles one call; `None` if the service has no such method.
 pub(crate) async fn serve(sip: &Sip, method: &str, call: Call) -> Option<axum::response::Response> {
     let response = match method {
         "CreateSIPParticipant" => {
@@ -296,7 +296,7 @@ impl Sip {
     }
 }
 
-/// Who joins for a call.
+/// The participant that joins for a call.
 fn participant(
     request: proto::CreateSipParticipantRequest,
     call_id: &str,
@@ -401,14 +401,14 @@ impl PhoneCall {
         max_call: Duration,
         answered: oneshot::Sender<Result<(), SipStatusCode>>,
     ) {
-        // Dropping `answered` tells whoever waits that the call was ended from the room.
+        // Dropping `answered` tells the waiting API call that the call was ended from the room.
         let Some(outcome) = self
             .until_hung_up(ring(script, ringing_timeout, Some(self.ringing())))
             .await
         else {
             return;
         };
-        // Nobody may be waiting for the answer, which is the usual case.
+        // Usually nobody waits for the answer.
         let _ = answered.send(outcome);
         if let Err(status) = outcome {
             return self.leave(disconnect_reason(status));
@@ -419,7 +419,8 @@ impl PhoneCall {
         }
     }
 
-    /// What makes the call ring: handed over, so that the call itself can listen meanwhile.
+    /// Makes the call ring. A function, so that the call itself can wait for other events
+    /// meanwhile.
     fn ringing(&self) -> impl FnOnce() + Send + use<> {
         let (server, room, identity) = (
             self.server.clone(),
@@ -469,7 +470,7 @@ impl PhoneCall {
         }
     }
 
-    /// Whether the call is over for the room.
+    /// Transfers the call; returns whether it is over for the room.
     async fn transfer(&mut self, transfer: Transfer) -> bool {
         let ringing = ring(transfer.script, transfer.ringing_timeout, None::<fn()>);
         let Some(outcome) = self.until_hung_up(ringing).await else {
@@ -478,12 +479,12 @@ impl PhoneCall {
         if outcome.is_ok() {
             self.leave(DisconnectReason::ClientInitiated);
         }
-        // The API call may have been given up.
+        // The client of the API may have given up.
         let _ = transfer.done.send(outcome);
         outcome.is_ok()
     }
 
-    /// Waits for something unless the participant is sent away first.
+    /// Waits for something unless the participant is removed first.
     async fn until_hung_up<T>(&mut self, waiting: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(waiting);
         loop {
@@ -516,7 +517,7 @@ fn set_status(server: &Server, room: &str, identity: &str, status: &str) {
     }
 }
 
-/// Dials and rings as the number's script says.
+/// Dials and rings as the number demands.
 async fn ring(
     script: Script,
     ringing_timeout: Duration,

@@ -1,4 +1,4 @@
-//! Telephone calls, seen by who places them and who watches the room.
+//! Telephone calls, as their caller and an observer of the room see them.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn next(events: &mut broadcast::Receiver<RoomEvent>) -> RoomEvent {
         .expect("the server runs")
 }
 
-/// The call's statuses in order, up to this one, and why it ended if it did.
+/// The statuses of the call in order, up to this one, and why it ended if it did.
 async fn statuses(
     events: &mut broadcast::Receiver<RoomEvent>,
     last: &str,

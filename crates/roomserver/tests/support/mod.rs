@@ -42,7 +42,7 @@ pub async fn server() -> RoomServer {
         .expect("loopback has free ports")
 }
 
-/// What a token for the room says unless a test changes it.
+/// The claims of a token for the room, unless a test changes them.
 pub fn claims(identity: &str, room: &str) -> Claims {
     Claims {
         iss: "devkey".into(),
@@ -101,7 +101,7 @@ impl Signalling {
                     request = outgoing.recv() => {
                         let Some(message) = request else { return };
                         let bytes = proto::SignalRequest { message: Some(message) }.encode_to_vec();
-                        // A server that has closed may still have said something before.
+                        // A server that has closed may still have sent something before.
                         let _ = sink.send(Message::Binary(bytes.into())).await;
                     }
                     received = stream.next() => match received {
@@ -121,7 +121,7 @@ impl Signalling {
 
 pub struct Client {
     pub join: proto::JoinResponse,
-    /// Everything the server has said, in order.
+    /// Every message of the server, in order.
     pub signals: Vec<Signal>,
     /// Payloads of the audio packets that arrived, with the track id of their section.
     pub audio: Vec<(String, Vec<u8>)>,
@@ -138,7 +138,7 @@ pub struct Client {
     pending: Option<SdpPendingOffer>,
     channel: Option<ChannelId>,
     speaking: Option<(Mid, u64)>,
-    /// Every packet with this number modulo ten is lost on its way to the server.
+    /// Every packet with this number modulo ten is dropped instead of being sent to the server.
     pub loses: Option<u64>,
     next_packet: Instant,
     deadline: Instant,
@@ -151,7 +151,7 @@ impl Client {
         Self::join_with(server, claims, false).await
     }
 
-    /// Joins as a client that takes redundant audio (RFC 2198).
+    /// Joins as a client that accepts redundant audio (RFC 2198).
     pub async fn join_with_red(server: &RoomServer, claims: &Claims) -> Self {
         Self::join_with(server, claims, true).await
     }
@@ -203,7 +203,7 @@ impl Client {
 
     pub fn request(&mut self, message: Request) {
         let signalling = self.signalling.as_ref().expect("signalling is open");
-        // Who has been sent away may not know it yet.
+        // The client may not know yet that it was removed.
         let _ = signalling.requests.send(message);
     }
 
@@ -255,12 +255,12 @@ impl Client {
         sent
     }
 
-    /// Loses the signalling connection without a word.
+    /// Drops the signalling connection without saying so.
     pub fn drop_signalling(&mut self) {
         self.signalling = None;
     }
 
-    /// Comes back with a new signalling connection.
+    /// Reconnects with a new signalling connection.
     pub async fn resume(&mut self, server: &RoomServer, claims: &Claims) {
         let path = format!("/rtc?protocol=16&reconnect=1&sid={}", self.sid());
         let socket = open(&server.url(), &path, &sign(claims))
@@ -269,7 +269,7 @@ impl Client {
         self.signalling = Some(Signalling::new(socket));
     }
 
-    /// Waits for one thing to happen and deals with it.
+    /// Waits for one event and handles it.
     async fn step(&mut self) {
         self.speak();
         self.poll();
@@ -463,7 +463,7 @@ impl Client {
         }
     }
 
-    /// The latest that the server has said of a participant.
+    /// The latest state of a participant that the server has sent.
     pub fn latest(&self, identity: &str) -> Option<&proto::ParticipantInfo> {
         let updates = self.signals.iter().rev().filter_map(|signal| match signal {
             Signal::Update(update) => Some(update),
@@ -474,7 +474,7 @@ impl Client {
             .find(|info| info.identity == identity)
     }
 
-    /// Why the server has sent the client away, if it has.
+    /// Why the server has removed the client, if it has.
     pub fn leave_reason(&self) -> Option<proto::DisconnectReason> {
         self.signals.iter().find_map(|signal| match signal {
             Signal::Leave(leave) => Some(leave.reason()),

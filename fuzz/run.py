@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Builds all fuzz targets, lets each run for some seconds and says how much each has tried. Fails when one crashes.
+"""Builds all fuzz targets, runs each for some seconds and prints how many inputs each has tried. Fails when one crashes.
 
     fuzz/run.py --seconds 5             all targets
     fuzz/run.py --seconds 300 sdp stun  these
 
-A crash leaves its input in `target/fuzz/artifacts`; `fuzz/run.py --replay FILE TARGET` runs that alone. What a run has found interesting stays in
-`target/fuzz/corpus` for the next one. Needs the stable toolchain and a C++ compiler, and nothing else: coverage is measured by
+A crash leaves its input in `target/fuzz/artifacts`; `fuzz/run.py --replay FILE TARGET` runs that alone. Inputs that reached new code stay in
+`target/fuzz/corpus` for the next run. Needs the stable toolchain and a C++ compiler, and nothing else: coverage is measured by
 the compiler's own instrumentation, without sanitizers, because the code is safe Rust but for libopus.
 """
 
@@ -33,17 +33,17 @@ INSTRUMENTATION = " ".join(
 )
 # Targets outside of the media engine; without them the program need not be built.
 PROGRAM = {"record", "manifest", "crm_answer", "journal", "persona", "server_message", "chat_stream", "webhook", "ipc", "twirp", "server_sdp"}
-# Longest input that is tried, bytes. What takes longer to run gets less.
+# Longest input, bytes; shorter for targets that take long.
 MAX_BYTES = {"jitter": 600, "datagrams": 400, "negotiation": 6000, "ogg_opus": 20_000}
 DICTIONARIES = {
     "sdp": ["sdp", "negotiation", "server_sdp", "candidate"],
     "json": ["record", "manifest", "crm_answer", "journal", "persona", "chat_stream", "webhook", "ipc", "twirp"],
 }
-# Inputs to begin with that lie in the repository anyway.
+# Initial inputs that the repository has as fixtures.
 FIXTURES = {"record": "tests/fixtures/records/**/*.json"}
 # An input that takes longer than this is a fault, seconds. Generous, for busy machines.
 SLOW_S = 20
-# A target must be able to do something in any run; fewer executions mean that it does not run at all.
+# Fewer executions than this mean that a target does not run at all.
 FEWEST = 10
 
 
@@ -65,7 +65,7 @@ def write_seeds(binary, target, folder):
 
 
 def fuzz(target, seconds):
-    """Answers how many inputs were tried and, after a crash, what was said about it."""
+    """Returns how many inputs were tried and, after a crash, the end of its output."""
     binary = OUT / PLATFORM / "debug" / target
     corpus, artifacts = OUT / "corpus" / target, OUT / "artifacts"
     corpus.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use oggopus::{Channels, Reader, Writer, WriterOptions};
 
-/// Files that somebody else has written, or whose writer has died.
+/// Files of other writers, or files whose writer has died.
 fn read(data: &[u8]) {
     let Ok(mut reader) = Reader::new(Cursor::new(data)) else {
         return;

@@ -1,5 +1,5 @@
-//! What all targets share: a way to get the inputs to begin with out of our own code, so that they
-//! are never older than it.
+//! What all targets share: initial inputs that our own code writes, so that they never fall behind
+//! it.
 
 use std::{fs, path::Path};
 

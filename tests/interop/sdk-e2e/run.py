@@ -44,7 +44,7 @@ DEFAULT_FILES = [
 ]
 # The slowest of them (reconnection) waits for time-outs of 30 s on purpose.
 TEST_LIMIT_S = 120
-# How often a test that proved nothing is run again.
+# How often an inconclusive test is run again.
 REPEATS = 9
 START_LIMIT_S = 20
 
@@ -63,7 +63,7 @@ def fetched_livekit(metadata: dict) -> Path:
 
 
 def compatible(requirement: str) -> str:
-    """What two requirements have in common when cargo meets both with one version: `1` of `^1.10.1`, `0.4` of `0.4.38`."""
+    """The part of a version requirement that decides whether cargo can use one version for two: `1` of `^1.10.1`, `0.4` of `0.4.38`."""
     numbers = requirement.lstrip("^=").split(".")
     return numbers[0] if numbers[0] != "0" else ".".join(numbers[:2])
 
@@ -101,7 +101,7 @@ def as_toml(value) -> str:
 
 
 def write_if_changed(path: Path, text: str) -> bool:
-    """A file touched without need makes cargo build again."""
+    """Leaves a file alone that has this text already, because cargo builds again after every write."""
     if path.exists() and path.read_text() == text:
         return False
     path.write_text(text)
@@ -112,14 +112,14 @@ def write_package(livekit: Path, files: list[str], metadata: dict):
     theirs = tomllib.loads((livekit / "Cargo.toml").read_text())
     ours = tomllib.loads((REPOSITORY / "Cargo.toml").read_text())
     dependencies = with_workspace_features({**theirs["dependencies"], **theirs["dev-dependencies"]}, metadata)
-    # The features that our worker uses, so that what is judged is what is shipped.
+    # The features that our worker uses, so that what is tested is what is shipped.
     dependencies["livekit"] = {
         "version": "=" + theirs["package"]["version"],
         "default-features": False,
         "features": [*ours["dependencies"]["livekit"]["features"], "__lk-e2e-test"],
     }
     profiles = {name: table for name, table in ours.get("profile", {}).items() if name == "dev"}
-    # A member of our workspace and none of this one: the wildcard of the profile would apply to it here alone.
+    # In our workspace the engine is a member, to which the profile's wildcard does not apply; here it is not a member.
     engine = profiles["dev"]["package"].setdefault("libwebrtc", {})
     engine.setdefault("debug", profiles["dev"]["debug"])
     lines = [
@@ -127,9 +127,9 @@ def write_package(livekit: Path, files: list[str], metadata: dict):
         '[package]\nname = "sdk-e2e"\nversion = "0.0.0"\npublish = false\nautotests = false',
         f"edition = {json.dumps(theirs['package']['edition'])}",
         '[lib]\npath = "lib.rs"',
-        # The test files switch themselves off without this feature of the package that they are part of.
+        # Without this feature of their package the test files are empty.
         '[features]\ndefault = ["__lk-e2e-test"]\n__lk-e2e-test = []',
-        # Warnings about their code are not ours to mend.
+        # Warnings in their code cannot be fixed here.
         '[lints.rust]\nunused = "allow"\ndeprecated = "allow"',
         "[dev-dependencies]",
         *(f"{name} = {as_toml(table)}" for name, table in dependencies.items()),
@@ -201,8 +201,8 @@ def log_of(file: str, name: str) -> Path:
     return SCRATCH / "logs" / f"{file}-{name.replace('::', '-')}.log"
 
 
-def proved_nothing(inconclusive: list[dict], file: str, name: str) -> bool:
-    """Whether a failed test did not get as far as what it is about."""
+def is_inconclusive(inconclusive: list[dict], file: str, name: str) -> bool:
+    """Whether a failed test did not reach what it tests."""
     said = log_of(file, name).read_text(errors="replace")
     return any(entry["file"] == file and entry["test"] == name and entry["says"] in said for entry in inconclusive)
 
@@ -271,7 +271,7 @@ def main():
                 else:
                     verdict, took_s = run_test(binaries[file], file, name, url)
                     for _ in range(REPEATS):
-                        if verdict != "failed" or not proved_nothing(inconclusive, file, name):
+                        if verdict != "failed" or not is_inconclusive(inconclusive, file, name):
                             break
                         verdict, took_s = run_test(binaries[file], file, name, url)
                     detail = f"{took_s:.1f} s"

@@ -109,7 +109,7 @@ async def test_speech_stops_the_answer_and_takes_calls_back(live):
     live.script(
         hears={"utterances": ["Hello.", "Stop.", "Well."]},
         replies=[{"text": "This is a long answer that is not heard to its end."}, {"tools": [{"name": "book", "id": "f1"}]}, {"text": "Yes."}],
-        says={"pace": 5},
+        says={"pace": 2},
     )
     async with Session(live, tools=[BOOK]) as session:
         await session.say(sound(0.5, 0.7))
@@ -137,7 +137,7 @@ async def test_the_clients_turns(live):
 
 
 async def test_a_session_goes_on_over_another_connection(live):
-    live.script(hears={"utterances": ["Hello.", "And?"]}, replies=[{"text": "One."}, {"text": "Two."}], session={"go_away_s": 1, "limit_s": 1.5})
+    live.script(hears={"utterances": ["Hello.", "And?"]}, replies=[{"text": "One."}, {"text": "Two."}], session={"go_away_after_turns": 1})
     resumption = types.SessionResumptionConfig()
     async with Session(live, **BOTH, session_resumption=resumption) as session:
         await session.say(sound(0.5, 0.7))

@@ -4,7 +4,7 @@ Messages: ai.google.dev/api/live and the classes `Live…` of google-genai 3.6.1
 `generation_complete` there ("interrupted > turn_complete"); sessions: ai.google.dev/gemini-api/docs/live-session. The vendor sends its JSON in binary
 frames. Sound comes in at the rate of its MIME type and goes out at 24 kHz. How a session that is over is closed is not in the specification.
 
-`session`: "text_frames" (false); "go_away_s" announces the end, "limit_s" ends the connection.
+`session`: "text_frames" (false); "go_away_after_turns": the end is announced after so many turns and comes half a second later.
 """
 
 import asyncio
@@ -59,6 +59,7 @@ class Session:
         self.ears = None
         self.rate = 16000
         self.turn: asyncio.Task | None = None
+        self.turns = 0
         # Calls whose answers are missing.
         self.calls: set[str] = set()
 
@@ -101,7 +102,6 @@ class Session:
             await c.end(1008, "Session not found.")
         await self.send("setupComplete", {})
         await self.handle()
-        c.start(self.expire())
         while True:
             message = await self.read()
             if "setup" in message:
@@ -121,15 +121,10 @@ class Session:
             self.c.script.handles.add(handle)
             await self.send("sessionResumptionUpdate", {"newHandle": handle, "resumable": True})
 
-    async def expire(self):
-        session = self.c.script.session
-        if (announce := session.get("go_away_s")) is not None:
-            await asyncio.sleep(announce)
-            left = session.get("limit_s", announce) - announce
-            await self.send("goAway", {"timeLeft": f"{left:g}s"})
-        if limit := session.get("limit_s"):
-            await asyncio.sleep(limit - (announce or 0))
-            await self.c.end(1011, "Deadline expired before operation could complete.")
+    async def go_away(self):
+        await self.send("goAway", {"timeLeft": "0.5s"})
+        await asyncio.sleep(0.5)
+        await self.c.end(1011, "Deadline expired before operation could complete.")
 
     @property
     def detection(self) -> dict:
@@ -241,3 +236,6 @@ class Session:
         usage = {"promptTokenCount": 10, "responseTokenCount": 20, "totalTokenCount": 30}
         await self.content(turnComplete=True, final=True, more={"usageMetadata": usage})
         await self.handle()
+        self.turns += 1
+        if self.turns == self.c.script.session.get("go_away_after_turns"):
+            self.c.start(self.go_away())

@@ -57,7 +57,7 @@ async def collect(messages, into: list):
         return error
 
 
-async def until(condition, seconds: float = 5):
+async def until(condition, seconds: float = 20):
     """Waits for something that another task brings about."""
     async with asyncio.timeout(seconds):
         while not (value := condition()):

@@ -22,7 +22,7 @@ class Session:
     def __init__(self, listen):
         self.got, self.errors = [], []
         # The client adds nothing to an address that has its scheme.
-        self.client = AsyncRealTimeTranscriber(RealTimeTranscriberOptions(api_host=listen.ws, api_key=listen.key, max_connection_retries=0))
+        self.client = AsyncRealTimeTranscriber(RealTimeTranscriberOptions(api_host=listen.ws, api_key=listen.key, max_connection_retries=0, connect_timeout=20))
         for event in RealTimeEvents:
             self.client.on(event, self.take(event))
 

@@ -84,7 +84,7 @@ async def test_buffered_text_is_spoken_after_its_delay_and_a_context_expires(voi
 
 
 async def test_two_contexts_and_a_cancelled_one(voice):
-    voice.script(says={"pace": 20, "chunk_ms": 20})
+    voice.script(says={"pace": 5, "chunk_ms": 20})
     async with client(voice).tts.websocket_connect() as connection:
         one, two = context(connection, "one"), context(connection, "two")
         await one.push("This one goes on for a long while before it ends.", continue_=False)

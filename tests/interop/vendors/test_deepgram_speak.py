@@ -55,7 +55,7 @@ async def test_texts_between_their_flushes(voice):
 
 
 async def test_clear_stops_what_is_spoken(voice):
-    voice.script(says={"pace": 10})
+    voice.script(says={"pace": 3})
     got = []
     async with connect(voice) as socket:
         reader = asyncio.create_task(collect(socket, got))

@@ -136,7 +136,7 @@ async def test_speech_to_speech_with_a_tool(openai):
 
 
 async def test_speech_stops_the_response_and_the_client_cuts_it_at_what_was_heard(openai):
-    openai.script(hears={"utterances": ["Hello.", "Stop."]}, replies=[{"text": "This is a long answer that is not heard to its end."}], says={"pace": 5})
+    openai.script(hears={"utterances": ["Hello.", "Stop."]}, replies=[{"text": "This is a long answer that is not heard to its end."}], says={"pace": 2})
     async with Session(openai) as session:
         await session.say(voice(0.5, 0.7))
         await session.until("response.output_audio.delta", 3)
@@ -157,7 +157,7 @@ async def test_speech_stops_the_response_and_the_client_cuts_it_at_what_was_hear
 
 
 async def test_the_clients_turns(openai):
-    openai.script(hears={"utterances": ["Hello."]}, replies=[{"text": "Yes, this goes on."}], says={"pace": 5})
+    openai.script(hears={"utterances": ["Hello."]}, replies=[{"text": "Yes, and this goes on for quite a while."}], says={"pace": 2})
     async with Session(openai) as session:
         await session.set("realtime", audio={"input": {"turn_detection": None}})
         await session.say(voice(0.5, 0.2))
@@ -212,12 +212,18 @@ async def test_a_close_in_mid_answer(openai, code):
         assert not session.all("response.done")
 
 
-async def test_transcripts_and_answers_twice_and_the_limit_of_a_session(openai):
-    openai.script(hears={"utterances": ["Hello."]}, faults=[{"kind": "double_finals"}], session={"limit_s": 2})
+async def test_the_limit_of_a_session(openai):
+    openai.script(session={"limit_s": 0.2})
+    async with Session(openai) as session:
+        await session.reader
+        assert session.all("error")[-1].error.code == "session_expired"
+
+
+async def test_transcripts_and_answers_come_twice(openai):
+    openai.script(hears={"utterances": ["Hello."]}, faults=[{"kind": "double_finals"}])
     async with Session(openai) as session:
         await session.set("realtime", audio={"input": {"transcription": {"model": "whisper-1"}}})
         await session.say(voice(0.5, 0.7))
-        await session.reader
+        await session.until("response.done", 2)
         assert [event.transcript for event in session.all(TRANSCRIBED)] == ["Hello.", "Hello."]
         assert len(session.all("response.done")) == 2
-        assert session.all("error")[-1].error.code == "session_expired"

@@ -134,6 +134,8 @@ class Script:
         self.dropped = 0
         self.opened = 0
         self.answered = 0
+        # Handles of sessions that may go on over another connection.
+        self.handles: set[str] = set()
         self.replaced = asyncio.Event()
 
     def next_fault(self) -> dict | None:
@@ -308,6 +310,8 @@ class Connection(Exchange):
     def __init__(self, vendor: Vendor, request: web.Request):
         super().__init__(vendor, request)
         self.ws: web.WebSocketResponse | None = None
+        # Whether JSON goes out in binary frames.
+        self.json_in_binary = False
         self.tasks: set[asyncio.Task] = set()
 
     async def run(self, session) -> web.WebSocketResponse:
@@ -376,7 +380,10 @@ class Connection(Exchange):
         """Sends JSON. `kind` is what the record of what was sent calls it."""
         if not await self.before_send():
             return
-        await self.ws.send_str(json.dumps(message))
+        if self.json_in_binary:
+            await self.ws.send_bytes(json.dumps(message).encode())
+        else:
+            await self.ws.send_str(json.dumps(message))
         await self.sent(kind, final)
 
     async def send_bytes(self, data: bytes, kind: str = "sound"):

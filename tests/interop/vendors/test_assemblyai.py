@@ -1,6 +1,5 @@
 """AssemblyAI's recognition, held by assemblyai."""
 
-
 import pytest
 from assemblyai.streaming.v3 import RealTimeEvents, RealTimeParameters, RealTimeSessionParameters, RealTimeTranscriberOptions
 from assemblyai.streaming.v3.async_client import AsyncRealTimeTranscriber
@@ -22,7 +21,9 @@ class Session:
     def __init__(self, listen):
         self.got, self.errors = [], []
         # The client adds nothing to an address that has its scheme.
-        self.client = AsyncRealTimeTranscriber(RealTimeTranscriberOptions(api_host=listen.ws, api_key=listen.key, max_connection_retries=0, connect_timeout=20))
+        self.client = AsyncRealTimeTranscriber(
+            RealTimeTranscriberOptions(api_host=listen.ws, api_key=listen.key, max_connection_retries=0, connect_timeout=20)
+        )
         for event in RealTimeEvents:
             self.client.on(event, self.take(event))
 
@@ -86,8 +87,10 @@ async def test_a_forced_end_in_mid_speech_and_settings(listen):
     listen.script(hears={"utterances": ["one two three four five six"]})
     session = Session(listen)
     data = sound(2.0, 1.0)
-    update = lambda client: client.set_params(RealTimeSessionParameters(min_turn_silence=300))  # noqa: E731
-    await session.hold(update, data[:32000], lambda client: client.force_endpoint(), data[32000:], lambda client: client.keep_alive(), **PLAIN)
+    update = lambda client: client.set_params(RealTimeSessionParameters(min_turn_silence=300))
+    await session.hold(
+        update, data[:32000], lambda client: client.force_endpoint(), data[32000:], lambda client: client.keep_alive(), **PLAIN
+    )
     assert [(m.turn_order, m.transcript) for m in session.turns()] == [(0, "one two three four"), (1, "five six")]
     kinds = [m.get("type", "sound") for m in listen.seen()[0]["messages"]]
     assert kinds == ["UpdateConfiguration", "sound", "ForceEndpoint", "sound", "KeepAlive", "Terminate"]

@@ -100,7 +100,9 @@ async def test_two_contexts_and_a_cancelled_one(voice):
 @pytest.mark.parametrize(("encoding", "rate", "size"), [("pcm_f32le", 44100, 4 * 2646), ("pcm_mulaw", 8000, 480), ("pcm_alaw", 8000, 480)])
 async def test_formats(voice, encoding, rate, size):
     async with client(voice).tts.websocket_connect() as connection:
-        speech = connection.context("a", model_id="sonic-3.5", voice=VOICE, output_format={**FORMAT, "encoding": encoding, "sample_rate": rate})
+        speech = connection.context(
+            "a", model_id="sonic-3.5", voice=VOICE, output_format={**FORMAT, "encoding": encoding, "sample_rate": rate}
+        )
         await speech.push("Ten chars.", continue_=False)
         assert len(audio(await receive(speech))) == size * 10
 
@@ -140,7 +142,9 @@ async def test_refusals(voice, listen):
     assert refused.value.response.headers["Retry-After"] == "3" and b"concurrency_limited" in refused.value.response.body
     for wrong in ({"encoding": "mp7"}, {"model": "ink-99"}, {"sample_rate": 7}, {"turn_end_threshold": 0.9}):
         with pytest.raises(InvalidStatus) as refused:
-            async with client(listen).stt.auto_finalize.websocket(**{"model": "ink-2", "encoding": "pcm_s16le", "sample_rate": 16000, **wrong}):
+            async with client(listen).stt.auto_finalize.websocket(
+                **{"model": "ink-2", "encoding": "pcm_s16le", "sample_rate": 16000, **wrong}
+            ):
                 pass
         assert refused.value.response.status_code == 400
 
@@ -150,7 +154,9 @@ async def test_a_close_in_mid_sound(voice, code):
     voice.script(faults=[{"kind": "close", "code": code, "at": {"audio_ms": 500}}])
     async with client(voice).tts.websocket_connect() as connection:
         # A context of the client waits for ever when the connection ends, so this reads the connection.
-        await connection.send({"context_id": "a", "model_id": "sonic-3.5", "voice": VOICE, "output_format": FORMAT, "transcript": "This is a sentence."})
+        await connection.send(
+            {"context_id": "a", "model_id": "sonic-3.5", "voice": VOICE, "output_format": FORMAT, "transcript": "This is a sentence."}
+        )
         got = []
         error = await collect(connection, got)
         assert isinstance(error, ConnectionClosedError) and len(audio(got)) == 500 * 32
@@ -187,7 +193,17 @@ async def test_turns_with_an_eager_end_that_is_taken_back(listen):
     for event in got:
         conforms(event)
     kinds = [event.type for event in got if event.type != "turn.update"]
-    assert kinds == ["connected", "turn.start", "turn.eager_end", "turn.resume", "turn.eager_end", "turn.end", "turn.start", "turn.eager_end", "turn.end"]
+    assert kinds == [
+        "connected",
+        "turn.start",
+        "turn.eager_end",
+        "turn.resume",
+        "turn.eager_end",
+        "turn.end",
+        "turn.start",
+        "turn.eager_end",
+        "turn.end",
+    ]
     assert [event.transcript for event in got if event.type == "turn.end"] == ["Well, I would like that.", "Yes."]
     updates = [event.transcript for event in got if event.type == "turn.update"]
     assert updates and updates[0] == "Well," and all(text.startswith("Well,") for text in updates[:3])

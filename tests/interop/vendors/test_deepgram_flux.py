@@ -78,7 +78,7 @@ async def test_sound_without_words_begins_no_turn(flux):
 
 async def test_a_turn_ends_by_force_or_by_time(flux):
     flux.script(hears={"utterances": ["one two three four five six", "Yes."]})
-    force = lambda socket: socket.send_force_end_turn()  # noqa: E731
+    force = lambda socket: socket.send_force_end_turn()
     data = sound(2.0, 0.5)
     got = await hold(flux, data[:32000], force, data[32000:], force, sound(0.5, 2.0), eot_threshold=1.0, eot_timeout_ms=1000)
     ends = [m for m in got if isinstance(m, ListenV2TurnInfo) and m.event == "EndOfTurn"]
@@ -92,7 +92,7 @@ async def test_an_open_turn_is_not_finished_by_the_end_of_the_stream(flux):
 
 async def test_settings_change(flux):
     flux.script(hears={"utterances": ["Yes."]})
-    change = lambda **parts: lambda socket: socket.send_configure(ListenV2Configure(type="Configure", **parts))  # noqa: E731
+    change = lambda **parts: lambda socket: socket.send_configure(ListenV2Configure(type="Configure", **parts))
     got = await hold(
         flux, change(thresholds={"eager_eot_threshold": 0.5}, keyterms=["Acme"]), change(thresholds={"eot_threshold": 7}), sound(0.5, 1.0)
     )

@@ -11,7 +11,14 @@ from websockets.exceptions import ConnectionClosed
 
 from support import chunks, collect, conforms, sound, until
 
-QUERY = {"model": "nova-3", "encoding": "linear16", "sample_rate": 16000, "interim_results": "true", "punctuate": "true", "vad_events": "true"}
+QUERY = {
+    "model": "nova-3",
+    "encoding": "linear16",
+    "sample_rate": 16000,
+    "interim_results": "true",
+    "punctuate": "true",
+    "vad_events": "true",
+}
 
 
 @pytest.fixture
@@ -215,7 +222,10 @@ async def test_finals_twice_and_without_words(listen):
 
 
 async def test_a_stall_answers_pings_and_a_half_open_connection_does_not(listen):
-    listen.script(faults=[{"kind": "stall", "at": {"sound_ms": 500}}, {"kind": "half_open", "at": {"sound_ms": 500}}], hears={"utterances": ["Hello."]})
+    listen.script(
+        faults=[{"kind": "stall", "at": {"sound_ms": 500}}, {"kind": "half_open", "at": {"sound_ms": 500}}],
+        hears={"utterances": ["Hello."]},
+    )
     got = []
     for answers in (True, False):
         async with connect(listen) as socket:
@@ -237,7 +247,10 @@ async def test_a_stall_answers_pings_and_a_half_open_connection_does_not(listen)
 
 async def test_garbage_reaches_the_client_in_between(listen):
     """The SDK itself gives up on a frame that is no JSON, so this reads the frames."""
-    listen.script(faults=[{"kind": "garbage", "frame": frame, "at": {"sound_ms": 1500}} for frame in ("text", "binary", "json")], hears={"utterances": ["Hello."], "counter": "connection"})
+    listen.script(
+        faults=[{"kind": "garbage", "frame": frame, "at": {"sound_ms": 1500}} for frame in ("text", "binary", "json")],
+        hears={"utterances": ["Hello."], "counter": "connection"},
+    )
     for frame in ("text", "binary", "json"):
         async with connect(listen) as socket:
             for chunk in chunks(sound(1.0, 1.0)):
@@ -258,5 +271,10 @@ async def test_events_at_given_places(listen):
     listen.script(hears={"events": events})
     got, _ = await hold(listen, sound(0.0, 1.0))
     told = [(type(m).__name__, transcript(m) if isinstance(m, ListenV1Results) else "") for m in got]
-    assert told == [("ListenV1SpeechStarted", ""), ("ListenV1Results", "Hel"), ("ListenV1Results", "Hello there."), ("ListenV1Metadata", "")]
+    assert told == [
+        ("ListenV1SpeechStarted", ""),
+        ("ListenV1Results", "Hel"),
+        ("ListenV1Results", "Hello there."),
+        ("ListenV1Metadata", ""),
+    ]
     assert got[2].channel.alternatives[0].words[0].start == 0.2

@@ -18,7 +18,8 @@ def voice(control):
 
 def connect(voice, **query):
     client = AsyncDeepgramClient(
-        api_key=voice.key, environment=DeepgramClientEnvironment(base=voice.http, production=voice.ws, agent=voice.ws, agent_rest=voice.http)
+        api_key=voice.key,
+        environment=DeepgramClientEnvironment(base=voice.http, production=voice.ws, agent=voice.ws, agent_rest=voice.http),
     )
     return client.speak.v1.connect(**({"model": "aura-2-thalia-en", "encoding": "linear16", "sample_rate": 16000} | query))
 
@@ -80,7 +81,9 @@ async def test_formats(voice, encoding, rate, each):
     assert size(got) == each * 10
 
 
-@pytest.mark.parametrize("query", [{"encoding": "mp7"}, {"sample_rate": 12345}, {"model": "nova-3"}, {"encoding": "mulaw", "sample_rate": 48000}])
+@pytest.mark.parametrize(
+    "query", [{"encoding": "mp7"}, {"sample_rate": 12345}, {"model": "nova-3"}, {"encoding": "mulaw", "sample_rate": 48000}]
+)
 async def test_what_the_specification_does_not_have_is_refused(voice, query):
     with pytest.raises(ApiError) as refused:
         async with connect(voice, **query):

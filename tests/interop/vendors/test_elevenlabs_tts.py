@@ -1,5 +1,6 @@
-"""ElevenLabs' voices. elevenlabs has a client for one text, and only the messages of the interface for many, which livekit-plugins-elevenlabs
-speaks. So the first is held by elevenlabs, the second by LiveKit's plugin, and its messages are written and read with elevenlabs' classes.
+"""ElevenLabs' voices. elevenlabs has a client for one text, and only the messages of the interface for many, which
+livekit-plugins-elevenlabs speaks. So the first is held by elevenlabs, the second by LiveKit's plugin, and its messages
+are written and read with elevenlabs' classes.
 """
 
 import asyncio
@@ -163,7 +164,9 @@ async def test_formats(voice, output, size):
         assert len(audio(messages)) == size * 10
 
 
-@pytest.mark.parametrize(("query", "status"), [({"output_format": "pcm_7"}, 400), ({"auto_mode": "perhaps"}, 400), ({"inactivity_timeout": 181}, 400)])
+@pytest.mark.parametrize(
+    ("query", "status"), [({"output_format": "pcm_7"}, 400), ({"auto_mode": "perhaps"}, 400), ({"inactivity_timeout": 181}, 400)]
+)
 async def test_what_the_specification_does_not_have_is_refused(voice, query, status):
     with pytest.raises(websockets.InvalidStatus) as refused:
         async with connect(voice, **query):
@@ -193,7 +196,9 @@ async def test_the_elevenlabs_client_speaks_one_text(voice):
     client.text_to_speech._ws_base_url = voice.ws
 
     def say():
-        return b"".join(client.text_to_speech.convert_realtime(VOICE, text=iter(["Good morning. ", "How are you?"]), output_format="pcm_16000"))
+        return b"".join(
+            client.text_to_speech.convert_realtime(VOICE, text=iter(["Good morning. ", "How are you?"]), output_format="pcm_16000")
+        )
 
     assert len(await asyncio.to_thread(say)) == len("Good morning. How are you?") * 60 * 32
     voice.script(faults=[{"kind": "close", "code": 1011, "reason": "gone", "at": {"audio_ms": 500}}])
@@ -214,7 +219,9 @@ async def say_with_livekit(voice, text: str, max_retry=0, timeout=10):
                 stream.push_text(text)
                 stream.end_input()
                 frames = [event.frame async for event in stream]
-                return sum(frame.duration for frame in frames), [word for frame in frames for word in frame.userdata.get("lk.timed_transcripts", [])]
+                return sum(frame.duration for frame in frames), [
+                    word for frame in frames for word in frame.userdata.get("lk.timed_transcripts", [])
+                ]
         finally:
             await speaker.aclose()
 

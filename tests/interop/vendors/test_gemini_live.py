@@ -10,7 +10,9 @@ from google.genai import errors, types
 from support import chunks, sound, until
 
 MODEL = "gemini-3-flash-live"
-BOOK = types.Tool(function_declarations=[types.FunctionDeclaration(name="book", description="Books a visit.", parameters_json_schema={"type": "object"})])
+BOOK = types.Tool(
+    function_declarations=[types.FunctionDeclaration(name="book", description="Books a visit.", parameters_json_schema={"type": "object"})]
+)
 
 
 @pytest.fixture
@@ -96,11 +98,15 @@ async def test_a_turn_with_both_transcripts(live):
 async def test_a_tool(live):
     live.script(replies=[{"tools": [{"name": "book", "arguments": {"day": "Friday"}, "id": "f1"}]}, {"text": "It is booked."}])
     async with Session(live, **BOTH, tools=[BOOK]) as session:
-        await session.session.send_client_content(turns=types.Content(role="user", parts=[types.Part(text="Book Friday.")]), turn_complete=True)
+        await session.session.send_client_content(
+            turns=types.Content(role="user", parts=[types.Part(text="Book Friday.")]), turn_complete=True
+        )
         await until(lambda: any(m.tool_call for m in session.got))
         [call] = [call for m in session.got if m.tool_call for call in m.tool_call.function_calls]
         assert (call.id, call.name, call.args) == ("f1", "book", {"day": "Friday"})
-        await session.session.send_tool_response(function_responses=types.FunctionResponse(id="f1", name="book", response={"result": "done"}))
+        await session.session.send_tool_response(
+            function_responses=types.FunctionResponse(id="f1", name="book", response={"result": "done"})
+        )
         await session.until("turn_complete")
     assert session.text("output_transcription") == "It is booked."
 
@@ -108,7 +114,11 @@ async def test_a_tool(live):
 async def test_speech_stops_the_answer_and_takes_calls_back(live):
     live.script(
         hears={"utterances": ["Hello.", "Stop.", "Well."]},
-        replies=[{"text": "This is a long answer that is not heard to its end."}, {"tools": [{"name": "book", "id": "f1"}]}, {"text": "Yes."}],
+        replies=[
+            {"text": "This is a long answer that is not heard to its end."},
+            {"tools": [{"name": "book", "id": "f1"}]},
+            {"text": "Yes."},
+        ],
         says={"pace": 2},
     )
     async with Session(live, tools=[BOOK]) as session:
@@ -184,7 +194,9 @@ async def test_a_close_in_mid_answer(live, code):
 
 
 async def test_answers_end_twice_and_sound_of_another_rate(live):
-    live.script(hears={"utterances": ["Hello."], "counter": "connection"}, faults=[{"kind": "double_finals"}, {"kind": "wrong_rate", "rate": 8000}])
+    live.script(
+        hears={"utterances": ["Hello."], "counter": "connection"}, faults=[{"kind": "double_finals"}, {"kind": "wrong_rate", "rate": 8000}]
+    )
     async with Session(live) as session:
         await session.say(sound(0.5, 0.7))
         await session.until("turn_complete", 2)

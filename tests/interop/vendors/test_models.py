@@ -28,7 +28,10 @@ async def claude_says(claude, **ask):
 async def test_claude_says_words_and_calls_tools(claude):
     claude.script(
         replies=[
-            {"text": "One moment, please.", "tools": [{"name": "book", "arguments": {"day": "Friday"}, "id": "t1"}, {"name": "book", "id": "t2"}]},
+            {
+                "text": "One moment, please.",
+                "tools": [{"name": "book", "arguments": {"day": "Friday"}, "id": "t1"}, {"name": "book", "id": "t2"}],
+            },
             {"text": "It is booked."},
         ]
     )
@@ -111,7 +114,11 @@ async def test_claude_fails_in_mid_answer(claude):
     long = [{"text": "one two three four five six seven"}]
     claude.script(
         replies=[*long, *long, *long, {"text": "one two", "error": "overloaded_error"}],
-        faults=[{"kind": "close", "at": {"sent": 5}}, {"kind": "stall", "at": {"sent": 5}}, {"kind": "garbage", "frame": "json", "at": {"sent": 5}}],
+        faults=[
+            {"kind": "close", "at": {"sent": 5}},
+            {"kind": "stall", "at": {"sent": 5}},
+            {"kind": "garbage", "frame": "json", "at": {"sent": 5}},
+        ],
     )
     with pytest.raises(httpx2.RemoteProtocolError):
         await claude_says(claude)
@@ -131,7 +138,9 @@ def gemini(control):
 
 
 async def gemini_says(gemini, contents="Hello.", timeout_ms=20000, **config):
-    client = genai.Client(api_key=gemini.key, http_options=types.HttpOptions(base_url=gemini.http, api_version="v1beta", timeout=timeout_ms))
+    client = genai.Client(
+        api_key=gemini.key, http_options=types.HttpOptions(base_url=gemini.http, api_version="v1beta", timeout=timeout_ms)
+    )
     stream = await client.aio.models.generate_content_stream(
         model="gemini-3-flash", contents=contents, config=types.GenerateContentConfig(**config) if config else None
     )
@@ -139,7 +148,12 @@ async def gemini_says(gemini, contents="Hello.", timeout_ms=20000, **config):
 
 
 async def test_gemini_says_words_and_calls_functions(gemini):
-    gemini.script(replies=[{"text": "One moment, please.", "tools": [{"name": "book", "arguments": {"day": "Friday"}, "id": "f1"}]}, {"text": "It is booked."}])
+    gemini.script(
+        replies=[
+            {"text": "One moment, please.", "tools": [{"name": "book", "arguments": {"day": "Friday"}, "id": "f1"}]},
+            {"text": "It is booked."},
+        ]
+    )
     book = types.FunctionDeclaration(name="book", description="Books a visit.", parameters_json_schema={"type": "object"})
     options = {
         "tools": [types.Tool(function_declarations=[book])],
@@ -191,10 +205,10 @@ async def test_gemini_fails_in_mid_answer(gemini):
         replies=[*long, *long, {"text": "one two", "error": "UNAVAILABLE"}],
         faults=[{"kind": "close", "at": {"sent": 3}}, {"kind": "stall", "at": {"sent": 3}}],
     )
-    with pytest.raises(Exception) as cut:  # noqa: B017 - the client's transport decides which
+    with pytest.raises(Exception) as cut:  # the client's transport decides which
         await gemini_says(gemini)
     assert not isinstance(cut.value, AssertionError)
-    with pytest.raises(Exception) as stalled:  # noqa: B017
+    with pytest.raises(Exception) as stalled:
         await gemini_says(gemini, timeout_ms=2000)
     assert "imeout" in type(stalled.value).__name__ or "imeout" in str(stalled.value)
     with pytest.raises(errors.APIError) as error:

@@ -74,7 +74,12 @@ async def test_transcription_with_the_vendors_turns(openai):
     assert [event.transcript for event in done] == ["Yes, I would.", "Tomorrow."]
     deltas = session.all("conversation.item.input_audio_transcription.delta")
     assert "".join(event.delta for event in deltas if event.item_id == done[0].item_id) == "Yes, I would."
-    turn = ["input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", "input_audio_buffer.committed", "conversation.item.added"]
+    turn = [
+        "input_audio_buffer.speech_started",
+        "input_audio_buffer.speech_stopped",
+        "input_audio_buffer.committed",
+        "conversation.item.added",
+    ]
     assert session.kinds() == ["session.created", "session.updated", *[*turn, "conversation.item.done", TRANSCRIBED] * 2]
     started = session.all("input_audio_buffer.speech_started")
     assert [event.audio_start_ms for event in started] == [0, 2000]
@@ -88,7 +93,9 @@ async def test_transcription_while_one_speaks_needs_a_commit(openai):
     openai.script(hears={"utterances": ["one two three four five six"]})
     live = {"transcription": {"model": "gpt-realtime-whisper"}, "turn_detection": None}
     async with Session(openai, transcribe=True) as session:
-        await session.connection.session.update(session={"type": "transcription", "audio": {"input": {"transcription": live["transcription"]}}})
+        await session.connection.session.update(
+            session={"type": "transcription", "audio": {"input": {"transcription": live["transcription"]}}}
+        )
         [error] = await session.until("error")
         assert error.error.param == "session.audio.input.turn_detection"
         await session.set("transcription", audio={"input": live})
@@ -109,7 +116,10 @@ TOOL = {"type": "function", "name": "book", "description": "Books a visit.", "pa
 async def test_speech_to_speech_with_a_tool(openai):
     openai.script(
         hears={"utterances": ["Book Friday."]},
-        replies=[{"text": "One moment.", "tools": [{"name": "book", "arguments": {"day": "Friday"}, "id": "call_1"}]}, {"text": "It is booked."}],
+        replies=[
+            {"text": "One moment.", "tools": [{"name": "book", "arguments": {"day": "Friday"}, "id": "call_1"}]},
+            {"text": "It is booked."},
+        ],
     )
     async with Session(openai) as session:
         await session.set("realtime", instructions="Be brief.", tools=[TOOL], audio={"input": {"transcription": {"model": "whisper-1"}}})
@@ -136,7 +146,11 @@ async def test_speech_to_speech_with_a_tool(openai):
 
 
 async def test_speech_stops_the_response_and_the_client_cuts_it_at_what_was_heard(openai):
-    openai.script(hears={"utterances": ["Hello.", "Stop."]}, replies=[{"text": "This is a long answer that is not heard to its end."}], says={"pace": 2})
+    openai.script(
+        hears={"utterances": ["Hello.", "Stop."]},
+        replies=[{"text": "This is a long answer that is not heard to its end."}],
+        says={"pace": 2},
+    )
     async with Session(openai) as session:
         await session.say(voice(0.5, 0.7))
         await session.until("response.output_audio.delta", 3)

@@ -84,16 +84,16 @@ async def test_utterances_found_by_the_vendor(listen):
 async def test_utterances_ended_by_the_client(listen):
     listen.script(hears={"utterances": ["one two three four five six"]})
     data = sound(2.0, 1.0)
-    start = lambda socket: socket.send_realtime_speech_start(messages.RealtimeSpeechStart())  # noqa: E731
-    end = lambda socket: socket.send_realtime_speech_end(messages.RealtimeSpeechEnd())  # noqa: E731
+    start = lambda socket: socket.send_realtime_speech_start(messages.RealtimeSpeechStart())
+    end = lambda socket: socket.send_realtime_speech_end(messages.RealtimeSpeechEnd())
     got = await hold(listen, start, data[:32000], end, start, data[32000:], end, endpointing="manual")
     assert [m.text for m in got if m.event == "transcript.final"] == ["one two three four", "five six"]
     assert not any(m.event.startswith("vad.") for m in got)
 
 
 async def test_settings_and_pings(listen):
-    update = lambda **settings: lambda socket: socket.send_realtime_config_update(messages.RealtimeConfigUpdate(**settings))  # noqa: E731
-    ping = lambda socket: socket.send_realtime_ping(messages.RealtimePing())  # noqa: E731
+    update = lambda **settings: lambda socket: socket.send_realtime_config_update(messages.RealtimeConfigUpdate(**settings))
+    ping = lambda socket: socket.send_realtime_ping(messages.RealtimePing())
     got = await hold(listen, ping, update(silence_duration_ms=300), update(stream_type="simulated"))
     assert [m.event for m in got] == ["session.begin", "pong", "config.updated", "error", "session.end"]
     assert got[2].applied == ["silence_duration_ms"] and got[3].code == "invalid_config" and not got[3].is_fatal

@@ -1,6 +1,21 @@
 """The stand-ins by the name under which a test controls them."""
 
-from . import anthropic, assemblyai, cartesia_stt, cartesia_tts, deepgram_flux, deepgram_listen, deepgram_speak, elevenlabs_scribe, elevenlabs_tts, gemini, gemini_live, openai_realtime, sarvam_stt, sarvam_tts
+from . import (
+    anthropic,
+    assemblyai,
+    cartesia_stt,
+    cartesia_tts,
+    deepgram_flux,
+    deepgram_listen,
+    deepgram_speak,
+    elevenlabs_scribe,
+    elevenlabs_tts,
+    gemini,
+    gemini_live,
+    openai_realtime,
+    sarvam_stt,
+    sarvam_tts,
+)
 
 SERVICES = {
     "anthropic": anthropic,

@@ -1,8 +1,9 @@
 """Anthropic, models: `/v1/messages`, streamed.
 
-Events: the classes of anthropic 2.14.0 `types/raw_message_stream_event.py`; errors and their statuses: docs.anthropic.com/en/api/errors; the
-rules for tools: docs.anthropic.com/en/docs/agents-and-tools/tool-use; versions: platform.claude.com/docs/en/api/versioning. Since 2026-10-21 a request
-with temperature, top_p or top_k is refused, and the vendor's clients send the key as `Authorization: Bearer`.
+Events: the classes of anthropic 2.14.0 `types/raw_message_stream_event.py`; errors and their statuses:
+docs.anthropic.com/en/api/errors; the rules for tools: docs.anthropic.com/en/docs/agents-and-tools/tool-use; versions:
+platform.claude.com/docs/en/api/versioning. Since 2026-10-21 a request with temperature, top_p or top_k is refused, and
+the vendor's clients send the key as `Authorization: Bearer`.
 """
 
 import json
@@ -80,7 +81,7 @@ def fault_of_messages(messages: list) -> str | None:
         if role not in ("user", "assistant"):
             return f"messages.{n}.role: Input should be 'user' or 'assistant'"
         if n == 0 and role != "user":
-            return "messages: first message must use the \"user\" role"
+            return 'messages: first message must use the "user" role'
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
         if not blocks or any(block.get("type") == "text" and not block.get("text", "").strip() for block in blocks):
             return f"messages.{n}: text content blocks must be non-empty"

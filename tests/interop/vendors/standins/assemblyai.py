@@ -1,11 +1,13 @@
 """AssemblyAI, recognition of streams, version 3: `/v3/ws`.
 
-Messages and query: the classes of assemblyai 1.8.2 `streaming/v3/models.py`; the order and the meaning of `transcript`, `utterance` and of
-formatted turns: assemblyai.com/docs/streaming/universal-streaming/message-sequence and …/universal-3-pro/u3-pro-message-sequence; the errors:
-…/docs/streaming/common-session-errors-and-closures. The models of Universal-Streaming give plain words first and, with `format_turns`, the whole
-turn once more with punctuation, the end of turn set in both. The models of Universal-3 give one formatted end, and SpeechStarted.
+Messages and query: the classes of assemblyai 1.8.2 `streaming/v3/models.py`; the order and the meaning of `transcript`,
+`utterance` and of formatted turns: assemblyai.com/docs/streaming/universal-streaming/message-sequence and
+…/universal-3-pro/u3-pro-message-sequence; the errors: …/docs/streaming/common-session-errors-and-closures. The models
+of Universal-Streaming give plain words first and, with `format_turns`, the whole turn once more with punctuation, the
+end of turn set in both. The models of Universal-3 give one formatted end, and SpeechStarted.
 
-`session`: "turn_silence_ms" (400), the silence that ends a turn where the client asked for none; "limit_s" ends the session with 3008.
+`session`: "turn_silence_ms" (400), the silence that ends a turn where the client asked for none; "limit_s" ends the
+session with 3008.
 """
 
 import json
@@ -104,7 +106,10 @@ class Session:
             elif kind == "Terminate":
                 for heard in self.ears.force_end():
                     await self.tell(heard)
-                duration = {"audio_duration_seconds": int(self.ears.seconds), "session_duration_seconds": int(time.monotonic() - self.began)}
+                duration = {
+                    "audio_duration_seconds": int(self.ears.seconds),
+                    "session_duration_seconds": int(time.monotonic() - self.began),
+                }
                 await c.send({"type": "Termination", **duration}, "Termination")
                 return
             elif kind != "KeepAlive":

@@ -1,8 +1,8 @@
 """Cartesia, recognition: `/stt/turns/websocket` finds the turns itself, `/stt/websocket` gives words on `finalize`.
 
-Messages and query: the classes `STTAutoFinalize…` and `STTManualFinalize…` of cartesia 4.2.0, made from the vendor's OpenAPI document. A
-manual transcript is what comes after the last final, with its white space, to be put together as it is. Signals "preview" (eager end, resume)
-come with `hears.eager_ms`.
+Messages and query: the classes `STTAutoFinalize…` and `STTManualFinalize…` of cartesia 4.2.0, made from the vendor's
+OpenAPI document. A manual transcript is what comes after the last final, with its white space, to be put together as it
+is. Signals "preview" (eager end, resume) come with `hears.eager_ms`.
 
 `session`: "turn_silence_ms" (640), the silence that ends a turn.
 """
@@ -18,7 +18,12 @@ from .sound import Heard, decode
 
 ENCODINGS = {"pcm_s16le": "linear16", "pcm_mulaw": "mulaw", "pcm_alaw": "alaw"}
 UNHEARD = {"pcm_s32le", "pcm_f16le", "pcm_f32le"}
-THRESHOLDS = {"eager_end_threshold": (0.3, 0.6), "end_threshold": (0.05, 0.5), "end_timeout_ms": (640, 11200), "start_threshold": (0.5, 0.9)}
+THRESHOLDS = {
+    "eager_end_threshold": (0.3, 0.6),
+    "end_threshold": (0.05, 0.5),
+    "end_timeout_ms": (640, 11200),
+    "start_threshold": (0.5, 0.9),
+}
 
 
 def routes(vendor: Vendor):
@@ -44,7 +49,9 @@ def check(c: Connection, turns: bool) -> dict:
         raise Refused(400, error_body(400, f"encoding {query['encoding']} is not supported."))
     if not query["sample_rate"].isdigit() or not 8000 <= int(query["sample_rate"]) <= 48000:
         raise Refused(400, error_body(400, "sample_rate is a number of Hz."))
-    if turns and (wrong := wrong_threshold({name.removeprefix("turn_"): value for name, value in query.items() if name.startswith("turn_")})):
+    if turns and (
+        wrong := wrong_threshold({name.removeprefix("turn_"): value for name, value in query.items() if name.startswith("turn_")})
+    ):
         raise Refused(400, error_body(400, wrong))
     return {"encoding": ENCODINGS[query["encoding"]], "rate": int(query["sample_rate"]), "model": query["model"]}
 

@@ -1,9 +1,10 @@
 """Cartesia, voices: `/tts/websocket`, many texts over one connection.
 
-Messages: the classes `GenerationRequest`, `CancelContextRequest` and `WebsocketResponse` of cartesia 4.2.0, made from the vendor's OpenAPI
-document; docs.cartesia.ai/api-reference/tts/websocket and …/use-the-api/tts-websocket/contexts; errors docs.cartesia.ai/use-the-api/api-errors.
-After a cancel nothing more comes for that context ("so that no more messages are generated for that context"). Times of words are
-those of the whole context, as livekit-plugins-cartesia takes them.
+Messages: the classes `GenerationRequest`, `CancelContextRequest` and `WebsocketResponse` of cartesia 4.2.0, made from
+the vendor's OpenAPI document; docs.cartesia.ai/api-reference/tts/websocket and …/use-the-api/tts-websocket/contexts;
+errors docs.cartesia.ai/use-the-api/api-errors. After a cancel nothing more comes for that context ("so that no more
+messages are generated for that context"). Times of words are those of the whole context, as livekit-plugins-cartesia
+takes them.
 
 `session`: "expire_s" (1): a context that is to go on ends so long after its last sound; "done_after_cancel" (false).
 """
@@ -32,7 +33,9 @@ def routes(vendor: Vendor):
 
 
 def error_body(status: int, message: str | None = None) -> dict:
-    code, title, text = ERRORS.get(status, ("bad_request", "Bad request", "") if status < 500 else ("internal", "Internal error", "Try again."))
+    code, title, text = ERRORS.get(
+        status, ("bad_request", "Bad request", "") if status < 500 else ("internal", "Internal error", "Try again.")
+    )
     return {"error_code": code, "title": title, "message": message or text, "request_id": "550e8400-e29b-41d4-a716-446655440000"}
 
 
@@ -40,7 +43,9 @@ def check(c: Connection):
     if not c.key_is_right():
         raise Refused(401)
     if not (c.request.headers.get("Cartesia-Version") or c.request.query.get("cartesia_version")):
-        raise Refused(400, error_body(400, "The API version is missing: send the header Cartesia-Version or cartesia_version in the query."))
+        raise Refused(
+            400, error_body(400, "The API version is missing: send the header Cartesia-Version or cartesia_version in the query.")
+        )
 
 
 class Context:

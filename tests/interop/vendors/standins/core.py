@@ -1,7 +1,7 @@
 """What all stand-ins share: the script and its faults, what was seen, a WebSocket and a stream of server-sent events.
 
-`standin.py` describes the script. A vendor's module says what it refuses before the connection is open, and speaks its format once it
-is; faults come between the two and the wire, here.
+`standin.py` describes the script. A vendor's module says what it refuses before the connection is open, and speaks its
+format once it is; faults come between the two and the wire, here.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import json
 import re
 import uuid
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSMsgType, web
 
 from .sound import Ears, Memory
 
@@ -419,7 +419,9 @@ class Connection(Exchange):
         if frame == "binary":
             await self.ws.send_bytes(bytes(range(256)))
         else:
-            await self.ws.send_str('{"type": "\\ud800", "channel": 7, "audio": ["' if frame == "text" else '{"type":17,"event":{"type":[]},"data":null}')
+            await self.ws.send_str(
+                '{"type": "\\ud800", "channel": 7, "audio": ["' if frame == "text" else '{"type":17,"event":{"type":[]},"data":null}'
+            )
         self.note("garbage", "sent")
 
     def ears(self, rate: int, silence_ms: float | None) -> Ears:
@@ -489,7 +491,7 @@ class Stream(Exchange):
         raise Ended
 
     async def send_garbage(self, frame: str):
-        await self.response.write(b"event: \xff\xfe\ndata: {\"type\": [\n\n" if frame != "json" else b"data: {\"type\":17}\n\n")
+        await self.response.write(b'event: \xff\xfe\ndata: {"type": [\n\n' if frame != "json" else b'data: {"type":17}\n\n')
         self.note("garbage", "sent")
 
 
@@ -514,6 +516,3 @@ async def pieces(connection: Connection, samples, rate: int):
             await connection.count("audio_ms", len(piece) * 1000 / rate)
         if pace := says.get("pace"):
             await asyncio.sleep(len(piece) / rate / pace)
-
-
-__all__ = ["Connection", "Ended", "Refused", "ScriptError", "Stream", "Vendor", "WSCloseCode", "new_id", "pieces", "sound_of", "words_of"]

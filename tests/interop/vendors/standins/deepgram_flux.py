@@ -1,12 +1,12 @@
 """Deepgram Flux, recognition with turns: `/v2/listen`.
 
-Messages and query: deepgram/deepgram-api-specs `asyncapi.yml` `/v2/listen`, and for ForceEndTurn and `trigger` the classes of deepgram-sdk
-7.17.0. The order of events: developers.deepgram.com/docs/flux/state; ranges: …/docs/flux/configuration; the end without EndOfTurn and
-without a closing code: …/docs/flux/close-stream. A message that cannot be read is answered with Error and the end of the connection; its
-code is not in the specification.
+Messages and query: deepgram/deepgram-api-specs `asyncapi.yml` `/v2/listen`, and for ForceEndTurn and `trigger` the
+classes of deepgram-sdk 7.17.0. The order of events: developers.deepgram.com/docs/flux/state; ranges:
+…/docs/flux/configuration; the end without EndOfTurn and without a closing code: …/docs/flux/close-stream. A message
+that cannot be read is answered with Error and the end of the connection; its code is not in the specification.
 
-`session`: "turn_silence_ms" (600), the silence that ends a turn; "idle_s" (10). With `eager_eot_threshold`, the eager end comes after
-`hears.eager_ms` (250) of silence.
+`session`: "turn_silence_ms" (600), the silence that ends a turn; "idle_s" (10). With `eager_eot_threshold`, the eager
+end comes after `hears.eager_ms` (250) of silence.
 """
 
 import json
@@ -57,7 +57,14 @@ def check(c: Connection) -> dict:
         raise Refused(501, "this stand-in hears no containers: give an encoding")
     thresholds = {"eot_threshold": 0.7, "eot_timeout_ms": 5000} | {name: float(value) for name, value in settings.items()}
     keyterms, hints = query.getall("keyterm", []), query.getall("language_hint", [])
-    return {"encoding": encoding, "rate": rate, "thresholds": thresholds, "keyterms": keyterms, "hints": hints, "multi": model.endswith("multi")}
+    return {
+        "encoding": encoding,
+        "rate": rate,
+        "thresholds": thresholds,
+        "keyterms": keyterms,
+        "hints": hints,
+        "multi": model.endswith("multi"),
+    }
 
 
 async def listen(c: Connection):
@@ -140,7 +147,12 @@ class Session:
             if message.get(field) is not None:
                 self.asked[name] = message[field]
         self.configure()
-        success = {"type": "ConfigureSuccess", "request_id": self.c.id, "thresholds": self.asked["thresholds"], "keyterms": self.asked["keyterms"]}
+        success = {
+            "type": "ConfigureSuccess",
+            "request_id": self.c.id,
+            "thresholds": self.asked["thresholds"],
+            "keyterms": self.asked["keyterms"],
+        }
         if self.asked["multi"]:
             success["language_hints"] = self.asked["hints"]
         await self.send(success, "ConfigureSuccess")
@@ -151,7 +163,10 @@ class Session:
             self.in_turn = self.ears.has_text
         if event is None or (heard.kind != "quiet" and not self.in_turn and not heard.again):
             return
-        confidence = {"EagerEndOfTurn": self.asked["thresholds"].get("eager_eot_threshold", 0.5), "EndOfTurn": self.asked["thresholds"]["eot_threshold"]}
+        confidence = {
+            "EagerEndOfTurn": self.asked["thresholds"].get("eager_eot_threshold", 0.5),
+            "EndOfTurn": self.asked["thresholds"]["eot_threshold"],
+        }
         sure = self.c.script.hears.get("confidence", 0.98)
         if heard.again:
             self.turn -= 1

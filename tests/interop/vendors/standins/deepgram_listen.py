@@ -1,11 +1,12 @@
 """Deepgram, recognition of streams, version 1: `/v1/listen`.
 
-Messages and query: deepgram/deepgram-api-specs `asyncapi.yml` `/v1/listen`; end of speech, Finalize, CloseStream, KeepAlive and refusals:
-developers.deepgram.com/docs/{endpointing,utterance-end,finalize,close-stream,audio-keep-alive,errors}, the closing codes
-…/docs/stt-troubleshooting-websocket-data-and-net-errors.
+Messages and query: deepgram/deepgram-api-specs `asyncapi.yml` `/v1/listen`; end of speech, Finalize, CloseStream,
+KeepAlive and refusals:
+developers.deepgram.com/docs/{endpointing,utterance-end,finalize,close-stream,audio-keep-alive,errors}, the closing
+codes …/docs/stt-troubleshooting-websocket-data-and-net-errors.
 
-`session`: "idle_s" (10) without anything from the client ends the connection; "speech_final_on_finalize" (false): whether the answer to
-Finalize also ends the speech, about which the specification is silent.
+`session`: "idle_s" (10) without anything from the client ends the connection; "speech_final_on_finalize" (false):
+whether the answer to Finalize also ends the speech, about which the specification is silent.
 """
 
 import hashlib
@@ -26,7 +27,17 @@ MODELS = re.compile(
 SPOKEN = {"linear16", "mulaw", "alaw"}
 # In the specification, but these ears do not hear them.
 UNHEARD = {"linear32", "flac", "amr-nb", "amr-wb", "opus", "ogg-opus", "speex", "g729"}
-BOOLEANS = ("diarize", "dictation", "interim_results", "multichannel", "numerals", "punctuate", "smart_format", "vad_events", "profanity_filter")
+BOOLEANS = (
+    "diarize",
+    "dictation",
+    "interim_results",
+    "multichannel",
+    "numerals",
+    "punctuate",
+    "smart_format",
+    "vad_events",
+    "profanity_filter",
+)
 ERRORS = {
     400: ("Bad Request", "Bad request."),
     401: ("INVALID_AUTH", "Invalid credentials."),
@@ -195,7 +206,11 @@ class Session:
             "channel": {"alternatives": [{"transcript": transcript, "confidence": confidence if words else 0.0, "words": words}]},
             "metadata": {
                 "request_id": self.c.id,
-                "model_info": {"name": self.asked["model"], "version": "2026-01-01.0", "arch": self.asked["model"].partition("-general")[0]},
+                "model_info": {
+                    "name": self.asked["model"],
+                    "version": "2026-01-01.0",
+                    "arch": self.asked["model"].partition("-general")[0],
+                },
                 "model_uuid": "1dbdfb4d-85b2-4659-9831-16b3c76229aa",
             },
             "from_finalize": heard.from_finalize,

@@ -1,7 +1,8 @@
 """Deepgram Aura, voices: `/v1/speak`.
 
 Messages and query: deepgram/deepgram-api-specs `asyncapi.yml` `/v1/speak`; what Flush, Clear and Close do:
-developers.deepgram.com/docs/{tts-ws-flush,tts-ws-clear,tts-ws-close}. Text is generated at a flush, or when 2000 characters wait.
+developers.deepgram.com/docs/{tts-ws-flush,tts-ws-clear,tts-ws-close}. Text is generated at a flush, or when 2000
+characters wait.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
 """ElevenLabs Scribe, recognition of streams: `/v1/speech-to-text/realtime`.
 
-Messages and query: the classes `…Payload` of elevenlabs 2.78.0 and its `realtime/scribe.py`. With `include_timestamps` each commit comes twice: plain,
-and with the times of its words. An error is a message before the connection ends; a wrong key is one, too.
+Messages and query: the classes `…Payload` of elevenlabs 2.78.0 and its `realtime/scribe.py`. With `include_timestamps`
+each commit comes twice: plain, and with the times of its words. An error is a message before the connection ends; a
+wrong key is one, too.
 
 `session`: "limit_s" ends the session with `session_time_limit_exceeded`.
 """

@@ -1,12 +1,14 @@
-"""ElevenLabs, voices: many texts over one connection (`/v1/text-to-speech/{voice}/multi-stream-input`), and one (`…/stream-input`).
+"""ElevenLabs, voices: many texts over one connection (`/v1/text-to-speech/{voice}/multi-stream-input`), and one
+(`…/stream-input`).
 
-Messages and query: elevenlabs/elevenlabs-docs `fern/apis/api/asyncapi.yml`. The refusal of a sixth context: livekit/agents-js#1985. Without
-`sync_alignment` the times of a whole piece of text come with its first sound and the rest has none (elevenlabs-python#689 sees
-"None while audio data is still being sent"). How a wrong key is refused is not in the specification: here with 401 before the
-connection is open, and with a message and 1008 if no key came at all.
+Messages and query: elevenlabs/elevenlabs-docs `fern/apis/api/asyncapi.yml`. The refusal of a sixth context:
+livekit/agents-js#1985. Without `sync_alignment` the times of a whole piece of text come with its first sound and the
+rest has none (elevenlabs-python#689 sees "None while audio data is still being sent"). How a wrong key is refused is
+not in the specification: here with 401 before the connection is open, and with a message and 1008 if no key came at
+all.
 
-`session`: "names": "camel" (default, the specification) or "snake" (`context_id`, as livekit-plugins-elevenlabs says the vendor sends now);
-"nulls": true writes the fields without a value as null; "max_contexts" (5).
+`session`: "names": "camel" (default, the specification) or "snake" (`context_id`, as livekit-plugins-elevenlabs says
+the vendor sends now); "nulls": true writes the fields without a value as null; "max_contexts" (5).
 """
 
 import asyncio
@@ -227,5 +229,3 @@ async def one(c: Connection):
             await context.task
             return
         context.add(message.get("text") or "", bool(message.get("flush")), bool(message.get("try_trigger_generation")))
-
-

@@ -1,6 +1,7 @@
 """Gemini, models: `/v1beta/models/{model}:streamGenerateContent?alt=sse`.
 
-Requests and answers: ai.google.dev/api/generate-content and the classes of google-genai 3.6.1; errors: ai.google.dev/gemini-api/docs/troubleshooting.
+Requests and answers: ai.google.dev/api/generate-content and the classes of google-genai 3.6.1; errors:
+ai.google.dev/gemini-api/docs/troubleshooting.
 """
 
 import json
@@ -91,6 +92,8 @@ async def answer(s: Stream):
         return
     if tools := reply.get("tools"):
         tokens += len(tools)
-        await send([{"functionCall": {"id": tool.get("id", new_id()), "name": tool["name"], "args": tool.get("arguments", {})}} for tool in tools])
+        await send(
+            [{"functionCall": {"id": tool.get("id", new_id()), "name": tool["name"], "args": tool.get("arguments", {})}} for tool in tools]
+        )
     # The end comes with an empty text.
     await send([{"text": ""}], reply.get("finish", "STOP"))

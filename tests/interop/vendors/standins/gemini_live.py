@@ -1,10 +1,12 @@
 """Gemini Live, speech to speech: `/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent`.
 
-Messages: ai.google.dev/api/live and the classes `Live…` of google-genai 3.6.1; what comes with an interruption: the description of
-`generation_complete` there ("interrupted > turn_complete"); sessions: ai.google.dev/gemini-api/docs/live-session. The vendor sends its JSON in binary
-frames. Sound comes in at the rate of its MIME type and goes out at 24 kHz. How a session that is over is closed is not in the specification.
+Messages: ai.google.dev/api/live and the classes `Live…` of google-genai 3.6.1; what comes with an interruption: the
+description of `generation_complete` there ("interrupted > turn_complete"); sessions:
+ai.google.dev/gemini-api/docs/live-session. The vendor sends its JSON in binary frames. Sound comes in at the rate of
+its MIME type and goes out at 24 kHz. How a session that is over is closed is not in the specification.
 
-`session`: "text_frames" (false); "go_away_after_turns": the end is announced after so many turns and comes half a second later.
+`session`: "text_frames" (false); "go_away_after_turns": the end is announced after so many turns and comes half a
+second later.
 """
 
 import asyncio
@@ -132,7 +134,9 @@ class Session:
 
     async def realtime(self, given: dict):
         if unknown := set(given) - REALTIME:
-            await self.c.end(1007, f"Invalid JSON payload received. Unknown name \"{sorted(unknown)[0]}\" at 'realtime_input': Cannot find field.")
+            await self.c.end(
+                1007, f"Invalid JSON payload received. Unknown name \"{sorted(unknown)[0]}\" at 'realtime_input': Cannot find field."
+            )
         for blob in [given["audio"]] if "audio" in given else given.get("mediaChunks", []):
             await self.hear(blob)
         manual = self.detection.get("disabled", False)

@@ -1,7 +1,8 @@
 """OpenAI Realtime: `/v1/realtime?model=…` (speech to speech) and `/v1/realtime?intent=transcription`.
 
-Events: the classes of openai 3.57.0 `types/realtime`; platform.openai.com/docs/guides/realtime-conversations and …/realtime-transcription. Models that
-transcribe while one speaks (`LIVE`) take no turn detection, say nothing of speech and need a commit, as livekit-plugins-openai has it.
+Events: the classes of openai 3.57.0 `types/realtime`; platform.openai.com/docs/guides/realtime-conversations and
+…/realtime-transcription. Models that transcribe while one speaks (`LIVE`) take no turn detection, say nothing of speech
+and need a commit, as livekit-plugins-openai has it.
 
 `session`: "limit_s" ends the session with the error session_expired.
 """
@@ -63,7 +64,14 @@ class Session:
             detection |= {"create_response": True, "interrupt_response": True}
             speaking = {"format": {"type": "audio/pcm", "rate": 24000}, "voice": "marin", "speed": 1.0}
             audio = {"input": listening, "output": speaking}
-            self.config = {"type": "realtime", "model": c.checked["model"], "output_modalities": ["audio"], "instructions": "", "tools": [], "audio": audio}
+            self.config = {
+                "type": "realtime",
+                "model": c.checked["model"],
+                "output_modalities": ["audio"],
+                "instructions": "",
+                "tools": [],
+                "audio": audio,
+            }
         # The conversation: items by their id, in order; the milliseconds of sound of those that were spoken.
         self.items: dict[str, dict] = {}
         self.spoken_ms: dict[str, float] = {}
@@ -143,7 +151,9 @@ class Session:
                 return await self.error("Invalid format.", "invalid_value", "session.audio.input.format", cause)
         merged = self.input | listening
         if (merged["transcription"] or {}).get("model") in LIVE and merged["turn_detection"]:
-            return await self.error("Turn detection is not supported for this model.", "invalid_value", "session.audio.input.turn_detection", cause)
+            return await self.error(
+                "Turn detection is not supported for this model.", "invalid_value", "session.audio.input.turn_detection", cause
+            )
         audio = {"input": merged}
         if not self.transcribe:
             audio["output"] = self.config["audio"]["output"] | ((new.get("audio") or {}).get("output") or {})
@@ -156,7 +166,9 @@ class Session:
     async def append(self, event: dict):
         sound = sound_of(event.get("audio") or "")
         if not sound:
-            return await self.error("Invalid 'audio'. Expected base64-encoded audio bytes.", "invalid_value", "audio", event.get("event_id"))
+            return await self.error(
+                "Invalid 'audio'. Expected base64-encoded audio bytes.", "invalid_value", "audio", event.get("event_id")
+            )
         samples = decode(sound, self.encoding)
         milliseconds = len(samples) * 1000 / self.rate
         self.buffered_ms += milliseconds
@@ -205,7 +217,9 @@ class Session:
         previous = next(reversed(self.items), None)
         await self.send("input_audio_buffer.committed", item_id=item, previous_item_id=previous)
         content = {"type": "input_audio", "transcript": None}
-        await self.add({"id": item, "object": "realtime.item", "type": "message", "status": "completed", "role": "user", "content": [content]})
+        await self.add(
+            {"id": item, "object": "realtime.item", "type": "message", "status": "completed", "role": "user", "content": [content]}
+        )
         await self.transcript(heard, item)
 
     async def transcript(self, heard: Heard, item: str):
@@ -235,7 +249,9 @@ class Session:
         if item.get("type") not in ("message", "function_call", "function_call_output"):
             return await self.error("Invalid value for item.type.", "invalid_value", "item.type", event.get("event_id"))
         if item["type"] == "function_call_output" and item.get("call_id") not in {one.get("call_id") for one in self.items.values()}:
-            return await self.error(f"Tool call ID '{item.get('call_id')}' not found in conversation.", "invalid_tool_call_id", cause=event.get("event_id"))
+            return await self.error(
+                f"Tool call ID '{item.get('call_id')}' not found in conversation.", "invalid_tool_call_id", cause=event.get("event_id")
+            )
         await self.add({"id": self.new_item(), "object": "realtime.item", "status": "completed"} | item)
 
     async def delete_item(self, event: dict):
@@ -271,7 +287,9 @@ class Session:
 
     async def cancel_response(self, event: dict):
         if not self.response:
-            return await self.error("Cancellation failed: no active response found", "response_cancel_not_active", cause=event.get("event_id"))
+            return await self.error(
+                "Cancellation failed: no active response found", "response_cancel_not_active", cause=event.get("event_id")
+            )
         await self.response.cancel("client_cancelled")
 
     HANDLERS = {

@@ -51,10 +51,14 @@ class Response:
         for tool in reply.get("tools", []):
             await self.call(tool)
         if error := reply.get("error"):
-            await self.done("failed", {"type": "failed", "error": {"type": "server_error", "code": error, "message": "The response failed."}})
+            await self.done(
+                "failed", {"type": "failed", "error": {"type": "server_error", "code": error, "message": "The response failed."}}
+            )
             return
         await self.done("completed")
-        await session.send("rate_limits.updated", rate_limits=[{"name": "tokens", "limit": 40000, "remaining": 39000, "reset_seconds": 1.5}])
+        await session.send(
+            "rate_limits.updated", rate_limits=[{"name": "tokens", "limit": 40000, "remaining": 39000, "reset_seconds": 1.5}]
+        )
 
     async def add(self, item: dict) -> int:
         self.output.append(item)
@@ -73,7 +77,14 @@ class Response:
         encoding, rate = FORMATS[session.config["audio"]["output"]["format"]["type"]]
         if session.c.has_fault("wrong_rate"):
             rate = session.c.fault["rate"]
-        item = {"id": session.new_item(), "object": "realtime.item", "type": "message", "status": "in_progress", "role": "assistant", "content": []}
+        item = {
+            "id": session.new_item(),
+            "object": "realtime.item",
+            "type": "message",
+            "status": "in_progress",
+            "role": "assistant",
+            "content": [],
+        }
         index = await self.add(item)
         self.open = item
         place = {"item_id": item["id"], "output_index": index, "content_index": 0}

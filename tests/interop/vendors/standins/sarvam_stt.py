@@ -1,7 +1,9 @@
-"""Sarvam, recognition of streams: `/speech-to-text-realtime/ws` with partial transcripts, and the older `/speech-to-text/ws`.
+"""Sarvam, recognition of streams: `/speech-to-text-realtime/ws` with partial transcripts, and the older
+`/speech-to-text/ws`.
 
-Messages and query: the classes `Realtime…` and `SpeechToTextStreaming…` of sarvamai 0.1.39; closing codes: its `RealtimeError` (1003 key, quota, rate;
-1008 inactivity; 4000 a setting). Sound comes as `audio_input` with base64 or, as livekit-plugins-sarvam sends it, in binary messages.
+Messages and query: the classes `Realtime…` and `SpeechToTextStreaming…` of sarvamai 0.1.39; closing codes: its
+`RealtimeError` (1003 key, quota, rate; 1008 inactivity; 4000 a setting). Sound comes as `audio_input` with base64 or,
+as livekit-plugins-sarvam sends it, in binary messages.
 
 `session`: "turn_silence_ms" (500) for the older endpoint; "idle_s" (60).
 """
@@ -83,7 +85,11 @@ class Realtime:
             await self.fail("invalid_api_key", "Invalid subscription key", 1003, 401)
         if self.asked["wrong"]:
             await self.fail("invalid_request", self.asked["wrong"], 4000, 400)
-        config = {"model": query.get("model", "saaras:v3-realtime"), "language_code": query["language_code"], "sample_rate": self.asked["rate"]}
+        config = {
+            "model": query.get("model", "saaras:v3-realtime"),
+            "language_code": query["language_code"],
+            "sample_rate": self.asked["rate"],
+        }
         config |= {"encoding": self.asked["encoding"], "turn_detection": "manual" if self.asked["manual"] else "vad"}
         await self.send("session.begin", request_id=c.id, config=config)
         while True:
@@ -125,7 +131,13 @@ class Realtime:
             await self.send("error", code="invalid_message", is_fatal=False, message=f"{event} is not for this session.")
 
     async def update(self, settings: dict):
-        if settings.get("stream_type") == "simulated" or settings.get("mode", "transcribe") not in ("transcribe", "translate", "verbatim", "translit", "codemix"):
+        if settings.get("stream_type") == "simulated" or settings.get("mode", "transcribe") not in (
+            "transcribe",
+            "translate",
+            "verbatim",
+            "translit",
+            "codemix",
+        ):
             await self.send("error", code="invalid_config", is_fatal=False, message="The setting cannot be changed so.")
             return
         if "silence_duration_ms" in settings and not self.asked["manual"]:
@@ -188,7 +200,13 @@ async def older(c: Connection):
             data = {"event_type": "vad", "signal_type": signal, "occured_at": time.time()}
             await c.send({"type": "events", "data": data}, signal)
         if heard.kind in ("final", "ended"):
-            data = {"request_id": c.id, "transcript": heard.text, "timestamps": None, "diarized_transcript": None, "language_code": asked["language"]}
+            data = {
+                "request_id": c.id,
+                "transcript": heard.text,
+                "timestamps": None,
+                "diarized_transcript": None,
+                "language_code": asked["language"],
+            }
             data["metrics"] = {"audio_duration": round(ears.seconds - heard_s, 3), "processing_latency": 0.1}
             heard_s = ears.seconds
             await c.send({"type": "data", "data": data}, "data", final=True)

@@ -1,8 +1,9 @@
 """Sarvam, voices: `/text-to-speech/ws`.
 
-Messages and query: the classes `ConfigureConnection`, `SendText`, `FlushSignal`, `PingSignal`, `AudioOutput` and `EventResponse` of sarvamai 0.1.39.
-The language is `language_code` there and `target_language_code` in livekit-plugins-sarvam; both are read. The completion event comes with
-`send_completion_event=true` in any case of letters, after each flush. The content types of raw sound are our guess.
+Messages and query: the classes `ConfigureConnection`, `SendText`, `FlushSignal`, `PingSignal`, `AudioOutput` and
+`EventResponse` of sarvamai 0.1.39. The language is `language_code` there and `target_language_code` in
+livekit-plugins-sarvam; both are read. The completion event comes with `send_completion_event=true` in any case of
+letters, after each flush. The content types of raw sound are our guess.
 
 `session`: "idle_s" (60).
 """
@@ -91,7 +92,11 @@ class Voice:
             rate = c.fault["rate"] if c.has_fault("wrong_rate") else config.get("speech_sample_rate") or 22050
             codec = config["output_audio_codec"]
             async for piece in pieces(c, speak(text, rate, c.script.says).samples, rate):
-                data = {"content_type": f"audio/{codec}", "audio": base64.b64encode(encode(piece, CODECS[codec])).decode(), "request_id": c.id}
+                data = {
+                    "content_type": f"audio/{codec}",
+                    "audio": base64.b64encode(encode(piece, CODECS[codec])).decode(),
+                    "request_id": c.id,
+                }
                 await c.send({"type": "audio", "data": data}, "audio")
 
 

@@ -16,6 +16,10 @@ CLASSES = {
     "partial_transcript": messages.PartialTranscriptPayload,
     "committed_transcript": messages.CommittedTranscriptPayload,
     "committed_transcript_with_timestamps": messages.CommittedTranscriptWithTimestampsPayload,
+    "commit_throttled": messages.ScribeThrottledErrorPayload,
+    "auth_error": messages.ScribeAuthErrorPayload,
+    "input_error": messages.ScribeInputErrorPayload,
+    "session_time_limit_exceeded": messages.ScribeSessionTimeLimitExceededErrorPayload,
 }
 
 
@@ -39,9 +43,17 @@ class Session:
         return self
 
     def take(self, message):
+        # The client swallows what a handler raises, so what came is judged at the end.
         self.got.append(message)
-        if kind := CLASSES.get(message["message_type"]):
-            conforms(kind.model_validate(message))
+
+    async def close(self):
+        await self.connection.close()
+        self.judge()
+
+    def judge(self):
+        for message in self.got:
+            if kind := CLASSES.get(message["message_type"]):
+                conforms(kind.model_validate(message))
 
     async def say(self, data: bytes):
         for chunk in chunks(data):
@@ -65,7 +77,7 @@ async def test_commits_by_silence_come_plain_and_with_times(scribe):
     assert session.texts("partial_transcript")[0] == "Yes,"
     words = next(m for m in session.got if m["message_type"] == "committed_transcript_with_timestamps")["words"]
     assert "".join(word["text"] for word in words) == "Yes, I would." and words[0]["start"] == 0.0
-    await session.connection.close()
+    await session.close()
     await until(lambda: scribe.seen()[0]["closed"] == {"by": "client", "code": 1000})
     assert scribe.key not in str(scribe.seen())
 
@@ -83,7 +95,7 @@ async def test_commits_by_the_client(scribe):
     # Nothing came since.
     await session.connection.commit()
     await until(lambda: session.got[-1]["message_type"] == "commit_throttled")
-    await session.connection.close()
+    await session.close()
 
 
 @pytest.mark.parametrize("wrong", [{"model_id": "scribe_v9"}, {"commit_strategy": CommitStrategy.VAD, "vad_silence_threshold_secs": 9}])
@@ -104,6 +116,7 @@ async def test_a_wrong_key_a_wrong_rate_and_the_limit_end_the_session_with_a_mes
         if options:
             await session.say(sound(0.1))
         await until(lambda: session.closed)
+        session.judge()
         assert session.closed == [{"code": 1008, "reason": session.closed[0]["reason"]}]
         assert scribe.seen()[0]["sent"][-1] == kind
 
@@ -123,7 +136,7 @@ async def test_a_close_in_mid_speech_keeps_the_words_for_the_next_session(scribe
     await session.connection.commit()
     await session.until(1)
     assert session.texts() == ["Hello there."]
-    await session.connection.close()
+    await session.close()
 
 
 async def test_a_refusal(scribe):

@@ -245,6 +245,17 @@ async def test_a_stall_answers_pings_and_a_half_open_connection_does_not(listen)
     assert finals(got) == []
 
 
+async def test_a_connection_that_is_never_opened(listen):
+    listen.script(faults=[{"kind": "no_answer"}])
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            async with connect(listen):
+                pass
+    assert listen.seen()[0]["status"] is None
+    # Lets go of it.
+    listen.script()
+
+
 async def test_garbage_reaches_the_client_in_between(listen):
     """The SDK itself gives up on a frame that is no JSON, so this reads the frames."""
     listen.script(

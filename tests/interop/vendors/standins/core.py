@@ -26,6 +26,7 @@ HEARS = {"utterances", "repeat", "counter", "word_ms", "interim_ms", "silence_ms
 SAYS = {"ms_per_character", "chunk_ms", "first_ms", "pace"}
 FAULTS = {
     "status": {"status", "retry_after"},
+    "no_answer": set(),
     "stall": {"at"},
     "half_open": {"at"},
     "close": {"at", "code", "reason"},
@@ -83,6 +84,8 @@ class Vendor:
 
         async def handle(request: web.Request):
             connection = Connection(self, request)
+            if connection.has_fault("no_answer"):
+                return await connection.never_answer()
             try:
                 connection.refuse_if_told()
                 connection.checked = check(connection)
@@ -97,6 +100,8 @@ class Vendor:
 
         async def handle(request: web.Request):
             stream = Stream(self, request)
+            if stream.has_fault("no_answer"):
+                return await stream.never_answer()
             try:
                 stream.refuse_if_told()
                 stream.checked = await check(stream)
@@ -296,6 +301,14 @@ class Exchange:
         except TimeoutError:
             pass
         raise Ended
+
+    async def never_answer(self) -> web.Response:
+        """Keeps the client waiting for the answer to its request."""
+        try:
+            await self.stay()
+        except Ended:
+            self.abort()
+        return web.Response(status=503)
 
     def abort(self):
         """Ends without a word: what clients call 1006."""

@@ -1,6 +1,6 @@
 """OpenAI Realtime: `/v1/realtime?model=…` (speech to speech) and `/v1/realtime?intent=transcription`.
 
-Events: the classes of openai 3.57.0 `types/realtime`; platform.openai.com/docs/guides/realtime-conversations and
+Events: the classes of openai 3.57.0 `types/realtime`; developers.openai.com/api/docs/guides/realtime-conversations and
 …/realtime-transcription. Models that transcribe while one speaks (`LIVE`) take no turn detection, say nothing of speech
 and need a commit, as livekit-plugins-openai has it.
 

@@ -38,7 +38,7 @@ use crate::session::{
     self, CallMetadata, CallParticipant, Direction, KeypadInput, Outcome, SharedSession,
 };
 use crate::store::{Store, StoreError, Unfinished};
-use crate::tools::Toolbox;
+use crate::tools::{CallRequest, Toolbox};
 use crate::voice::{Conversation, VoiceCommand, VoiceEnd, VoiceEvent};
 
 /// Frames of the caller's sound on the way to the conversation: half a second, then new ones are
@@ -1039,7 +1039,7 @@ impl<'a> Call<'a> {
             commands,
             sound: CallerSound::new(audio),
             events,
-            conversation: tokio::spawn(conversation.run(heard, inbox, outbox)),
+            conversation: tokio::spawn(conversation.run(heard, inbox, outbox).in_current_span()),
             media: MediaWatch::new(Instant::now(), parts.config.call.no_media()),
             was_heard: false,
         }
@@ -1107,7 +1107,7 @@ impl<'a> Call<'a> {
                 });
             }
             VoiceEvent::Usage(usage) => session::lock(self.session).add_usage(usage),
-            // The tools log what they did themselves.
+            // The tools note what they did themselves.
             VoiceEvent::ToolCalled { .. } => {}
             VoiceEvent::FirstAudio => info!("first sound of the agent"),
             VoiceEvent::Error {
@@ -1129,7 +1129,9 @@ impl<'a> Call<'a> {
     fn conversation_cause(&self, end: VoiceEnd) -> HangupCause {
         let now = Instant::now();
         match (end, &self.stage) {
-            (VoiceEnd::EndCall | VoiceEnd::Closed, _) => HangupCause::AgentEnded,
+            (VoiceEnd::Requested(CallRequest::HangUp) | VoiceEnd::Closed, _) => {
+                HangupCause::AgentEnded
+            }
             (VoiceEnd::SilenceHangup, _) if self.link_lost.is_some() => HangupCause::RoomGone {
                 reason: CONNECTION_LOST,
             },

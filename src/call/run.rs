@@ -22,7 +22,7 @@ use tracing::{Instrument as _, debug, error, info, warn};
 
 use super::caller_sound::CallerSound;
 use super::dispatch::{self, numbers_metadata};
-use super::hangup::{Ending, GAVE_UP, HangupCause, LeftBehind};
+use super::hangup::{DisconnectReason, Ending, HangupCause, LeftBehind};
 use super::media::{MediaNews, MediaWatch, Packets};
 use super::numbers::{Numbers, mask};
 use super::party::{self, AfterDeath, Choice, Party, Role};
@@ -63,9 +63,6 @@ const MICROPHONE_WAIT: Duration = Duration::from_secs(2);
 const STALE_RINGING: Duration = Duration::from_secs(2);
 /// After an absence of this length the caller is told that we are there again.
 const NOTICED_ABSENCE: Duration = Duration::from_secs(2);
-/// LiveKit's word for a connection that did not come back (`livekit_models.proto`,
-/// `DisconnectReason`).
-const CONNECTION_LOST: &str = "CONNECTION_TIMEOUT";
 /// How often the caller's packets are counted.
 const MEDIA_POLL: Duration = Duration::from_secs(1);
 /// How long the conversation may take to say its last words after it was told to close.
@@ -399,7 +396,7 @@ struct Talk {
 /// A caller who is not there any more and may come back.
 struct Away {
     party: Party,
-    reason: &'static str,
+    reason: DisconnectReason,
     since: Instant,
     until: Instant,
 }
@@ -522,7 +519,7 @@ impl<'a> Call<'a> {
                 }
                 Event::ConversationEnded(end) => Some(self.conversation_cause(end)),
                 Event::Room(None) => Some(HangupCause::RoomGone {
-                    reason: "UNKNOWN_REASON",
+                    reason: DisconnectReason::Unknown,
                 }),
                 Event::Room(Some(event)) => {
                     room::read_chat(&event, chat.clone());
@@ -587,7 +584,7 @@ impl<'a> Call<'a> {
         let lost = self.link_lost;
         if lost.is_some_and(|lost| now >= lost + self.reconnect_wait()) {
             return Some(HangupCause::RoomGone {
-                reason: CONNECTION_LOST,
+                reason: DisconnectReason::ConnectionTimeout,
             });
         }
         if let Some(away) = &self.away
@@ -748,7 +745,7 @@ impl<'a> Call<'a> {
     }
 
     /// Somebody is not here any more.
-    fn left(&mut self, party: Party, reason: &'static str) -> Option<HangupCause> {
+    fn left(&mut self, party: Party, reason: DisconnectReason) -> Option<HangupCause> {
         self.audible
             .retain(|(identity, _)| *identity != party.identity);
         let is_ours = match &self.stage {
@@ -764,7 +761,7 @@ impl<'a> Call<'a> {
             return None;
         }
         let waiting = matches!(self.stage, Stage::WaitingForCaller);
-        if !HangupCause::may_return(reason) && !waiting {
+        if !reason.may_return() && !waiting {
             return Some(HangupCause::CallerLeft { reason });
         }
         self.is_away(party, reason);
@@ -772,11 +769,13 @@ impl<'a> Call<'a> {
     }
 
     /// The caller is not there, and is waited for.
-    fn is_away(&mut self, party: Party, reason: &'static str) {
+    fn is_away(&mut self, party: Party, reason: DisconnectReason) {
         let since = Instant::now();
         let (patience, reason) = match self.link_lost {
-            Some(_) if reason != GAVE_UP => (self.reconnect_wait(), CONNECTION_LOST),
-            _ if reason == GAVE_UP => (GIVEN_UP_GRACE, reason),
+            Some(_) if reason != DisconnectReason::CallerGaveUp => {
+                (self.reconnect_wait(), DisconnectReason::ConnectionTimeout)
+            }
+            _ if reason == DisconnectReason::CallerGaveUp => (GIVEN_UP_GRACE, reason),
             _ => (RETURN_GRACE, reason),
         };
         self.away = Some(Away {
@@ -820,10 +819,10 @@ impl<'a> Call<'a> {
         self.link_lost = Some(lost);
         let until = lost + self.reconnect_wait();
         if let Some(away) = &mut self.away
-            && away.reason != GAVE_UP
+            && away.reason != DisconnectReason::CallerGaveUp
         {
             away.until = until;
-            away.reason = CONNECTION_LOST;
+            away.reason = DisconnectReason::ConnectionTimeout;
         }
     }
 
@@ -839,7 +838,7 @@ impl<'a> Call<'a> {
         // Whoever was connected through the same server needs about as long as we did.
         let until = now + self.reconnect_wait();
         if let Some(away) = &mut self.away
-            && away.reason != GAVE_UP
+            && away.reason != DisconnectReason::CallerGaveUp
         {
             away.until = until;
         }
@@ -881,7 +880,7 @@ impl<'a> Call<'a> {
         };
         info!("the caller was in the room before the agent and is not there any more");
         self.seen = Some(gone.clone());
-        self.is_away(gone, GAVE_UP);
+        self.is_away(gone, DisconnectReason::CallerGaveUp);
     }
 
     /// A chat message for the agent.
@@ -1133,7 +1132,7 @@ impl<'a> Call<'a> {
                 HangupCause::AgentEnded
             }
             (VoiceEnd::SilenceHangup, _) if self.link_lost.is_some() => HangupCause::RoomGone {
-                reason: CONNECTION_LOST,
+                reason: DisconnectReason::ConnectionTimeout,
             },
             (VoiceEnd::SilenceHangup, Stage::Talking(talk)) if talk.media.is_missing(now) => {
                 HangupCause::NoMedia {
@@ -1242,7 +1241,7 @@ impl<'a> Call<'a> {
 fn nobody_listens(event: Option<RoomEvent>, caller: &str) -> Option<HangupCause> {
     let Some(event) = event else {
         return Some(HangupCause::RoomGone {
-            reason: "UNKNOWN_REASON",
+            reason: DisconnectReason::Unknown,
         });
     };
     match room::call_event(event)? {

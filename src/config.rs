@@ -222,6 +222,8 @@ impl Config {
             self.crm.check(),
             self.mongodb.check(),
             self.tools.check(),
+            self.persona.check(),
+            self.voice.lines.check(),
             self.recording.check(),
             self.recording.check_beside(&self.data_dir),
         ]

@@ -8,8 +8,9 @@
 //!    and starts one call process (`worker::process`). The two talk in JSON lines over the child's
 //!    stdin and stdout ([`ipc`]).
 //! 2. [`call`] is that process: it joins the room, publishes its track at once, finds the caller
-//!    (`call::party`), reads the numbers, loads the persona, starts the recording ([`recording`])
-//!    and the conversation ([`voice`]).
+//!    (`call::party`), starts the recording ([`recording`]) and, once it knows who the agent is,
+//!    the conversation ([`voice`]). Numbers tell the persona, and the persona the providers:
+//!    `call::lookup` finds them out meanwhile, beginning with the dispatch.
 //! 3. [`voice`] turns the caller's sound into words and a reply into sound. `voice::turn` decides
 //!    whose turn it is and does nothing else; `voice::driver` does what it decided, through the
 //!    [`providers`] and the [`tools`].

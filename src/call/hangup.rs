@@ -5,21 +5,98 @@
 
 use crate::session::{CallStatus, CloseReason};
 
-/// Why a caller is not there who was in the room before we were.
-pub const GAVE_UP: &str = "CALLER_GAVE_UP";
+/// Why somebody is not in the room any more: LiveKit's reasons (`livekit_models.proto`,
+/// `DisconnectReason`), and one of our own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DisconnectReason {
+    /// No reason is given.
+    Unknown,
+    /// They hung up.
+    ClientInitiated,
+    /// Somebody else came under the same identity, or they themselves again.
+    DuplicateIdentity,
+    /// The server stops.
+    ServerShutdown,
+    /// Somebody sent them away.
+    ParticipantRemoved,
+    /// Somebody deleted the room.
+    RoomDeleted,
+    /// Client and server disagree about the session.
+    StateMismatch,
+    /// Joining was not completed.
+    JoinFailure,
+    /// They are moved to another server.
+    Migration,
+    /// The signal connection was closed.
+    SignalClose,
+    /// The room was closed, because everybody was gone.
+    RoomClosed,
+    /// The telephone was not answered.
+    UserUnavailable,
+    /// The telephone call was declined.
+    UserRejected,
+    /// The trunk could not place the call.
+    SipTrunkFailure,
+    /// A lost connection did not come back.
+    ConnectionTimeout,
+    /// No sound arrived at the server.
+    MediaFailure,
+    /// The agent failed.
+    AgentError,
+    /// They were in the room before we were, and gone when we came.
+    CallerGaveUp,
+}
+
+impl DisconnectReason {
+    /// As records, CRM and logs have it: LiveKit's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "UNKNOWN_REASON",
+            Self::ClientInitiated => "CLIENT_INITIATED",
+            Self::DuplicateIdentity => "DUPLICATE_IDENTITY",
+            Self::ServerShutdown => "SERVER_SHUTDOWN",
+            Self::ParticipantRemoved => "PARTICIPANT_REMOVED",
+            Self::RoomDeleted => "ROOM_DELETED",
+            Self::StateMismatch => "STATE_MISMATCH",
+            Self::JoinFailure => "JOIN_FAILURE",
+            Self::Migration => "MIGRATION",
+            Self::SignalClose => "SIGNAL_CLOSE",
+            Self::RoomClosed => "ROOM_CLOSED",
+            Self::UserUnavailable => "USER_UNAVAILABLE",
+            Self::UserRejected => "USER_REJECTED",
+            Self::SipTrunkFailure => "SIP_TRUNK_FAILURE",
+            Self::ConnectionTimeout => "CONNECTION_TIMEOUT",
+            Self::MediaFailure => "MEDIA_FAILURE",
+            Self::AgentError => "AGENT_ERROR",
+            Self::CallerGaveUp => "CALLER_GAVE_UP",
+        }
+    }
+
+    /// Whether the same identity usually comes back within a moment after this reason.
+    ///
+    /// [`Self::Unknown`] is not the server's word: the SDK forgets everybody when it connects anew
+    /// (livekit `room/mod.rs`, `handle_restarting`), and says so before it says that the connection
+    /// was lost.
+    pub fn may_return(self) -> bool {
+        matches!(
+            self,
+            Self::DuplicateIdentity | Self::Migration | Self::Unknown
+        )
+    }
+}
 
 /// What ended the call. The first one counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HangupCause {
-    /// The caller is gone; LiveKit's reason, such as `CLIENT_INITIATED`.
+    /// The caller is gone.
     CallerLeft {
-        /// LiveKit's name of the reason, or [`GAVE_UP`].
-        reason: &'static str,
+        /// Why.
+        reason: DisconnectReason,
     },
     /// We are out of the room without having left it.
     RoomGone {
-        /// LiveKit's name of the reason.
-        reason: &'static str,
+        /// Why.
+        reason: DisconnectReason,
     },
     /// Nobody came.
     CallerNeverCame,
@@ -106,20 +183,22 @@ impl HangupCause {
         };
         let (close_reason, disconnect_reason, call_status) = match self {
             Self::CallerLeft { reason } | Self::RoomGone { reason } => {
-                let status = match *reason {
-                    "USER_UNAVAILABLE" | GAVE_UP => CallStatus::NoAnswer,
-                    "USER_REJECTED" => CallStatus::Busy,
-                    "SIP_TRUNK_FAILURE" => CallStatus::Failed,
-                    "CLIENT_INITIATED" | "ROOM_DELETED" | "ROOM_CLOSED" | "PARTICIPANT_REMOVED" => {
-                        completed(CallStatus::NoAnswer)
-                    }
+                use DisconnectReason as Reason;
+                let status = match reason {
+                    Reason::UserUnavailable | Reason::CallerGaveUp => CallStatus::NoAnswer,
+                    Reason::UserRejected => CallStatus::Busy,
+                    Reason::SipTrunkFailure => CallStatus::Failed,
+                    Reason::ClientInitiated
+                    | Reason::RoomDeleted
+                    | Reason::RoomClosed
+                    | Reason::ParticipantRemoved => completed(CallStatus::NoAnswer),
                     _ => completed(CallStatus::Failed),
                 };
                 let close = match self {
                     Self::CallerLeft { .. } => CloseReason::ParticipantDisconnected,
                     _ => CloseReason::JobShutdown,
                 };
-                (close, (*reason).to_owned(), status)
+                (close, reason.name().to_owned(), status)
             }
             Self::CallerNeverCame => (
                 CloseReason::JobShutdown,
@@ -202,30 +281,18 @@ impl HangupCause {
         }
     }
 
-    /// Whether the same identity usually comes back within a moment after this reason.
-    ///
-    /// `UNKNOWN_REASON` is not the server's word: the SDK forgets everybody when it connects anew
-    /// (livekit `room/mod.rs`, `handle_restarting`), and says so before it says that the connection
-    /// was lost.
-    pub fn may_return(reason: &str) -> bool {
-        matches!(
-            reason,
-            "DUPLICATE_IDENTITY" | "MIGRATION" | "UNKNOWN_REASON"
-        )
-    }
-
     /// What the agent leaves behind in the room.
     pub fn leaves_behind(&self) -> LeftBehind {
         match self {
             Self::AnotherAgent { .. } => LeftBehind::OthersRoom,
             Self::SetUpFailed { .. } => LeftBehind::PerhapsACaller,
-            Self::RoomGone { reason } => match *reason {
+            Self::RoomGone { reason } => match reason {
                 // Somebody has decided this, and knows of the caller.
-                "ROOM_DELETED"
-                | "ROOM_CLOSED"
-                | "PARTICIPANT_REMOVED"
-                | "DUPLICATE_IDENTITY"
-                | "SERVER_SHUTDOWN" => LeftBehind::OthersRoom,
+                DisconnectReason::RoomDeleted
+                | DisconnectReason::RoomClosed
+                | DisconnectReason::ParticipantRemoved
+                | DisconnectReason::DuplicateIdentity
+                | DisconnectReason::ServerShutdown => LeftBehind::OthersRoom,
                 _ => LeftBehind::PerhapsACaller,
             },
             _ => LeftBehind::OurRoom,
@@ -240,23 +307,39 @@ mod tests {
     #[test]
     fn every_reason_of_a_telephone_call_has_its_status() {
         for (reason, answered, status) in [
-            ("CLIENT_INITIATED", true, CallStatus::Completed),
-            ("CLIENT_INITIATED", false, CallStatus::NoAnswer),
-            ("USER_UNAVAILABLE", false, CallStatus::NoAnswer),
-            ("USER_REJECTED", false, CallStatus::Busy),
-            ("SIP_TRUNK_FAILURE", false, CallStatus::Failed),
-            ("CONNECTION_TIMEOUT", true, CallStatus::Completed),
-            ("MEDIA_FAILURE", false, CallStatus::Failed),
-            ("ROOM_DELETED", true, CallStatus::Completed),
-            ("SIGNAL_CLOSE", true, CallStatus::Completed),
-            ("UNKNOWN_REASON", false, CallStatus::Failed),
-            (GAVE_UP, false, CallStatus::NoAnswer),
+            (
+                DisconnectReason::ClientInitiated,
+                true,
+                CallStatus::Completed,
+            ),
+            (
+                DisconnectReason::ClientInitiated,
+                false,
+                CallStatus::NoAnswer,
+            ),
+            (
+                DisconnectReason::UserUnavailable,
+                false,
+                CallStatus::NoAnswer,
+            ),
+            (DisconnectReason::UserRejected, false, CallStatus::Busy),
+            (DisconnectReason::SipTrunkFailure, false, CallStatus::Failed),
+            (
+                DisconnectReason::ConnectionTimeout,
+                true,
+                CallStatus::Completed,
+            ),
+            (DisconnectReason::MediaFailure, false, CallStatus::Failed),
+            (DisconnectReason::RoomDeleted, true, CallStatus::Completed),
+            (DisconnectReason::SignalClose, true, CallStatus::Completed),
+            (DisconnectReason::Unknown, false, CallStatus::Failed),
+            (DisconnectReason::CallerGaveUp, false, CallStatus::NoAnswer),
         ] {
             let ending = HangupCause::CallerLeft { reason }.ending(answered);
-            assert_eq!(ending.call_status, status, "{reason} {answered}");
+            assert_eq!(ending.call_status, status, "{reason:?} {answered}");
             assert_eq!(ending.close_reason, CloseReason::ParticipantDisconnected);
-            assert_eq!(ending.disconnect_reason, reason);
-            assert!(ending.job_succeeded(), "{reason} is no fault of ours");
+            assert_eq!(ending.disconnect_reason, reason.name());
+            assert!(ending.job_succeeded(), "{reason:?} is no fault of ours");
         }
     }
 
@@ -299,14 +382,17 @@ mod tests {
     #[test]
     fn a_room_that_we_lost_is_not_forgotten() {
         for (reason, left) in [
-            ("CONNECTION_TIMEOUT", LeftBehind::PerhapsACaller),
-            ("UNKNOWN_REASON", LeftBehind::PerhapsACaller),
-            ("ROOM_DELETED", LeftBehind::OthersRoom),
-            ("PARTICIPANT_REMOVED", LeftBehind::OthersRoom),
-            ("SERVER_SHUTDOWN", LeftBehind::OthersRoom),
+            (
+                DisconnectReason::ConnectionTimeout,
+                LeftBehind::PerhapsACaller,
+            ),
+            (DisconnectReason::Unknown, LeftBehind::PerhapsACaller),
+            (DisconnectReason::RoomDeleted, LeftBehind::OthersRoom),
+            (DisconnectReason::ParticipantRemoved, LeftBehind::OthersRoom),
+            (DisconnectReason::ServerShutdown, LeftBehind::OthersRoom),
         ] {
             let cause = HangupCause::RoomGone { reason };
-            assert_eq!(cause.leaves_behind(), left, "{reason}");
+            assert_eq!(cause.leaves_behind(), left, "{reason:?}");
         }
         let message = "no answer".to_owned();
         let cause = HangupCause::SetUpFailed { message };

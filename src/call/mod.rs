@@ -1,13 +1,15 @@
 //! One call: the process that the worker starts for it, from joining the room to leaving it.
 //!
 //! `run` tells the story; `room` is the LiveKit room; `party` says whom to talk to, `media` whether
-//! anything arrives; `dispatch`, `numbers`, `persona` and `hangup` answer single questions;
-//! `publish` tells the room what is said; `room_service` is the server's API for rooms. A call
-//! never talks to the CRM: it leaves a record on disk and the worker delivers it.
+//! anything arrives; `lookup` finds out meanwhile who the agent is; `dispatch`, `numbers`,
+//! `persona` and `hangup` answer single questions; `publish` tells the room what is said;
+//! `room_service` is the server's API for rooms. A call never talks to the CRM: it leaves a record
+//! on disk and the worker delivers it.
 
 mod caller_sound;
 mod dispatch;
 mod hangup;
+mod lookup;
 mod media;
 mod numbers;
 mod party;
@@ -28,8 +30,9 @@ use tracing::{Instrument as _, Span, info_span};
 use crate::config::{Config, LiveKitSettings, Secret};
 use crate::ipc::{self, FromCall, FromWorker, IpcError, JobDescription, ToWorker};
 use crate::phone::CountryCode;
-use crate::providers::{self, ProviderError};
+use crate::providers::{self, ProviderError, ProviderFactory};
 use crate::store::{Store, StoreError};
+use crate::voice::LineSources;
 
 pub use dispatch::told_by;
 pub use hangup::{Ending, HangupCause};
@@ -96,17 +99,40 @@ impl Default for CallConfig {
     }
 }
 
+/// What the agent says about the call itself; nothing where it is to be silent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct CallLines {
+    /// The call has lasted too long.
+    max_duration_goodbye: Option<String>,
+    /// The two are together again.
+    reconnected: Option<String>,
+    /// Nothing arrives from the caller.
+    no_media_goodbye: Option<String>,
+}
+
 impl CallConfig {
-    fn goodbye(&self) -> Option<String> {
-        line(&self.max_duration_goodbye)
-    }
-
-    fn back_again(&self) -> Option<String> {
-        line(&self.reconnected_line)
-    }
-
-    fn not_heard(&self) -> Option<String> {
-        line(&self.no_media_goodbye)
+    /// The lines of a persona whose lines come from `sources`.
+    fn lines(&self, sources: &LineSources) -> CallLines {
+        let english = Self::default();
+        let choose =
+            |pick, general: &str, english: &str| line(&sources.choose(pick, general, english));
+        CallLines {
+            max_duration_goodbye: choose(
+                |own| &own.max_duration_goodbye,
+                &self.max_duration_goodbye,
+                &english.max_duration_goodbye,
+            ),
+            reconnected: choose(
+                |own| &own.reconnected_line,
+                &self.reconnected_line,
+                &english.reconnected_line,
+            ),
+            no_media_goodbye: choose(
+                |own| &own.no_media_goodbye,
+                &self.no_media_goodbye,
+                &english.no_media_goodbye,
+            ),
+        }
     }
 
     fn no_media(&self) -> Option<Duration> {
@@ -145,15 +171,15 @@ impl CallParts {
     pub fn from_config(config: Arc<Config>) -> Result<Self, CallProcessError> {
         let store = Store::open(&config.data_dir)?;
         let http = providers::http_client()?;
-        let providers = providers::build(&config.providers, http.clone())?;
+        let providers = ProviderFactory::new(config.providers.clone(), http.clone())?;
         let token = Secret::from_env(PERSONA_TOKEN);
         let personas = Personas::new(config.persona.clone(), http, token, &config.data_dir);
         let livekit: Option<LiveKitSettings> = config.livekit_settings().ok();
         Ok(Self {
             config,
             store,
-            providers,
-            personas,
+            providers: Arc::new(providers),
+            personas: Arc::new(personas),
             livekit,
         })
     }

@@ -1,27 +1,38 @@
 //! Who answers this call: finds the persona for a pair of numbers.
 //!
-//! Looked up by our own number first, then by the other party's, then the default persona. Each
-//! number is asked of the HTTP source (fresh copy on disk, then the network, then a stale copy) and
-//! then of the local folder. A source that is slow or down costs at most its time-out and never the
-//! call: there is always a persona in the end.
+//! All numbers are looked up at the same time; our own number's persona counts first, then the
+//! other party's, then the default one. Each number is asked of the HTTP source (fresh copy on
+//! disk, then the network, then a stale copy) and then of the local folder. A source that is slow
+//! or down never costs the call: whoever asks says when to give up on it, and there is always a
+//! persona in the end.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::FutureExt as _;
+use futures_util::stream::{FuturesOrdered, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::{debug, warn};
 
 use crate::config::Secret;
-use crate::providers::Language;
+use crate::providers::{Language, PersonaModels};
+use crate::voice::OwnLines;
 
 /// The persona that is built in, for a machine without any persona file.
 const BUILT_IN: &str = include_str!("../../config/personas/default.json");
 /// The largest persona that is read from anywhere.
 const MAX_PERSONA_BYTES: usize = 1024 * 1024;
+/// What a source does that was given up.
+const TOO_SLOW: &str = "it did not answer in time (persona.timeout_ms)";
+/// The longest time that one request to the HTTP source may take, however long the telephone rings.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+/// The largest `persona.timeout_ms`: LiveKit's own front ends give up on an agent that says nothing
+/// for 20 s, and joining takes some of them.
+const MAX_TIMEOUT_MS: u64 = 15_000;
 /// Long texts that belong to the conversation and are left out of the campaign metadata in the
 /// record.
-const NOT_FOR_THE_RECORD: [&str; 11] = [
+const NOT_FOR_THE_RECORD: [&str; 12] = [
     "instructions",
     "systemPrompt",
     "system_prompt",
@@ -33,6 +44,7 @@ const NOT_FOR_THE_RECORD: [&str; 11] = [
     "endCallMessage",
     "end_call_message",
     "script",
+    "lines",
 ];
 
 /// `[persona]`: where personas come from.
@@ -42,7 +54,8 @@ pub struct PersonaConfig {
     /// Address of the HTTP source; `{number}` stands for the digits of the number. Empty: only
     /// local files.
     pub url: String,
-    /// How long the HTTP source may take, ms. The caller hears nothing meanwhile, so it is short.
+    /// How long the HTTP source may still take once the caller has answered, ms. It is asked as
+    /// soon as the numbers are known, but the caller hears nothing meanwhile, so this is short.
     pub timeout_ms: u64,
     /// How long a fetched persona is used without asking again, s. An older copy is still used when
     /// the source is down.
@@ -62,6 +75,26 @@ impl Default for PersonaConfig {
             directory: "config/personas".into(),
             default: "default".into(),
         }
+    }
+}
+
+impl PersonaConfig {
+    /// Checks for mistakes that a type cannot catch. The error names the key.
+    ///
+    /// # Errors
+    /// When a caller would wait for too long.
+    pub fn check(&self) -> Result<(), String> {
+        if self.timeout_ms > MAX_TIMEOUT_MS {
+            return Err(format!(
+                "persona.timeout_ms must not be above {MAX_TIMEOUT_MS}: the caller hears nothing meanwhile"
+            ));
+        }
+        Ok(())
+    }
+
+    /// [`Self::timeout_ms`] as a duration.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
     }
 }
 
@@ -99,10 +132,14 @@ pub struct Persona {
     pub goodbye: Option<String>,
     /// Language of the call, for speech recognition and synthesis.
     pub language: Option<Language>,
-    /// A sentence about a language that is none; recognition finds out by itself then.
-    pub language_problem: Option<String>,
+    /// Sentences about what is odd in it and was left out, for whoever wrote it.
+    pub problems: Vec<String>,
+    /// What it says when no model decides it.
+    pub lines: OwnLines,
     /// Voice for speech synthesis.
     pub voice: Option<String>,
+    /// Models of its own.
+    pub models: PersonaModels,
     /// The whole object as fetched; `campaigns[0]` in it names campaign, voice agent and client.
     pub full: Value,
 }
@@ -137,11 +174,15 @@ impl Persona {
         else {
             return Err("it has no `instructions`, the text that tells the agent who it is".into());
         };
-        let (language, language_problem) =
-            match Language::read(&text_of(&["language"]).unwrap_or_default()) {
-                Ok(language) => (language, None),
-                Err(problem) => (None, Some(problem)),
-            };
+        let mut problems = Vec::new();
+        let language = Language::read(&text_of(&["language"]).unwrap_or_default());
+        let language = language.unwrap_or_else(|problem| {
+            problems.push(format!("{problem}; speech is recognised without one"));
+            None
+        });
+        let lines = [Some(&value), value.pointer("/campaigns/0"), voice_agent];
+        let lines = lines.into_iter().flatten().find_map(|at| at.get("lines"));
+        let lines = lines.map_or_else(OwnLines::default, |lines| own_lines(lines, &mut problems));
         Ok(Self {
             name: value
                 .get("name")
@@ -150,10 +191,17 @@ impl Persona {
                 .to_owned(),
             instructions,
             greeting: text_of(&["greeting", "firstMessage", "first_message"]),
-            goodbye: text_of(&["goodbye", "endCallMessage", "end_call_message"]),
+            goodbye: text_of(&["goodbye", "endCallMessage", "end_call_message"])
+                .or_else(|| lines.goodbye.clone()),
             language,
-            language_problem,
+            problems,
+            lines,
             voice: text_of(&["voice"]),
+            models: PersonaModels {
+                stt: text_of(&["stt_model", "sttModel"]),
+                llm: text_of(&["llm_model", "llmModel"]),
+                tts: text_of(&["tts_model", "ttsModel"]),
+            },
             full: value,
         })
     }
@@ -176,6 +224,25 @@ impl Persona {
         map.retain(|key, _| !NOT_FOR_THE_RECORD.contains(&key.as_str()));
         map
     }
+}
+
+/// Reads the object `lines` of a persona, line by line: one that is wrong costs no other.
+fn own_lines(lines: &Value, problems: &mut Vec<String>) -> OwnLines {
+    let Some(lines) = lines.as_object() else {
+        problems.push("its `lines` are no JSON object and are not used".into());
+        return OwnLines::default();
+    };
+    let mut usable = Map::new();
+    for (key, line) in lines {
+        let alone = Map::from_iter([(key.clone(), line.clone())]);
+        match OwnLines::deserialize(Value::from(alone)) {
+            Ok(_) => {
+                usable.insert(key.clone(), line.clone());
+            }
+            Err(error) => problems.push(format!("the line `lines.{key}` is not used: {error}")),
+        }
+    }
+    OwnLines::deserialize(Value::from(usable)).unwrap_or_default()
 }
 
 /// The places personas come from. Cheap to make: one for each call.
@@ -202,38 +269,64 @@ impl Personas {
         }
     }
 
-    /// The persona for a call. Never fails: what is wrong on the way is logged, and the default or
-    /// the built-in one is taken.
+    /// The persona for a call whose caller waits: the source has `persona.timeout_ms`.
     pub async fn find(&self, numbers: impl IntoIterator<Item = &str>) -> Persona {
-        let persona = self.look_up(numbers).await;
-        if let Some(problem) = &persona.language_problem {
-            warn!(
-                persona = persona.name,
-                "{problem}; speech is recognised without one"
-            );
+        let numbers = numbers.into_iter().map(str::to_owned).collect();
+        self.find_until(numbers, tokio::time::sleep(self.config.timeout()))
+            .await
+    }
+
+    /// The persona for a call, by its numbers in the order in which they count. Never fails: what
+    /// is wrong on the way is logged, and the default or the built-in one is taken. When `give_up`
+    /// ends, a source that has not answered yet counts as one that is down.
+    pub async fn find_until(
+        &self,
+        numbers: Vec<String>,
+        give_up: impl Future<Output = ()>,
+    ) -> Persona {
+        let persona = self.look_up(&numbers, give_up).await;
+        for problem in &persona.problems {
+            warn!(persona = persona.name, "{problem}");
         }
         persona
     }
 
-    async fn look_up(&self, numbers: impl IntoIterator<Item = &str>) -> Persona {
-        for number in numbers {
-            let digits: String = number.chars().filter(char::is_ascii_digit).collect();
-            if digits.is_empty() {
-                continue;
-            }
-            if let Some(persona) = self.ask_source(&digits).await {
-                return persona;
-            }
-            if let Some(persona) = self.read_file(&digits) {
-                return persona;
-            }
-        }
+    /// The persona for numbers that have none of their own.
+    pub fn default_persona(&self) -> Persona {
         self.read_file(&self.config.default).unwrap_or_else(|| {
             Persona::read(BUILT_IN, "built-in").expect("the built-in persona is checked by a test")
         })
     }
 
-    async fn ask_source(&self, digits: &str) -> Option<Persona> {
+    async fn look_up(&self, numbers: &[String], give_up: impl Future<Output = ()>) -> Persona {
+        let give_up = give_up.shared();
+        let mut answers = FuturesOrdered::new();
+        for number in numbers {
+            let digits: String = number.chars().filter(char::is_ascii_digit).collect();
+            if !digits.is_empty() {
+                answers.push_back(self.of_number(digits, give_up.clone()));
+            }
+        }
+        while let Some(answer) = answers.next().await {
+            if let Some(persona) = answer {
+                return persona;
+            }
+        }
+        self.default_persona()
+    }
+
+    async fn of_number(
+        &self,
+        digits: String,
+        give_up: impl Future<Output = ()>,
+    ) -> Option<Persona> {
+        match self.ask_source(&digits, give_up).await {
+            Some(persona) => Some(persona),
+            None => self.read_file(&digits),
+        }
+    }
+
+    async fn ask_source(&self, digits: &str, give_up: impl Future<Output = ()>) -> Option<Persona> {
         if self.config.url.is_empty() {
             return None;
         }
@@ -252,7 +345,13 @@ impl Personas {
         {
             return Some(persona);
         }
-        match self.fetch(digits).await {
+        let address = self.config.url.replace("{number}", digits);
+        let fetched = tokio::select! {
+            biased;
+            fetched = self.fetch(&address, digits) => fetched,
+            () = give_up => Err(source_failed(&address, TOO_SLOW.to_owned())),
+        };
+        match fetched {
             Ok(Some((text, persona))) => {
                 if let Err(error) = keep_copy(&copy, &text) {
                     warn!(%error, "the fetched persona could not be kept for the next call");
@@ -269,25 +368,13 @@ impl Personas {
     }
 
     /// The source's answer; nothing when it says that it knows no such number.
-    async fn fetch(&self, digits: &str) -> Result<Option<(String, Persona)>, PersonaError> {
-        let address = self.config.url.replace("{number}", digits);
-        let host = url::Url::parse(&address)
-            .ok()
-            .and_then(|url| {
-                url.host_str().map(|host| {
-                    url.port()
-                        .map_or(host.to_owned(), |port| format!("{host}:{port}"))
-                })
-            })
-            .unwrap_or_else(|| "(not an address)".into());
-        let failed = |why: String| PersonaError::Source {
-            host: host.clone(),
-            why,
-        };
-        let mut request = self
-            .http
-            .get(&address)
-            .timeout(Duration::from_millis(self.config.timeout_ms));
+    async fn fetch(
+        &self,
+        address: &str,
+        digits: &str,
+    ) -> Result<Option<(String, Persona)>, PersonaError> {
+        let failed = |why: String| source_failed(address, why);
+        let mut request = self.http.get(address).timeout(REQUEST_LIMIT);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose());
         }
@@ -342,6 +429,21 @@ impl Personas {
     }
 }
 
+/// The failure of the source, which is named without its path: there may be a number in it.
+fn source_failed(address: &str, why: String) -> PersonaError {
+    let host = url::Url::parse(address).ok().and_then(|url| {
+        let host = url.host_str()?;
+        Some(
+            url.port()
+                .map_or(host.to_owned(), |port| format!("{host}:{port}")),
+        )
+    });
+    PersonaError::Source {
+        host: host.unwrap_or_else(|| "(not an address)".into()),
+        why,
+    }
+}
+
 /// Keeps a fetched persona for the next call. Calls that fetch the same one at the same time
 /// replace each other's whole file.
 fn keep_copy(path: &Path, text: &str) -> std::io::Result<()> {
@@ -356,7 +458,7 @@ fn keep_copy(path: &Path, text: &str) -> std::io::Result<()> {
 /// The reason under a client error: without the address, which may hold a number.
 fn reason(error: reqwest::Error) -> String {
     if error.is_timeout() {
-        return "it did not answer in time (persona.timeout_ms)".into();
+        return TOO_SLOW.into();
     }
     let error = error.without_url();
     let mut text = error.to_string();
@@ -406,7 +508,28 @@ mod tests {
         assert_eq!(language.iso_639_1(), Some("hi"));
         let odd = Persona::read(&case.replace("hi-IN", "Klingon"), "x").unwrap();
         assert_eq!(odd.language, None);
-        assert!(odd.language_problem.unwrap().contains("Klingon"));
+        assert!(odd.problems[0].contains("Klingon"));
+    }
+
+    #[test]
+    fn lines_of_a_persona_are_its_own_and_a_wrong_key_is_named() {
+        let text =
+            r#"{"instructions": "i", "lines": {"apology": "Pardon.", "silence_goodbye": ""}}"#;
+        let persona = Persona::read(text, "x").unwrap();
+        assert_eq!(persona.lines.apology.as_deref(), Some("Pardon."));
+        assert_eq!(persona.lines.silence_goodbye.as_deref(), Some(""));
+        assert_eq!(persona.lines.goodbye, None);
+        assert!(!persona.campaign_metadata().contains_key("lines"));
+        for wrong in [r#"{"apolgy": "x"}"#, r#"{"apology": 7}"#, r#"["x"]"#] {
+            let text = format!(r#"{{"instructions": "i", "lines": {wrong}}}"#);
+            let persona = Persona::read(&text, "x").unwrap();
+            assert_eq!(persona.lines, OwnLines::default());
+            assert!(persona.problems[0].contains("lines"), "{wrong}");
+        }
+        let text = r#"{"instructions": "i", "lines": {"apolgy": "x", "goodbye": "Bye."}}"#;
+        let persona = Persona::read(text, "x").unwrap();
+        assert_eq!(persona.goodbye.as_deref(), Some("Bye."));
+        assert!(persona.problems[0].contains("lines.apolgy"));
     }
 
     #[test]
@@ -495,6 +618,68 @@ mod tests {
         );
         assert_eq!(personas.find(["+15550777"]).await.name, "default");
         assert_eq!(personas.find([]).await.name, "default");
+    }
+
+    /// A source that answers nobody but `known`.
+    async fn silent_source(known: &'static str) -> String {
+        let router = Router::new().route(
+            "/persona/{number}",
+            get(move |UrlPath(number): UrlPath<String>| async move {
+                if number != known {
+                    std::future::pending::<()>().await;
+                }
+                format!(r#"{{"name": "{number}", "instructions": "i"}}"#)
+            }),
+        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        format!("http://{address}/persona/{{number}}")
+    }
+
+    #[tokio::test]
+    async fn numbers_are_looked_up_together_and_a_silent_source_leaves_its_last_persona() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = PersonaConfig {
+            url: silent_source("15550100").await,
+            cache_ttl_s: 0,
+            directory: folder.path().to_owned(),
+            ..Default::default()
+        };
+        let personas = Personas::new(config, reqwest::Client::new(), None, folder.path());
+        let (ours, theirs) = ("+15550100".to_owned(), "+15550999".to_owned());
+        let never = std::future::pending::<()>;
+        // Our own number counts first, whatever becomes of the other one's.
+        let both = vec![ours.clone(), theirs.clone()];
+        assert_eq!(personas.find_until(both, never()).await.name, "15550100");
+
+        // Given up at once: nothing is known of theirs; there is a copy of ours.
+        let now = std::future::ready;
+        let found = personas.find_until(vec![theirs.clone()], now(())).await;
+        assert_eq!(found.name, "default", "the built-in persona");
+        let found = personas.find_until(vec![theirs, ours], now(())).await;
+        assert_eq!(found.name, "15550100", "stale copy");
+    }
+
+    #[test]
+    fn a_caller_does_not_wait_longer_than_clients_do() {
+        let config = |timeout_ms| PersonaConfig {
+            timeout_ms,
+            ..Default::default()
+        };
+        assert_eq!(config(15_000).check(), Ok(()));
+        let fault = config(20_000).check().unwrap_err();
+        assert!(fault.contains("persona.timeout_ms"), "{fault}");
+    }
+
+    #[test]
+    fn a_persona_may_name_its_own_models() {
+        let text = r#"{"instructions": "i", "llm_model": "large", "campaigns": [{"voiceAgents": [{"ttsModel": "warm"}]}]}"#;
+        let models = Persona::read(text, "x").unwrap().models;
+        assert_eq!(
+            (models.stt, models.llm.as_deref(), models.tts.as_deref()),
+            (None, Some("large"), Some("warm"))
+        );
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::hangup::DisconnectReason;
 use super::media::Packets;
 use super::party::{Party, Role};
 use super::room_service::is_machine;
@@ -144,8 +145,8 @@ pub enum CallEvent {
     Left {
         /// Who, as they were last.
         party: Party,
-        /// Why, in LiveKit's words, such as `CLIENT_INITIATED`.
-        reason: &'static str,
+        /// Why.
+        reason: DisconnectReason,
     },
     /// The caller's sound can be heard from now on.
     Audible {
@@ -180,8 +181,8 @@ pub enum CallEvent {
     Reconnected,
     /// We are out of the room for good.
     Gone {
-        /// Why, in LiveKit's words.
-        reason: &'static str,
+        /// Why.
+        reason: DisconnectReason,
     },
 }
 
@@ -532,7 +533,7 @@ pub fn call_event(event: RoomEvent) -> Option<CallEvent> {
         RoomEvent::LocalTrackSubscribed { .. } => Some(CallEvent::AgentHeard),
         RoomEvent::ParticipantDisconnected(participant) => Some(CallEvent::Left {
             party: party(&participant),
-            reason: left_reason(participant.disconnect_reason()),
+            reason: reason(participant.disconnect_reason()),
         }),
         RoomEvent::TrackSubscribed {
             track: RemoteTrack::Audio(track),
@@ -558,8 +559,8 @@ pub fn call_event(event: RoomEvent) -> Option<CallEvent> {
         }),
         RoomEvent::Reconnecting => Some(CallEvent::LinkLost),
         RoomEvent::Reconnected => Some(CallEvent::Reconnected),
-        RoomEvent::Disconnected { reason } => Some(CallEvent::Gone {
-            reason: reason.as_str_name(),
+        RoomEvent::Disconnected { reason: theirs } => Some(CallEvent::Gone {
+            reason: reason(theirs.into()),
         }),
         _ => None,
     }
@@ -611,26 +612,26 @@ pub fn read_chat(event: &RoomEvent, to: mpsc::Sender<CallEvent>) {
     });
 }
 
-/// LiveKit's name of a reason (`livekit_models.proto`, `DisconnectReason`).
-fn left_reason(reason: DisconnectReason) -> &'static str {
+fn reason(reason: livekit::prelude::DisconnectReason) -> DisconnectReason {
+    use livekit::prelude::DisconnectReason as Theirs;
     match reason {
-        DisconnectReason::UnknownReason => "UNKNOWN_REASON",
-        DisconnectReason::ClientInitiated => "CLIENT_INITIATED",
-        DisconnectReason::DuplicateIdentity => "DUPLICATE_IDENTITY",
-        DisconnectReason::ServerShutdown => "SERVER_SHUTDOWN",
-        DisconnectReason::ParticipantRemoved => "PARTICIPANT_REMOVED",
-        DisconnectReason::RoomDeleted => "ROOM_DELETED",
-        DisconnectReason::StateMismatch => "STATE_MISMATCH",
-        DisconnectReason::JoinFailure => "JOIN_FAILURE",
-        DisconnectReason::Migration => "MIGRATION",
-        DisconnectReason::SignalClose => "SIGNAL_CLOSE",
-        DisconnectReason::RoomClosed => "ROOM_CLOSED",
-        DisconnectReason::UserUnavailable => "USER_UNAVAILABLE",
-        DisconnectReason::UserRejected => "USER_REJECTED",
-        DisconnectReason::SipTrunkFailure => "SIP_TRUNK_FAILURE",
-        DisconnectReason::ConnectionTimeout => "CONNECTION_TIMEOUT",
-        DisconnectReason::MediaFailure => "MEDIA_FAILURE",
-        DisconnectReason::AgentError => "AGENT_ERROR",
+        Theirs::UnknownReason => DisconnectReason::Unknown,
+        Theirs::ClientInitiated => DisconnectReason::ClientInitiated,
+        Theirs::DuplicateIdentity => DisconnectReason::DuplicateIdentity,
+        Theirs::ServerShutdown => DisconnectReason::ServerShutdown,
+        Theirs::ParticipantRemoved => DisconnectReason::ParticipantRemoved,
+        Theirs::RoomDeleted => DisconnectReason::RoomDeleted,
+        Theirs::StateMismatch => DisconnectReason::StateMismatch,
+        Theirs::JoinFailure => DisconnectReason::JoinFailure,
+        Theirs::Migration => DisconnectReason::Migration,
+        Theirs::SignalClose => DisconnectReason::SignalClose,
+        Theirs::RoomClosed => DisconnectReason::RoomClosed,
+        Theirs::UserUnavailable => DisconnectReason::UserUnavailable,
+        Theirs::UserRejected => DisconnectReason::UserRejected,
+        Theirs::SipTrunkFailure => DisconnectReason::SipTrunkFailure,
+        Theirs::ConnectionTimeout => DisconnectReason::ConnectionTimeout,
+        Theirs::MediaFailure => DisconnectReason::MediaFailure,
+        Theirs::AgentError => DisconnectReason::AgentError,
     }
 }
 
@@ -692,5 +693,22 @@ impl AudioOutput for Speaker {
             .lock()
             .expect("the speaker's clock is never held over a panic")
             .saturating_duration_since(Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_the_name_that_livekit_gives_it() {
+        let known =
+            (0..100).filter_map(|code| livekit_protocol::DisconnectReason::try_from(code).ok());
+        let mut seen = 0;
+        for theirs in known {
+            assert_eq!(reason(theirs.into()).name(), theirs.as_str_name());
+            seen += 1;
+        }
+        assert_eq!(seen, 17);
     }
 }

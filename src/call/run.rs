@@ -1,8 +1,8 @@
-//! One call, told from top to bottom: join, find the caller, learn who is calling, record, talk,
-//! hang up, write the record, leave.
+//! One call, told from top to bottom: join, find the caller, record, talk, hang up, write the
+//! record, leave. Who the agent is, is looked up beside it.
 //!
 //! One loop owns the state of the call. Whatever happens, in whatever order, reaches it as an
-//! event: the room, the worker, the conversation, a signal, a deadline. It ends with a
+//! event: the room, the worker, the persona, the conversation, a signal, a deadline. It ends with a
 //! [`HangupCause`], and every cause ends in a record. The record is written before the room is
 //! left, so that nothing that goes wrong while leaving can cost it.
 
@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, StreamExt as _};
 use livekit::RoomEvent;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -20,26 +21,28 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{Instrument as _, debug, error, info, warn};
 
+use super::CallLines;
 use super::caller_sound::CallerSound;
 use super::dispatch::{self, numbers_metadata};
-use super::hangup::{Ending, GAVE_UP, HangupCause, LeftBehind};
+use super::hangup::{DisconnectReason, Ending, HangupCause, LeftBehind};
+use super::lookup::{AgentProfile, Lookup};
 use super::media::{MediaNews, MediaWatch, Packets};
 use super::numbers::{Numbers, mask};
 use super::party::{self, AfterDeath, Choice, Party, Role};
-use super::persona::{Persona, Personas};
+use super::persona::Personas;
 use super::publish::{Publisher, Words};
 use super::room::{self, CallEvent, CallRoom, CallerTrack, LISTEN_SAMPLE_RATE_HZ};
 use super::room_service::{RoomService, RoomServiceError};
 use crate::config::{Config, LiveKitSettings};
 use crate::ipc::{FromCall, FromWorker, JobDescription, ShutdownReason, ToCall, ToWorker};
-use crate::providers::{Component, Providers};
+use crate::providers::{Component, ProviderFactory};
 use crate::recording::Recorder;
 use crate::session::{
     self, CallMetadata, CallParticipant, Direction, KeypadInput, Outcome, SharedSession,
 };
 use crate::store::{Store, StoreError, Unfinished};
-use crate::tools::Toolbox;
-use crate::voice::{Conversation, VoiceCommand, VoiceEnd, VoiceEvent};
+use crate::tools::{CallRequest, Toolbox};
+use crate::voice::{Conversation, LineSources, VoiceCommand, VoiceEnd, VoiceEvent};
 
 /// Frames of the caller's sound on the way to the conversation: half a second, then new ones are
 /// dropped.
@@ -61,11 +64,10 @@ const MICROPHONE_WAIT: Duration = Duration::from_secs(2);
 /// How long after our track was taken a telephone that called us may still be said to ring. Its
 /// bridge answers at once and then waits for the first packet of sound.
 const STALE_RINGING: Duration = Duration::from_secs(2);
+/// What a caller may type before the conversation has begun; more is lost.
+const MAX_TYPED_EARLY: usize = 32;
 /// After an absence of this length the caller is told that we are there again.
 const NOTICED_ABSENCE: Duration = Duration::from_secs(2);
-/// LiveKit's word for a connection that did not come back (`livekit_models.proto`,
-/// `DisconnectReason`).
-const CONNECTION_LOST: &str = "CONNECTION_TIMEOUT";
 /// How often the caller's packets are counted.
 const MEDIA_POLL: Duration = Duration::from_secs(1);
 /// How long the conversation may take to say its last words after it was told to close.
@@ -88,10 +90,10 @@ pub struct CallParts {
     pub config: Arc<Config>,
     /// The folders on disk.
     pub store: Store,
-    /// Speech recognition, language model, speech synthesis.
-    pub providers: Providers,
+    /// Makes speech recognition, language model and speech synthesis.
+    pub providers: Arc<ProviderFactory>,
     /// Where personas come from.
-    pub personas: Personas,
+    pub personas: Arc<Personas>,
     /// The server's address and keys: for egress and for deleting the room. Without them both are
     /// left out.
     pub livekit: Option<LiveKitSettings>,
@@ -116,14 +118,19 @@ pub async fn run(
     let started = Instant::now();
     let (session, journal) = parts.store.open_session(&job.session_id)?;
     let job_metadata = read_job_metadata(&job);
-    let nothing_more = HashMap::new();
     let numbers = Numbers::read(
         &job_metadata,
-        &nothing_more,
+        &HashMap::new(),
         &job.room_name,
         &parts.config.call.country_code,
     );
     session::lock(&session).set_call_metadata(numbers_metadata(&numbers));
+    let mut agent = Agent {
+        lookup: Lookup::start(parts.personas.clone(), parts.providers.clone(), &numbers),
+        numbers,
+        job_metadata,
+        is_noted: false,
+    };
 
     let join_limit = Duration::from_secs(parts.config.call.join_timeout_s);
     let mut before_us = look_into(&parts, &job.room_name);
@@ -131,7 +138,6 @@ pub async fn run(
     let (cause, answered, room, recorder) =
         match CallRoom::join(&job.url, &job.token, &job.room_name, join_limit).await {
             Err(failure) => {
-                identify(&job, &parts, &session, &job_metadata, &nothing_more).await;
                 leaving = failure.leaving;
                 let cause = HangupCause::SetUpFailed {
                     message: failure.error.to_string(),
@@ -146,7 +152,7 @@ pub async fn run(
                 session::lock(&session).set_joined(Utc::now());
                 to_worker.send(FromCall::Joined);
                 to_worker.send(FromCall::Running);
-                let mut call = Call::new(&job, &parts, &session, &room, job_metadata);
+                let mut call = Call::new(&job, &parts, &session, &room, &mut agent);
                 let cause = call
                     .until_end(&mut events, &mut before_us, &mut from_worker, &mut stop)
                     .await;
@@ -156,6 +162,7 @@ pub async fn run(
         };
     before_us.take().inspect(JoinHandle::abort);
 
+    let ended_at = Utc::now();
     let ending = cause.ending(answered);
     match &ending.error {
         Some(error) => warn!(%error, cause = ending.disconnect_reason, "the call failed"),
@@ -170,12 +177,18 @@ pub async fn run(
             .finish(&session, !parts.config.call.delete_room)
             .await;
     }
+    // The CRM files every call by its campaign, also one that nobody answered; but who is told to
+    // stop at once asks nobody.
+    if cause != HangupCause::Finalised {
+        agent.found_within(parts.config.persona.timeout()).await;
+    }
+    agent.note(&session);
     session::lock(&session).set_outcome(Outcome {
         close_reason: ending.close_reason,
         disconnect_reason: Some(ending.disconnect_reason.clone()),
         call_status: ending.call_status,
         error: ending.error.clone(),
-        call_end: Some(Utc::now()),
+        call_end: Some(ended_at),
     });
     let written = parts.store.finish(&session, journal);
     match &written {
@@ -330,48 +343,67 @@ pub fn http_address(url: &str) -> String {
     }
 }
 
-/// Finds out who calls whom and for which campaign, and puts it into the session: the CRM files
-/// every call by it, also one that nobody answered.
-async fn identify(
-    job: &JobDescription,
-    parts: &CallParts,
-    session: &SharedSession,
-    job_metadata: &Value,
-    attributes: &HashMap<String, String>,
-) -> Persona {
-    let numbers = Numbers::read(
-        job_metadata,
-        attributes,
-        &job.room_name,
-        &parts.config.call.country_code,
-    );
-    let order = [
-        numbers.trunk_number.as_deref(),
-        numbers.dialed_number.as_deref(),
-    ];
-    let persona = parts.personas.find(order.into_iter().flatten()).await;
-    info!(
-        persona = persona.name,
-        direction = numbers.direction.map(Direction::name).unwrap_or("unknown"),
-        number = numbers
-            .dialed_number
-            .as_deref()
-            .map(mask)
-            .unwrap_or_default(),
-        "whose call this is"
-    );
-    let ids = session::CampaignIds::from_persona(&persona.full);
-    let campaign = dispatch::campaign(persona.campaign_metadata(), job_metadata);
-    let mut session = session::lock(session);
-    session.set_call_metadata(CallMetadata {
-        persona: Some(persona.name.clone()),
-        campaign_id: ids.campaign_id,
-        voice_agent_id: ids.voice_agent_id,
-        client: ids.client,
-        ..numbers_metadata(&numbers)
-    });
-    session.set_campaign_metadata(campaign);
-    persona
+/// Who the agent is in this call, as far as it is known.
+struct Agent {
+    lookup: Lookup,
+    /// Those that it is looked up by.
+    numbers: Numbers,
+    job_metadata: Value,
+    /// The session has it.
+    is_noted: bool,
+}
+
+impl Agent {
+    /// These are the numbers of the call.
+    fn numbers_are(&mut self, numbers: Numbers, session: &SharedSession) {
+        if numbers == self.numbers {
+            return;
+        }
+        session::lock(session).set_call_metadata(numbers_metadata(&numbers));
+        self.lookup.ask_for(&numbers);
+        self.numbers = numbers;
+        self.is_noted = false;
+    }
+
+    /// Waits until the agent is known, for so long at the longest.
+    async fn found_within(&mut self, limit: Duration) {
+        if timeout(limit, self.lookup.finish()).await.is_err() {
+            self.lookup.give_up();
+            self.lookup.finish().await;
+        }
+    }
+
+    /// Puts persona and campaign into the session, once they are known.
+    fn note(&mut self, session: &SharedSession) {
+        let Some(AgentProfile { persona, .. }) = self.lookup.profile() else {
+            return;
+        };
+        if std::mem::replace(&mut self.is_noted, true) {
+            return;
+        }
+        let Numbers {
+            direction,
+            dialed_number,
+            ..
+        } = &self.numbers;
+        info!(
+            persona = persona.name,
+            direction = direction.map(Direction::name).unwrap_or("unknown"),
+            number = dialed_number.as_deref().map(mask).unwrap_or_default(),
+            "whose call this is"
+        );
+        let ids = session::CampaignIds::from_persona(&persona.full);
+        let campaign = dispatch::campaign(persona.campaign_metadata(), &self.job_metadata);
+        let mut session = session::lock(session);
+        session.set_call_metadata(CallMetadata {
+            persona: Some(persona.name.clone()),
+            campaign_id: ids.campaign_id,
+            voice_agent_id: ids.voice_agent_id,
+            client: ids.client,
+            ..CallMetadata::default()
+        });
+        session.set_campaign_metadata(campaign);
+    }
 }
 
 /// How far the call has come.
@@ -380,8 +412,22 @@ enum Stage {
     WaitingForCaller,
     /// The caller's telephone is ringing.
     Ringing(Party),
-    /// Caller and agent can hear each other.
+    /// Caller and agent can hear each other; the conversation begins when it is known who the agent
+    /// is.
+    Answered(Box<Answered>),
+    /// The conversation is under way.
     Talking(Box<Talk>),
+}
+
+/// A caller who has nobody to talk to yet.
+struct Answered {
+    caller: Party,
+    /// What the caller has typed meanwhile, for the conversation.
+    typed: Vec<VoiceCommand>,
+    /// Until when the persona's source may take; `None` when it was told to give up.
+    persona_until: Option<Instant>,
+    /// Until then, the recording has not begun, and the agent's words wait for it.
+    recording: Option<BoxFuture<'static, ()>>,
 }
 
 /// The conversation in progress.
@@ -392,6 +438,8 @@ struct Talk {
     events: mpsc::Receiver<VoiceEvent>,
     conversation: JoinHandle<VoiceEnd>,
     media: MediaWatch,
+    /// What the agent says about the call itself.
+    lines: CallLines,
     /// The caller has said or written something: from then on nobody takes their place.
     was_heard: bool,
 }
@@ -399,7 +447,7 @@ struct Talk {
 /// A caller who is not there any more and may come back.
 struct Away {
     party: Party,
-    reason: &'static str,
+    reason: DisconnectReason,
     since: Instant,
     until: Instant,
 }
@@ -410,7 +458,7 @@ struct Call<'a> {
     parts: &'a CallParts,
     session: &'a SharedSession,
     room: &'a CallRoom,
-    job_metadata: Value,
+    agent: &'a mut Agent,
     publisher: Publisher,
     stage: Stage,
     /// The sound of everybody who may be the caller, by identity: it may come before or after the
@@ -441,6 +489,10 @@ enum Event {
     Voice(VoiceEvent),
     ConversationEnded(VoiceEnd),
     BeforeUs(BeforeUs),
+    /// It is known who the agent is.
+    AgentFound,
+    /// What is said from now on is recorded.
+    Recording,
     MediaPoll,
     Stop,
     Deadline,
@@ -452,7 +504,7 @@ impl<'a> Call<'a> {
         parts: &'a CallParts,
         session: &'a SharedSession,
         room: &'a CallRoom,
-        job_metadata: Value,
+        agent: &'a mut Agent,
     ) -> Self {
         let config = &parts.config.call;
         Self {
@@ -460,7 +512,7 @@ impl<'a> Call<'a> {
             parts,
             session,
             room,
-            job_metadata,
+            agent,
             publisher: Publisher::start(room.voice()),
             stage: Stage::WaitingForCaller,
             audible: Vec::new(),
@@ -497,10 +549,16 @@ impl<'a> Call<'a> {
             let event = {
                 let deadline = self.next_deadline();
                 let talking = matches!(self.stage, Stage::Talking(_));
-                let (voice, ended) = match &mut self.stage {
-                    Stage::Talking(talk) => (Some(&mut talk.events), Some(&mut talk.conversation)),
-                    _ => (None, None),
-                };
+                let looking_up = self.agent.lookup.is_running();
+                let (mut voice, mut ended, mut recording) = (None, None, None);
+                match &mut self.stage {
+                    Stage::Talking(talk) => {
+                        voice = Some(&mut talk.events);
+                        ended = Some(&mut talk.conversation);
+                    }
+                    Stage::Answered(answered) => recording = answered.recording.as_mut(),
+                    Stage::WaitingForCaller | Stage::Ringing(_) => {}
+                }
                 tokio::select! {
                     // What was said is committed before the end of the conversation is acted on.
                     biased;
@@ -511,6 +569,8 @@ impl<'a> Call<'a> {
                     message = from_worker.next() => Event::Worker(message),
                     Some(()) = stop.recv() => Event::Stop,
                     before_us = joined_or_pending(before_us) => Event::BeforeUs(before_us),
+                    () = self.agent.lookup.finish(), if looking_up => Event::AgentFound,
+                    () = ready_or_never(recording) => Event::Recording,
                     _ = media_polls.tick(), if talking => Event::MediaPoll,
                     () = sleep_until(deadline) => Event::Deadline,
                 }
@@ -522,7 +582,7 @@ impl<'a> Call<'a> {
                 }
                 Event::ConversationEnded(end) => Some(self.conversation_cause(end)),
                 Event::Room(None) => Some(HangupCause::RoomGone {
-                    reason: "UNKNOWN_REASON",
+                    reason: DisconnectReason::Unknown,
                 }),
                 Event::Room(Some(event)) => {
                     room::read_chat(&event, chat.clone());
@@ -548,6 +608,13 @@ impl<'a> Call<'a> {
                     self.was_before_us(before_us);
                     None
                 }
+                Event::AgentFound => None,
+                Event::Recording => {
+                    if let Stage::Answered(answered) = &mut self.stage {
+                        answered.recording = None;
+                    }
+                    None
+                }
                 Event::MediaPoll => self.poll_media().await,
                 Event::Deadline => match self.deadline_passed() {
                     Some(cause) => Some(cause),
@@ -557,6 +624,7 @@ impl<'a> Call<'a> {
             if let Some(cause) = cause {
                 return cause;
             }
+            self.begin_if_ready();
         }
     }
 
@@ -566,7 +634,7 @@ impl<'a> Call<'a> {
 
     /// The next moment at which [`Self::deadline_passed`] or [`Self::look`] has something to do.
     fn next_deadline(&self) -> Instant {
-        let talking = matches!(self.stage, Stage::Talking(_));
+        let answered = matches!(self.stage, Stage::Answered(_) | Stage::Talking(_));
         let here = self.away.is_none() && self.link_lost.is_none();
         let choosing = [
             Some(self.deadline),
@@ -574,20 +642,32 @@ impl<'a> Call<'a> {
             // When it has passed, it was looked at.
             self.ringing_until.filter(|until| *until > Instant::now()),
         ];
-        let choosing = choosing.into_iter().flatten().filter(|_| !talking && here);
+        let choosing = choosing.into_iter().flatten().filter(|_| !answered && here);
         let away = self.away.iter().map(|away| away.until);
         let link = self.link_lost.map(|lost| lost + self.reconnect_wait());
-        let all = choosing.chain(away).chain(link);
+        let persona = match &self.stage {
+            Stage::Answered(answered) => answered.persona_until,
+            _ => None,
+        };
+        let all = choosing.chain(away).chain(link).chain(persona);
         all.min()
             .map_or(self.longest, |first| first.min(self.longest))
     }
 
-    fn deadline_passed(&self) -> Option<HangupCause> {
+    fn deadline_passed(&mut self) -> Option<HangupCause> {
         let now = Instant::now();
+        if let Stage::Answered(answered) = &mut self.stage
+            && answered
+                .persona_until
+                .take_if(|until| now >= *until)
+                .is_some()
+        {
+            self.agent.lookup.give_up();
+        }
         let lost = self.link_lost;
         if lost.is_some_and(|lost| now >= lost + self.reconnect_wait()) {
             return Some(HangupCause::RoomGone {
-                reason: CONNECTION_LOST,
+                reason: DisconnectReason::ConnectionTimeout,
             });
         }
         if let Some(away) = &self.away
@@ -602,7 +682,7 @@ impl<'a> Call<'a> {
         match &self.stage {
             Stage::WaitingForCaller if over || waited => Some(HangupCause::CallerNeverCame),
             Stage::Ringing(_) if over || waited => Some(HangupCause::NeverAnswered),
-            Stage::Talking(_) if over => Some(HangupCause::MaxDuration),
+            Stage::Answered(_) | Stage::Talking(_) if over => Some(HangupCause::MaxDuration),
             _ => None,
         }
     }
@@ -617,6 +697,7 @@ impl<'a> Call<'a> {
             CallEvent::Audible { identity, track } => {
                 self.audible.retain(|(known, _)| *known != identity);
                 self.audible.push((identity.clone(), track));
+                self.record_caller(&identity);
                 self.connect_sound(&identity);
             }
             CallEvent::Inaudible { sid } => {
@@ -632,15 +713,8 @@ impl<'a> Call<'a> {
             CallEvent::LinkLost => self.link_is_lost(),
             CallEvent::Reconnected => self.link_is_back(),
             CallEvent::Key { identity, key } => {
-                if let Stage::Talking(talk) = &mut self.stage
-                    && identity.is_none_or(|identity| identity == talk.caller.identity)
-                {
-                    // Somebody who types is there, whatever arrives of their sound.
-                    talk.was_heard = true;
-                    talk.media = MediaWatch::new(Instant::now(), None);
-                    if talk.commands.try_send(VoiceCommand::Key(key)).is_err() {
-                        warn!("a key that the caller pressed was lost: the conversation is busy");
-                    }
+                if !self.has_typed(identity.as_deref(), VoiceCommand::Key(key)) {
+                    warn!("a key that the caller pressed was lost: the conversation is busy");
                 }
             }
             CallEvent::Gone { reason } => {
@@ -702,12 +776,30 @@ impl<'a> Call<'a> {
             }
             return None;
         }
-        self.choose(party::choose(&parties, agent_heard)).await;
+        if let Stage::Answered(answered) = &self.stage {
+            if self.away.is_some() {
+                return None;
+            }
+            let identity = &answered.caller.identity;
+            let now = parties.iter().find(|party| party.identity == *identity);
+            let changed = now.filter(|now| **now != answered.caller).cloned();
+            // Somebody who has typed is the caller.
+            let better = party::better(&answered.caller, &parties, agent_heard)
+                .filter(|_| answered.typed.is_empty());
+            if let Some(better) = better {
+                self.answered(better.clone());
+            } else if let Some(now) = changed {
+                self.note_participant(&now.identity);
+                self.caller_is(now);
+            }
+            return None;
+        }
+        self.choose(party::choose(&parties, agent_heard));
         None
     }
 
     /// Nobody is talked to yet, and this is who could be.
-    async fn choose(&mut self, choice: Choice<'_>) {
+    fn choose(&mut self, choice: Choice<'_>) {
         let now = Instant::now();
         if !matches!(choice, Choice::Silent(_)) {
             self.microphone_until = None;
@@ -718,15 +810,15 @@ impl<'a> Call<'a> {
             Choice::Silent(_) if self.telephone_gave_up() => {}
             Choice::Silent(party) => {
                 self.away = None;
-                self.seen = Some(party.clone());
+                self.see(party.clone());
                 let until = *self.microphone_until.get_or_insert(now + MICROPHONE_WAIT);
                 if now >= until {
-                    self.answered(party.clone()).await;
+                    self.answered(party.clone());
                 }
             }
             Choice::Ringing(party) => {
                 self.away = None;
-                self.seen = Some(party.clone());
+                self.see(party.clone());
                 if !matches!(self.stage, Stage::Ringing(_)) {
                     info!("the caller's telephone is ringing");
                     session::lock(self.session).set_ringing(Utc::now());
@@ -737,8 +829,28 @@ impl<'a> Call<'a> {
             }
             Choice::Talk(party) => {
                 self.away = None;
-                self.answered(party.clone()).await;
+                self.answered(party.clone());
             }
+        }
+    }
+
+    /// This is the caller, or looks like it: the look-up may begin with what is known of them.
+    fn see(&mut self, caller: Party) {
+        let numbers = Numbers::read(
+            &self.agent.job_metadata,
+            &caller.attributes,
+            &self.job.room_name,
+            &self.parts.config.call.country_code,
+        );
+        self.agent.numbers_are(numbers, self.session);
+        self.seen = Some(caller);
+    }
+
+    /// The caller, about whom something is known that was not known before.
+    fn caller_is(&mut self, caller: Party) {
+        self.see(caller.clone());
+        if let Stage::Answered(answered) = &mut self.stage {
+            answered.caller = caller;
         }
     }
 
@@ -748,11 +860,12 @@ impl<'a> Call<'a> {
     }
 
     /// Somebody is not here any more.
-    fn left(&mut self, party: Party, reason: &'static str) -> Option<HangupCause> {
+    fn left(&mut self, party: Party, reason: DisconnectReason) -> Option<HangupCause> {
         self.audible
             .retain(|(identity, _)| *identity != party.identity);
         let is_ours = match &self.stage {
             Stage::Talking(talk) => talk.caller.identity == party.identity,
+            Stage::Answered(answered) => answered.caller.identity == party.identity,
             Stage::Ringing(caller) => caller.identity == party.identity,
             Stage::WaitingForCaller => {
                 let mut seen = self.seen.iter();
@@ -764,7 +877,7 @@ impl<'a> Call<'a> {
             return None;
         }
         let waiting = matches!(self.stage, Stage::WaitingForCaller);
-        if !HangupCause::may_return(reason) && !waiting {
+        if !reason.may_return() && !waiting {
             return Some(HangupCause::CallerLeft { reason });
         }
         self.is_away(party, reason);
@@ -772,11 +885,13 @@ impl<'a> Call<'a> {
     }
 
     /// The caller is not there, and is waited for.
-    fn is_away(&mut self, party: Party, reason: &'static str) {
+    fn is_away(&mut self, party: Party, reason: DisconnectReason) {
         let since = Instant::now();
         let (patience, reason) = match self.link_lost {
-            Some(_) if reason != GAVE_UP => (self.reconnect_wait(), CONNECTION_LOST),
-            _ if reason == GAVE_UP => (GIVEN_UP_GRACE, reason),
+            Some(_) if reason != DisconnectReason::CallerGaveUp => {
+                (self.reconnect_wait(), DisconnectReason::ConnectionTimeout)
+            }
+            _ if reason == DisconnectReason::CallerGaveUp => (GIVEN_UP_GRACE, reason),
             _ => (RETURN_GRACE, reason),
         };
         self.away = Some(Away {
@@ -801,12 +916,17 @@ impl<'a> Call<'a> {
             "the caller is back"
         );
         if let Stage::Talking(talk) = &mut self.stage {
-            let say = self.parts.config.call.back_again();
+            let say = talk.lines.reconnected.clone();
             let say = say.filter(|_| absence >= NOTICED_ABSENCE);
             let _ = talk.commands.try_send(VoiceCommand::LineBack { say });
             let identity = caller.identity.clone();
             talk.caller = caller;
+            self.record_caller(&identity);
             self.connect_sound(&identity);
+        } else if matches!(self.stage, Stage::Answered(_)) {
+            let identity = caller.identity.clone();
+            self.caller_is(caller);
+            self.record_caller(&identity);
         }
     }
 
@@ -820,10 +940,10 @@ impl<'a> Call<'a> {
         self.link_lost = Some(lost);
         let until = lost + self.reconnect_wait();
         if let Some(away) = &mut self.away
-            && away.reason != GAVE_UP
+            && away.reason != DisconnectReason::CallerGaveUp
         {
             away.until = until;
-            away.reason = CONNECTION_LOST;
+            away.reason = DisconnectReason::ConnectionTimeout;
         }
     }
 
@@ -839,7 +959,7 @@ impl<'a> Call<'a> {
         // Whoever was connected through the same server needs about as long as we did.
         let until = now + self.reconnect_wait();
         if let Some(away) = &mut self.away
-            && away.reason != GAVE_UP
+            && away.reason != DisconnectReason::CallerGaveUp
         {
             away.until = until;
         }
@@ -850,7 +970,7 @@ impl<'a> Call<'a> {
     /// waited for.
     fn telephone_is_expected(&self) -> bool {
         let country = &self.parts.config.call.country_code;
-        let told = Numbers::read(&self.job_metadata, &HashMap::new(), "", country);
+        let told = Numbers::read(&self.agent.job_metadata, &HashMap::new(), "", country);
         told.dialed_number.is_some() || told.direction == Some(session::Direction::Outbound)
     }
 
@@ -880,8 +1000,8 @@ impl<'a> Call<'a> {
             None => return,
         };
         info!("the caller was in the room before the agent and is not there any more");
-        self.seen = Some(gone.clone());
-        self.is_away(gone, GAVE_UP);
+        self.see(gone.clone());
+        self.is_away(gone, DisconnectReason::CallerGaveUp);
     }
 
     /// A chat message for the agent.
@@ -897,15 +1017,31 @@ impl<'a> Call<'a> {
                 return cause;
             }
         }
-        if let Stage::Talking(talk) = &mut self.stage
-            && talk.caller.identity == identity
-        {
-            talk.was_heard = true;
-            talk.media = MediaWatch::new(Instant::now(), None);
-            // A conversation that is too busy for chat has lost its caller's patience anyway.
-            let _ = talk.commands.try_send(VoiceCommand::UserText(text));
-        }
+        // A conversation that is too busy for chat has lost its caller's patience anyway.
+        self.has_typed(Some(&identity), VoiceCommand::UserText(text));
         None
+    }
+
+    /// Somebody has typed something, on a telephone or a keyboard. From the caller it goes to the
+    /// conversation; answers whether there was room for it.
+    fn has_typed(&mut self, identity: Option<&str>, command: VoiceCommand) -> bool {
+        let is_caller = |caller: &Party| identity.is_none_or(|it| it == caller.identity);
+        match &mut self.stage {
+            Stage::Talking(talk) if is_caller(&talk.caller) => {
+                // Somebody who types is there, whatever arrives of their sound.
+                talk.was_heard = true;
+                talk.media = MediaWatch::new(Instant::now(), None);
+                talk.commands.try_send(command).is_ok()
+            }
+            Stage::Answered(answered) if is_caller(&answered.caller) => {
+                let has_room = answered.typed.len() < MAX_TYPED_EARLY;
+                if has_room {
+                    answered.typed.push(command);
+                }
+                has_room
+            }
+            _ => true,
+        }
     }
 
     /// Looks whether anything arrives from the caller.
@@ -944,13 +1080,18 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// From here on the two can hear each other: persona, recording, conversation.
-    async fn answered(&mut self, caller: Party) {
-        self.note_participant(&caller.identity);
-        let persona = self.identify(&caller.attributes).await;
-        self.microphone_until = None;
-        self.seen = Some(caller.clone());
+    /// From here on the two can hear each other, and are recorded. The conversation begins when it
+    /// is known who the agent is.
+    fn answered(&mut self, caller: Party) {
         session::lock(self.session).set_answered(Utc::now());
+        self.note_participant(&caller.identity);
+        self.see(caller.clone());
+        self.microphone_until = None;
+        // A campaign that has its calls recorded elsewhere says so in its persona, which may be
+        // known already.
+        let _ = self.agent.lookup.finish().now_or_never();
+        self.agent.note(self.session);
+        let mut recording = None;
         if !std::mem::replace(&mut self.answered, true) {
             self.recorder = Recorder::start(
                 &self.parts.config.recording,
@@ -960,14 +1101,47 @@ impl<'a> Call<'a> {
                 &self.job.room_name,
                 || self.room.listen_to_agent(),
             );
-            if let Some(recorder) = &self.recorder {
-                let limit = self.parts.config.recording.egress_start_wait_ms;
-                recorder.records_within(Duration::from_millis(limit)).await;
-            }
+            let limit = self.parts.config.recording.egress_start_wait_ms;
+            recording = self
+                .recorder
+                .as_ref()
+                .and_then(|recorder| recorder.records_within(Duration::from_millis(limit)));
+        } else if let Stage::Answered(answered) = &mut self.stage {
+            recording = answered.recording.take();
         }
         let identity = caller.identity.clone();
-        self.stage = Stage::Talking(Box::new(self.start_conversation(caller, persona)));
+        self.stage = Stage::Answered(Box::new(Answered {
+            caller,
+            typed: Vec::new(),
+            persona_until: Some(Instant::now() + self.parts.config.persona.timeout()),
+            recording,
+        }));
+        self.record_caller(&identity);
+    }
+
+    /// Begins the conversation with a caller who waits for it, when it is known who the agent is,
+    /// what is said is recorded, and the two hear each other.
+    fn begin_if_ready(&mut self) {
+        let Stage::Answered(answered) = &mut self.stage else {
+            return;
+        };
+        let is_recorded = answered.recording.is_none();
+        if !is_recorded || self.away.is_some() || self.link_lost.is_some() {
+            return;
+        }
+        let Some(profile) = self.agent.lookup.profile() else {
+            return;
+        };
+        let caller = answered.caller.clone();
+        let typed = std::mem::take(&mut answered.typed);
+        let identity = caller.identity.clone();
+        let talk = self.start_conversation(caller, profile);
+        self.stage = Stage::Talking(Box::new(talk));
+        self.agent.note(self.session);
         self.connect_sound(&identity);
+        for command in typed {
+            self.has_typed(Some(&identity), command);
+        }
     }
 
     /// The one we talk to has not been heard, and somebody has come who goes first: they get a
@@ -991,7 +1165,7 @@ impl<'a> Call<'a> {
                 }
             }
         }
-        self.answered(caller).await;
+        self.answered(caller);
     }
 
     /// Keeps what the caller's participant says about itself: the record and the CRM get it.
@@ -1001,32 +1175,25 @@ impl<'a> Call<'a> {
         }
     }
 
-    async fn identify(&self, attributes: &HashMap<String, String>) -> Persona {
-        identify(
-            self.job,
-            self.parts,
-            self.session,
-            &self.job_metadata,
-            attributes,
-        )
-        .await
-    }
-
-    fn start_conversation(&self, caller: Party, persona: Persona) -> Talk {
+    fn start_conversation(&self, caller: Party, profile: &AgentProfile) -> Talk {
         let parts = self.parts;
+        let AgentProfile { persona, providers } = profile;
         let (audio, heard) = mpsc::channel(AUDIO_QUEUE);
         let (commands, inbox) = mpsc::channel(VOICE_QUEUE);
         let (outbox, events) = mpsc::channel(VOICE_QUEUE);
+        let mut config = parts.config.voice.clone();
+        let sources = LineSources::new(&config.lines, &persona.lines, persona.language.as_ref());
+        config.lines = config.lines.of(&sources);
         let conversation = Conversation {
-            config: parts.config.voice.clone(),
-            instructions: persona.instructions,
-            greeting: persona.greeting,
-            goodbye: persona.goodbye,
-            language: persona.language,
-            voice: persona.voice,
-            stt: parts.providers.stt.clone(),
-            llm: parts.providers.llm.clone(),
-            tts: parts.providers.tts.clone(),
+            config,
+            instructions: persona.instructions.clone(),
+            greeting: persona.greeting.clone(),
+            goodbye: persona.goodbye.clone(),
+            language: persona.language.clone(),
+            voice: persona.voice.clone(),
+            stt: providers.stt.clone(),
+            llm: providers.llm.clone(),
+            tts: providers.tts.clone(),
             tools: Arc::new(Toolbox::new(
                 self.session.clone(),
                 parts.store.clone(),
@@ -1039,14 +1206,29 @@ impl<'a> Call<'a> {
             commands,
             sound: CallerSound::new(audio),
             events,
-            conversation: tokio::spawn(conversation.run(heard, inbox, outbox)),
+            conversation: tokio::spawn(conversation.run(heard, inbox, outbox).in_current_span()),
             media: MediaWatch::new(Instant::now(), parts.config.call.no_media()),
+            lines: parts.config.call.lines(&sources),
             was_heard: false,
         }
     }
 
-    /// Leads the caller's sound to the conversation and the recording, once both the caller and the
-    /// sound are known.
+    /// Leads the caller's sound to the recording, once both the caller and the sound are known.
+    fn record_caller(&self, identity: &str) {
+        let caller = match &self.stage {
+            Stage::Answered(answered) => &answered.caller,
+            Stage::Talking(talk) => &talk.caller,
+            Stage::WaitingForCaller | Stage::Ringing(_) => return,
+        };
+        if caller.identity == identity
+            && let Some(recorder) = &self.recorder
+            && let Some((_, track)) = self.audible.iter().find(|(known, _)| known == identity)
+        {
+            recorder.add_caller(|sample_rate_hz| track.listen(sample_rate_hz));
+        }
+    }
+
+    /// Leads the caller's sound to the conversation, once both the caller and the sound are known.
     fn connect_sound(&mut self, identity: &str) {
         let Stage::Talking(talk) = &mut self.stage else {
             return;
@@ -1060,9 +1242,6 @@ impl<'a> Call<'a> {
         self.publisher.caller(identity, track.sid());
         let frames = track.listen(LISTEN_SAMPLE_RATE_HZ);
         talk.sound.lead(frames.map(|frame| frame.data.into_owned()));
-        if let Some(recorder) = &self.recorder {
-            recorder.add_caller(|sample_rate_hz| track.listen(sample_rate_hz));
-        }
     }
 
     fn voice_event(&mut self, event: VoiceEvent) {
@@ -1107,7 +1286,7 @@ impl<'a> Call<'a> {
                 });
             }
             VoiceEvent::Usage(usage) => session::lock(self.session).add_usage(usage),
-            // The tools log what they did themselves.
+            // The tools note what they did themselves.
             VoiceEvent::ToolCalled { .. } => {}
             VoiceEvent::FirstAudio => info!("first sound of the agent"),
             VoiceEvent::Error {
@@ -1129,9 +1308,11 @@ impl<'a> Call<'a> {
     fn conversation_cause(&self, end: VoiceEnd) -> HangupCause {
         let now = Instant::now();
         match (end, &self.stage) {
-            (VoiceEnd::EndCall | VoiceEnd::Closed, _) => HangupCause::AgentEnded,
+            (VoiceEnd::Requested(CallRequest::HangUp) | VoiceEnd::Closed, _) => {
+                HangupCause::AgentEnded
+            }
             (VoiceEnd::SilenceHangup, _) if self.link_lost.is_some() => HangupCause::RoomGone {
-                reason: CONNECTION_LOST,
+                reason: DisconnectReason::ConnectionTimeout,
             },
             (VoiceEnd::SilenceHangup, Stage::Talking(talk)) if talk.media.is_missing(now) => {
                 HangupCause::NoMedia {
@@ -1158,22 +1339,14 @@ impl<'a> Call<'a> {
     ) -> (HangupCause, bool, Option<Recorder>) {
         let recorder = self.recorder.take();
         let stage = std::mem::replace(&mut self.stage, Stage::WaitingForCaller);
-        let mut talk = match stage {
-            Stage::Talking(talk) => talk,
-            // Who is told to stop at once asks nobody whose call it was.
-            _ if cause == HangupCause::Finalised => return (cause, self.answered, recorder),
-            Stage::Ringing(_) | Stage::WaitingForCaller => {
-                let seen = self.seen.take();
-                let attributes = seen.map(|seen| seen.attributes).unwrap_or_default();
-                self.identify(&attributes).await;
-                return (cause, self.answered, recorder);
-            }
+        let Stage::Talking(mut talk) = stage else {
+            return (cause, self.answered, recorder);
         };
         let (command, limit) = match &cause {
             HangupCause::MaxDuration => (
                 VoiceCommand::Close {
                     reason: "max_duration".into(),
-                    say: self.parts.config.call.goodbye(),
+                    say: talk.lines.max_duration_goodbye.take(),
                 },
                 LAST_WORDS,
             ),
@@ -1181,7 +1354,7 @@ impl<'a> Call<'a> {
             HangupCause::NoMedia { .. } => (
                 VoiceCommand::Close {
                     reason: "no_media".into(),
-                    say: self.parts.config.call.not_heard(),
+                    say: talk.lines.no_media_goodbye.take(),
                 },
                 LAST_WORDS,
             ),
@@ -1240,7 +1413,7 @@ impl<'a> Call<'a> {
 fn nobody_listens(event: Option<RoomEvent>, caller: &str) -> Option<HangupCause> {
     let Some(event) = event else {
         return Some(HangupCause::RoomGone {
-            reason: "UNKNOWN_REASON",
+            reason: DisconnectReason::Unknown,
         });
     };
     match room::call_event(event)? {
@@ -1249,6 +1422,13 @@ fn nobody_listens(event: Option<RoomEvent>, caller: &str) -> Option<HangupCause>
             Some(HangupCause::CallerLeft { reason })
         }
         _ => None,
+    }
+}
+
+async fn ready_or_never(waiting: Option<&mut BoxFuture<'static, ()>>) {
+    match waiting {
+        Some(waiting) => waiting.await,
+        None => pending().await,
     }
 }
 

@@ -767,6 +767,18 @@ fn words(event: &TimelineEvent) -> (&'static str, String) {
                 }
             ),
         ),
+        TimelineEvent::ToolUsed {
+            name,
+            result,
+            is_error,
+            duration_ms,
+        } => {
+            let not_done = if *is_error { ", not done" } else { "" };
+            (
+                "tool",
+                format!("{name} [{duration_ms} ms{not_done}]: {result}"),
+            )
+        }
         TimelineEvent::Lead { file, lead } => ("lead", lead_words(file.as_deref(), lead)),
         TimelineEvent::HungUp {
             close_reason,

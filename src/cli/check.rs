@@ -83,7 +83,7 @@ pub async fn run(arguments: CheckArguments, config: &Config) -> CommandResult {
     findings.extend(sound);
     findings.push(Finding {
         what: "persona",
-        result: match persona.language_problem {
+        result: match persona.problems.first() {
             Some(problem) => Err(format!("\u{201c}{}\u{201d}: {problem}", persona.name)),
             None => Ok(format!(
                 "\u{201c}{}\u{201d} answers numbers without one of their own",

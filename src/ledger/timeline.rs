@@ -82,6 +82,17 @@ pub enum TimelineEvent {
         /// What it is about.
         entities: Value,
     },
+    /// The model used a tool.
+    ToolUsed {
+        /// Which.
+        name: String,
+        /// What the model was told.
+        result: String,
+        /// Whether it was not done.
+        is_error: bool,
+        /// How long it took, ms.
+        duration_ms: u64,
+    },
     /// A lead was taken.
     Lead {
         /// Its file.
@@ -197,6 +208,15 @@ pub fn timeline(whole: &WholeCall) -> Vec<TimelineEntry> {
             entities: intent.entities.clone().into(),
         };
         timeline.at(Some(intent.timestamp), event);
+    }
+    for used in &call.record.tool_uses {
+        let event = TimelineEvent::ToolUsed {
+            name: used.name.clone(),
+            result: used.result.clone(),
+            is_error: used.is_error,
+            duration_ms: used.duration_ms,
+        };
+        timeline.at(Some(used.called_at), event);
     }
     for (file, lead) in leads {
         let event = TimelineEvent::Lead {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 pub use error::{Component, ProviderError};
 pub use language::Language;
@@ -82,6 +83,34 @@ impl Default for ProvidersConfig {
     }
 }
 
+/// The models that a persona may name for its own calls; its voice goes with each request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PersonaModels {
+    /// Instead of `providers.stt_model`.
+    pub stt: Option<String>,
+    /// Instead of `providers.llm_model`.
+    pub llm: Option<String>,
+    /// Instead of `providers.tts_model`.
+    pub tts: Option<String>,
+}
+
+impl ProvidersConfig {
+    /// The settings for the calls of a persona with these models.
+    fn for_persona(&self, models: &PersonaModels) -> Self {
+        let mut config = self.clone();
+        for (setting, own) in [
+            (&mut config.stt_model, &models.stt),
+            (&mut config.llm_model, &models.llm),
+            (&mut config.tts_model, &models.tts),
+        ] {
+            if let Some(own) = own {
+                setting.clone_from(own);
+            }
+        }
+        config
+    }
+}
+
 /// The three providers of a conversation.
 #[derive(Clone)]
 pub struct Providers {
@@ -91,6 +120,51 @@ pub struct Providers {
     pub llm: Arc<dyn ChatModel>,
     /// Text to speech.
     pub tts: Arc<dyn TextToSpeech>,
+}
+
+impl Providers {
+    /// Opens connections ahead of the first requests. What is wrong with them, those will say.
+    pub async fn prewarm(&self) {
+        tokio::join!(self.stt.prewarm(), self.llm.prewarm(), self.tts.prewarm());
+    }
+}
+
+/// Makes the providers of a call, which may differ from persona to persona.
+pub struct ProviderFactory {
+    config: ProvidersConfig,
+    http: reqwest::Client,
+    usual: Providers,
+}
+
+impl ProviderFactory {
+    /// Providers as the settings name them. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// When a setting or a key is missing or wrong: before any call, not in the middle of one.
+    pub fn new(config: ProvidersConfig, http: reqwest::Client) -> Result<Self, ProviderError> {
+        let usual = build(&config, http.clone())?;
+        Ok(Self {
+            config,
+            http,
+            usual,
+        })
+    }
+
+    /// The providers of personas that name none of their own.
+    pub fn usual(&self) -> &Providers {
+        &self.usual
+    }
+
+    /// The providers of a persona with these models: the usual ones where those cannot be made.
+    pub fn for_persona(&self, models: &PersonaModels) -> Providers {
+        if *models == PersonaModels::default() {
+            return self.usual.clone();
+        }
+        build(&self.config.for_persona(models), self.http.clone()).unwrap_or_else(|error| {
+            warn!(%error, "the persona's own models cannot be used");
+            self.usual.clone()
+        })
+    }
 }
 
 /// How long a connection to a provider may take.
@@ -145,5 +219,28 @@ pub fn build(config: &ProvidersConfig, http: reqwest::Client) -> Result<Provider
                 tts: scripted,
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_persona_speaks_with_its_own_models_and_else_with_the_usual_ones() {
+        let config = ProvidersConfig {
+            openai_base_url: "http://127.0.0.1:1/v1".into(),
+            ..ProvidersConfig::default()
+        };
+        let factory = ProviderFactory::new(config, reqwest::Client::new()).unwrap();
+        let models = PersonaModels {
+            llm: Some("large".into()),
+            ..PersonaModels::default()
+        };
+        let own = factory.for_persona(&models);
+        assert!(own.llm.name().contains("large"), "{}", own.llm.name());
+        assert_eq!(own.stt.name(), factory.usual().stt.name());
+        let none = factory.for_persona(&PersonaModels::default());
+        assert!(Arc::ptr_eq(&none.llm, &factory.usual().llm));
     }
 }

@@ -179,10 +179,12 @@ impl EgressRecording {
     }
 
     /// Waits until it records, or is known not to, for `limit` at the longest. Whether it does.
-    pub async fn records_within(&self, limit: Duration) -> bool {
+    pub fn records_within(&self, limit: Duration) -> impl Future<Output = bool> + use<> {
         let mut active = self.active.clone();
-        let records = active.wait_for(|active| *active);
-        matches!(timeout(limit, records).await, Ok(Ok(_)))
+        async move {
+            let records = active.wait_for(|active| *active);
+            matches!(timeout(limit, records).await, Ok(Ok(_)))
+        }
     }
 
     /// The end of the call: gives up on a start that is still in progress. The egress itself ends

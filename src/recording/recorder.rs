@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::Utc;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use livekit::webrtc::audio_stream::native::NativeAudioStream;
 use livekit_api::services::egress::EgressClient;
 use tracing::warn;
@@ -95,18 +96,25 @@ impl Recorder {
         }
     }
 
-    /// Waits until what is said is recorded, for `limit` at the longest. An egress takes a while to
-    /// begin.
-    pub async fn records_within(&self, limit: Duration) {
-        if let Self::Egress(recording) = self
-            && !limit.is_zero()
-            && !recording.records_within(limit).await
-        {
-            warn!(
-                limit_ms = limit.as_millis() as u64,
-                "the egress does not record yet: the agent begins without it (recording.egress_start_wait_ms)"
-            );
+    /// Ends when what is said is recorded, after `limit` at the latest. An egress takes a while to
+    /// begin; there is nothing to wait for otherwise.
+    pub fn records_within(&self, limit: Duration) -> Option<BoxFuture<'static, ()>> {
+        let Self::Egress(recording) = self else {
+            return None;
+        };
+        if limit.is_zero() {
+            return None;
         }
+        let recording = recording.records_within(limit);
+        let waiting = async move {
+            if !recording.await {
+                warn!(
+                    limit_ms = limit.as_millis() as u64,
+                    "the egress does not record yet: the agent begins without it (recording.egress_start_wait_ms)"
+                );
+            }
+        };
+        Some(waiting.boxed())
     }
 
     /// Adds the caller's sound to a recording that this process makes; `listen` opens it at the

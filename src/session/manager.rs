@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::time;
-use super::{CallParticipant, ConversationItem, LeadId, RecordingMetadata, SessionId};
+use super::{CallParticipant, ConversationItem, LeadId, RecordingMetadata, SessionId, ToolUse};
 
 /// The key under which the original kept the latest lead's path in the campaign metadata.
 const LEAD_FILE: &str = "lead_file";
@@ -18,6 +18,9 @@ const EGRESS_ID: &str = "egressId";
 /// Changes of what a participant says about itself that are kept: a client may set its attributes
 /// for ever.
 const MOST_PARTICIPANT_CHANGES: usize = 32;
+
+/// Uses of tools that are kept: a model may ask for them for ever.
+const MOST_TOOL_USES: usize = 100;
 
 /// Who called whom. Where nothing tells, there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -292,6 +295,8 @@ pub enum SessionEvent {
     Intent(Intent),
     /// The caller has typed something.
     Keypad(KeypadInput),
+    /// The model has used a tool.
+    ToolUse(ToolUse),
     /// A provider was used.
     Usage(Usage),
     /// The agent was in the room, its track published.
@@ -354,6 +359,8 @@ pub struct CompleteSessionData {
     pub intents: Vec<Intent>,
     /// What the caller has typed, in order.
     pub keypad: Vec<KeypadInput>,
+    /// What the model has used tools for, in order.
+    pub tool_uses: Vec<ToolUse>,
     /// Sums over the call.
     pub usage: Usage,
     /// When the agent was in the room.
@@ -391,6 +398,7 @@ impl SessionManager {
                 lead_ids: Vec::new(),
                 intents: Vec::new(),
                 keypad: Vec::new(),
+                tool_uses: Vec::new(),
                 usage: Usage::default(),
                 joined_at: None,
                 participant: None,
@@ -491,6 +499,7 @@ impl SessionManager {
             }
             SessionEvent::Intent(intent) => data.intents.push(intent.clone()),
             SessionEvent::Keypad(input) => data.keypad.push(input.clone()),
+            SessionEvent::ToolUse(used) => data.tool_uses.push(used.clone()),
             SessionEvent::Usage(usage) => data.usage.add(usage),
             SessionEvent::Joined { at } => {
                 data.joined_at.get_or_insert(*at);
@@ -599,6 +608,13 @@ impl SessionManager {
     /// Notes what the caller has typed.
     pub fn add_keypad_input(&mut self, input: KeypadInput) {
         self.record(SessionEvent::Keypad(input));
+    }
+
+    /// Notes what the model has used a tool for: the first hundred times.
+    pub fn add_tool_use(&mut self, used: ToolUse) {
+        if self.data.tool_uses.len() < MOST_TOOL_USES {
+            self.record(SessionEvent::ToolUse(used));
+        }
     }
 
     /// Adds to the sums.
@@ -724,6 +740,9 @@ mod tests {
                 llm_requests: 1,
                 ..Usage::default()
             })),
+            (text, text, at.clone()).prop_map(|(arguments, result, at)| {
+                SessionEvent::ToolUse(ToolUse::new("tool", &arguments, &result, false, at, 7))
+            }),
             ("[0-9*#]{1,8}", at.clone())
                 .prop_map(|(keys, typed_at)| SessionEvent::Keypad(KeypadInput { keys, typed_at })),
             at.clone().prop_map(|at| SessionEvent::Joined { at }),
@@ -753,6 +772,7 @@ mod tests {
                     SessionEvent::LeadLinked { lead_id } => live.link_lead_to_session(&lead_id),
                     SessionEvent::Intent(intent) => live.add_intent(intent),
                     SessionEvent::Keypad(input) => live.add_keypad_input(input),
+                    SessionEvent::ToolUse(used) => live.add_tool_use(used),
                     SessionEvent::Usage(usage) => live.add_usage(usage),
                     SessionEvent::Joined { at } => live.set_joined(at),
                     SessionEvent::Participant(participant) => live.set_participant(participant),

@@ -12,6 +12,7 @@ mod manager;
 mod record;
 mod recording;
 pub mod time;
+mod tool_use;
 mod transcript;
 mod watch;
 
@@ -33,6 +34,7 @@ pub use record::{
 pub use recording::{
     RecordingChange, RecordingEvidence, RecordingMetadata, RecordingSource, RecordingState,
 };
+pub use tool_use::ToolUse;
 pub use transcript::{
     ConversationItem, ITEM_SOURCE, Role, TranscribedItem, Transcription, TranscriptionMetadata,
     TurnMetrics,

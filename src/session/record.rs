@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::time;
 use super::{
     CallContext, CallStatus, CloseReason, CompleteSessionData, Direction, FiledRecord, ITEM_SOURCE,
-    Intent, KeypadInput, RecordingMetadata, SessionId, Usage, Watch, sanitise,
+    Intent, KeypadInput, RecordingMetadata, SessionId, ToolUse, Usage, Watch, sanitise,
 };
 
 /// Version of the metadata file that is written. Files without one are the original's.
@@ -422,6 +422,13 @@ pub struct CallRecord {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub keypad: Vec<KeypadInput>,
+    /// What the model has used tools for.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub tool_uses: Vec<ToolUse>,
     /// What the providers were asked to do.
     #[serde(default, deserialize_with = "null_is_default")]
     pub usage: Usage,
@@ -517,6 +524,7 @@ impl CallRecord {
             recording: session.recording.clone(),
             intents: session.intents.clone(),
             keypad: session.keypad.clone(),
+            tool_uses: session.tool_uses.clone(),
             usage: session.usage,
             status: RecordStatus::ReadyForUpload,
             upload_attempts: 0,

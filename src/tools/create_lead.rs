@@ -1,5 +1,6 @@
 //! `create_lead`: keeps who wants to hear more, and about what.
 
+use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 use tracing::error;
 
@@ -7,13 +8,21 @@ use crate::phone;
 use crate::session::{self, Lead, LeadId, time};
 
 use super::fields::{Fields, is_email};
-use super::{Context, ToolDefinition, ToolOutput};
+use super::{Context, Tool, ToolDefinition, ToolOutput, on_disk};
 
-pub(super) const NAME: &str = "create_lead";
+const NAME: &str = "create_lead";
 
-pub(super) fn definition() -> ToolDefinition {
-    let text = |description: &str| json!({ "type": "string", "description": description });
-    ToolDefinition {
+pub(super) struct CreateLead;
+
+#[async_trait]
+impl Tool for CreateLead {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn definition(&self) -> ToolDefinition {
+        let text = |description: &str| json!({ "type": "string", "description": description });
+        ToolDefinition {
         name: NAME.to_owned(),
         description: "Save the caller as a sales lead. Use it once you have the caller's name, e-mail address, company and what they are \
                       interested in; ask for what is missing first, and never invent a value."
@@ -34,10 +43,18 @@ pub(super) fn definition() -> ToolDefinition {
             "additionalProperties": false,
         }),
     }
+    }
+
+    async fn call(&self, context: &Context, arguments: Map<String, Value>) -> ToolOutput {
+        // Writes a file and waits until the disk has it: not on the thread that keeps the sound
+        // going.
+        let context = context.clone();
+        on_disk(move || save(&context, &arguments)).await
+    }
 }
 
 /// Blocks on the disk.
-pub(super) fn call(context: &Context, arguments: &Map<String, Value>) -> ToolOutput {
+fn save(context: &Context, arguments: &Map<String, Value>) -> ToolOutput {
     let mut fields = Fields::of(arguments);
     let mut lead = Lead {
         lead_id: LeadId::random(),

@@ -1,17 +1,24 @@
 //! `detect_intent`: notes what the caller wants.
 
+use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 
 use crate::session::{self, Intent, time};
 
 use super::fields::Fields;
-use super::{Context, ToolDefinition, ToolOutput};
+use super::{Context, Tool, ToolDefinition, ToolOutput};
 
-pub(super) const NAME: &str = "detect_intent";
+pub(super) struct DetectIntent;
 
-pub(super) fn definition() -> ToolDefinition {
-    ToolDefinition {
-        name: NAME.to_owned(),
+#[async_trait]
+impl Tool for DetectIntent {
+    fn name(&self) -> &'static str {
+        "detect_intent"
+    }
+
+    fn definition(&self) -> ToolDefinition {
+        ToolDefinition {
+        name: self.name().to_owned(),
         description: "Note what the caller wants as soon as it becomes clear, and again when it changes. The caller does not notice this."
             .to_owned(),
         parameters: json!({
@@ -25,42 +32,44 @@ pub(super) fn definition() -> ToolDefinition {
             "additionalProperties": false,
         }),
     }
-}
-
-pub(super) fn call(context: &Context, arguments: &Map<String, Value>) -> ToolOutput {
-    let mut fields = Fields::of(arguments);
-    let intent = fields.required("intent", "what they want, if it is not clear");
-    let confidence = match arguments.get("confidence") {
-        None | Some(Value::Null) => None,
-        Some(value) => {
-            let number = value
-                .as_f64()
-                .or_else(|| value.as_str().and_then(|text| text.trim().parse().ok()));
-            let valid = number.filter(|number| (0.0..=1.0).contains(number));
-            if valid.is_none() {
-                fields.problem(format!("confidence {value} must be a number from 0 to 1"));
-            }
-            valid
-        }
-    };
-    let entities = match arguments.get("entities") {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(entities)) => entities.clone(),
-        Some(_) => {
-            fields.problem("entities must be a JSON object such as {\"product\": \"…\"}");
-            Map::new()
-        }
-    };
-    if let Some(problems) = fields.problems() {
-        return ToolOutput::refused(format!(
-            "the intent was not noted: {problems}. Call {NAME} again."
-        ));
     }
-    session::lock(&context.session).add_intent(Intent {
-        intent: intent.clone(),
-        confidence,
-        entities,
-        timestamp: time::now(),
-    });
-    ToolOutput::done(format!("Noted: {intent}. Go on with the conversation."))
+
+    async fn call(&self, context: &Context, arguments: Map<String, Value>) -> ToolOutput {
+        let mut fields = Fields::of(&arguments);
+        let intent = fields.required("intent", "what they want, if it is not clear");
+        let confidence = match arguments.get("confidence") {
+            None | Some(Value::Null) => None,
+            Some(value) => {
+                let number = value
+                    .as_f64()
+                    .or_else(|| value.as_str().and_then(|text| text.trim().parse().ok()));
+                let valid = number.filter(|number| (0.0..=1.0).contains(number));
+                if valid.is_none() {
+                    fields.problem(format!("confidence {value} must be a number from 0 to 1"));
+                }
+                valid
+            }
+        };
+        let entities = match arguments.get("entities") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(entities)) => entities.clone(),
+            Some(_) => {
+                fields.problem("entities must be a JSON object such as {\"product\": \"…\"}");
+                Map::new()
+            }
+        };
+        if let Some(problems) = fields.problems() {
+            return ToolOutput::refused(format!(
+                "the intent was not noted: {problems}. Call {} again.",
+                self.name()
+            ));
+        }
+        session::lock(&context.session).add_intent(Intent {
+            intent: intent.clone(),
+            confidence,
+            entities,
+            timestamp: time::now(),
+        });
+        ToolOutput::done(format!("Noted: {intent}. Go on with the conversation."))
+    }
 }

@@ -1,16 +1,23 @@
-//! `end_call`: hangs up once the last words are out. The conversation does the hanging up; this
-//! only says that it should.
+//! `end_call`: hangs up once the last words are out. The call does the hanging up; this only says
+//! that it should.
 
+use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
-use super::{ToolDefinition, ToolEffect, ToolOutput};
+use super::{CallRequest, Context, Tool, ToolDefinition, ToolOutput};
 
-pub(super) const NAME: &str = "end_call";
+pub(super) struct EndCall;
 
-pub(super) fn definition() -> ToolDefinition {
-    ToolDefinition {
-        name: NAME.to_owned(),
+#[async_trait]
+impl Tool for EndCall {
+    fn name(&self) -> &'static str {
+        "end_call"
+    }
+
+    fn definition(&self) -> ToolDefinition {
+        ToolDefinition {
+        name: self.name().to_owned(),
         description: "Hang up. Use it when the conversation has come to its end or the caller asks to end it; say goodbye in the same \
                       answer."
             .to_owned(),
@@ -20,18 +27,19 @@ pub(super) fn definition() -> ToolDefinition {
             "additionalProperties": false,
         }),
     }
-}
+    }
 
-pub(super) fn call(arguments: &Map<String, Value>) -> ToolOutput {
-    // Whatever the reason looks like: somebody who wants to hang up is let go.
-    let reason = Fields::of(arguments).optional("reason");
-    let text = match reason.as_str() {
-        "" => "The call ends after your last words.".to_owned(),
-        reason => format!("The call ends after your last words ({reason})."),
-    };
-    ToolOutput {
-        text,
-        is_error: false,
-        effect: ToolEffect::EndCall,
+    async fn call(&self, _: &Context, arguments: Map<String, Value>) -> ToolOutput {
+        // Whatever the reason looks like: somebody who wants to hang up is let go.
+        let reason = Fields::of(&arguments).optional("reason");
+        let text = match reason.as_str() {
+            "" => "The call ends after your last words.".to_owned(),
+            reason => format!("The call ends after your last words ({reason})."),
+        };
+        ToolOutput {
+            text,
+            is_error: false,
+            request: Some(CallRequest::HangUp),
+        }
     }
 }

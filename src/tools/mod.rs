@@ -1,8 +1,11 @@
 //! What the model can do during a call besides talking: take a lead, note an intent, hang up.
 //!
 //! A tool never fails a call. Whatever is wrong with its arguments is told to the model in words it
-//! can act on, usually by asking the caller again. Knows no provider: definitions are plain JSON
-//! schema, arguments come as the text that the model wrote.
+//! can act on, usually by asking the caller again. What it wants of the call itself is a
+//! [`CallRequest`]: data on which the call acts. What it did is an event of the session. Knows no
+//! provider: definitions are plain JSON schema, arguments come as the text that the model wrote.
+//!
+//! A new tool is a file with a `Tool` and a line in `TOOLS`.
 
 mod create_lead;
 mod detect_intent;
@@ -13,18 +16,43 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
-use crate::session::SharedSession;
+use crate::session::{self, SharedSession, ToolUse, time};
 use crate::store::Store;
+
+/// Every tool that there is, in the order in which the model is told of them.
+static TOOLS: [&dyn Tool; 3] = [
+    &create_lead::CreateLead,
+    &detect_intent::DetectIntent,
+    &end_call::EndCall,
+];
+
+/// Something that the model can do.
+#[async_trait]
+trait Tool: Send + Sync {
+    /// What the model calls it.
+    fn name(&self) -> &'static str;
+
+    /// What the model is told about it.
+    fn definition(&self) -> ToolDefinition;
+
+    /// Does it. What is wrong with the arguments is an answer for the model.
+    async fn call(&self, context: &Context, arguments: Map<String, Value>) -> ToolOutput;
+}
+
+fn names(tools: &[&'static dyn Tool]) -> Vec<String> {
+    tools.iter().map(|tool| tool.name().to_owned()).collect()
+}
 
 /// Section `tools` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ToolsConfig {
-    /// Names of the tools that the model gets: `create_lead`, `detect_intent`, `end_call`.
+    /// Names of the tools that the model gets: all by default.
     pub enabled: Vec<String>,
     /// How long one call of a tool may take, in milliseconds. The caller hears silence meanwhile,
     /// so this is short.
@@ -33,9 +61,8 @@ pub struct ToolsConfig {
 
 impl Default for ToolsConfig {
     fn default() -> Self {
-        let enabled = [create_lead::NAME, detect_intent::NAME, end_call::NAME];
         Self {
-            enabled: enabled.map(str::to_owned).to_vec(),
+            enabled: names(&TOOLS),
             timeout_ms: 10_000,
         }
     }
@@ -47,15 +74,11 @@ impl ToolsConfig {
     /// # Errors
     /// When a tool's name is not known, or the time-out is zero.
     pub fn check(&self) -> Result<(), String> {
-        const KNOWN: [&str; 3] = [create_lead::NAME, detect_intent::NAME, end_call::NAME];
-        if let Some(unknown) = self
-            .enabled
-            .iter()
-            .find(|name| !KNOWN.contains(&name.as_str()))
-        {
+        let known = names(&TOOLS);
+        if let Some(unknown) = self.enabled.iter().find(|name| !known.contains(name)) {
             return Err(format!(
                 "tools.enabled names {unknown:?}; there are {}",
-                KNOWN.join(", ")
+                known.join(", ")
             ));
         }
         if self.timeout_ms == 0 {
@@ -76,14 +99,12 @@ pub struct ToolDefinition {
     pub parameters: Value,
 }
 
-/// What a tool's call means for the conversation beyond its words.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum ToolEffect {
-    /// Nothing.
-    #[default]
-    None,
-    /// Say goodbye, let it play out, hang up.
-    EndCall,
+/// What a tool wants of the call. The call does it once the agent's last words are out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallRequest {
+    /// Hang up.
+    HangUp,
 }
 
 /// What the model is told after a call of a tool.
@@ -93,8 +114,8 @@ pub struct ToolOutput {
     pub text: String,
     /// The tool did not do what was asked.
     pub is_error: bool,
-    /// What follows for the conversation.
-    pub effect: ToolEffect,
+    /// What follows for the call.
+    pub request: Option<CallRequest>,
 }
 
 impl ToolOutput {
@@ -102,7 +123,7 @@ impl ToolOutput {
         Self {
             text: text.into(),
             is_error: false,
-            effect: ToolEffect::None,
+            request: None,
         }
     }
 
@@ -110,16 +131,15 @@ impl ToolOutput {
         Self {
             text: text.into(),
             is_error: true,
-            effect: ToolEffect::None,
+            request: None,
         }
     }
 }
 
 /// The tools of one call.
-#[derive(Debug)]
 pub struct Toolbox {
     context: Context,
-    enabled: Vec<String>,
+    enabled: Vec<&'static dyn Tool>,
     timeout: Duration,
 }
 
@@ -130,14 +150,6 @@ struct Context {
     store: Store,
     /// Leads that were taken in this call, by their arguments: models like to call a tool twice.
     taken: std::sync::Arc<Mutex<HashMap<String, String>>>,
-}
-
-impl std::fmt::Debug for Context {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context")
-            .field("store", &self.store)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Context {
@@ -155,21 +167,17 @@ impl Toolbox {
                 store,
                 taken: std::sync::Arc::default(),
             },
-            enabled: config.enabled.clone(),
+            enabled: TOOLS
+                .into_iter()
+                .filter(|tool| config.enabled.iter().any(|name| name == tool.name()))
+                .collect(),
             timeout: Duration::from_millis(config.timeout_ms),
         }
     }
 
     /// What the model is told about the tools.
     pub fn definitions(&self) -> Vec<ToolDefinition> {
-        [
-            create_lead::definition(),
-            detect_intent::definition(),
-            end_call::definition(),
-        ]
-        .into_iter()
-        .filter(|tool| self.enabled.contains(&tool.name))
-        .collect()
+        self.enabled.iter().map(|tool| tool.definition()).collect()
     }
 
     /// How long one call of a tool may take.
@@ -177,8 +185,10 @@ impl Toolbox {
         self.timeout
     }
 
-    /// Calls a tool with the arguments as the model wrote them.
+    /// Calls a tool with the arguments as the model wrote them, and notes in the session what it
+    /// did.
     pub async fn call(&self, name: &str, arguments_json: &str) -> ToolOutput {
+        let called_at = time::now();
         let started = tokio::time::Instant::now();
         let output = match tokio::time::timeout(self.timeout, self.run(name, arguments_json)).await
         {
@@ -194,34 +204,34 @@ impl Toolbox {
             tool.is_error = output.is_error,
             "tool called"
         );
+        session::lock(&self.context.session).add_tool_use(ToolUse::new(
+            name,
+            arguments_json,
+            &output.text,
+            output.is_error,
+            called_at,
+            duration_ms,
+        ));
         output
     }
 
     async fn run(&self, name: &str, arguments_json: &str) -> ToolOutput {
-        if !self.enabled.iter().any(|enabled| enabled == name) {
+        let Some(tool) = self.enabled.iter().find(|tool| tool.name() == name) else {
             return ToolOutput::refused(format!(
                 "there is no tool {name:?}; there are {}",
-                self.enabled.join(", ")
+                names(&self.enabled).join(", ")
             ));
-        }
-        let arguments = match parse_arguments(arguments_json) {
-            Ok(arguments) => arguments,
-            Err(problem) => return ToolOutput::refused(problem),
         };
-        let context = self.context.clone();
-        match name {
-            // Writes a file and waits until the disk has it: not on the thread that keeps the sound
-            // going.
-            create_lead::NAME => on_disk(move || create_lead::call(&context, &arguments)).await,
-            detect_intent::NAME => detect_intent::call(&context, &arguments),
-            end_call::NAME => end_call::call(&arguments),
-            _ => ToolOutput::refused(format!("there is no tool {name:?}")),
+        match parse_arguments(arguments_json) {
+            Ok(arguments) => tool.call(&self.context, arguments).await,
+            Err(problem) => ToolOutput::refused(problem),
         }
     }
 }
 
 async fn on_disk(work: impl FnOnce() -> ToolOutput + Send + 'static) -> ToolOutput {
-    match tokio::task::spawn_blocking(work).await {
+    let span = Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(output) => output,
         Err(error) => {
             warn!(%error, "a tool broke");

@@ -4,9 +4,12 @@
 //! Defaults are those of LiveKit Agents where users will compare; the reason stands by the value
 //! where ours differs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::lines::OwnLines;
 
 /// The `[voice]` section.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
@@ -211,7 +214,7 @@ impl Default for LimitsConfig {
     }
 }
 
-/// The `[voice.lines]` section: fixed sentences, in the persona's language.
+/// The `[voice.lines]` section: fixed sentences of personas that have none of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinesConfig {
@@ -226,6 +229,9 @@ pub struct LinesConfig {
     /// Before hanging up, when the model ends the call without a word and the persona has no
     /// `goodbye`.
     pub goodbye: String,
+    /// Others for personas that speak another language, by its tag, such as `hi` or `en-IN`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub languages: BTreeMap<String, OwnLines>,
 }
 
 impl Default for LinesConfig {
@@ -237,6 +243,7 @@ impl Default for LinesConfig {
             apology: "I am sorry, we have a technical problem. We will call you back. Goodbye."
                 .to_owned(),
             goodbye: "Thank you for calling. Goodbye.".to_owned(),
+            languages: BTreeMap::new(),
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::providers::llm::{ChatMessage, ToolCall};
 use crate::providers::stt::{SpeechSegment, SpeechToText, Transcript, marks};
 use crate::providers::{Component, ProviderError};
 use crate::session::{ConversationItem, TurnMetrics, Usage};
-use crate::tools::{ToolEffect, ToolOutput};
+use crate::tools::ToolOutput;
 
 /// Events that wait for a slow reader. Beyond that, states and transcripts are dropped; items are
 /// not.
@@ -553,9 +553,7 @@ impl Driver {
             self.emit(tool_called(call, output, *took));
         }
         let results: Vec<ToolOutput> = results.into_iter().map(|(output, _)| output).collect();
-        let end_call = results
-            .iter()
-            .any(|output| output.effect == ToolEffect::EndCall);
+        let request = results.iter().find_map(|output| output.request.clone());
         let step = ToolStep {
             calls,
             outputs: results.iter().map(|output| output.text.clone()).collect(),
@@ -566,7 +564,7 @@ impl Driver {
             None => self.remember(String::new(), Some(step)),
         }
         let _ = outputs.send(results);
-        self.tell(Input::ToolsDone { reply, end_call });
+        self.tell(Input::ToolsDone { reply, request });
     }
 
     // ---- what to do ----

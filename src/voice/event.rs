@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::providers::Component;
 use crate::session::{ConversationItem, Usage};
+use crate::tools::CallRequest;
 
 /// What the agent is doing, in the words of the `lk.agent.state` attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,8 +159,8 @@ pub enum VoiceEvent {
 /// Why a conversation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VoiceEnd {
-    /// The model used `end_call`.
-    EndCall,
+    /// The agent's last words are out, and a tool of the model's wants this of the call.
+    Requested(CallRequest),
     /// [`VoiceCommand::Close`].
     Closed,
     /// The caller said nothing for [`super::TurnConfig::hang_up_after_ms`].

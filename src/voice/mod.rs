@@ -9,6 +9,7 @@
 mod config;
 mod driver;
 mod event;
+mod lines;
 mod markup;
 mod noise;
 pub mod playout;
@@ -27,6 +28,7 @@ use async_trait::async_trait;
 
 pub use config::{LimitsConfig, LinesConfig, TurnConfig, VadConfig, VoiceConfig};
 pub use event::{AgentState, UserState, VoiceCommand, VoiceEnd, VoiceEvent};
+pub use lines::{LineSources, OwnLines};
 
 use crate::providers::Language;
 use crate::providers::llm::ChatModel;

@@ -30,7 +30,7 @@ use crate::providers::llm::{
 use crate::providers::tts::{SpeechRequest, SpeechStream, TextToSpeech};
 use crate::providers::{Component, Language, ProviderError};
 use crate::session::Usage;
-use crate::tools::{ToolEffect, ToolOutput};
+use crate::tools::ToolOutput;
 
 /// The output is filled up to here, so that a late wake-up makes no hole …
 const AHEAD_MAX: Duration = Duration::from_millis(240);
@@ -291,9 +291,7 @@ impl Writer<'_> {
         self.tell(ReplyEvent::ToolsWanted { calls, outputs }).await;
         // Nobody answers any more when the conversation is over.
         let outputs = outputs_in.await.ok()?;
-        let ends_call = outputs
-            .iter()
-            .any(|output| output.effect == ToolEffect::EndCall);
+        let ends_call = outputs.iter().any(|output| output.request.is_some());
         let ids: Vec<String> = answer.calls.iter().map(|call| call.id.clone()).collect();
         messages.push(ChatMessage::Assistant {
             text: answer.text,

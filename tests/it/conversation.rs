@@ -17,6 +17,7 @@ use voicebot::providers::stt::{SpeechSegment, SpeechToText, Transcript};
 use voicebot::providers::tts::{SpeechRequest, SpeechStream, TextToSpeech};
 use voicebot::providers::{Component, ProviderError, Providers};
 use voicebot::session::Role;
+use voicebot::tools::CallRequest;
 use voicebot::voice::{AgentState, TurnConfig, VoiceCommand, VoiceConfig, VoiceEnd, VoiceEvent};
 
 const LONG: &str = "We have three plans for every kind of customer. The first plan is small and covers one person. \
@@ -113,7 +114,7 @@ async fn a_caller_asks_leaves_a_lead_and_says_goodbye() {
         "{metrics:?}"
     );
     assert_eq!(call.playout.holes(), 0);
-    assert_eq!(call.end().await, VoiceEnd::EndCall);
+    assert_eq!(call.end().await, VoiceEnd::Requested(CallRequest::HangUp));
 }
 
 #[tokio::test(start_paused = true)]

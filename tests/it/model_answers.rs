@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use voicebot::providers::scripted::{Script, Scripted};
 use voicebot::providers::{Providers, ProvidersConfig, build, http_client};
+use voicebot::tools::CallRequest;
 use voicebot::voice::{VoiceCommand, VoiceConfig, VoiceEnd};
 
 use crate::support::caller::Call;
@@ -316,7 +317,7 @@ data: [DONE]
         call.agent_has_said(1).await;
         assert_eq!(call.transcript()[1..], [format!("agent: {expected}")]);
         assert_eq!(service.requests().len(), requests, "{expected}");
-        assert_eq!(call.end().await, VoiceEnd::EndCall);
+        assert_eq!(call.end().await, VoiceEnd::Requested(CallRequest::HangUp));
     });
     join_all(checks).await;
 }

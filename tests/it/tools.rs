@@ -4,7 +4,7 @@ use crate::support::data::{CALLER, DataFolder};
 use serde_json::{Value, json};
 use voicebot::session::{self, SharedSession};
 use voicebot::store::JournalLock;
-use voicebot::tools::{ToolEffect, ToolOutput, Toolbox, ToolsConfig};
+use voicebot::tools::{CallRequest, ToolOutput, Toolbox, ToolsConfig};
 
 const ID: &str = "session_20261121_100000_aaaaaa";
 
@@ -191,11 +191,51 @@ async fn end_call_ends_the_call_whatever_its_arguments_look_like() {
     for arguments in ["", "{}", "{\"reason\": \"done\"}", "{\"reason\": 5}"] {
         let output = call.tools.call("end_call", arguments).await;
         assert_eq!(
-            (output.effect, output.is_error),
-            (ToolEffect::EndCall, false),
+            (output.request, output.is_error),
+            (Some(CallRequest::HangUp), false),
             "{arguments}"
         );
     }
+}
+
+#[tokio::test]
+async fn what_a_tool_did_is_an_event_of_the_session_also_when_it_was_not_done() {
+    let call = call();
+    call.use_tool("create_lead", good_lead()).await;
+    call.tools.call("create_lead", "{").await;
+    call.tools.call("no_such_tool", "{}").await;
+    let uses = session::lock(&call.session)
+        .get_complete_session_data()
+        .tool_uses;
+    let told: Vec<_> = uses
+        .iter()
+        .map(|used| (used.name.as_str(), used.is_error))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("create_lead", false),
+            ("create_lead", true),
+            ("no_such_tool", true)
+        ]
+    );
+    assert_eq!(uses[0].arguments, good_lead());
+    let journals = call.data.files("conversations");
+    let journal = journals.iter().find(|name| name.ends_with(".jsonl"));
+    let journal = call
+        .data
+        .path(&format!("conversations/{}", journal.expect("a journal")));
+    let journal = std::fs::read_to_string(journal).unwrap();
+    assert_eq!(journal.matches("\"tool_use\"").count(), 3, "{journal}");
+
+    // A model may go on for ever; a journal does not.
+    for _ in 0..200 {
+        call.tools.call("end_call", "{}").await;
+    }
+    let uses = session::lock(&call.session)
+        .get_complete_session_data()
+        .tool_uses;
+    assert_eq!(uses.len(), 100);
 }
 
 #[tokio::test]

@@ -211,10 +211,10 @@ impl TurnMachine {
                     reply.tools = ToolUse::Wanted;
                 }
             }
-            Input::ToolsDone { reply, end_call } => {
+            Input::ToolsDone { reply, request } => {
                 if let Some(reply) = self.reply_mut(reply) {
                     reply.tools = ToolUse::Idle;
-                    reply.ends_call |= end_call;
+                    reply.request = reply.request.take().or(request);
                     reply.last_progress = now;
                     // It is told what they answered.
                     reply.waits_for = Component::Llm;
@@ -484,7 +484,7 @@ impl TurnMachine {
         self.heard_words();
         self.watch.loud_since = None;
         if self.reply().is_some_and(|reply| {
-            reply.interruptible && !reply.ends_call && reply.tools != ToolUse::Running
+            reply.interruptible && reply.request.is_none() && reply.tools != ToolUse::Running
         }) {
             self.cancel();
         }
@@ -542,7 +542,9 @@ impl TurnMachine {
         }
         let unheard = match &self.floor {
             Floor::Preparing(reply)
-                if reply.kind == ReplyKind::Answer && !reply.ends_call && !reply.audio_ready =>
+                if reply.kind == ReplyKind::Answer
+                    && reply.request.is_none()
+                    && !reply.audio_ready =>
             {
                 Some(reply.waits_for)
             }
@@ -602,7 +604,7 @@ impl TurnMachine {
             waits_for,
             audio_ready: false,
             tools: ToolUse::Idle,
-            ends_call: false,
+            request: None,
             last_progress: self.now,
             unheard_since: self.now,
             stalled: false,
@@ -644,7 +646,7 @@ impl TurnMachine {
 
     /// The reply is no more. With `commit`, the words that it was to answer are written down.
     fn reply_over(&mut self, commit: bool) {
-        if commit || matches!(&self.floor, Floor::Preparing(reply) if reply.ends_call) {
+        if commit || matches!(&self.floor, Floor::Preparing(reply) if reply.request.is_some()) {
             self.commit_covered();
         }
         let floor = std::mem::replace(&mut self.floor, Floor::Free);
@@ -654,10 +656,10 @@ impl TurnMachine {
             if reply.kind != ReplyKind::StillThere {
                 self.silence.since = self.now;
             }
-            if reply.ends_call {
+            if let Some(request) = reply.request {
                 // Nobody is hung up on without a word.
                 let goodbye = is_unheard.then(|| self.lines.goodbye.clone());
-                self.close(VoiceEnd::EndCall, goodbye);
+                self.close(VoiceEnd::Requested(request), goodbye);
             }
         }
     }

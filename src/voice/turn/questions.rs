@@ -40,7 +40,7 @@ impl TurnMachine {
     pub(super) fn is_interruptible(&self, reply: &Reply) -> bool {
         self.config.interruptions
             && reply.interruptible
-            && !reply.ends_call
+            && reply.request.is_none()
             && reply.tools != ToolUse::Running
     }
 
@@ -55,7 +55,7 @@ impl TurnMachine {
             ReplyKind::Line | ReplyKind::StillThere => {
                 !reply.interruptible || self.caller == Caller::Quiet
             }
-            ReplyKind::Answer if reply.ends_call => true,
+            ReplyKind::Answer if reply.request.is_some() => true,
             ReplyKind::Answer => {
                 let covered = &self.turn[..reply.covers.min(self.turn.len())];
                 self.caller == Caller::Quiet

@@ -2,6 +2,7 @@
 
 use super::vocabulary::{ReplyId, SegmentId, Time};
 use crate::providers::Component;
+use crate::tools::CallRequest;
 use crate::voice::VoiceEnd;
 
 /// How the conversation stands as a whole.
@@ -55,8 +56,8 @@ pub(super) struct Reply {
     pub(super) waits_for: Component,
     pub(super) audio_ready: bool,
     pub(super) tools: ToolUse,
-    /// A tool of it has ended the call: after it, we hang up.
-    pub(super) ends_call: bool,
+    /// What a tool of it wants of the call: after it, the conversation ends.
+    pub(super) request: Option<CallRequest>,
     /// It stands still since before this time: its start, its last sound taken, its tools' end.
     pub(super) last_progress: Time,
     /// The caller has heard nothing of it since then: its start, or its last sound taken.

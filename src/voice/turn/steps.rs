@@ -256,7 +256,10 @@ impl TurnMachine {
             return false;
         };
         // A tool that runs has its effect, so that its reply is seen through.
-        if reply.kind == ReplyKind::Answer && reply.tools != ToolUse::Running && !reply.ends_call {
+        if reply.kind == ReplyKind::Answer
+            && reply.tools != ToolUse::Running
+            && reply.request.is_none()
+        {
             let covers = reply.covers;
             let went_on =
                 self.turn.iter().skip(covers).any(|s| {
@@ -394,9 +397,9 @@ impl TurnMachine {
         // What was said before the tools was not all that the caller is to hear.
         let message = self.silent_for(reply.unheard_since);
         let component = reply.waits_for;
-        if reply.ends_call {
+        if let Some(request) = reply.request.clone() {
             let goodbye = self.lines.goodbye.clone();
-            self.close(VoiceEnd::EndCall, Some(goodbye));
+            self.close(VoiceEnd::Requested(request), Some(goodbye));
         }
         self.cancel();
         self.provider_failed(Failure {

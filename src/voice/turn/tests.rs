@@ -6,6 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::tools::CallRequest;
 use crate::voice::VoiceConfig;
 
 /// A machine, its clock and everything it has asked for.
@@ -410,7 +411,7 @@ fn tools_wait_for_the_end_of_the_turn_and_are_seen_through() {
     assert!(!table.has(&is_cancel));
     table.input(Input::ToolsDone {
         reply,
-        end_call: false,
+        request: None,
     });
     assert!(table.has(&is_cancel));
     assert_eq!(table.prompts()[1..], ["answer: and call me tomorrow"]);
@@ -426,7 +427,7 @@ fn end_call_is_followed_by_the_goodbye_and_the_hangup_and_nothing_else() {
     table.until(3_400);
     table.input(Input::ToolsDone {
         reply,
-        end_call: true,
+        request: Some(CallRequest::HangUp),
     });
     table.plays();
     table.until(4_000);
@@ -437,7 +438,10 @@ fn end_call_is_followed_by_the_goodbye_and_the_hangup_and_nothing_else() {
         "a goodbye over ours does not open the conversation again"
     );
     table.input(Input::ReplyFinished { reply });
-    assert_eq!(table.ended(), Some(VoiceEnd::EndCall));
+    assert_eq!(
+        table.ended(),
+        Some(VoiceEnd::Requested(CallRequest::HangUp))
+    );
     assert_eq!(
         table.committed(),
         ["No, thank you. Goodbye.", "bye bye then"]
@@ -651,7 +655,7 @@ fn rounds_of_tools_without_a_word_are_noticed() {
             table.until(next);
             table.input(Input::ToolsDone {
                 reply,
-                end_call: false,
+                request: None,
             });
             assert!(next < 60_000, "nobody notices");
         }
@@ -689,7 +693,7 @@ fn a_goodbye_that_cannot_be_made_is_replaced_by_the_line() {
         table.until(3_500);
         table.input(Input::ToolsDone {
             reply,
-            end_call: true,
+            request: Some(CallRequest::HangUp),
         });
         match way {
             "is silent" => table.input(Input::ReplyFinished { reply }),
@@ -707,7 +711,11 @@ fn a_goodbye_that_cannot_be_made_is_replaced_by_the_line() {
             let reply = table.plays();
             table.input(Input::ReplyFinished { reply });
         }
-        assert_eq!(table.ended(), Some(VoiceEnd::EndCall), "{way}");
+        assert_eq!(
+            table.ended(),
+            Some(VoiceEnd::Requested(CallRequest::HangUp)),
+            "{way}"
+        );
     }
 }
 
@@ -974,7 +982,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         6 => reply().prop_map(|reply| Input::AudioReady { reply }),
         1 => reply().prop_map(|reply| Input::WordsReady { reply }),
         2 => reply().prop_map(|reply| Input::ToolsWanted { reply }),
-        2 => (reply(), prop::bool::weighted(0.1)).prop_map(|(reply, end_call)| Input::ToolsDone { reply, end_call }),
+        2 => (reply(), prop::bool::weighted(0.1)).prop_map(|(reply, hangs_up)| Input::ToolsDone { reply, request: hangs_up.then_some(CallRequest::HangUp) }),
         2 => reply().prop_map(|reply| Input::Progress { reply }),
         3 => reply().prop_map(|reply| Input::ReplyFinished { reply }),
         1 => (reply(), failure).prop_map(|(reply, failure)| Input::ReplyFailed { reply, failure }),

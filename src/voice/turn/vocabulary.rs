@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::providers::Component;
+use crate::tools::CallRequest;
 use crate::voice::{AgentState, UserState, VoiceEnd};
 
 /// Time since the conversation began.
@@ -102,8 +103,8 @@ pub enum Input {
     ToolsDone {
         /// Which reply wanted them.
         reply: ReplyId,
-        /// One of them was `end_call`.
-        end_call: bool,
+        /// What one of them wants of the call: the conversation ends with it.
+        request: Option<CallRequest>,
     },
     /// The output has taken sound of a reply.
     Progress {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::live_caller::Seen;
-use crate::support::world::{ANSWER, GREETING, LONG_LINE, SHORT_LINE, WORDS, World};
+use crate::support::world::{ANSWER, GREETING, LONG_LINE, SHORT_LINE, WORDS, World, eventually};
 
 /// Ten seconds of speech.
 const LONG_ANSWER: &str = "We have a small plan for one person, a plan for families, a plan for offices with up to ten people, \
@@ -154,7 +154,7 @@ async fn keys_that_the_caller_presses_are_answered_and_in_the_record() {
 async fn agent_takes_a_lead_and_ends_the_call() {
     let lead = json!({ "name": "Ann Example", "email": "ann@example.com", "company": "Example", "interest": "all" });
     let agent = json!([
-        { "when": "words", "tool": { "name": "create_lead", "arguments": lead } },
+        { "when": "words", "tool": { "name": "create_lead", "arguments": &lead } },
         { "after_tool": "create_lead", "say": "Bye.", "tool": { "name": "end_call" } },
     ]);
     let world = World::new(agent, &[]).await;
@@ -171,6 +171,55 @@ async fn agent_takes_a_lead_and_ends_the_call() {
     );
     assert_eq!(call.call["lead"]["name"], "Ann Example");
     assert_eq!(call.call["transcription"]["lead_generated"], true);
+    let uses = call.record["tool_uses"].as_array().expect("uses of tools");
+    let names: Vec<_> = uses.iter().map(|used| &used["name"]).collect();
+    assert_eq!(names, ["create_lead", "end_call"]);
+    assert_eq!(uses[0]["arguments"], lead);
+    assert_eq!(uses[0]["is_error"], false);
+    let result = uses[0]["result"].as_str().expect("a result");
+    assert!(result.contains("is saved"), "{result}");
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_lines_of_tools_providers_and_delivery_carry_the_id_of_their_call() {
+    const ABOUT_A_CALL: [&str; 5] = [
+        "voicebot::tools",
+        "voicebot::providers",
+        "voicebot::voice",
+        "voicebot::upload::deliver",
+        "voicebot::recording::resolve",
+    ];
+    let agent = json!([
+        { "when": "words", "tool": { "name": "detect_intent", "arguments": { "intent": "a" } } },
+    ]);
+    let world = World::new(agent, &[]).await;
+    let worker = world.worker().await;
+    for (before, room) in ["first", "second"].into_iter().enumerate() {
+        let caller = world.call(room).await;
+        caller.say(SHORT_LINE).await;
+        eventually("use of the tool", async || {
+            let uses = world.log().matches("\"tool called\"").count();
+            (uses > before).then_some(())
+        })
+        .await;
+        caller.hang_up().await;
+    }
+
+    let calls = world.delivered(2).await;
+    let log = world.log();
+    for call in &calls {
+        let id = call.record["session_id"].as_str().expect("an id");
+        let is_told = |what: &str| log.lines().any(|it| it.contains(what) && it.contains(id));
+        assert!(is_told("\"tool called\"") && is_told("call delivered to the CRM"));
+    }
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).expect("a line of JSON");
+        let target = line["target"].as_str().unwrap_or_default();
+        if ABOUT_A_CALL.iter().any(|module| target.starts_with(module)) {
+            assert!(line.to_string().contains("\"session.id\""), "{line}");
+        }
+    }
     world.nothing_is_left(worker).await;
 }
 

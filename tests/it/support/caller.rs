@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep, timeout};
 use voicebot::session::{ConversationItem, Role};
-use voicebot::tools::{ToolDefinition, ToolEffect, ToolOutput};
+use voicebot::tools::{CallRequest, ToolDefinition, ToolOutput};
 use voicebot::voice::{
     AudioFrame, AudioOutput, Conversation, OutputClosed, Tools, VoiceCommand, VoiceConfig,
     VoiceEnd, VoiceEvent,
@@ -153,16 +153,12 @@ impl Tools for NotePad {
             .lock()
             .unwrap()
             .push((name.to_owned(), arguments_json.to_owned()));
-        let effect = if name == "end_call" {
-            ToolEffect::EndCall
-        } else {
-            ToolEffect::None
-        };
+        let request = (name == "end_call").then_some(CallRequest::HangUp);
         sleep(Duration::from_millis(20)).await;
         ToolOutput {
             text: "done".to_owned(),
             is_error: false,
-            effect,
+            request,
         }
     }
 

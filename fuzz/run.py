@@ -32,12 +32,12 @@ INSTRUMENTATION = " ".join(
     ]
 )
 # Targets outside of the media engine; without them the program need not be built.
-PROGRAM = {"record", "manifest", "crm_answer", "journal", "persona", "server_message", "chat_stream", "webhook", "ipc", "twirp", "server_sdp"}
+PROGRAM = {"record", "manifest", "crm_answer", "journal", "persona", "server_message", "chat_stream", "vendor_messages", "webhook", "ipc", "twirp", "server_sdp"}
 # Longest input, bytes; shorter for targets that take long.
 MAX_BYTES = {"jitter": 600, "datagrams": 400, "negotiation": 6000, "ogg_opus": 20_000}
 DICTIONARIES = {
     "sdp": ["sdp", "negotiation", "server_sdp", "candidate"],
-    "json": ["record", "manifest", "crm_answer", "journal", "persona", "chat_stream", "webhook", "ipc", "twirp"],
+    "json": ["record", "manifest", "crm_answer", "journal", "persona", "chat_stream", "vendor_messages", "webhook", "ipc", "twirp"],
 }
 # Initial inputs that the repository has as fixtures.
 FIXTURES = {"record": "tests/fixtures/records/**/*.json"}

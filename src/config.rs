@@ -394,6 +394,32 @@ mod tests {
     }
 
     #[test]
+    fn lists_of_vendors_are_read_and_an_unknown_key_in_one_is_named() {
+        let config = Config::extract(Figment::new().merge(Toml::string(
+            "[[providers.stt]]\nvendor = \"deepgram\"\nkey_terms = [\"Acme\"]\n\
+             [[providers.stt]]\nvendor = \"openai\"\nmodel = \"whisper-1\"\n\
+             [[providers.tts]]\nvendor = \"elevenlabs\"\n",
+        )))
+        .unwrap();
+        assert_eq!(config.providers.stt.len(), 2);
+        assert_eq!(config.providers.tts.len(), 1);
+        for (toml, key) in [
+            (
+                "[[providers.stt]]\nvendor = \"deepgram\"\nmodle = \"x\"\n",
+                "modle",
+            ),
+            (
+                "[[providers.tts]]\nvendor = \"cartesia\"\nvoise = \"x\"\n",
+                "voise",
+            ),
+            ("[[providers.llm]]\nvendor = \"opnai\"\n", "opnai"),
+        ] {
+            let text = faults(toml);
+            assert!(text.contains("providers.") && text.contains(key), "{text}");
+        }
+    }
+
+    #[test]
     fn a_renamed_key_is_refused_with_its_new_name() {
         for (old, new) in RENAMED_KEYS {
             let (section, key) = old.rsplit_once('.').unwrap();

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::call::Persona;
 use crate::ipc::{self, FromCall, ToCall};
 use crate::providers::llm::read_openai_pieces;
+use crate::providers::read_vendor_messages;
 use crate::recording::manifest::Manifest;
 use crate::recording::webhook::{WebhookRefused, Webhooks};
 use crate::session::{
@@ -137,6 +138,11 @@ pub fn chat_stream(data: &[u8]) {
     assert_eq!(whole, read_openai_pieces(data, 7));
 }
 
+/// What vendors of recognition and synthesis say over their sockets: read alike each time.
+pub fn vendor_messages(data: &[u8]) {
+    assert_eq!(read_vendor_messages(data), read_vendor_messages(data));
+}
+
 /// A webhook of LiveKit with a good signature.
 pub fn webhook(data: &[u8]) {
     let webhooks = Webhooks::new("key", "a secret that is long enough");
@@ -221,6 +227,14 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"c1\",\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}]},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n",
             "data: [DONE]\n\n",
         )],
+        "vendor_messages" => &[
+            "\u{0}{\"type\":\"Results\",\"start\":1.5,\"duration\":2.0,\"is_final\":true,\"from_finalize\":true,\"channel\":{\"alternatives\":[{\"transcript\":\"Hello.\",\"confidence\":0.9,\"words\":[{\"word\":\"hello\",\"punctuated_word\":\"Hello.\",\"start\":1.6,\"end\":2.0}]}]}}",
+            "\u{1}{\"type\":\"TurnInfo\",\"event\":\"EndOfTurn\",\"audio_window_start\":0.0,\"audio_window_end\":1.2,\"transcript\":\"Hello\",\"words\":[{\"word\":\"Hello\",\"confidence\":0.9}],\"end_of_turn_confidence\":0.5}",
+            "\u{2}{\"type\":\"Turn\",\"turn_is_formatted\":true,\"end_of_turn\":true,\"transcript\":\"Yes.\",\"words\":[{\"text\":\"Yes.\",\"start\":100,\"end\":400,\"confidence\":0.5}]}",
+            "\u{4}{\"type\":\"chunk\",\"context_id\":\"s1\",\"data\":\"AQA=\"}\n{\"type\":\"timestamps\",\"context_id\":\"s1\",\"word_timestamps\":{\"words\":[\"We\"],\"start\":[0.0],\"end\":[0.2]}}\n{\"type\":\"done\",\"context_id\":\"s1\"}",
+            "\u{5}{\"audio\":\"AQA=\",\"contextId\":\"s1\",\"alignment\":{\"chars\":[\"W\",\" \"],\"charStartTimesMs\":[0,20],\"charDurationsMs\":[20,20]}}\n{\"isFinal\":true,\"contextId\":\"s1\"}",
+            "\u{6}{\"type\":\"Flushed\",\"sequence_id\":0}",
+        ],
         "webhook" => &[
             r#"{"event":"egress_ended","egressInfo":{"egressId":"EG_1","roomName":"room","status":"EGRESS_COMPLETE"},"id":"EV_1","createdAt":"1761738000"}"#,
         ],
@@ -255,7 +269,7 @@ mod tests {
 
     #[test]
     fn every_target_takes_what_it_begins_with() {
-        let targets: [(&str, fn(&[u8])); 9] = [
+        let targets: [(&str, fn(&[u8])); 10] = [
             ("record", record),
             ("manifest", manifest),
             ("crm_answer", crm_answer),
@@ -263,6 +277,7 @@ mod tests {
             ("persona", persona),
             ("server_message", server_message),
             ("chat_stream", chat_stream),
+            ("vendor_messages", vendor_messages),
             ("webhook", webhook),
             ("ipc", ipc),
         ];

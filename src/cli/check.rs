@@ -14,15 +14,16 @@ use super::CommandResult;
 use crate::call::{Persona, Personas, http_address};
 use crate::config::{Config, Secret};
 use crate::ledger::mongodb;
-use crate::providers::stt::{SpeechSegment, SpeechToText};
-use crate::providers::tts::{SpeechRequest, TextToSpeech};
+use crate::providers::llm::{ChatMessage, ChatModel, ChatRequest};
+use crate::providers::stt::{ListenRequest, SpeechSegment, SpeechToText, hear_once};
+use crate::providers::tts::{SpeechPiece, SpeechRequest, TextToSpeech};
 use crate::providers::{self, ProviderError, Providers, Vendor};
 use crate::recording::RecordingMode;
 use crate::recording::proof;
 use crate::store::{Store, free_bytes};
 use crate::upload::{CrmSecrets, UploadError};
 use crate::voice::resample::Resampler;
-use crate::voice::{self, INPUT_SAMPLE_RATE_HZ};
+use crate::voice::{self, INPUT_SAMPLE_RATE_HZ, LimitsConfig};
 
 /// How long any one server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -71,16 +72,22 @@ pub async fn run(arguments: CheckArguments, config: &Config) -> CommandResult {
     ];
     let persona = persona(config, &http).await;
     let providers = providers(config, &http).await;
-    let usable = providers.as_ref().ok().map(|(providers, _)| providers);
-    let sound = match usable {
+    let (usable, said) = match providers {
+        Ok((providers, said)) => (Some(providers), Ok(said)),
+        Err(why) => (None, Err(why)),
+    };
+    let sound = match &usable {
         Some(providers) => speech(providers, &persona).await,
         None => Vec::new(),
     };
     findings.push(Finding {
         what: "providers",
-        result: providers.map(|(_, said)| said),
+        result: said,
     });
     findings.extend(sound);
+    if let Some(providers) = &usable {
+        findings.extend(vendors(providers, &persona).await);
+    }
     findings.push(Finding {
         what: "persona",
         result: match persona.problems.first() {
@@ -275,6 +282,16 @@ async fn providers(config: &Config, http: &reqwest::Client) -> Result<(Providers
         let said = "a prepared conversation (providers.vendor = \"scripted\")";
         return Ok((providers, said.into()));
     }
+    let lists = &config.providers;
+    if !lists.stt.is_empty() && !lists.llm.is_empty() && !lists.tts.is_empty() {
+        let said = format!(
+            "{}; {}; {}",
+            providers.stt.name(),
+            providers.llm.name(),
+            providers.tts.name()
+        );
+        return Ok((providers, said));
+    }
     let base = config.providers.openai_base_url.trim_end_matches('/');
     let mut request = http.get(format!("{base}/models")).timeout(PATIENCE);
     if let Some(key) = Secret::from_env("OPENAI_API_KEY") {
@@ -307,7 +324,12 @@ async fn persona(config: &Config, http: &reqwest::Client) -> Persona {
 /// Lets the synthesiser speak one word in the persona's voice, and the recogniser hear it.
 async fn speech(providers: &Providers, persona: &Persona) -> Vec<Finding> {
     let began = Instant::now();
-    let word = match timeout(SPEECH_PATIENCE, speak(providers.tts.as_ref(), persona)).await {
+    let word = match timeout(
+        SPEECH_PATIENCE,
+        speak(providers.tts.as_ref(), persona.voice.clone(), persona),
+    )
+    .await
+    {
         Ok(word) => word,
         Err(_) => Err(format!(
             "{} spoke no word within {} s",
@@ -347,11 +369,90 @@ async fn speech(providers: &Providers, persona: &Persona) -> Vec<Finding> {
     findings
 }
 
+/// Opens each vendor of the lists once.
+async fn vendors(providers: &Providers, persona: &Persona) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let request = ListenRequest {
+        language: persona.language.clone(),
+        sample_rate_hz: INPUT_SAMPLE_RATE_HZ,
+        limits: LimitsConfig::default(),
+    };
+    for opened in providers.stt.check(&request).await {
+        let name = opened.name;
+        findings.push(Finding {
+            what: "recognition",
+            result: match opened.result {
+                Ok(took) => Ok(format!("{name} opens in {} ms", took.as_millis())),
+                Err(error) => Err(format!("{name}: {error}")),
+            },
+        });
+    }
+    for model in providers.llm.members() {
+        let began = Instant::now();
+        let name = model.name();
+        findings.push(Finding {
+            what: "language model",
+            result: match timeout(SPEECH_PATIENCE, answers(model.as_ref())).await {
+                Ok(Ok(())) => Ok(format!(
+                    "{name} begins to answer after {} ms",
+                    began.elapsed().as_millis()
+                )),
+                Ok(Err(error)) => Err(format!("{name}: {error}")),
+                Err(_) => Err(format!(
+                    "{name} said nothing within {} s",
+                    SPEECH_PATIENCE.as_secs()
+                )),
+            },
+        });
+    }
+    for (at, voice) in providers.tts.members().iter().enumerate() {
+        let began = Instant::now();
+        let name = voice.name();
+        // The persona's voice is one of the first vendor.
+        let speaks = async {
+            let own = persona.voice.clone().filter(|_| at == 0);
+            speak(voice.as_ref(), own, persona).await
+        };
+        findings.push(Finding {
+            what: "voice",
+            result: match timeout(SPEECH_PATIENCE, speaks).await {
+                Ok(Ok(_)) => Ok(format!(
+                    "{name} has said \u{201c}{WORD}\u{201d} after {} ms",
+                    began.elapsed().as_millis()
+                )),
+                Ok(Err(why)) => Err(why),
+                Err(_) => Err(format!(
+                    "{name} spoke no word within {} s",
+                    SPEECH_PATIENCE.as_secs()
+                )),
+            },
+        });
+    }
+    findings
+}
+
+/// Waits for the beginning of an answer.
+async fn answers(model: &dyn ChatModel) -> Result<(), ProviderError> {
+    let request = ChatRequest {
+        messages: vec![ChatMessage::User(WORD.to_owned())],
+        tools: Vec::new(),
+    };
+    let mut answer = model.chat(request).await?;
+    match answer.next().await {
+        Some(first) => first.map(|_| ()),
+        None => Err(ProviderError::temporary("it answers without a word")),
+    }
+}
+
 /// The sound of one word.
-async fn speak(tts: &dyn TextToSpeech, persona: &Persona) -> Result<Vec<i16>, String> {
+async fn speak(
+    tts: &dyn TextToSpeech,
+    voice: Option<String>,
+    persona: &Persona,
+) -> Result<Vec<i16>, String> {
     let request = SpeechRequest {
         text: WORD.to_owned(),
-        voice: persona.voice.clone(),
+        voice,
         language: persona.language.clone(),
     };
     let most = tts.sample_rate_hz() as usize * LONGEST_WORD.as_secs() as usize;
@@ -359,7 +460,9 @@ async fn speak(tts: &dyn TextToSpeech, persona: &Persona) -> Result<Vec<i16>, St
     let sound = async {
         let mut pieces = tts.synthesize(request).await?;
         while let Some(piece) = pieces.next().await {
-            word.extend(piece?);
+            if let SpeechPiece::Sound(samples) = piece? {
+                word.extend(samples);
+            }
             if word.len() > most {
                 break;
             }
@@ -398,7 +501,12 @@ async fn hear(
         Some(language) => format!(" as {language}"),
         None => String::new(),
     };
-    match timeout(SPEECH_PATIENCE, stt.transcribe(segment)).await {
+    match timeout(
+        SPEECH_PATIENCE,
+        hear_once(stt, segment, LimitsConfig::default()),
+    )
+    .await
+    {
         Ok(Ok(heard)) => Ok(format!(
             "{} hears \u{201c}{}\u{201d}{language}",
             stt.name(),

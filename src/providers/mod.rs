@@ -2,16 +2,21 @@
 //! file.
 //!
 //! A vendor's file knows its requests, its answers and its errors. It knows nothing of turns,
-//! retries and time-outs: those belong to the conversation ([`crate::voice`]). `scripted` is a
-//! vendor without a network, for the demo and for tests.
+//! retries and time-outs: those belong to the conversation ([`crate::voice`]) and, for recognition,
+//! to the session that all its vendors share ([`stt::Recogniser`]). `socket` is the WebSocket that
+//! vendors share. `scripted` is a vendor without a network, for the demo and for tests.
 
 mod error;
+mod health;
 mod language;
 pub mod llm;
 mod openai;
+pub(crate) mod retry;
 pub mod scripted;
+pub(crate) mod socket;
 pub mod stt;
 pub mod tts;
+mod vendors;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,8 +28,13 @@ use tracing::warn;
 pub use error::{Component, ProviderError};
 pub use language::Language;
 use llm::{ChatModel, ChatOption};
-use stt::SpeechToText;
+use stt::{Recogniser, SpeechToText};
 use tts::TextToSpeech;
+#[cfg(feature = "internals")]
+pub(crate) use vendors::read_vendor_messages;
+pub use vendors::{
+    LlmVendor, OpenAiChatConfig, OpenAiConfig, OpenAiVoiceConfig, SttVendor, TtsVendor,
+};
 
 /// Who makes the words and the sounds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -64,6 +74,15 @@ pub struct ProvidersConfig {
     pub tts_voice: String,
     /// The conversation that `scripted` plays, a JSON file. See `config/demo-script.json`.
     pub script: Option<PathBuf>,
+    /// Recognisers, first choice first. An empty list stands for `stt_model`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stt: Vec<SttVendor>,
+    /// Language models, likewise; instead of the keys that begin with `llm_`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub llm: Vec<LlmVendor>,
+    /// Voices, likewise; instead of the keys that begin with `tts_`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tts: Vec<TtsVendor>,
 }
 
 impl Default for ProvidersConfig {
@@ -79,6 +98,9 @@ impl Default for ProvidersConfig {
             tts_model: "gpt-4o-mini-tts".to_owned(),
             tts_voice: "alloy".to_owned(),
             script: None,
+            stt: Vec::new(),
+            llm: Vec::new(),
+            tts: Vec::new(),
         }
     }
 }
@@ -192,34 +214,49 @@ pub fn http_client() -> Result<reqwest::Client, ProviderError> {
 /// # Errors
 /// When a setting or a key is missing or wrong.
 pub fn build(config: &ProvidersConfig, http: reqwest::Client) -> Result<Providers, ProviderError> {
-    match config.vendor {
-        Vendor::Openai => {
-            let api = openai::Api::new(http, &config.openai_base_url)?;
-            Ok(Providers {
-                stt: Arc::new(stt::openai::OpenAiSpeechToText::new(
-                    api.clone(),
-                    &config.stt_model,
-                )),
-                llm: Arc::new(llm::openai::OpenAiChat::new(api.clone(), config)),
-                tts: Arc::new(tts::openai::OpenAiTextToSpeech::new(
-                    api,
-                    &config.tts_model,
-                    &config.tts_voice,
-                )),
-            })
+    let maker = vendors::Maker {
+        config,
+        http: &http,
+    };
+    // A list goes before the single keys, and before a prepared conversation.
+    let scripted = match config.vendor {
+        Vendor::Openai => None,
+        Vendor::Scripted => Some(scripted(config)?),
+    };
+    let stt = match &scripted {
+        Some(scripted) if config.stt.is_empty() => Recogniser::requests(scripted.clone()),
+        _ => {
+            let vendors = config.stt_list();
+            let vendors: Result<_, _> = vendors.iter().map(|vendor| maker.stt(vendor)).collect();
+            Arc::new(Recogniser::new(vendors?))
         }
-        Vendor::Scripted => {
-            let path = config.script.as_ref().ok_or_else(|| {
-                ProviderError::config("providers.script is not set: it names the conversation that providers.vendor = \"scripted\" plays")
-            })?;
-            let scripted = Arc::new(scripted::Scripted::new(scripted::Script::read(path)?));
-            Ok(Providers {
-                stt: scripted.clone(),
-                llm: scripted.clone(),
-                tts: scripted,
-            })
+    };
+    let llm: Arc<dyn ChatModel> = match &scripted {
+        Some(scripted) if config.llm.is_empty() => scripted.clone(),
+        _ => {
+            let vendors = config.llm_list();
+            let vendors: Result<_, _> = vendors.iter().map(|vendor| maker.llm(vendor)).collect();
+            llm::fallback::first_of(vendors?)
         }
-    }
+    };
+    let tts: Arc<dyn TextToSpeech> = match scripted {
+        Some(scripted) if config.tts.is_empty() => scripted,
+        _ => {
+            let vendors = config.tts_list();
+            let vendors: Result<_, _> = vendors.iter().map(|vendor| maker.tts(vendor)).collect();
+            tts::fallback::first_of(vendors?)
+        }
+    };
+    Ok(Providers { stt, llm, tts })
+}
+
+fn scripted(config: &ProvidersConfig) -> Result<Arc<scripted::Scripted>, ProviderError> {
+    let path = config.script.as_ref().ok_or_else(|| {
+        ProviderError::config("providers.script is not set: it names the conversation that providers.vendor = \"scripted\" plays")
+    })?;
+    Ok(Arc::new(scripted::Scripted::new(scripted::Script::read(
+        path,
+    )?)))
 }
 
 #[cfg(test)]

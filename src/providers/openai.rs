@@ -10,7 +10,7 @@ use super::ProviderError;
 use crate::config::Secret;
 
 /// The key's variable. Servers on the own machine often want none.
-const KEY: &str = "OPENAI_API_KEY";
+pub(super) const KEY: &str = "OPENAI_API_KEY";
 /// How much of an error's body is read for its message, bytes.
 const MAX_ERROR_BODY: usize = 8 * 1024;
 
@@ -32,11 +32,12 @@ pub(super) struct Api {
     base: String,
     host: String,
     key: Option<Secret>,
+    key_name: String,
 }
 
 impl Api {
-    /// The server at `base`, which ends in `/v1`.
-    pub fn new(http: reqwest::Client, base: &str) -> Result<Self, ProviderError> {
+    /// The server at `base`, which ends in `/v1`. The key is in the variable `key_name`.
+    pub fn new(http: reqwest::Client, base: &str, key_name: &str) -> Result<Self, ProviderError> {
         let url = url::Url::parse(base).map_err(|error| {
             ProviderError::config(format!(
                 "OPENAI_BASE_URL (providers.openai_base_url) {base:?} is no address: {error}"
@@ -51,10 +52,10 @@ impl Api {
                 )));
             }
         };
-        let key = Secret::from_env(KEY);
+        let key = Secret::from_env(key_name);
         if key.is_none() && host.ends_with("openai.com") {
             return Err(ProviderError::config(format!(
-                "{KEY} is not set: {host} wants a key (environment variable)"
+                "{key_name} is not set: {host} wants a key (environment variable)"
             )));
         }
         Ok(Self {
@@ -62,6 +63,7 @@ impl Api {
             base: base.trim_end_matches('/').to_owned(),
             host,
             key,
+            key_name: key_name.to_owned(),
         })
     }
 
@@ -156,7 +158,8 @@ impl Api {
         let error = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 // The message of a refused key quotes the key.
-                let error = ProviderError::config(format!("{host} refuses {KEY} ({status})"));
+                let key_name = &self.key_name;
+                let error = ProviderError::config(format!("{host} refuses {key_name} ({status})"));
                 return Refusal { error, body: None };
             }
             StatusCode::NOT_FOUND => ProviderError::config(format!(
@@ -190,7 +193,7 @@ impl Api {
 
 /// The explanation in the body of an error, wherever servers put it. Checks of single fields repeat
 /// what was sent, that is, what people said; only which field it is and why goes on.
-fn said(body: &Value) -> Option<String> {
+pub(super) fn said(body: &Value) -> Option<String> {
     let text = match body {
         Value::Object(body) => ["error", "message", "detail"]
             .iter()

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 use super::ProviderError;
 use super::llm::{ChatChunk, ChatMessage, ChatModel, ChatRequest, ChatStream, ToolCall};
-use super::stt::{SpeechSegment, SpeechToText, Transcript};
+use super::stt::{SpeechSegment, Transcriber, Transcript};
 use super::tts::{SpeechRequest, SpeechStream, TextToSpeech};
 
 /// Rate of the made-up voice.
@@ -193,7 +193,7 @@ impl Scripted {
 }
 
 #[async_trait]
-impl SpeechToText for Scripted {
+impl Transcriber for Scripted {
     fn name(&self) -> &str {
         "scripted"
     }
@@ -270,7 +270,7 @@ impl TextToSpeech for Scripted {
                 if index == 0 {
                     sleep(delay).await;
                 }
-                Ok(piece)
+                Ok(piece.into())
             })
             .boxed())
     }

@@ -6,10 +6,8 @@
 //! anything.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::task::Poll;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -19,7 +17,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::config::ms;
+use super::alignment::{Alignment, Said};
 use super::playout::{PlayMode, Track};
 use super::reply::{self, ReplyEvent, ReplyPipeline, Source};
 use super::turn::{
@@ -27,10 +25,10 @@ use super::turn::{
 };
 use super::vad::{Vad, VadEvent};
 use super::{AudioFrame, Conversation, INPUT_SAMPLE_RATE_HZ, VoiceCommand, VoiceEnd, VoiceEvent};
+use crate::providers::Component;
 use crate::providers::llm::{ChatMessage, ToolCall};
-use crate::providers::stt::{SpeechSegment, SpeechToText, Transcript, marks};
-use crate::providers::{Component, ProviderError};
-use crate::session::{ConversationItem, TurnMetrics, Usage};
+use crate::providers::stt::{ListenRequest, SttEvent, SttInput, SttSession, marks};
+use crate::session::{ConversationItem, TurnMetrics};
 use crate::tools::ToolOutput;
 
 /// Events that wait for a slow reader. Beyond that, states and transcripts are dropped; items are
@@ -94,14 +92,6 @@ struct ToolStep {
     outputs: Vec<String>,
 }
 
-/// One request to recognition.
-struct Transcription {
-    segment: SegmentId,
-    /// The sound may be music, to which recognisers make words up.
-    may_be_music: bool,
-    request: BoxFuture<'static, Result<Transcript, Failure>>,
-}
-
 /// Tools that have run.
 struct ToolsRun {
     reply: ReplyId,
@@ -114,7 +104,8 @@ enum Event {
     Command(Option<VoiceCommand>),
     Reply(ReplyEvent),
     ReplyOver(Result<(), Failure>),
-    Transcribed(SegmentId, bool, Result<Transcript, Failure>),
+    Recognition(SttEvent),
+    Said(Said),
     ToolsRun(ToolsRun),
     Audio(Option<AudioFrame>),
     Sent,
@@ -124,7 +115,10 @@ enum Event {
 struct Driver {
     machine: TurnMachine,
     pipeline: Arc<ReplyPipeline>,
-    stt: Arc<dyn SpeechToText>,
+    stt: SttSession,
+    alignment: Alignment,
+    /// What follows from what recognition has said, and is not dealt with yet.
+    said: VecDeque<Said>,
     instructions: String,
     greeting: Option<String>,
     history: Vec<ChatMessage>,
@@ -133,7 +127,8 @@ struct Driver {
     level: (usize, f64),
     last_audio: Instant,
     active: Option<ActiveReply>,
-    transcriptions: Vec<Transcription>,
+    /// Where the last speech that is over ended, as a sample position.
+    speech_end: u64,
     tools: FuturesUnordered<BoxFuture<'static, ToolsRun>>,
     prewarming: Option<BoxFuture<'static, ()>>,
     outbox: VecDeque<VoiceEvent>,
@@ -170,6 +165,11 @@ impl Driver {
             }
             .boxed()
         };
+        let session = stt.open(ListenRequest {
+            language: language.clone(),
+            sample_rate_hz: INPUT_SAMPLE_RATE_HZ,
+            limits: config.limits.clone(),
+        });
         let goodbye = goodbye.filter(|line| !line.trim().is_empty());
         let goodbye_is_own = goodbye.is_some();
         let mut lines = config.lines;
@@ -192,7 +192,9 @@ impl Driver {
             }),
             machine: TurnMachine::new(config.turn, lines, tools.timeout()),
             vad: Vad::new(config.vad, early_pause),
-            stt,
+            stt: session,
+            alignment: Alignment::default(),
+            said: VecDeque::new(),
             instructions,
             greeting,
             history: Vec::new(),
@@ -200,7 +202,7 @@ impl Driver {
             level: (0, 0.0),
             last_audio: Instant::now(),
             active: None,
-            transcriptions: Vec::new(),
+            speech_end: 0,
             tools: FuturesUnordered::new(),
             prewarming: Some(prewarming),
             outbox: VecDeque::new(),
@@ -231,13 +233,12 @@ impl Driver {
                 Event::Command(command) => self.command(command),
                 Event::Reply(event) => self.reply_event(event),
                 Event::ReplyOver(result) => self.reply_over(result),
-                Event::Transcribed(segment, may_be_music, result) => {
-                    self.transcribed(segment, may_be_music, result);
-                }
+                Event::Recognition(event) => self.recognition(event),
+                Event::Said(said) => self.said(said),
                 Event::ToolsRun(run) => self.tools_run(run),
                 Event::Audio(Some(frame)) => {
                     self.last_audio = Instant::now();
-                    self.hear(&frame);
+                    self.hear(frame);
                 }
                 Event::Audio(None) => audio_open = false,
                 Event::Sent => {}
@@ -256,10 +257,13 @@ impl Driver {
         commands: &mut mpsc::Receiver<VoiceCommand>,
         events: &mpsc::Sender<VoiceEvent>,
     ) -> Event {
+        if let Some(said) = self.said.pop_front() {
+            return Event::Said(said);
+        }
         let deadline = self.next_deadline();
         let Self {
             active,
-            transcriptions,
+            stt,
             tools,
             outbox,
             prewarming,
@@ -269,9 +273,7 @@ impl Driver {
             biased;
             command = commands.recv() => Event::Command(command),
             event = next_of_reply(active) => event,
-            (segment, may_be_music, result) = next_transcript(transcriptions) => {
-                Event::Transcribed(segment, may_be_music, result)
-            }
+            event = stt.next() => Event::Recognition(event),
             Some(run) = tools.next(), if !tools.is_empty() => Event::ToolsRun(run),
             place = events.reserve(), if !outbox.is_empty() => {
                 match (place, outbox.pop_front()) {
@@ -309,14 +311,14 @@ impl Driver {
             self.last_audio = Instant::now();
             let silence =
                 vec![0; (DEAD_LINE.as_secs_f64() * f64::from(INPUT_SAMPLE_RATE_HZ)) as usize];
-            self.vad_hears(&silence);
+            self.vad_hears(silence);
         }
         self.tell(Input::Tick);
     }
 
     /// After the end: what was promised to be written down is, and nothing is left running.
     async fn finish(&mut self, events: &mpsc::Sender<VoiceEvent>) {
-        self.transcriptions.clear();
+        self.stt = SttSession::over();
         let tools = async {
             while let Some(run) = self.tools.next().await {
                 for (call, (output, took)) in run.wanted.calls.iter().zip(&run.results) {
@@ -374,7 +376,7 @@ impl Driver {
         }
     }
 
-    fn hear(&mut self, frame: &[i16]) {
+    fn hear(&mut self, frame: AudioFrame) {
         self.level.0 += frame.len();
         self.level.1 += frame
             .iter()
@@ -388,52 +390,106 @@ impl Driver {
         self.vad_hears(frame);
     }
 
-    fn vad_hears(&mut self, sound: &[i16]) {
+    fn vad_hears(&mut self, sound: AudioFrame) {
         let mut events = std::mem::take(&mut self.vad_events);
-        self.vad.push(sound, &mut events);
+        let at = self.vad.position();
+        self.vad.push(&sound, &mut events);
+        if self.stt.wants_sound {
+            self.stt.tell(SttInput::Sound { at, samples: sound });
+        }
         for event in events.drain(..) {
-            let now = self.now();
-            let position = self.vad.position();
-            // The last sample has just arrived; earlier ones came before it by as much as they are
-            // earlier.
-            let at = |sample: u64| {
-                let ago = position.saturating_sub(sample) as f64 / f64::from(INPUT_SAMPLE_RATE_HZ);
-                now.saturating_sub(Duration::from_secs_f64(ago))
-            };
-            self.tell(match event {
-                VadEvent::Started { onset } => Input::SpeechStarted { onset: at(onset) },
-                VadEvent::Paused => Input::SpeechPaused,
-                VadEvent::Resumed => Input::SpeechResumed,
-                VadEvent::Ended { end } => Input::SpeechEnded { end: at(end) },
-            });
+            match event {
+                VadEvent::Started { onset } => {
+                    let time = self.time_of(onset);
+                    self.tell(Input::SpeechStarted { onset: time });
+                    if let Some(segment) = self.machine.open_segment() {
+                        self.alignment.started(segment, onset);
+                    }
+                }
+                VadEvent::Paused => self.tell(Input::SpeechPaused),
+                VadEvent::Resumed => {
+                    self.alignment.resumed();
+                    self.tell(Input::SpeechResumed);
+                }
+                VadEvent::Ended { end } => {
+                    self.speech_end = end;
+                    self.alignment.ended(end);
+                    let time = self.time_of(end);
+                    self.tell(Input::SpeechEnded { end: time });
+                }
+            }
         }
         self.vad_events = events;
     }
 
-    fn transcribed(
-        &mut self,
-        segment: SegmentId,
-        may_be_music: bool,
-        result: Result<Transcript, Failure>,
-    ) {
-        self.tell(match result {
-            Ok(Transcript { text, confidence }) => {
-                let words = marks::spoken_words(&text);
-                let is_made_up = may_be_music && marks::is_made_up(&words);
-                let is_mark = words.is_empty() && !text.trim().is_empty();
-                if is_made_up || is_mark {
-                    Input::NotSpeech { segment }
-                } else {
-                    Input::Transcript {
-                        segment,
-                        text: words,
+    /// When a sample arrived: the last one just now, earlier ones before it by as much as they are
+    /// earlier.
+    fn time_of(&self, position: u64) -> Time {
+        let ago = self.vad.position().saturating_sub(position) as f64;
+        let ago = Duration::from_secs_f64(ago / f64::from(INPUT_SAMPLE_RATE_HZ));
+        self.now().saturating_sub(ago)
+    }
+
+    fn recognition(&mut self, event: SttEvent) {
+        if let SttEvent::Usage(usage) = event {
+            return self.emit(VoiceEvent::Usage(usage));
+        }
+        let mut said = Vec::new();
+        self.alignment.heard(event, &mut said);
+        self.said.extend(said);
+    }
+
+    fn said(&mut self, said: Said) {
+        match said {
+            Said::Interim { segment, text } => self.tell(Input::Transcript {
+                segment,
+                text: marks::spoken_words(&text),
+                confidence: None,
+                is_final: false,
+            }),
+            Said::Final {
+                segment,
+                text,
+                confidence,
+                may_be_music,
+            } => self.tell(match words_in(&text, may_be_music) {
+                None => Input::NotSpeech { segment },
+                Some(text) => Input::Transcript {
+                    segment,
+                    text,
+                    confidence,
+                    is_final: true,
+                },
+            }),
+            Said::Beside {
+                range,
+                text,
+                confidence,
+            } => {
+                let (onset, end) = (self.time_of(range.start), self.time_of(range.end));
+                if let Some(text) = words_in(&text, false) {
+                    self.tell(Input::WordsBeside {
+                        onset,
+                        end,
+                        text,
                         confidence,
-                        is_final: true,
-                    }
+                    });
                 }
             }
-            Err(failure) => Input::TranscriptionFailed { segment, failure },
-        });
+            Said::Failed { segment, error } => {
+                let failure = reply::failure(Component::Stt, error);
+                self.tell(Input::TranscriptionFailed { segment, failure });
+            }
+            Said::EndOfTurn {
+                segment,
+                is_certain,
+            } => self.tell(Input::EndOfTurn {
+                segment,
+                is_certain,
+            }),
+            Said::Resumed { segment } => self.tell(Input::TurnResumed { segment }),
+            Said::Trouble(error) => self.report(Component::Stt.as_str(), error.to_string(), true),
+        }
     }
 
     fn reply_event(&mut self, event: ReplyEvent) {
@@ -572,9 +628,7 @@ impl Driver {
     fn act(&mut self, output: Output) {
         match output {
             Output::Transcribe { segment } => self.transcribe(segment),
-            Output::DropTranscription { segment } => self
-                .transcriptions
-                .retain(|request| request.segment != segment),
+            Output::DropTranscription { segment } => self.drop_transcription(segment),
             Output::StartReply { reply, prompt } => self.start_reply(reply, prompt),
             Output::Play { speech_ended, .. } => {
                 if let Some(active) = &mut self.active {
@@ -624,54 +678,39 @@ impl Driver {
     }
 
     fn transcribe(&mut self, segment: SegmentId) {
-        self.transcriptions
-            .retain(|request| request.segment != segment);
         if self.vad.is_music() {
             tracing::debug!("a stretch of music is not sent to recognition");
+            self.alignment.told(segment);
             // What a recogniser would write if it were a good one.
-            let mark = Transcript {
+            self.said.push_back(Said::Final {
+                segment,
                 text: "[MUSIC]".to_owned(),
                 confidence: None,
-            };
-            self.transcriptions.push(Transcription {
-                segment,
                 may_be_music: true,
-                request: std::future::ready(Ok(mark)).boxed(),
             });
             return;
         }
-        let sound = SpeechSegment {
-            samples: self.vad.segment(),
-            sample_rate_hz: INPUT_SAMPLE_RATE_HZ,
-            language: self.pipeline.language.clone(),
+        let to = match self.vad.in_speech() {
+            true => self.vad.silent_since().unwrap_or(self.vad.position()),
+            false => self.speech_end,
         };
-        self.emit(VoiceEvent::Usage(Usage {
-            stt_requests: 1,
-            stt_audio_ms: millis(sound.duration()),
-            ..Usage::default()
-        }));
-        let (stt, pipeline) = (self.stt.clone(), self.pipeline.clone());
-        let request = async move {
-            let limits = &pipeline.limits;
-            let ask = || -> BoxFuture<'_, Result<Transcript, ProviderError>> {
-                let request = stt.transcribe(sound.clone());
-                let name = stt.name();
-                Box::pin(async move {
-                    let after = limits.request_timeout_ms;
-                    timeout(ms(after), request).await.unwrap_or_else(|_| {
-                        Err(ProviderError::temporary(format!(
-                            "{name} sent no transcript for {after} ms"
-                        )))
-                    })
-                })
-            };
-            reply::with_retries(limits, Component::Stt, ask).await
-        };
-        self.transcriptions.push(Transcription {
-            segment,
-            may_be_music: self.vad.may_be_music(),
-            request: request.boxed(),
-        });
+        let mut said = Vec::new();
+        let may_be_music = self.vad.may_be_music();
+        let from = self.alignment.ask(segment, to, may_be_music, &mut said);
+        // With all its words known already, there is nothing to ask for.
+        if let Some(from) = from.filter(|_| said.is_empty()) {
+            self.stt.tell(SttInput::Finalise {
+                range: from..to.max(from),
+                sound: self.vad.segment(),
+            });
+        }
+        self.said.extend(said);
+    }
+
+    fn drop_transcription(&mut self, segment: SegmentId) {
+        if let Some(from) = self.alignment.dropped(segment) {
+            self.stt.tell(SttInput::Discard { from });
+        }
     }
 
     fn start_reply(&mut self, id: ReplyId, prompt: Prompt) {
@@ -878,22 +917,10 @@ async fn next_of_reply(active: &mut Option<ActiveReply>) -> Event {
     }
 }
 
-/// The next answer of recognition. Pending while nothing is asked.
-async fn next_transcript(
-    transcriptions: &mut Vec<Transcription>,
-) -> (SegmentId, bool, Result<Transcript, Failure>) {
-    poll_fn(|context| {
-        for at in 0..transcriptions.len() {
-            if let Poll::Ready(result) = transcriptions[at].request.as_mut().poll(context) {
-                let Transcription {
-                    segment,
-                    may_be_music,
-                    ..
-                } = transcriptions.swap_remove(at);
-                return Poll::Ready((segment, may_be_music, result));
-            }
-        }
-        Poll::Pending
-    })
-    .await
+/// The words that somebody has spoken, when somebody has.
+fn words_in(text: &str, may_be_music: bool) -> Option<String> {
+    let words = marks::spoken_words(text);
+    let is_made_up = may_be_music && marks::is_made_up(&words);
+    let is_mark = words.is_empty() && !text.trim().is_empty();
+    (!is_made_up && !is_mark).then_some(words)
 }

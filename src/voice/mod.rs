@@ -1,11 +1,13 @@
 //! The conversation: the caller's sound in, the agent's sound out, and what was said as events.
 //!
 //! [`turn`] decides whose turn it is and what to do about it; it is pure. `driver` does what it
-//! decided: it owns the clock, the caller's sound and the history. `reply` makes one reply, from
-//! the model's first token to the last sample. [`vad`] hears speech, [`playout`] knows what was
-//! heard. All of it runs inside the one future of [`Conversation::run`]: dropping that stops
-//! everything. Nothing here knows LiveKit, files or the CRM.
+//! decided: it owns the clock, the caller's sound and the history; `alignment` joins speech and
+//! words. `reply` makes one reply, from the model's first token to the last sample. [`vad`] hears
+//! speech, [`playout`] knows what was heard. All of it runs inside the one future of
+//! [`Conversation::run`]: dropping that stops everything. Nothing here knows LiveKit, files or the
+//! CRM.
 
+mod alignment;
 mod config;
 mod driver;
 mod event;

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::providers::tts::WordTime;
+
 /// Sound that waits to be played; more is not fetched from the synthesiser.
 const MAX_WAITING: Duration = Duration::from_secs(8);
 
@@ -31,6 +33,9 @@ struct Sentence {
     samples: u64,
     /// All its sound is there.
     complete: bool,
+    /// For each word that the voice has told about: where it ends in the text, and the sample in
+    /// its middle.
+    words: Vec<(usize, u64)>,
 }
 
 /// Whether sound may leave for the output.
@@ -90,7 +95,34 @@ impl Playout {
             step,
             samples: 0,
             complete: false,
+            words: Vec::new(),
         });
+    }
+
+    /// When words of the sentence are said. Words that are not in its text are passed over: a voice
+    /// may tell how it has read a number.
+    pub fn add_words(&mut self, words: &[WordTime]) {
+        let rate = f64::from(self.rate);
+        let Some(sentence) = self.sentences.last_mut() else {
+            return;
+        };
+        for word in words {
+            let from = sentence.words.last().map_or(0, |(end, _)| *end);
+            let spoken = word.text.trim();
+            let Some(at) = sentence.text[from..]
+                .find(spoken)
+                .filter(|_| !spoken.is_empty())
+            else {
+                continue;
+            };
+            let end = from + at + spoken.len();
+            // The sign after a word is said with it.
+            let is_sign = |c: char| !c.is_whitespace() && !c.is_alphanumeric();
+            let rest = &sentence.text[end..];
+            let end = end + rest.len() - rest.trim_start_matches(is_sign).len();
+            let middle = (word.from + word.to).as_secs_f64() / 2.0 * rate;
+            sentence.words.push((end, middle as u64));
+        }
     }
 
     /// All sound of the sentence is there.
@@ -200,6 +232,15 @@ impl Playout {
                     sentence.text.as_str()
                 } else {
                     step.whole = false;
+                    if !sentence.words.is_empty() {
+                        let heard = sentence
+                            .words
+                            .iter()
+                            .take_while(|(_, at)| *at < in_sentence);
+                        let end = heard.last().map_or(0, |(end, _)| *end);
+                        push_words(&mut step.text, &sentence.text[..end]);
+                        continue;
+                    }
                     let known = sentence.samples as f64;
                     let guessed = sentence.text.chars().count() as f64 / CHARS_PER_SECOND
                         * f64::from(self.rate);
@@ -210,12 +251,7 @@ impl Playout {
                     };
                     first_words(&sentence.text, in_sentence as f64 / total.max(1.0))
                 };
-            if !text.is_empty() {
-                if !step.text.is_empty() {
-                    step.text.push(' ');
-                }
-                step.text.push_str(text);
-            }
+            push_words(&mut step.text, text);
         }
         steps
     }
@@ -232,6 +268,14 @@ impl Playout {
     fn samples_in(&self, duration: Duration) -> u64 {
         (duration.as_secs_f64() * f64::from(self.rate)).round() as u64
     }
+}
+
+/// Adds words to others.
+fn push_words(text: &mut String, more: &str) {
+    if !text.is_empty() && !more.is_empty() {
+        text.push(' ');
+    }
+    text.push_str(more);
 }
 
 /// The words of which more than half was said when `share` of the sound was played.
@@ -388,6 +432,41 @@ mod tests {
         }
         assert!(playout.is_drained());
         assert!(playout.heard(Duration::ZERO)[0].whole);
+    }
+
+    #[test]
+    fn a_voice_that_tells_its_words_is_written_down_to_the_word() {
+        let mut playout = playing();
+        let line = "The plan costs 20, a month. Yes.";
+        playout.begin_sentence(line.to_owned(), 0);
+        playout.push(&[1; 4_000]);
+        let word = |text: &str, from: u64, to: u64| WordTime {
+            text: text.to_owned(),
+            from: Duration::from_millis(from),
+            to: Duration::from_millis(to),
+        };
+        playout.add_words(&[word("The", 0, 100), word("plan", 200, 300)]);
+        playout.add_words(&[
+            word("costs", 400, 500),
+            word("twenty", 600, 2_600),
+            word("a", 2_700, 2_800),
+            word("month", 2_900, 3_100),
+        ]);
+        let mut frame = Vec::new();
+        for (taken, expected) in [
+            (40, ""),
+            (20, "The"),
+            (400, "The plan costs"),
+            (2_200, "The plan costs"),
+            (200, "The plan costs 20, a"),
+            (200, "The plan costs 20, a month."),
+        ] {
+            assert!(playout.take(taken, &mut frame));
+            assert_eq!(playout.heard(Duration::ZERO)[0].text, expected);
+        }
+        playout.finish();
+        assert!(playout.take(940, &mut frame));
+        assert_eq!(text(&playout.heard(Duration::ZERO)), [(line, true)]);
     }
 
     #[test]

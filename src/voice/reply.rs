@@ -27,8 +27,8 @@ use crate::providers::llm::written::{Piece, Written};
 use crate::providers::llm::{
     ChatChunk, ChatMessage, ChatModel, ChatRequest, CutShort, TokenUsage, ToolCall,
 };
-use crate::providers::tts::{SpeechRequest, SpeechStream, TextToSpeech};
-use crate::providers::{Component, Language, ProviderError};
+use crate::providers::tts::{SpeechPiece, SpeechRequest, SpeechStream, TextToSpeech};
+use crate::providers::{Component, Language, ProviderError, retry};
 use crate::session::Usage;
 use crate::tools::ToolOutput;
 
@@ -111,7 +111,7 @@ struct Sentence {
 /// One sentence whose sound has begun to come.
 struct Opened {
     sentence: Sentence,
-    first: Vec<i16>,
+    first: SpeechPiece,
     rest: SpeechStream,
 }
 
@@ -555,12 +555,18 @@ async fn fetch(
         let mut received = 0;
         track.lock().begin_sentence(sentence.text, sentence.step);
         let mut next = Some(first);
-        while let Some(chunk) = next {
-            received += chunk.len() as u64;
-            sound.clear();
-            resampler.push(&guard.push(&chunk).map_err(noise)?, &mut sound);
+        while let Some(piece) = next {
+            match piece {
+                SpeechPiece::Words(words) => track.lock().add_words(&words),
+                SpeechPiece::Sound(chunk) => {
+                    received += chunk.len() as u64;
+                    sound.clear();
+                    resampler.push(&guard.push(&chunk).map_err(noise)?, &mut sound);
+                }
+            }
             if !sound.is_empty() {
                 track.push(&sound).await;
+                sound.clear();
                 if !is_ready {
                     is_ready = true;
                     send(events, ReplyEvent::AudioReady).await;
@@ -691,36 +697,15 @@ fn too_slow(name: &str, what: &str, after_ms: u64) -> ProviderError {
     ProviderError::temporary(format!("{name} {what} for {after_ms} ms"))
 }
 
-/// Tries `request` until it works, is refused for good, or has failed too often.
-pub(super) async fn with_retries<'a, T>(
+/// Asks a provider as often as the settings want it.
+async fn with_retries<'a, T>(
     limits: &LimitsConfig,
     component: Component,
-    mut request: impl FnMut() -> BoxFuture<'a, Result<T, ProviderError>>,
+    request: impl FnMut() -> BoxFuture<'a, Result<T, ProviderError>>,
 ) -> Result<T, Failure> {
-    let mut retries = 0;
-    loop {
-        let error = match request().await {
-            Ok(value) => return Ok(value),
-            Err(error) => error,
-        };
-        let ProviderError::Temporary { retry_after, .. } = &error else {
-            return Err(failure(component, error));
-        };
-        if retries >= limits.max_retries {
-            return Err(failure(component, error));
-        }
-        let pause = ms(if retries == 0 {
-            limits.first_retry_ms
-        } else {
-            limits.retry_ms
-        });
-        retries += 1;
-        // A provider that asks for more time than a caller waits is as good as down; the watchdog
-        // decides.
-        let pause = retry_after.unwrap_or(pause).max(pause);
-        tracing::debug!(component = component.as_str(), retries, %error, "asking the provider again");
-        sleep(pause).await;
-    }
+    retry::with_retries(limits, request)
+        .await
+        .map_err(|error| failure(component, error))
 }
 
 /// What the machine is told about an error.

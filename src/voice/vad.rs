@@ -200,6 +200,14 @@ impl Vad {
         matches!(self.state, VadState::Speech | VadState::Gap { .. })
     }
 
+    /// Since when the speaker of the speech in progress has been silent, if they have.
+    pub fn silent_since(&self) -> Option<u64> {
+        match self.state {
+            VadState::Gap { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
     /// The sound of the segment that is in progress or has just ended, with what came before it and
     /// the silence after it.
     pub fn segment(&self) -> Arc<[i16]> {

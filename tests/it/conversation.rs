@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream};
 use tokio::time::sleep;
 use voicebot::providers::llm::{ChatChunk, ChatModel, ChatRequest, ChatStream, ToolCall};
 use voicebot::providers::scripted::{Script, Scripted};
-use voicebot::providers::stt::{SpeechSegment, SpeechToText, Transcript};
+use voicebot::providers::stt::{Recogniser, SpeechSegment, Transcriber, Transcript};
 use voicebot::providers::tts::{SpeechRequest, SpeechStream, TextToSpeech};
 use voicebot::providers::{Component, ProviderError, Providers};
 use voicebot::session::Role;
@@ -37,7 +37,7 @@ fn providers(heard: &str, say: &str) -> Providers {
 fn from_script(script: Script) -> Providers {
     let scripted = Arc::new(Scripted::new(script));
     Providers {
-        stt: scripted.clone(),
+        stt: Recogniser::requests(scripted.clone()),
         llm: scripted.clone(),
         tts: scripted,
     }
@@ -167,7 +167,7 @@ async fn a_noise_over_the_agent_pauses_it_and_nothing_is_lost() {
     let heard = Heard::in_turn(&["tell me everything", ""]);
     let call = Call::start(
         Providers {
-            stt: heard,
+            stt: Recogniser::requests(heard),
             ..providers("", LONG)
         },
         None,
@@ -334,7 +334,7 @@ async fn a_model_that_stalls_in_mid_answer_is_heard_as_far_as_it_got() {
 async fn speech_without_words_is_asked_for_again() {
     let call = Call::start(
         Providers {
-            stt: Heard::in_turn(&["", "What do your plans cost?"]),
+            stt: Recogniser::requests(Heard::in_turn(&["", "What do your plans cost?"])),
             ..providers("", "Twenty a month.")
         },
         None,
@@ -567,7 +567,7 @@ async fn a_mark_for_no_speech_does_not_stop_the_agent() {
         let mark = answer["text"].as_str().expect("a text").to_owned();
         let call = Call::start(
             Providers {
-                stt: Heard::in_turn(&["tell me everything", mark.leak()]),
+                stt: Recogniser::requests(Heard::in_turn(&["tell me everything", mark.leak()])),
                 ..providers("", LONG)
             },
             None,
@@ -598,7 +598,7 @@ async fn beeps_and_keys_ask_nobody_for_words() {
     let heard = Heard::in_turn(&["Thank you for watching!"; 20]);
     let call = Call::start(
         Providers {
-            stt: heard.clone(),
+            stt: Recogniser::requests(heard.clone()),
             ..providers("", LONG)
         },
         None,
@@ -626,7 +626,7 @@ async fn beeps_and_keys_ask_nobody_for_words() {
 async fn a_recogniser_that_refuses_everything_ends_the_call_with_an_apology() {
     let call = Call::start(
         Providers {
-            stt: Arc::new(RefusingEar),
+            stt: Recogniser::requests(Arc::new(RefusingEar)),
             ..providers("", "")
         },
         None,
@@ -692,7 +692,7 @@ async fn a_voice_without_sound_or_with_noise_is_a_voice_that_is_down() {
 struct RefusingEar;
 
 #[async_trait]
-impl SpeechToText for RefusingEar {
+impl Transcriber for RefusingEar {
     fn name(&self) -> &str {
         "refusing"
     }
@@ -725,7 +725,7 @@ impl TextToSpeech for OddVoice {
         let pieces: Vec<_> = self
             .sound
             .chunks(960)
-            .map(|piece| Ok(piece.to_vec()))
+            .map(|piece| Ok(piece.to_vec().into()))
             .collect();
         Ok(stream::iter(pieces).boxed())
     }
@@ -747,7 +747,7 @@ impl Heard {
 }
 
 #[async_trait]
-impl SpeechToText for Heard {
+impl Transcriber for Heard {
     fn name(&self) -> &str {
         "heard"
     }
@@ -816,7 +816,7 @@ impl TextToSpeech for EndlessVoice {
     }
 
     async fn synthesize(&self, _: SpeechRequest) -> Result<SpeechStream, ProviderError> {
-        let sound = stream::repeat_with(|| Ok(vec![3_000; 2_400])).then(|piece| async {
+        let sound = stream::repeat_with(|| Ok(vec![3_000; 2_400].into())).then(|piece| async {
             sleep(Duration::from_millis(100)).await;
             piece
         });

@@ -85,7 +85,7 @@ fn providers(service: &FakeService) -> Providers {
             .expect("a script");
     let scripted = std::sync::Arc::new(Scripted::new(script));
     Providers {
-        stt: scripted.clone(),
+        stt: voicebot::providers::stt::Recogniser::requests(scripted.clone()),
         tts: scripted,
         ..real
     }

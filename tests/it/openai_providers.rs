@@ -10,12 +10,13 @@ use tokio::time::timeout;
 use voicebot::providers::llm::{
     ChatChunk, ChatMessage, ChatOption, ChatRequest, CutShort, TokenUsage, ToolCall,
 };
-use voicebot::providers::stt::{SpeechSegment, Transcript};
-use voicebot::providers::tts::SpeechRequest;
+use voicebot::providers::stt::{SpeechSegment, Transcript, hear_once};
+use voicebot::providers::tts::{SpeechPiece, SpeechRequest};
 use voicebot::providers::{
     Language, ProviderError, Providers, ProvidersConfig, build, http_client,
 };
 use voicebot::tools::ToolDefinition;
+use voicebot::voice::LimitsConfig;
 
 const SSE: &str = "text/event-stream";
 
@@ -35,6 +36,22 @@ fn segment() -> SpeechSegment {
         samples: vec![1, -2, 3].into(),
         sample_rate_hz: 16_000,
         language: Language::read("en-IN").expect("a language"),
+    }
+}
+
+/// The words in a stretch of speech; nothing is asked twice.
+async fn hear(providers: &Providers, segment: SpeechSegment) -> Result<Transcript, ProviderError> {
+    let limits = LimitsConfig {
+        max_retries: 0,
+        ..LimitsConfig::default()
+    };
+    hear_once(providers.stt.as_ref(), segment, limits).await
+}
+
+fn sound(piece: Result<SpeechPiece, ProviderError>) -> Vec<i16> {
+    match piece.expect("sound") {
+        SpeechPiece::Sound(samples) => samples,
+        SpeechPiece::Words(words) => panic!("{words:?} without being asked"),
     }
 }
 
@@ -99,9 +116,7 @@ async fn speech_goes_out_as_a_wav_file_and_comes_back_as_words() {
         piece: 7,
     })
     .await;
-    let transcript = providers(&service)
-        .stt
-        .transcribe(segment())
+    let transcript = hear(&providers(&service), segment())
         .await
         .expect("it understands");
     assert_eq!(
@@ -217,7 +232,7 @@ async fn sound_comes_back_as_it_is_made() {
         let tts = providers(&service).tts;
         assert_eq!(tts.sample_rate_hz(), 24_000);
         let stream = tts.synthesize(sentence()).await.expect("it speaks");
-        let pieces: Vec<Vec<i16>> = stream.map(|piece| piece.expect("sound")).collect().await;
+        let pieces: Vec<Vec<i16>> = stream.map(sound).collect().await;
         assert_eq!(pieces.concat(), expected);
         let sent: Value = serde_json::from_slice(&service.requests()[0].body).expect("JSON");
         assert_eq!(
@@ -239,7 +254,7 @@ async fn sound_comes_back_as_it_is_made() {
     let first = timeout(Duration::from_secs(5), stream.next())
         .await
         .expect("sound before the end");
-    assert_eq!(first.expect("sound").expect("sound"), [1, 2]);
+    assert_eq!(sound(first.expect("sound")), [1, 2]);
 }
 
 #[tokio::test]
@@ -288,11 +303,7 @@ async fn every_refusal_says_what_to_do_about_it_and_names_the_host() {
         .await;
         let providers = providers(&service);
         let errors = [
-            providers
-                .stt
-                .transcribe(segment())
-                .await
-                .expect_err("it refuses"),
+            hear(&providers, segment()).await.expect_err("it refuses"),
             providers
                 .llm
                 .chat(question())
@@ -338,9 +349,7 @@ async fn nobody_at_the_address_is_temporary_and_named() {
     let providers = providers(&service);
     let address = service.address.to_string();
     drop(service);
-    let error = providers
-        .stt
-        .transcribe(segment())
+    let error = hear(&providers, segment())
         .await
         .expect_err("nobody is there");
     assert!(
@@ -601,9 +610,7 @@ async fn a_transcript_that_is_none_is_temporary() {
             piece: 100,
         })
         .await;
-        let error = providers(&service)
-            .stt
-            .transcribe(segment())
+        let error = hear(&providers(&service), segment())
             .await
             .expect_err("it is no transcript");
         assert!(error.is_temporary(), "{error}");
@@ -631,11 +638,7 @@ async fn a_warm_connection_is_used_again() {
         "opening a connection asks for nothing that costs"
     );
     for _ in 0..3 {
-        providers
-            .stt
-            .transcribe(segment())
-            .await
-            .expect("it understands");
+        hear(&providers, segment()).await.expect("it understands");
     }
     assert_eq!(service.connections(), opened);
 }
@@ -673,7 +676,7 @@ async fn a_recogniser_that_refuses_an_option_is_asked_without_it() {
         let providers = build(&config, http_client().expect("a client")).expect("right settings");
         let mut before = 0;
         for expected in [first, second] {
-            let answer = providers.stt.transcribe(segment()).await;
+            let answer = hear(&providers, segment()).await;
             let requests = service.requests().len() - before;
             before += requests;
             assert_eq!(requests, expected, "{refused} to {model}");
@@ -705,7 +708,7 @@ async fn a_language_goes_out_as_the_code_that_recognisers_know() {
             language: Language::read(language).expect("a language"),
             ..segment()
         };
-        let heard = providers(&service).stt.transcribe(asked).await;
+        let heard = hear(&providers(&service), asked).await;
         assert_eq!(heard.expect("an answer").text, "", "no text is no words");
         let request = service.requests().pop().expect("one request");
         let body = String::from_utf8_lossy(&request.body).into_owned();
@@ -743,7 +746,7 @@ async fn sound_of_another_kind_is_read_or_named() {
     .await;
     let tts = providers(&service).tts;
     let stream = tts.synthesize(sentence()).await.expect("it speaks");
-    let pieces: Vec<Vec<i16>> = stream.map(|piece| piece.expect("sound")).collect().await;
+    let pieces: Vec<Vec<i16>> = stream.map(sound).collect().await;
     assert_eq!(pieces.concat().len(), (wav.len() - 44) / 2);
     let format = tts.last_format().expect("a format");
     assert_eq!(format, "WAV, 24000 Hz, 1 channel");

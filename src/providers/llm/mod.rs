@@ -1,11 +1,14 @@
 //! The language model: what to say next, and which tools to use for it.
 
 mod arguments;
+pub(super) mod fallback;
 pub(super) mod openai;
 pub mod written;
 
 #[cfg(feature = "internals")]
 pub(crate) use openai::read_pieces as read_openai_pieces;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -142,4 +145,9 @@ pub trait ChatModel: Send + Sync + 'static {
 
     /// Opens a connection ahead of the first request. Failing is not an error yet.
     async fn prewarm(&self) {}
+
+    /// The models of a list, for whoever checks the settings; none for a model that is no list.
+    fn members(&self) -> &[Arc<dyn ChatModel>] {
+        &[]
+    }
 }

@@ -21,7 +21,7 @@ use super::{
     ChatChunk, ChatMessage, ChatModel, ChatOption, ChatRequest, ChatStream, CutShort, ToolCall,
 };
 use crate::providers::openai::{Api, Refusal};
-use crate::providers::{ProviderError, ProvidersConfig};
+use crate::providers::{OpenAiChatConfig, ProviderError};
 use answer::{Answer, Event, Lines, TooLong};
 
 /// How long the rest of a stream is waited for once the answer is complete: only the usage is
@@ -40,14 +40,14 @@ pub(in crate::providers) struct OpenAiChat {
 }
 
 impl OpenAiChat {
-    pub fn new(api: Api, config: &ProvidersConfig) -> Self {
+    pub fn new(api: Api, config: &OpenAiChatConfig) -> Self {
         Self {
             api,
-            model: config.llm_model.clone(),
-            temperature: config.llm_temperature,
-            max_tokens: config.llm_max_tokens,
-            refused: Mutex::new(config.llm_refuses.clone()),
-            name: format!("openai/{}", config.llm_model),
+            model: config.model.clone(),
+            temperature: config.temperature,
+            max_tokens: config.max_tokens,
+            refused: Mutex::new(config.refuses.clone()),
+            name: format!("openai/{}", config.model),
         }
     }
 

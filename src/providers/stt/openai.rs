@@ -7,7 +7,7 @@ use reqwest::multipart::{Form, Part};
 use serde_json::Value;
 
 use super::marks;
-use super::{SpeechSegment, SpeechToText, Transcript};
+use super::{SpeechSegment, Transcriber, Transcript};
 use crate::providers::ProviderError;
 use crate::providers::openai::Api;
 
@@ -91,7 +91,7 @@ impl OpenAiSpeechToText {
 }
 
 #[async_trait]
-impl SpeechToText for OpenAiSpeechToText {
+impl Transcriber for OpenAiSpeechToText {
     fn name(&self) -> &str {
         &self.name
     }

@@ -1,7 +1,18 @@
-//! Text to speech: the sound of one sentence, as it is made.
+//! Text to speech: the sound of one sentence, as it is made, and when its words are said.
+//!
+//! A vendor is asked by request (`openai`), or speaks over a socket that all sentences share
+//! (`stream`). `fallback` makes one voice of a list.
 
+pub(super) mod cartesia;
+pub(super) mod deepgram;
+pub(super) mod elevenlabs;
+pub(super) mod fallback;
 pub(super) mod openai;
 mod sound;
+pub(crate) mod stream;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -19,9 +30,34 @@ pub struct SpeechRequest {
     pub language: Option<Language>,
 }
 
-/// Mono samples at [`TextToSpeech::sample_rate_hz`], in pieces of any size. It ends after the last
-/// one; an error ends it early.
-pub type SpeechStream = BoxStream<'static, Result<Vec<i16>, ProviderError>>;
+/// Something that comes while a sentence is spoken.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SpeechPiece {
+    /// Mono samples at [`TextToSpeech::sample_rate_hz`], of any number.
+    Sound(Vec<i16>),
+    /// Words and when they are said, where the vendor tells; before their sound or after it.
+    Words(Vec<WordTime>),
+}
+
+impl From<Vec<i16>> for SpeechPiece {
+    fn from(samples: Vec<i16>) -> Self {
+        Self::Sound(samples)
+    }
+}
+
+/// When a word is said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WordTime {
+    /// The word.
+    pub text: String,
+    /// From here on, counted from the first sample of the sentence …
+    pub from: Duration,
+    /// … until here.
+    pub to: Duration,
+}
+
+/// The sound of a sentence. It ends after the last piece; an error ends it early.
+pub type SpeechStream = BoxStream<'static, Result<SpeechPiece, ProviderError>>;
 
 /// A speech synthesiser that streams.
 #[async_trait]
@@ -44,4 +80,9 @@ pub trait TextToSpeech: Send + Sync + 'static {
 
     /// Opens a connection ahead of the first request. Failing is not an error yet.
     async fn prewarm(&self) {}
+
+    /// The voices of a list, for whoever checks the settings; none for a voice that is no list.
+    fn members(&self) -> &[Arc<dyn TextToSpeech>] {
+        &[]
+    }
 }

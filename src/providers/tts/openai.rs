@@ -9,7 +9,7 @@ use reqwest::Response;
 use serde_json::json;
 
 use super::sound::{SoundProblem, SoundReader};
-use super::{SpeechRequest, SpeechStream, TextToSpeech};
+use super::{SpeechPiece, SpeechRequest, SpeechStream, TextToSpeech};
 use crate::providers::ProviderError;
 use crate::providers::openai::Api;
 
@@ -99,7 +99,7 @@ struct State {
 
 impl State {
     /// The next samples; none at the end.
-    async fn next(mut self) -> Result<Option<(Vec<i16>, Self)>, ProviderError> {
+    async fn next(mut self) -> Result<Option<(SpeechPiece, Self)>, ProviderError> {
         while let Some(response) = &mut self.response {
             let chunk = response.chunk().await;
             let samples = match chunk.map_err(|error| self.api.broken(error))? {
@@ -112,7 +112,7 @@ impl State {
             let samples = samples.map_err(|problem| self.not_speech(problem))?;
             self.note_format();
             if !samples.is_empty() {
-                return Ok(Some((samples, self)));
+                return Ok(Some((SpeechPiece::Sound(samples), self)));
             }
         }
         Ok(None)

@@ -24,7 +24,7 @@ use crate::providers::Component;
 use keypad::Keypad;
 use state::{
     Caller, Closing, Floor, InputWatchdog, Line, Origin, Reply, ReplyKind, Segment, Silence, Stage,
-    ToolUse, Words, joined,
+    ToolUse, TurnEnd, Words, joined,
 };
 pub use vocabulary::{
     Failure, FailureKind, Input, Output, Prompt, ReplyId, SegmentId, Time, UserTurn,
@@ -53,6 +53,8 @@ pub struct TurnMachine {
     keypad: Keypad,
     silence: Silence,
     watch: InputWatchdog,
+    /// When interim words came last.
+    interim_at: Time,
     /// Failures of providers since the last answer that was heard.
     failures: u32,
     /// Stretches of speech in a row in which there were no words.
@@ -91,6 +93,7 @@ impl TurnMachine {
                 loud_since: None,
                 lost: false,
             },
+            interim_at: Time::ZERO,
             failures: 0,
             wordless: 0,
             agent_quiet_since: Time::ZERO,
@@ -190,6 +193,17 @@ impl TurnMachine {
                 confidence,
                 is_final,
             } => self.transcript(segment, text, confidence, is_final),
+            Input::WordsBeside {
+                onset,
+                end,
+                text,
+                confidence,
+            } => self.words_beside((onset.min(now), end.min(now)), &text, confidence),
+            Input::EndOfTurn {
+                segment,
+                is_certain,
+            } => self.end_of_turn(segment, is_certain),
+            Input::TurnResumed { segment } => self.turn_resumed(segment),
             Input::NotSpeech { segment } => self.not_speech(segment),
             Input::TranscriptionFailed { segment, failure } => {
                 self.transcription_failed(segment, failure)
@@ -334,17 +348,7 @@ impl TurnMachine {
         self.watch.loud_since = None;
         let id = SegmentId(self.next_segment);
         self.next_segment += 1;
-        self.turn.push(Segment {
-            id,
-            onset,
-            ended: None,
-            words: Words::NotAsked,
-            interim: String::new(),
-            early_requests: 0,
-            origin: Origin::Speech,
-            announced: false,
-            failed: false,
-        });
+        self.turn.push(Segment::new(id, onset, Origin::Speech));
     }
 
     fn speech_paused(&mut self) {
@@ -386,6 +390,7 @@ impl TurnMachine {
                 });
             }
             segment.words = Words::NotAsked;
+            segment.turn_end = TurnEnd::Unsaid;
         }
     }
 
@@ -412,11 +417,17 @@ impl TurnMachine {
 
     fn transcript(&mut self, id: SegmentId, text: String, confidence: Option<f32>, is_final: bool) {
         let now = self.now;
-        let Some(segment) = self.turn.iter_mut().find(|segment| segment.id == id) else {
+        let Some(at) = self.turn.iter().position(|segment| segment.id == id) else {
             return;
         };
         let text = text.trim().to_owned();
+        let segment = &mut self.turn[at];
+        if is_final && segment.turn_end == TurnEnd::Eager && segment.text() != text {
+            self.take_back(at, Words::Asked);
+        }
+        let segment = &mut self.turn[at];
         if !is_final {
+            self.interim_at = now;
             segment.interim.clone_from(&text);
             self.out.push(Output::UserTranscript {
                 segment: id,
@@ -488,29 +499,80 @@ impl TurnMachine {
         }) {
             self.cancel();
         }
-        let segment = Segment {
-            id: SegmentId(self.next_segment),
-            onset: self.now,
-            ended: Some(self.now),
-            words: Words::Heard {
-                text,
-                confidence: None,
-                at: self.now,
-            },
-            interim: String::new(),
-            early_requests: 0,
-            origin: Origin::Typed,
-            announced: true,
-            failed: false,
+        self.insert_heard(Origin::Typed, (self.now, self.now), text, None);
+    }
+
+    /// Words that the detector has missed, or that come late.
+    fn words_beside(&mut self, spoken: (Time, Time), text: &str, confidence: Option<f32>) {
+        let text = text.trim().to_owned();
+        let is_talking = matches!(self.stage, Stage::New | Stage::Talking | Stage::Closing(_));
+        if text.is_empty() || !is_talking {
+            return;
+        }
+        self.heard_words();
+        self.watch.loud_since = None;
+        self.insert_heard(Origin::Speech, spoken, text, confidence);
+    }
+
+    /// Adds a segment whose words are known. The open segment stays the last one.
+    fn insert_heard(
+        &mut self,
+        origin: Origin,
+        (onset, end): (Time, Time),
+        text: String,
+        confidence: Option<f32>,
+    ) {
+        let mut segment = Segment::new(SegmentId(self.next_segment), onset.min(end), origin);
+        segment.ended = Some(end);
+        segment.words = Words::Heard {
+            text,
+            confidence,
+            at: self.now,
         };
+        // What was typed, the world has seen.
+        segment.announced = origin == Origin::Typed;
         self.next_segment += 1;
-        // The open segment stays the last one.
         let at = self
             .turn
             .iter()
             .position(|segment| segment.ended.is_none())
             .unwrap_or(self.turn.len());
         self.turn.insert(at, segment);
+    }
+
+    fn end_of_turn(&mut self, id: SegmentId, is_certain: bool) {
+        if let Some(segment) = self.turn.iter_mut().find(|segment| segment.id == id)
+            && matches!(segment.words, Words::Heard { .. })
+        {
+            segment.turn_end = if is_certain {
+                TurnEnd::Certain
+            } else {
+                TurnEnd::Eager
+            };
+        }
+    }
+
+    fn turn_resumed(&mut self, id: SegmentId) {
+        let Some(at) = self.turn.iter().position(|segment| segment.id == id) else {
+            return;
+        };
+        self.take_back(at, Words::Asked);
+    }
+
+    /// The words of a segment were not its last ones: what answers them is given up.
+    fn take_back(&mut self, at: usize, words: Words) {
+        let segment = &mut self.turn[at];
+        segment.words = words;
+        segment.turn_end = TurnEnd::Unsaid;
+        segment.announced = false;
+        if let Floor::Preparing(reply) = &self.floor
+            && at < reply.covers
+            && reply.tools != ToolUse::Running
+            && reply.request.is_none()
+        {
+            self.retries += 1;
+            self.cancel();
+        }
     }
 
     fn reply_finished(&mut self, id: ReplyId) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::TurnMachine;
 use super::state::{
-    Caller, Floor, Origin, Reply, ReplyKind, Segment, Stage, ToolUse, Words, joined,
+    Caller, Floor, Origin, Reply, ReplyKind, Segment, Stage, ToolUse, TurnEnd, Words, joined,
 };
 use super::vocabulary::Time;
 use crate::voice::config::ms;
@@ -71,10 +71,14 @@ impl TurnMachine {
         if last.origin == Origin::Typed {
             return None;
         }
-        let delay = match wording::ending(&joined(segments)) {
-            Ending::Complete => self.config.complete_delay_ms,
-            Ending::Open => self.config.min_endpointing_delay_ms,
-            Ending::Unfinished => self.config.max_endpointing_delay_ms,
+        let delay = match (last.turn_end, wording::ending(&joined(segments))) {
+            // It has heard how the words were said, which is more than how they are written.
+            (TurnEnd::Certain, _) => 0,
+            // It will say more; should it not, the longest delay of our own rules is enough.
+            (TurnEnd::Eager, _) => self.config.max_endpointing_delay_ms,
+            (TurnEnd::Unsaid, Ending::Complete) => self.config.complete_delay_ms,
+            (TurnEnd::Unsaid, Ending::Open) => self.config.min_endpointing_delay_ms,
+            (TurnEnd::Unsaid, Ending::Unfinished) => self.config.max_endpointing_delay_ms,
         };
         Some(last.ended? + ms(delay))
     }
@@ -242,7 +246,8 @@ impl TurnMachine {
             .filter(|segment| segment.words == Words::Asked)
             .filter_map(|segment| segment.ended)
             .min()?;
-        Some(ended + ms(self.config.no_reply_timeout_ms))
+        // A recogniser with interim words is at work, and a turn of its own may have many segments.
+        Some(ended.max(self.interim_at) + ms(self.config.no_reply_timeout_ms))
     }
 
     pub(super) fn no_input_at(&self) -> Option<Time> {

@@ -110,6 +110,8 @@ pub(super) struct Segment {
     /// Early requests spent on it.
     pub(super) early_requests: u32,
     pub(super) origin: Origin,
+    /// Whether the turn ends with it, as the recogniser sees it.
+    pub(super) turn_end: TurnEnd,
     pub(super) announced: bool,
     /// Recognition has failed, and that has been dealt with; or nobody has spoken.
     pub(super) failed: bool,
@@ -125,6 +127,17 @@ pub(super) enum Words {
         confidence: Option<f32>,
         at: Time,
     },
+}
+
+/// What the recogniser says about the end of a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TurnEnd {
+    /// Nothing: our own rules decide.
+    Unsaid,
+    /// It may be here; it will say so again, or take it back.
+    Eager,
+    /// It is here.
+    Certain,
 }
 
 /// Where a segment came from, and so whether it wants an answer.
@@ -170,6 +183,22 @@ pub(super) struct Silence {
 }
 
 impl Segment {
+    /// A segment without words.
+    pub(super) fn new(id: SegmentId, onset: Time, origin: Origin) -> Self {
+        Self {
+            id,
+            onset,
+            ended: None,
+            words: Words::NotAsked,
+            interim: String::new(),
+            early_requests: 0,
+            origin,
+            turn_end: TurnEnd::Unsaid,
+            announced: false,
+            failed: false,
+        }
+    }
+
     pub(super) fn text(&self) -> &str {
         match &self.words {
             Words::Heard { text, .. } => text,

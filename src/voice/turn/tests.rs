@@ -976,6 +976,9 @@ fn any_input() -> impl Strategy<Value = Input> {
         4 => Just(Input::SpeechEnded { end: Time::MAX }),
         6 => (segment.clone(), text.clone(), any::<bool>())
             .prop_map(|(segment, text, is_final)| Input::Transcript { segment, text, confidence: None, is_final }),
+        2 => text.clone().prop_map(|text| Input::WordsBeside { onset: Time::ZERO, end: Time::MAX, text, confidence: None }),
+        2 => (segment.clone(), any::<bool>()).prop_map(|(segment, is_certain)| Input::EndOfTurn { segment, is_certain }),
+        1 => segment.clone().prop_map(|segment| Input::TurnResumed { segment }),
         1 => Just(Input::LineLost),
         1 => Just(Input::LineBack { say: Some("Here again.".to_owned()) }),
         1 => (segment, failure.clone()).prop_map(|(segment, failure)| Input::TranscriptionFailed { segment, failure }),
@@ -1197,4 +1200,115 @@ fn what_is_no_speech_is_not_asked_for_again() {
         let asked = table.has(&|output| matches!(output, Output::StartReply { .. }));
         assert_eq!(asked, is_speech, "{:#?}", table.log);
     }
+}
+
+#[test]
+fn a_turn_that_the_recogniser_ends_is_answered_at_once() {
+    let mut table = Table::new();
+    table.speak(1_000, 3_000);
+    table.heard("my number is");
+    let reply = table.reply();
+    table.input(Input::AudioReady { reply });
+    table.until(3_600);
+    assert_eq!(table.at(&is_play), None, "the words end in mid phrase");
+    let segment = table.last_segment();
+    table.input(Input::EndOfTurn {
+        segment,
+        is_certain: true,
+    });
+    assert_eq!(table.at(&is_play), Some(3_600));
+}
+
+#[test]
+fn an_answer_begun_at_an_early_end_of_turn_is_the_answer() {
+    let mut table = Table::new();
+    table.speak(1_000, 3_000);
+    let segment = table.last_segment();
+    table.heard("What does it cost?");
+    table.input(Input::EndOfTurn {
+        segment,
+        is_certain: false,
+    });
+    let reply = table.reply();
+    table.input(Input::AudioReady { reply });
+    table.until(4_000);
+    assert_eq!(table.at(&is_play), None, "it may be taken back");
+    table.heard("What does it cost?");
+    table.input(Input::EndOfTurn {
+        segment,
+        is_certain: true,
+    });
+    assert_eq!(table.at(&is_play), Some(4_000));
+    assert_eq!(table.prompts(), ["answer: What does it cost?"]);
+}
+
+#[test]
+fn an_early_end_of_turn_that_is_taken_back_is_not_heard() {
+    let mut table = Table::new();
+    table.speak(1_000, 3_000);
+    let segment = table.last_segment();
+    table.heard("Send it to John");
+    table.input(Input::EndOfTurn {
+        segment,
+        is_certain: false,
+    });
+    let reply = table.reply();
+    table.input(Input::AudioReady { reply });
+    table.input(Input::TurnResumed { segment });
+    assert!(table.has(&|o| *o == Output::Cancel { reply }));
+    table.until(4_000);
+    table.heard("Send it to John Smith.");
+    table.input(Input::EndOfTurn {
+        segment,
+        is_certain: true,
+    });
+    table.plays();
+    assert_eq!(
+        table.prompts(),
+        ["answer: Send it to John", "answer: Send it to John Smith."]
+    );
+    assert_eq!(table.committed(), ["Send it to John Smith."]);
+}
+
+#[test]
+fn words_that_the_detector_has_missed_are_answered_and_stop_the_agent() {
+    let beside = |text: &str, from: u64, to: u64| Input::WordsBeside {
+        onset: Duration::from_millis(from),
+        end: Duration::from_millis(to),
+        text: text.to_owned(),
+        confidence: Some(0.5),
+    };
+    let mut table = Table::new();
+    table.until(2_000);
+    table.input(beside("Are you there?", 1_000, 1_800));
+    let reply = table.plays_when_over();
+    assert_eq!(table.committed(), ["Are you there?"]);
+    table.playing_until(reply, 4_000);
+    table.input(beside("stop that please", 3_000, 3_900));
+    assert!(table.has(&|o| *o == Output::Cancel { reply }));
+    table.plays_when_over();
+    assert_eq!(table.committed(), ["Are you there?", "stop that please"]);
+}
+
+#[test]
+fn a_recogniser_with_interim_words_is_not_overdue() {
+    let mut table = Table::new();
+    table.speak(1_000, 3_000);
+    let segment = table.last_segment();
+    for second in 4..15 {
+        table.until(second * 1_000);
+        table.input(Input::Transcript {
+            segment,
+            text: "I am still".to_owned(),
+            confidence: None,
+            is_final: false,
+        });
+    }
+    assert_eq!(table.prompts(), Vec::<String>::new());
+    table.until(23_000);
+    assert_eq!(
+        table.prompts().len(),
+        1,
+        "the caller is asked to say it again"
+    );
 }

@@ -72,6 +72,30 @@ pub enum Input {
         /// Whether they will change.
         is_final: bool,
     },
+    /// Words that no segment waits for: the detector has missed their speech, or they come late.
+    /// They are a segment of their own.
+    WordsBeside {
+        /// When they began to be said.
+        onset: Time,
+        /// When they had been said.
+        end: Time,
+        /// The words.
+        text: String,
+        /// The recogniser's own estimate.
+        confidence: Option<f32>,
+    },
+    /// The recogniser says that the caller's turn ends with this segment, whose words are known.
+    EndOfTurn {
+        /// Which one.
+        segment: SegmentId,
+        /// Whether that is certain. If not, [`Input::TurnResumed`] may take it back.
+        is_certain: bool,
+    },
+    /// The turn goes on after all; the segment's words are waited for again.
+    TurnResumed {
+        /// Which one.
+        segment: SegmentId,
+    },
     /// What a segment holds is no speech: music, a cough.
     NotSpeech {
         /// Which one.

@@ -1,0 +1,177 @@
+"""Whole calls with vendors that stream: the worker hears and speaks through the stand-ins of `tests/interop/vendors`, with all their faults."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+
+import pytest
+import pytest_asyncio
+
+from crm import Crm
+from process import REPOSITORY, Process, voicebot_binary
+from test_call import AGENT_NAME, dial, free_port, registered
+
+STANDIN = REPOSITORY / "tests/interop/vendors/standin.py"
+SAID = {
+    "hello": "Hello, I would like to know what your plans cost.",
+    "lead": "My name is John Smith, my e-mail is john.smith@example.com, I work for Acme, and I am interested in the business plan.",
+    "goodbye": "No, thank you. Goodbye.",
+}
+
+
+@pytest.fixture(scope="module")
+def port():
+    with subprocess.Popen([sys.executable, STANDIN, "--port", "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield int(process.stdout.readline())
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+class Vendors:
+    """The stand-ins, for the clients with this test's key."""
+
+    def __init__(self, port: int, tmp_path):
+        self.key, self.port, self.tmp_path = f"key-{uuid.uuid4()}", port, tmp_path
+        self.lists: list[str] = []
+
+    def control(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.port}/control/{name}?key={self.key}"
+
+    def script(self, name: str, **parts):
+        request = urllib.request.Request(self.control(name), json.dumps(parts).encode(), {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=5).close()
+
+    def seen(self, name: str) -> list[dict]:
+        with urllib.request.urlopen(self.control(name), timeout=5) as answer:
+            return json.load(answer)["connections"]
+
+    def use(self, kind: str, vendor: str, **keys):
+        entries = {"vendor": vendor, "base_url": f"ws://127.0.0.1:{self.port}", **keys}
+        lines = [f"{name} = {json.dumps(value)}" for name, value in entries.items()]
+        self.lists.append("\n".join([f"[[providers.{kind}]]", *lines]))
+
+    def config(self):
+        path = self.tmp_path / "vendors.toml"
+        script = json.dumps(str(REPOSITORY / "config/demo-script.json"))
+        path.write_text("\n".join(["[providers]", 'vendor = "scripted"', f"script = {script}", "", *self.lists]))
+        return path
+
+
+@pytest.fixture
+def vendors(port, tmp_path):
+    return Vendors(port, tmp_path)
+
+
+@pytest_asyncio.fixture
+async def worker(server, vendors, tmp_path):
+    """`await worker()` starts a worker that uses the vendors, and a CRM."""
+    async with Crm() as crm:
+        started = []
+
+        async def start():
+            http_bind = f"127.0.0.1:{free_port()}"
+            keys = ("DEEPGRAM_API_KEY", "CARTESIA_API_KEY", "ELEVENLABS_API_KEY", "ASSEMBLYAI_API_KEY")
+            environment = {
+                **server.env(),
+                **{name: vendors.key for name in keys},
+                "LIVEKIT_AGENT_NAME": AGENT_NAME,
+                "CRM_BASE_URL": crm.url,
+                "VOICEBOT_CONFIG": str(vendors.config()),
+                "VOICEBOT__DATA_DIR": str(tmp_path),
+                "VOICEBOT__PERSONA__DIRECTORY": str(REPOSITORY / "config/personas"),
+                "VOICEBOT__RECORDING__MODE": "off",
+                "VOICEBOT__WORKER__HTTP_BIND": http_bind,
+            }
+            process = Process([voicebot_binary(), "start"], tmp_path / "worker.log", environment, cwd=tmp_path)
+            process.__enter__()
+            started.append(process)
+            await registered(http_bind, process)
+            return crm
+
+        yield start
+        for process in started:
+            process.__exit__()
+
+
+async def talk(crm, join, lk, room_name) -> list[str]:
+    """A call in which the caller says all lines and hears an answer to each: what the record says that they said."""
+    line = await dial(join, lk, room_name)
+    await line.agent_speaks()
+    for words in SAID:
+        await line.says(words)
+        spoken = time.monotonic()
+        await line.agent_speaks()
+        print(f"{words}: answered after {time.monotonic() - spoken:.1f} s")
+    await line.caller.event("disconnected", deadline_s=30)
+    call = await crm.call()
+    items = call["transcription"]["conversation_items"]
+    return [item["content"] for item in items if item["role"] == "user"]
+
+
+FAULTS = {
+    "none": [],
+    "closed with 1011 in mid speech": [{"kind": "close", "code": 1011, "at": {"sound_ms": 6000}}],
+    "gone without a word": [{"kind": "close", "code": 1006, "at": {"sound_ms": 6000}}, {"kind": "close", "code": 1006, "at": {"sound_ms": 900}}],
+    "half open": [{"kind": "half_open", "at": {"sound_ms": 6000}}],
+    "stalled": [{"kind": "stall", "at": {"sound_ms": 6000}}],
+    "finals twice": [{"kind": "double_finals"}],
+    "too many requests": [{"kind": "status", "status": 429}],
+    "server error": [{"kind": "status", "status": 500}],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("vendor", ["deepgram", "deepgram_flux"])
+async def test_no_word_is_lost_or_doubled_whatever_the_recogniser_does(worker, vendors, join, lk, room_name, fault, vendor):
+    name = vendor.replace("_", "-") if vendor == "deepgram_flux" else "deepgram-listen"
+    vendors.script(name, hears={"utterances": list(SAID.values())}, faults=FAULTS[fault])
+    vendors.use("stt", vendor)
+    crm = await worker()
+    said = await talk(crm, join, lk, room_name)
+    assert " ".join(said) == " ".join(SAID.values())
+    if fault not in ("none", "finals twice"):
+        assert len(vendors.seen(name)) > 1
+
+
+async def test_the_next_recogniser_goes_on_when_the_first_refuses_the_key(worker, vendors, join, lk, room_name):
+    vendors.script("deepgram-listen", faults=[{"kind": "status", "status": 401, "always": True}])
+    vendors.script("deepgram-flux", hears={"utterances": list(SAID.values())})
+    vendors.use("stt", "deepgram")
+    vendors.use("stt", "deepgram_flux", eager_eot_threshold=0.4)
+    crm = await worker()
+    said = await talk(crm, join, lk, room_name)
+    assert " ".join(said) == " ".join(SAID.values())
+
+
+VOICE_FAULTS = {
+    "none": [],
+    "closed before the first sound": [{"kind": "close", "code": 1011}],
+    "refused": [{"kind": "status", "status": 429}, {"kind": "status", "status": 500}],
+}
+
+
+@pytest.mark.parametrize("fault", VOICE_FAULTS)
+async def test_the_agent_speaks_through_a_voice_that_fails(worker, vendors, join, lk, room_name, fault):
+    vendors.script("cartesia-tts", says={"ms_per_character": 50}, faults=VOICE_FAULTS[fault])
+    vendors.use("tts", "cartesia")
+    crm = await worker()
+    said = await talk(crm, join, lk, room_name)
+    assert " ".join(said) == " ".join(SAID.values())
+
+
+async def test_check_opens_each_vendor_and_says_how_long_it_took(server, vendors, tmp_path):
+    vendors.script("deepgram-listen")
+    vendors.script("cartesia-tts", faults=[{"kind": "status", "status": 401, "always": True}])
+    vendors.use("stt", "deepgram")
+    vendors.use("tts", "cartesia")
+    environment = {**server.env(), "DEEPGRAM_API_KEY": vendors.key, "CARTESIA_API_KEY": vendors.key}
+    environment |= {"VOICEBOT_CONFIG": str(vendors.config()), "VOICEBOT__DATA_DIR": str(tmp_path)}
+    with Process([voicebot_binary(), "check"], tmp_path / "check.log", environment, cwd=tmp_path) as process:
+        await asyncio.to_thread(process.child.wait, 60)
+        process._reader.join(5)
+    said = (tmp_path / "check.log").read_text()
+    assert "deepgram/nova-3 opens in" in said and "CARTESIA_API_KEY" in said and vendors.key not in said, said

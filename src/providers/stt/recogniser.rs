@@ -50,9 +50,6 @@ const TURN_LIMIT: Duration = Duration::from_secs(3);
 /// A vendor that has words which are not final says more about them within this time.
 const UNFINISHED_LIMIT: Duration = Duration::from_secs(4);
 
-/// A vendor that says where it is says so once a second.
-const BEHIND: Duration = Duration::from_millis(1_200);
-
 /// A vendor that is sent nothing wants a word now and then; Deepgram closes after 10 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 
@@ -138,6 +135,7 @@ impl SpeechToText for Recogniser {
                 ring: Ring::default(),
                 waiting: Vec::new(),
                 settled: 0,
+                final_to: 0,
                 has_interim: false,
                 probe: None,
             }
@@ -201,8 +199,10 @@ struct Listener {
     /// The sound since the last final words.
     ring: Ring,
     waiting: Vec<Wanted>,
-    /// All words before this position are known.
+    /// All words before this position are known, or are taken not to be there.
     settled: u64,
+    /// Where the last final words end.
+    final_to: u64,
     /// The vendor has heard words that are not final.
     has_interim: bool,
     /// A better vendor that is being tried, by its place in the list.
@@ -473,6 +473,7 @@ impl Listener {
     async fn answered(&mut self, range: Range<u64>, transcript: Transcript) {
         self.waiting.retain(|wanted| wanted.range != range);
         self.settled = self.settled.max(range.end);
+        self.final_to = self.final_to.max(range.end);
         self.ring.forget_before(self.settled);
         let up_to = range.end;
         self.tell(SttEvent::Final {
@@ -657,13 +658,9 @@ impl Listener {
 
     /// The vendor has said about all of the speech that is waiting that there are no words in it.
     fn has_no_words(&self, link: &Link) -> bool {
-        let behind = self.samples(BEHIND) as u64;
-        !self.has_interim
-            && self.waiting.first().is_some_and(|wanted| {
-                wanted.was_sent_again
-                    || link.known_to + behind >= wanted.range.end
-                        && link.known_to > wanted.range.start
-            })
+        let is_past = |wanted: &Wanted| link.known_to >= wanted.range.end;
+        let first = self.waiting.first();
+        !self.has_interim && first.is_some_and(|wanted| wanted.was_sent_again || is_past(wanted))
     }
 
     async fn overdue(
@@ -765,7 +762,7 @@ impl Listener {
             up_to = asked.map(|(sent, _)| sent).min().unwrap_or(0).max(up_to);
         }
         let slack = u64::from(self.rate) / 50;
-        let is_known = range.end <= self.settled + slack && self.settled > 0;
+        let is_known = range.end <= self.final_to + slack && self.final_to > 0;
         if !text.trim().is_empty() && !is_known {
             let place = |(text, from, to)| Word {
                 text,
@@ -773,13 +770,14 @@ impl Listener {
             };
             let words: Vec<Word> = words.into_iter().map(place).collect();
             self.tell(SttEvent::Final {
-                range: range.start.max(self.settled)..range.end,
+                range: range.start.max(self.final_to.min(range.end))..range.end,
                 text,
                 confidence,
                 words,
             })
             .await;
         }
+        self.final_to = self.final_to.max(range.end);
         self.has_interim = false;
         let paid = link.sent.saturating_sub(link.unpaid);
         if paid > 0 {

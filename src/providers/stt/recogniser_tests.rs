@@ -36,6 +36,8 @@ enum Fault {
     Stalls(usize),
     /// Says each final twice.
     Doubles,
+    /// Answers the first time that it is asked only when more sound comes.
+    AnswersLate,
 }
 
 /// A vendor that hears the numbers in the sound.
@@ -81,6 +83,8 @@ async fn server(faults: Vec<Fault>) -> Server {
 async fn hear(mut socket: tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>, fault: Fault) {
     let mut sound: Vec<i16> = Vec::new();
     let mut told = 0;
+    let mut late = None;
+    let mut was_late = false;
     while let Some(Ok(message)) = socket.next().await {
         let is_asked = match message {
             Message::Binary(bytes) => {
@@ -104,7 +108,18 @@ async fn hear(mut socket: tokio_tungstenite::WebSocketStream<tokio::net::TcpStre
             Fault::Stalls(after) if sound.len() >= after => continue,
             _ => {}
         }
+        let asked_then = late.take();
+        if fault == Fault::AnswersLate && is_asked && !was_late {
+            was_late = true;
+            late = Some(sound.len());
+            let nothing = Message::text(format!("interim|{told}|{}|", sound.len()));
+            if socket.send(nothing).await.is_err() {
+                return;
+            }
+            continue;
+        }
         let end = match is_asked {
+            false if asked_then.is_some() => asked_then.unwrap_or_default(),
             true => sound.len(),
             false => {
                 (sound.len() - told) / (WORD * WORDS_IN_FINAL) * (WORD * WORDS_IN_FINAL) + told
@@ -314,6 +329,13 @@ async fn no_word_is_lost_and_none_comes_twice_wherever_the_connection_ends() {
         assert_eq!(heard, numbers(2), "{fault:?}: {troubles:?}");
         assert!(troubles.len() >= 2, "{fault:?}: {troubles:?}");
     }
+}
+
+#[tokio::test]
+async fn words_that_come_after_they_were_given_up_are_not_lost() {
+    let server = server(vec![Fault::AnswersLate]).await;
+    let (heard, troubles) = conversation(vec![stream(&server)], 2).await;
+    assert_eq!(heard, numbers(2), "{troubles:?}");
 }
 
 #[tokio::test]

@@ -3,7 +3,9 @@ down, what it says against what they hear."""
 
 import asyncio
 import json
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from process import REPOSITORY, Process, voicebot_binary
 from test_call import AGENT_NAME, free_port, registered
 
 from caller import LOUD, RATE_HZ, REPLY_DEADLINE_S, Caller
-from sound import loud, shorten_pauses, wav
+from sound import loud, read, shorten_pauses, wav
 from words import error_rate, errors
 
 # Sentences of one stretch of speech. Their texts are in the package that they come from.
@@ -196,3 +198,40 @@ async def test_callers_are_understood_answered_and_understand_the_agent(
 def rate(pairs: list[tuple[str, str]]) -> str:
     counted = [errors(*pair) for pair in pairs]
     return f"{error_rate(pairs):.1%} ({sum(wrong for wrong, _ in counted)} of {sum(said for _, said in counted)})"
+
+
+async def demo_in(folder: Path) -> Path:
+    """Where a demo has left its files: the one that ran before these tests, or one that is run now."""
+    if made := os.environ.get("SPEECH_DEMO"):
+        return Path(made)
+    demo = await asyncio.create_subprocess_exec(
+        voicebot_binary(), "demo", "--dir", str(folder),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        told, _ = await asyncio.wait_for(demo.communicate(), 120)
+    finally:
+        if demo.returncode is None:
+            demo.kill()
+            await demo.wait()
+    assert demo.returncode == 0, told.decode()
+    return folder
+
+
+async def test_the_demos_recording_speaks_its_lines(speech, tmp_path, capsys):
+    folder = await demo_in(tmp_path)
+    (conversation,) = (folder / "conversations").glob("conversation_*.json")
+    items = json.loads(conversation.read_text())["conversation_items"]
+    (recording,) = (folder / "recordings").glob("*.ogg")
+    rates = {}
+    for channel, role in enumerate(["assistant", "user"]):
+        sound = read(recording, RATE_HZ, channel)
+        said = " ".join(item["content"] for item in items if item["role"] == role)
+        said = said.replace("john.smith@example.com", "john dot smith at example dot com")
+        heard = await speech.transcribe(wav(sound, RATE_HZ))
+        heard = heard.replace(".smith", " dot smith").replace(".example", " dot example").replace(".com", " dot com")
+        rates[role] = [(said, heard)]
+    with capsys.disabled():
+        print(f"\n  the demo's recording: wrong words of the agent {rate(rates['assistant'])}, of the caller {rate(rates['user'])}")
+    for role, pairs in rates.items():
+        assert error_rate(pairs) < WORST_ERROR_RATE, (role, pairs)

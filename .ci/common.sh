@@ -33,3 +33,13 @@ check_toolchain() {
     # 1.22 or newer; its distribution's is too old on Debian 12.
     go version
 }
+
+# What a person says, unpacked from Debian's packages without installing them.
+speech_recordings() {
+    local folder=target/speech-recordings
+    [ -d "$folder/usr/share/asterisk" ] && return
+    mkdir -p "$folder"
+    (cd "$folder" && apt-get download -qq asterisk-core-sounds-en asterisk-core-sounds-en-wav)
+    local package
+    for package in "$folder"/*.deb; do dpkg-deb -x "$package" "$folder"; done
+}

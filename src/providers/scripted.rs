@@ -2,11 +2,13 @@
 //! keys, and for tests.
 //!
 //! It keeps no state, so it does not matter how often or how early it is asked: a stretch of speech
-//! is told by its length, an answer by what the caller said last. The voice is made up: a hum with
-//! syllables, so that a recording has something to hear.
+//! is told by its length, an answer by what the caller said last. The voice says what it has clips
+//! for; the rest it hums, with syllables, so that a recording has something to hear.
 
 use std::f32::consts::TAU;
-use std::path::Path;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +23,8 @@ use super::llm::{ChatChunk, ChatMessage, ChatModel, ChatRequest, ChatStream, Too
 use super::stt::{SpeechSegment, Transcriber, Transcript};
 use super::tts::{SpeechRequest, SpeechStream, TextToSpeech};
 
-/// Rate of the made-up voice.
-const SAMPLE_RATE_HZ: u32 = 24_000;
+/// Rate of the voice: that of the clips.
+const SAMPLE_RATE_HZ: u32 = oggopus::SAMPLE_RATE_HZ;
 /// Characters that the made-up voice says in a second, like a quick speaker.
 const CHARACTERS_PER_S: f32 = 16.0;
 /// Samples of one piece of the made-up voice: 100 ms.
@@ -38,9 +40,22 @@ pub struct Script {
     pub agent: Vec<AgentLine>,
     /// What it answers when nothing fits.
     pub otherwise: String,
+    /// Sentences of the agent that are spoken. The others are hummed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clips: Vec<Clip>,
     /// How long each provider takes.
     #[serde(default)]
     pub delays: Delays,
+}
+
+/// One sentence of the agent as sound.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clip {
+    /// The sentence, as it is given to speech synthesis.
+    pub text: String,
+    /// The sound: one channel of Opus in Ogg. Relative to the script's folder.
+    pub file: PathBuf,
 }
 
 /// One thing that the caller may say.
@@ -109,10 +124,10 @@ impl Default for Delays {
 }
 
 impl Script {
-    /// Reads a script from a file.
+    /// Reads a script from a file. The paths of its clips are whole afterwards.
     ///
     /// # Errors
-    /// When the file cannot be read or is no script.
+    /// When the file cannot be read or is no script, or when one of its clips cannot be played.
     pub fn read(path: &Path) -> Result<Self, ProviderError> {
         let fault = |why: String| {
             ProviderError::config(format!(
@@ -121,7 +136,14 @@ impl Script {
             ))
         };
         let text = std::fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
-        serde_json::from_str(&text).map_err(|error| fault(error.to_string()))
+        let mut script: Self =
+            serde_json::from_str(&text).map_err(|error| fault(error.to_string()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for clip in &mut script.clips {
+            clip.file = folder.join(&clip.file);
+            clip.open().map_err(|error| fault(error.to_string()))?;
+        }
+        Ok(script)
     }
 
     fn caller_line(&self, seconds: f64) -> &str {
@@ -165,6 +187,31 @@ impl Script {
             },
             None => otherwise(),
         }
+    }
+}
+
+impl Clip {
+    fn open(&self) -> Result<oggopus::Reader<BufReader<File>>, ProviderError> {
+        let reader = oggopus::Reader::open(&self.file).map_err(|error| self.fault(error))?;
+        match reader.channels() {
+            oggopus::Channels::Mono => Ok(reader),
+            oggopus::Channels::Stereo => Err(self.fault("it has two channels")),
+        }
+    }
+
+    /// The sound, as it is decoded.
+    fn play(&self) -> Result<SpeechStream, ProviderError> {
+        let state = (self.open()?, self.clone());
+        Ok(stream::try_unfold(state, |(mut reader, clip)| async move {
+            let samples = reader.read().map_err(|error| clip.fault(error))?;
+            Ok(samples.map(|samples| (samples, (reader, clip))))
+        })
+        .boxed())
+    }
+
+    fn fault(&self, why: impl std::fmt::Display) -> ProviderError {
+        let file = self.file.display();
+        ProviderError::config(format!("the clip {file} cannot be played: {why}"))
     }
 }
 
@@ -261,6 +308,10 @@ impl TextToSpeech for Scripted {
 
     async fn synthesize(&self, request: SpeechRequest) -> Result<SpeechStream, ProviderError> {
         let delay = Duration::from_millis(self.script.delays.tts_ms);
+        if let Some(clip) = self.script.clips.iter().find(|c| c.text == request.text) {
+            sleep(delay).await;
+            return clip.play();
+        }
         let pieces: Vec<Vec<i16>> = hum(&request.text)
             .chunks(PIECE)
             .map(<[i16]>::to_vec)
@@ -331,6 +382,7 @@ mod tests {
                 line(None, Some("create_lead"), "done"),
             ],
             otherwise: "what".into(),
+            clips: Vec::new(),
             delays: Delays::default(),
         }
     }
@@ -376,12 +428,85 @@ mod tests {
         assert_eq!(script.agent_line(&[user("short"), asked, answered]).say, "");
     }
 
+    fn sine(samples: usize, channels: oggopus::Channels) -> Vec<u8> {
+        let sound = (0..samples).map(|at| ((at as f32 / 20.0).sin() * 9_000.0) as i16);
+        let sound: Vec<i16> = sound.collect();
+        let options = oggopus::WriterOptions::speech(channels);
+        let mut writer = oggopus::Writer::new(Vec::new(), options).unwrap();
+        writer.write(&sound).unwrap();
+        writer.finish().unwrap()
+    }
+
+    async fn spoken(scripted: &Scripted, text: &str) -> usize {
+        let request = SpeechRequest {
+            text: text.to_owned(),
+            voice: None,
+            language: None,
+        };
+        let mut pieces = scripted.synthesize(request).await.unwrap();
+        let mut samples = 0;
+        while let Some(piece) = pieces.next().await {
+            samples += piece.unwrap().len();
+        }
+        samples
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sentence_with_a_clip_is_spoken_and_others_are_hummed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("script.json");
+        std::fs::write(
+            folder.path().join("yes.ogg"),
+            sine(9_600, oggopus::Channels::Mono),
+        )
+        .unwrap();
+        let mut script = script();
+        script.clips.push(Clip {
+            text: "We open at nine.".into(),
+            file: "yes.ogg".into(),
+        });
+        std::fs::write(&path, serde_json::to_vec(&script).unwrap()).unwrap();
+        let scripted = Scripted::new(Script::read(&path).unwrap());
+        assert_eq!(spoken(&scripted, "We open at nine.").await, 9_600);
+        assert_eq!(
+            spoken(&scripted, "We open at ten..").await,
+            SAMPLE_RATE_HZ as usize
+        );
+    }
+
+    #[test]
+    fn a_clip_that_cannot_be_played_is_named_before_any_call() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("script.json");
+        let mut script = script();
+        script.clips.push(Clip {
+            text: "yes".into(),
+            file: "yes.ogg".into(),
+        });
+        std::fs::write(&path, serde_json::to_vec(&script).unwrap()).unwrap();
+        let stereo = sine(9_600, oggopus::Channels::Stereo);
+        for (clip, why) in [
+            (None, "No such file"),
+            (Some(b"RIFF".to_vec()), "not"),
+            (Some(stereo), "two channels"),
+        ] {
+            if let Some(bytes) = clip {
+                std::fs::write(folder.path().join("yes.ogg"), bytes).unwrap();
+            }
+            let error = Script::read(&path).unwrap_err().to_string();
+            assert!(
+                error.contains("script.json") && error.contains("yes.ogg") && error.contains(why),
+                "{error}"
+            );
+        }
+    }
+
     #[test]
     fn the_voice_is_as_long_as_the_words_and_never_silent_within_them() {
         let sound = hum("We open at nine.");
         assert_eq!(sound.len(), SAMPLE_RATE_HZ as usize);
-        let quietest = sound[1_200..]
-            .chunks(480)
+        let quietest = sound[2_400..]
+            .chunks(960)
             .map(|piece| {
                 piece
                     .iter()

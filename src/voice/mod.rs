@@ -17,7 +17,7 @@ mod noise;
 pub mod playout;
 mod reply;
 pub(crate) mod resample;
-mod speech_text;
+pub(crate) mod speech_text;
 mod tones;
 pub mod turn;
 pub mod vad;

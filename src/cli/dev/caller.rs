@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 /// Rate of the recorded lines and of what is received.
-pub const SAMPLE_RATE_HZ: u32 = 16_000;
+pub const SAMPLE_RATE_HZ: u32 = oggopus::SAMPLE_RATE_HZ;
 /// Samples of 10 ms.
 const FRAME: usize = SAMPLE_RATE_HZ as usize / 100;
 /// What counts as sound, of a full scale of 32,768: well above a codec's noise in silence.

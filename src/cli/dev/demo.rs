@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -19,26 +18,16 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::caller::{LOUD, SAMPLE_RATE_HZ, ScriptedCaller};
+use super::clips::{caller_line, write_script};
 use super::crm_sink::{CrmSink, Delivered};
 use super::stage::{WorkerProcess, free_address, made_up_keys};
 use crate::cli::CommandResult;
 
-/// The conversation that the scripted providers play.
-const SCRIPT: &str = include_str!("../../../config/demo-script.json");
-/// What the caller says, in order: the words, and the sound.
-const LINES: [(&str, &[u8]); 3] = [
-    (
-        "Hello, I would like to know what your plans cost.",
-        include_bytes!("../../../tests/fixtures/audio/hello.wav"),
-    ),
-    (
-        "My name is John Smith, …",
-        include_bytes!("../../../tests/fixtures/audio/lead.wav"),
-    ),
-    (
-        "No thank you, goodbye.",
-        include_bytes!("../../../tests/fixtures/audio/goodbye.wav"),
-    ),
+/// What the caller says, in order.
+const LINES: [&str; 3] = [
+    "Hello, I would like to know what your plans cost.",
+    "My name is John Smith, my e-mail is john.smith@example.com, I work for Acme, and I am interested in the business plan.",
+    "No, thank you. Goodbye.",
 ];
 /// Name under which the demo's worker is dispatched.
 const AGENT_NAME: &str = "demo";
@@ -119,8 +108,7 @@ pub async fn run(arguments: DemoArguments) -> CommandResult {
     ));
 
     let http = reqwest::Client::new();
-    let script = folder.join("script.json");
-    std::fs::write(&script, SCRIPT)?;
+    let script = write_script(&folder)?;
     let environment = worker_environment(&folder, &script, &server, &crm, &key, secret.expose());
     let log = folder.join("worker.log");
     let mut worker = WorkerProcess::start(
@@ -248,13 +236,13 @@ async fn hold_call(
         ),
     );
 
-    for (words, wav) in LINES {
+    for words in LINES {
         caller
             .agent_finished(STEP * 2)
             .await
             .ok_or("the agent did not stop talking")?;
         let (first, last) = caller
-            .say(samples(wav)?)
+            .say(caller_line(words)?)
             .await
             .ok_or("the caller's microphone broke")?;
         story.tell(
@@ -433,7 +421,7 @@ fn check_everything(story: &mut Story, folder: &Path, delivered: &Delivered) {
         Ok(heard) => {
             let spoken: f64 = LINES
                 .iter()
-                .filter_map(|(_, wav)| samples(wav).ok())
+                .filter_map(|words| caller_line(words).ok())
                 .map(|samples| loud_seconds(samples.iter().copied()))
                 .sum();
             story.check(
@@ -464,8 +452,7 @@ struct InRecording {
 
 fn listen_to(recording: &Path) -> Result<InRecording, oggopus::Error> {
     let pcm = oggopus::Reader::open(recording)?.read_to_end()?;
-    // Every third sample is one at 16 kHz, which is what the caller's lines are measured at.
-    let side = |offset: usize| loud_seconds(pcm.iter().skip(offset).step_by(6).copied());
+    let side = |offset: usize| loud_seconds(pcm.iter().skip(offset).step_by(2).copied());
     Ok(InRecording {
         length: pcm.len() as f64 / 2.0 / f64::from(oggopus::SAMPLE_RATE_HZ),
         agent: side(0),
@@ -482,17 +469,4 @@ fn loud_seconds(samples: impl Iterator<Item = i16>) -> f64 {
         .filter(|piece| piece.iter().any(|sample| sample.saturating_abs() > LOUD))
         .count();
     loud as f64 / 50.0
-}
-
-/// The samples of a WAV file that is part of this program: 16 kHz, mono, 16 bit.
-fn samples(wav: &[u8]) -> Result<Arc<[i16]>, DemoError> {
-    let at = wav
-        .windows(4)
-        .position(|window| window == b"data")
-        .ok_or("a line of the demo is no WAV file")?;
-    let data = wav.get(at + 8..).ok_or("a line of the demo is cut off")?;
-    Ok(data
-        .chunks_exact(2)
-        .map(|pair| i16::from_le_bytes([pair[0], pair[1]]))
-        .collect())
 }

@@ -9,6 +9,7 @@
 //! production build leaves out.
 
 mod caller;
+mod clips;
 mod crm_sink;
 pub mod demo;
 pub mod roomserver;
@@ -44,8 +45,8 @@ const STYLE: &str = include_str!("page/style.css");
 const CODE: &str = include_str!("page/page.js");
 /// The browser's LiveKit client, as npm installs it beside its judge in the tests.
 const CLIENT: &str = "tests/interop/browser/node_modules/livekit-client/dist/livekit-client.umd.js";
-/// The conversation for whoever has no keys yet.
-const SCRIPT: &str = include_str!("../../../config/demo-script.json");
+/// Folder for the conversation of whoever has no keys yet, in the data folder.
+const SCRIPT_FOLDER: &str = ".dev-script";
 /// The file that is read for variables which are not set yet.
 const DOTENV: &str = ".env";
 
@@ -164,8 +165,7 @@ pub async fn run(
         println!(
             "OPENAI_API_KEY is not set: the agent plays a prepared conversation (config/demo-script.json)"
         );
-        let script = config.data_dir.join(".dev-script.json");
-        std::fs::write(&script, SCRIPT)?;
+        let script = clips::write_script(&config.data_dir.join(SCRIPT_FOLDER))?;
         environment.insert("VOICEBOT__PROVIDERS__VENDOR".into(), "scripted".into());
         environment.insert(
             "VOICEBOT__PROVIDERS__SCRIPT".into(),

@@ -184,8 +184,11 @@ class Client:
     def _note(self, event: str, args: tuple):
         self.events.append((event, args))
         if event == "track_subscribed" and args[0].kind == rtc.TrackKind.KIND_AUDIO:
-            self.ears[args[2].identity] = Ear(args[0])
+            self.ears[args[2].identity] = self._recorder_for(args[0])
         self._changed.set()
+
+    def _recorder_for(self, track):
+        return Ear(track)
 
     def _on_text(self, reader, identity):
         self._collect(self.text_streams, reader, identity, self._read_text(reader))

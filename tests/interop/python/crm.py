@@ -34,13 +34,17 @@ class Crm:
         self._changed.set()
         return web.json_response({"success": True})
 
-    async def call(self, deadline_s: float = 20) -> dict:
-        """The call data of the only call there was."""
+    async def has(self, calls: int, deadline_s: float = 20):
+        """Waits until the data of so many calls are here."""
 
         async def wait():
-            while not self.calls:
+            while len(self.calls) < calls:
                 self._changed.clear()
                 await self._changed.wait()
 
         await asyncio.wait_for(wait(), deadline_s)
+
+    async def call(self, deadline_s: float = 20) -> dict:
+        """The call data of the only call there was."""
+        await self.has(1, deadline_s)
         return self.calls[0]

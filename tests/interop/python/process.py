@@ -21,8 +21,8 @@ def voicebot_binary() -> str:
 
 
 class Process:
-    def __init__(self, command: list[str], log: Path, environment: dict[str, str], cwd: Path | None = None):
-        self.command, self.log, self.cwd = command, log, cwd
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str], cwd: Path | None = None, has_stdin=False):
+        self.command, self.log, self.cwd, self.has_stdin = command, log, cwd, has_stdin
         # A proxy in the environment would swallow requests to loopback.
         inherited = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
         self.environment = {**inherited, **environment}
@@ -34,7 +34,7 @@ class Process:
             self.command,
             env=self.environment,
             cwd=self.cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if self.has_stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._log,
             start_new_session=True,
@@ -51,9 +51,9 @@ class Process:
             self._log.flush()
         self.lines.put(b"")
 
-    def first_json_line(self) -> dict:
+    def first_json_line(self, deadline_s: float = START_DEADLINE_S) -> dict:
         try:
-            line = self.lines.get(timeout=START_DEADLINE_S)
+            line = self.lines.get(timeout=deadline_s)
         except queue.Empty:
             line = b""
         if not line.strip().startswith(b"{"):
@@ -61,6 +61,8 @@ class Process:
         return json.loads(line)
 
     def __exit__(self, *_):
+        if self.has_stdin:
+            self.child.stdin.close()
         if self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
             try:

@@ -199,6 +199,7 @@ fn journal_of_every_event() -> Vec<u8> {
         SessionEvent::Participant(CallParticipant::default()),
         SessionEvent::Ringing { at },
         SessionEvent::Answered { at },
+        SessionEvent::CallerReplaced,
         SessionEvent::Outcome(Outcome::recovered("x", Some(at))),
     ];
     let mut journal = Vec::new();

@@ -88,6 +88,9 @@ pub enum FromCall {
         /// Whose record.
         session_id: SessionId,
     },
+    /// The room could not be joined, or was lost, and the call has done with it: somebody may be
+    /// waiting there. Said last, so that the call's process need not stay for it.
+    RoomLost,
 }
 
 /// One call's work, as it was dispatched.
@@ -363,8 +366,9 @@ enum Sink {
 
 impl ToWorker {
     /// Tells the worker, if it still listens. A message that cannot be delivered is dropped: the
-    /// worker learns the same things from the journal and from the process's end.
-    pub fn send(&self, mut message: FromCall) {
+    /// worker learns the same things from the journal and from the process's end. Answers whether
+    /// it was delivered.
+    pub fn send(&self, mut message: FromCall) -> bool {
         if let FromCall::Finishing {
             error: Some(error), ..
         } = &mut message
@@ -372,7 +376,7 @@ impl ToWorker {
             truncate(error, MAX_ERROR_BYTES);
         }
         let outcome = match &*self.sink {
-            Sink::Nobody => return,
+            Sink::Nobody => return false,
             Sink::Channel(outbox) => outbox
                 .try_send(message)
                 .map_err(|error| io::Error::other(error.to_string())),
@@ -383,11 +387,13 @@ impl ToWorker {
                 pipe.write_all(line.as_bytes())
             }
         };
-        if let Err(error) = outcome
-            && !self.broken.swap(true, Ordering::Relaxed)
-        {
+        let Err(error) = outcome else {
+            return true;
+        };
+        if !self.broken.swap(true, Ordering::Relaxed) {
             tracing::warn!(%error, "the worker does not read what this call reports; the call goes on");
         }
+        false
     }
 }
 

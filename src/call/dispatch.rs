@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::Numbers;
 use crate::ipc::JobDescription;
 use crate::phone::{self, CountryCode};
-use crate::session::{CallMetadata, SessionEvent};
+use crate::session::{CallMetadata, SessionEvent, without_secrets};
 
 /// Keys of the job metadata that belong to the campaign, beside the object `campaign_metadata`.
 const CAMPAIGN_KEYS: [&str; 4] = ["egressId", "campaignId", "voiceAgentId", "client"];
@@ -46,18 +46,19 @@ pub(super) fn job_metadata(job: &JobDescription) -> Result<Value, String> {
 }
 
 /// The campaign's metadata: what is known of it already, and what came with the job, which wins.
+/// Anybody may dispatch a job, so nothing of it that looks like a secret gets into a record.
 pub(super) fn campaign(mut known: Map<String, Value>, job_metadata: &Value) -> Map<String, Value> {
     if let Some(from_job) = job_metadata
         .get("campaign_metadata")
         .and_then(Value::as_object)
     {
-        known.extend(from_job.clone());
+        known.extend(without_secrets(from_job.clone()));
     }
-    for key in CAMPAIGN_KEYS {
-        if let Some(value) = job_metadata.get(key) {
-            known.insert(key.to_owned(), value.clone());
-        }
-    }
+    let named: Map<String, Value> = CAMPAIGN_KEYS
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), job_metadata.get(key)?.clone())))
+        .collect();
+    known.extend(without_secrets(named));
     known
 }
 
@@ -132,6 +133,26 @@ mod tests {
             Value::from(metadata.clone()),
             json!({ "campaignId": "c2", "client": "k1", "region": "x" })
         );
+    }
+
+    #[test]
+    fn secrets_of_a_dispatch_are_no_campaign_metadata() {
+        let metadata = json!({
+            "campaignId": { "_id": "c2", "api_key": "k" },
+            "campaign_metadata": {
+                "client": "k1", "max_tokens": 5, "crmToken": "t", "password": "p", "Authorization": "a",
+                "hook": { "client-secret": "s", "header": "Bearer abc", "url": "https://u:p@host/", "path": "/x" },
+            },
+        })
+        .to_string();
+        let told = told_by(&job(Some(&metadata), "room"), &CountryCode::default());
+        let SessionEvent::CampaignMetadata { metadata } = &told[1] else {
+            panic!("{told:?}");
+        };
+        let expected = json!({
+            "campaignId": { "_id": "c2" }, "client": "k1", "max_tokens": 5, "hook": { "path": "/x" },
+        });
+        assert_eq!(Value::from(metadata.clone()), expected);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Pure: a table from causes to outcomes. Every cause has one, so that no call ends without a word
 //! about why.
 
-use crate::session::{CallStatus, CloseReason};
+use crate::session::{ANOTHER_AGENT, CallStatus, CloseReason};
 
 /// Why somebody is not in the room any more: LiveKit's reasons (`livekit_models.proto`,
 /// `DisconnectReason`), and one of our own.
@@ -196,6 +196,7 @@ impl HangupCause {
                 };
                 let close = match self {
                     Self::CallerLeft { .. } => CloseReason::ParticipantDisconnected,
+                    Self::RoomGone { reason } if Self::is_lost(*reason) => CloseReason::Error,
                     _ => CloseReason::JobShutdown,
                 };
                 (close, reason.name().to_owned(), status)
@@ -231,7 +232,7 @@ impl HangupCause {
             ),
             Self::AnotherAgent { .. } => (
                 CloseReason::JobShutdown,
-                "ANOTHER_AGENT".into(),
+                ANOTHER_AGENT.into(),
                 completed(CallStatus::Failed),
             ),
             Self::MaxDuration => (
@@ -265,6 +266,9 @@ impl HangupCause {
                 Some(format!("{component} provider failed: {message}"))
             }
             Self::SetUpFailed { message } => Some(message.clone()),
+            Self::RoomGone { reason } if Self::is_lost(*reason) => Some(
+                "the connection to the LiveKit server was lost and did not come back in time (call.reconnect_wait_s)".to_owned(),
+            ),
             Self::NoMedia { seconds, .. } => Some(format!(
                 "no sound arrived from the caller for {seconds} s (call.no_media_s): the SIP service, or the way from it or the caller's browser to the server, is broken"
             )),
@@ -281,20 +285,26 @@ impl HangupCause {
         }
     }
 
+    /// Whether we are out of the room for this reason without anybody having decided it.
+    pub fn is_lost(reason: DisconnectReason) -> bool {
+        !matches!(
+            reason,
+            DisconnectReason::RoomDeleted
+                | DisconnectReason::RoomClosed
+                | DisconnectReason::ParticipantRemoved
+                | DisconnectReason::DuplicateIdentity
+                | DisconnectReason::ServerShutdown
+        )
+    }
+
     /// What the agent leaves behind in the room.
     pub fn leaves_behind(&self) -> LeftBehind {
         match self {
             Self::AnotherAgent { .. } => LeftBehind::OthersRoom,
             Self::SetUpFailed { .. } => LeftBehind::PerhapsACaller,
-            Self::RoomGone { reason } => match reason {
-                // Somebody has decided this, and knows of the caller.
-                DisconnectReason::RoomDeleted
-                | DisconnectReason::RoomClosed
-                | DisconnectReason::ParticipantRemoved
-                | DisconnectReason::DuplicateIdentity
-                | DisconnectReason::ServerShutdown => LeftBehind::OthersRoom,
-                _ => LeftBehind::PerhapsACaller,
-            },
+            Self::RoomGone { reason } if Self::is_lost(*reason) => LeftBehind::PerhapsACaller,
+            // Somebody has decided this, and knows of the caller.
+            Self::RoomGone { .. } => LeftBehind::OthersRoom,
             _ => LeftBehind::OurRoom,
         }
     }

@@ -11,6 +11,10 @@ use tokio::time::Instant;
 /// pause of a telephone that is handed over.
 const MISSING_AFTER: Duration = Duration::from_secs(5);
 
+/// How long no packet may come before nobody is asked any more whether they are there: longer than
+/// a burst of loss.
+const SOUNDLESS_AFTER: Duration = Duration::from_secs(2);
+
 /// What is known of the caller's packets at some moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packets {
@@ -97,6 +101,11 @@ impl MediaWatch {
     /// Whether that is odd.
     pub fn is_missing(&self, now: Instant) -> bool {
         self.missing_for(now) >= MISSING_AFTER
+    }
+
+    /// Whether the caller could not be heard now, whatever they said.
+    pub fn is_soundless(&self, now: Instant) -> bool {
+        self.missing_for(now) >= SOUNDLESS_AFTER
     }
 
     /// Whether any packet has ever come.

@@ -3,8 +3,8 @@
 //! `run` tells the story; `room` is the LiveKit room; `party` says whom to talk to, `media` whether
 //! anything arrives; `lookup` finds out meanwhile who the agent is; `dispatch`, `numbers`,
 //! `persona` and `hangup` answer single questions; `publish` tells the room what is said;
-//! `room_service` is the server's API for rooms. A call never talks to the CRM: it leaves a record
-//! on disk and the worker delivers it.
+//! `room_service` is the server's API for rooms, `room_end` ends those that were lost. A call never
+//! talks to the CRM: it leaves a record on disk and the worker delivers it.
 
 mod caller_sound;
 mod dispatch;
@@ -16,6 +16,7 @@ mod party;
 mod persona;
 mod publish;
 mod room;
+mod room_end;
 mod room_service;
 mod run;
 
@@ -37,9 +38,10 @@ use crate::voice::LineSources;
 pub use dispatch::told_by;
 pub use hangup::{Ending, HangupCause};
 pub use numbers::{Numbers, mask, mask_room_name};
-pub(crate) use party::{AGENT_SINCE, AfterDeath, after_death};
+pub(crate) use party::{AGENT_SINCE, AfterDeath};
 pub use persona::{Persona, PersonaConfig, PersonaError, Personas};
-pub(crate) use room_service::{RoomService, RoomServiceError};
+pub(crate) use room_end::{DesertedRoom, LostAgent, end_room};
+pub(crate) use room_service::RoomService;
 pub use run::{CallError, CallParts, http_address, run};
 
 /// The bearer token for the persona source.
@@ -61,7 +63,8 @@ pub struct CallConfig {
     pub max_duration_goodbye: String,
     /// How long our own connection to the room may be lost, and then how long the caller may take
     /// to be there again, s: a server that is started again needs some seconds, and so does its SIP
-    /// service. Meanwhile the conversation waits.
+    /// service. Meanwhile the conversation waits. Whoever is still in the room when it has passed
+    /// is given to another agent, if the server sends one within seconds, or hung up on.
     pub reconnect_wait_s: u64,
     /// What the agent says when the two are together again after that, unless it was interrupted in
     /// mid sentence, which it then ends; empty: nothing.
@@ -87,7 +90,8 @@ impl Default for CallConfig {
             max_duration_s: 15 * 60,
             max_duration_goodbye: "I am sorry, our time is up. Thank you for calling, goodbye."
                 .into(),
-            reconnect_wait_s: 20,
+            // LiveKit's SIP service comes back 27 s after it was cut off, or after 16 s or less.
+            reconnect_wait_s: 30,
             reconnected_line: "Sorry, the line was interrupted. I am here again.".into(),
             // LiveKit's SIP service hangs up a telephone 15 s after its last packet
             // (`media_timeout`), which would look like a caller who left.

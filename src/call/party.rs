@@ -86,6 +86,11 @@ impl Party {
         }
     }
 
+    /// See [`Self::unknown_telephone`].
+    pub fn is_unknown(&self) -> bool {
+        self.identity.is_empty()
+    }
+
     fn attribute(&self, name: &str) -> Option<&str> {
         self.attributes
             .get(name)

@@ -50,6 +50,8 @@ enum Message {
 pub struct Publisher {
     inbox: Option<mpsc::Sender<Message>>,
     task: JoinHandle<()>,
+    /// What the agent is doing, as the room was told.
+    state: Option<AgentState>,
 }
 
 impl Publisher {
@@ -59,6 +61,17 @@ impl Publisher {
         Self {
             inbox: Some(inbox),
             task: tokio::spawn(publish(voice, messages)),
+            state: None,
+        }
+    }
+
+    /// Goes on in the name of the agent that has come back, and drops what waits for the connection
+    /// that was lost. Whose words the caller's are has to be told again.
+    pub fn go_on(&mut self, voice: RoomVoice) {
+        let state = self.state;
+        *self = Self::start(voice);
+        if let Some(state) = state {
+            self.agent_state(state);
         }
     }
 
@@ -71,7 +84,8 @@ impl Publisher {
     }
 
     /// What the agent is doing now.
-    pub fn agent_state(&self, state: AgentState) {
+    pub fn agent_state(&mut self, state: AgentState) {
+        self.state = Some(state);
         self.send(Message::State(state));
     }
 

@@ -4,6 +4,10 @@
 //! The only place of `call/` that knows LiveKit's types. Connecting and closing are not safe to
 //! cancel (rust-sdks#1334, #1340), so both run as tasks of their own and only the wait for them is
 //! bounded.
+//!
+//! A connection that is lost is the SDK's to mend for as long as it tries, which is ten attempts at
+//! random moments, 3 to 35 s together (livekit `rtc_engine/reconnect_strategy.rs`). After that,
+//! [`CallRoom::come_back`] connects anew.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -20,15 +24,17 @@ use livekit::webrtc::audio_source::{AudioSourceOptions, RtcAudioSource};
 use livekit::webrtc::audio_stream::native::NativeAudioStream;
 use livekit::webrtc::stats::RtcStats;
 use livekit::{SendTextOptions, StreamTextOptions, StreamWriter as _, TextStreamWriter};
-use tokio::sync::mpsc;
+use livekit_api::access_token::{AccessToken, Claims};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{Instrument as _, debug, warn};
 
 use super::hangup::DisconnectReason;
 use super::media::Packets;
 use super::party::{Party, Role};
 use super::room_service::is_machine;
+use crate::config::LiveKitSettings;
 use crate::session::CallParticipant;
 use crate::voice::{AudioOutput, OutputClosed};
 
@@ -52,6 +58,11 @@ const CHAT_TOPIC: &str = "lk.chat";
 const AGENT_STATE: &str = "lk.agent.state";
 /// How long the engine may take to count packets. It answers at once, or is hung.
 const STATS_WAIT: Duration = Duration::from_millis(500);
+/// The pause between two attempts to come back into a room: the server that was restarted has all
+/// its participants at its door.
+const COME_BACK_PAUSE: Duration = Duration::from_millis(500);
+/// How long a token that is made for coming back may be used.
+const COME_BACK_TOKEN: Duration = Duration::from_secs(10 * 60);
 /// The largest chat message that is taken, bytes.
 const MAX_CHAT_BYTES: usize = 16 * 1024;
 
@@ -231,11 +242,102 @@ fn listen(
     NativeAudioStream::with_options(track, sample_rate_hz as i32, 1, options)
 }
 
+/// The way into a room.
+#[derive(Debug, Clone)]
+pub struct Door {
+    /// The server.
+    pub url: String,
+    /// What lets us in.
+    pub token: String,
+    /// The room's name.
+    pub room_name: String,
+}
+
+impl Door {
+    async fn connect(&self) -> Result<(Room, RoomEvents), RoomLinkError> {
+        let mut options = RoomOptions::default();
+        options.auto_subscribe = true;
+        options.single_peer_connection = true;
+        // A retry with the same identity makes the server take the replaced participant for an
+        // agent that left and fail the job (livekit#4887).
+        options.join_retries = 0;
+        let connected = Room::connect(&self.url, &self.token, options).await;
+        connected.map_err(|source| RoomLinkError::Join {
+            room: self.room_name.clone(),
+            url: self.url.clone(),
+            source: Box::new(source),
+        })
+    }
+
+    async fn publish(&self, room: &Room, track: &LocalAudioTrack) -> Result<(), RoomLinkError> {
+        let options = TrackPublishOptions {
+            source: TrackSource::Microphone,
+            dtx: false,
+            red: false,
+            ..Default::default()
+        };
+        let published = room
+            .local_participant()
+            .publish_track(LocalTrack::Audio(track.clone()), options)
+            .await;
+        published
+            .map(drop)
+            .map_err(|source| RoomLinkError::Publish {
+                room: self.room_name.clone(),
+                source: Box::new(source),
+            })
+    }
+}
+
+/// The token `job_token` made out anew: for the same participant, valid from now on. Without the
+/// server's keys, or when the token cannot be read, it is the old one, which the server made for an
+/// hour.
+pub fn fresh_token(job_token: &str, livekit: Option<&LiveKitSettings>) -> String {
+    let made = livekit.and_then(|livekit| {
+        let claims = Claims::from_unverified(job_token).ok()?;
+        AccessToken::with_api_key(&livekit.api_key, livekit.api_secret.expose())
+            .with_identity(&claims.sub)
+            .with_name(&claims.name)
+            .with_kind(&claims.kind)
+            .with_metadata(&claims.metadata)
+            .with_attributes(&claims.attributes)
+            .with_grants(claims.video)
+            .with_ttl(COME_BACK_TOKEN)
+            .to_jwt()
+            .ok()
+    });
+    made.unwrap_or_else(|| job_token.to_owned())
+}
+
+/// Everything that happens in a room.
+pub type RoomEvents = mpsc::UnboundedReceiver<RoomEvent>;
+
+/// The agent's track: what is given to `source` leaves by it.
+fn agent_track(source: &NativeAudioSource) -> LocalAudioTrack {
+    LocalAudioTrack::create_audio_track(TRACK_NAME, RtcAudioSource::Native(source.clone()))
+}
+
 /// A joined room with the agent's track in it.
 pub struct CallRoom {
+    link: Link,
+    /// The track of the first connection: a recording listens to it, whichever connection it leaves
+    /// by.
+    first_track: LocalAudioTrack,
+    speaker: Arc<Speaker>,
+    coming_back: Option<ComingBack>,
+}
+
+/// One connection to the room.
+struct Link {
     room: Arc<Room>,
     track: LocalAudioTrack,
-    speaker: Arc<Speaker>,
+}
+
+/// A connection that is being made in place of a lost one.
+struct ComingBack {
+    made: oneshot::Receiver<(Link, RoomEvents)>,
+    /// Ends when the connection is handed over, or is left again because nobody wants it any more.
+    task: JoinHandle<()>,
 }
 
 impl CallRoom {
@@ -244,23 +346,10 @@ impl CallRoom {
     ///
     /// The second value is everything that happens in the room from the start, including who was
     /// there before us.
-    pub async fn join(
-        url: &str,
-        token: &str,
-        room_name: &str,
-        timeout: Duration,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<RoomEvent>), JoinFailure> {
+    pub async fn join(door: &Door, timeout: Duration) -> Result<(Self, RoomEvents), JoinFailure> {
         let connect = {
-            let (url, token) = (url.to_owned(), token.to_owned());
-            async move {
-                let mut options = RoomOptions::default();
-                options.auto_subscribe = true;
-                options.single_peer_connection = true;
-                // A retry with the same identity makes the server take the replaced participant for
-                // an agent that left and fail the job (livekit#4887).
-                options.join_retries = 0;
-                Room::connect(&url, &token, options).await
-            }
+            let door = door.clone();
+            async move { door.connect().await }
         };
         let joined = bounded(connect, timeout, |connected| async move {
             // It came too late: leave properly, or the server keeps an agent in the room that is
@@ -269,20 +358,14 @@ impl CallRoom {
                 close(&room).await;
             }
         });
-        let place = || (room_name.to_owned(), url.to_owned());
         let (room, events) = match joined.await {
             Ok(Ok(connected)) => connected,
-            Ok(Err(source)) => {
-                let (room, url) = place();
-                let source = Box::new(source);
-                return Err(JoinFailure::of(RoomLinkError::Join { room, url, source }));
-            }
+            Ok(Err(error)) => return Err(JoinFailure::of(error)),
             Err(leaving) => {
-                let (room, url) = place();
                 return Err(JoinFailure {
                     error: RoomLinkError::JoinTimeout {
-                        room,
-                        url,
+                        room: door.room_name.clone(),
+                        url: door.url.clone(),
                         seconds: timeout.as_secs(),
                     },
                     leaving: Some(leaving),
@@ -295,46 +378,64 @@ impl CallRoom {
             1,
             SOURCE_QUEUE_MS,
         );
-        let track =
-            LocalAudioTrack::create_audio_track(TRACK_NAME, RtcAudioSource::Native(source.clone()));
-        let options = TrackPublishOptions {
-            source: TrackSource::Microphone,
-            dtx: false,
-            red: false,
-            ..Default::default()
-        };
-        let published = room
-            .local_participant()
-            .publish_track(LocalTrack::Audio(track.clone()), options)
-            .await;
+        let track = agent_track(&source);
+        let published = door.publish(&room, &track).await;
         let room = Arc::new(room);
-        if let Err(source) = published {
+        if let Err(error) = published {
             return Err(JoinFailure {
-                error: RoomLinkError::Publish {
-                    room: room_name.to_owned(),
-                    source: Box::new(source),
-                },
+                error,
                 leaving: Some(tokio::spawn(async move { close(&room).await })),
             });
         }
-        Ok((
-            Self {
-                room,
-                track,
-                speaker: Arc::new(Speaker::new(source)),
-            },
-            events,
-        ))
+        let joined = Self {
+            first_track: track.clone(),
+            link: Link { room, track },
+            speaker: Arc::new(Speaker::new(source)),
+            coming_back: None,
+        };
+        Ok((joined, events))
+    }
+
+    /// Begins to connect anew, in place of a connection that the SDK has given up, until it has
+    /// come to something or `until` has passed. One attempt at a time: a second participant of our
+    /// identity would drive out the first.
+    pub fn come_back(&mut self, door: Door, until: Instant) {
+        if self.coming_back.is_some() {
+            return;
+        }
+        let (hand_over, made) = oneshot::channel();
+        let source = self.speaker.source.clone();
+        let task = tokio::spawn(connect_anew(door, source, until, hand_over).in_current_span());
+        self.coming_back = Some(ComingBack { made, task });
+    }
+
+    /// Whether [`Self::come_back`] is at work.
+    pub fn is_coming_back(&self) -> bool {
+        self.coming_back.is_some()
+    }
+
+    /// Waits until we are back in the room, and gives everything that happens there from then on;
+    /// `None`: it came to nothing. Never ends where nothing was begun. May be dropped at any time.
+    pub async fn is_back(&mut self) -> Option<RoomEvents> {
+        let Some(coming_back) = &mut self.coming_back else {
+            return std::future::pending().await;
+        };
+        let made = (&mut coming_back.made).await;
+        self.coming_back = None;
+        let (link, events) = made.ok()?;
+        self.link = link;
+        Some(events)
     }
 
     /// The server's id of the room, once known.
     pub fn sid(&self) -> Option<String> {
-        self.room.maybe_sid().map(|sid| sid.to_string())
+        self.link.room.maybe_sid().map(|sid| sid.to_string())
     }
 
     /// Everybody else who is here now.
     pub fn parties(&self) -> Vec<Party> {
-        self.room
+        self.link
+            .room
             .remote_participants()
             .values()
             .map(party)
@@ -343,7 +444,7 @@ impl CallRoom {
 
     /// We, as the others see us.
     pub fn us(&self) -> Party {
-        let us = self.room.local_participant();
+        let us = self.link.room.local_participant();
         Party {
             identity: us.identity().to_string(),
             role: Role::Agent,
@@ -360,20 +461,20 @@ impl CallRoom {
 
     /// What the agent's track carries, evenly, as it leaves; for the recording.
     pub fn listen_to_agent(&self) -> NativeAudioStream {
-        listen(self.track.rtc_track(), ROOM_SAMPLE_RATE_HZ)
+        listen(self.first_track.rtc_track(), ROOM_SAMPLE_RATE_HZ)
     }
 
     /// The agent's voice in the room's side channels.
     pub fn voice(&self) -> RoomVoice {
         RoomVoice {
-            participant: self.room.local_participant(),
-            agent_track_sid: self.track.sid().to_string(),
+            participant: self.link.room.local_participant(),
+            agent_track_sid: self.link.track.sid().to_string(),
         }
     }
 
     /// What a participant has said about itself, while it is here.
     pub fn about(&self, identity: &str) -> Option<CallParticipant> {
-        let everybody = self.room.remote_participants();
+        let everybody = self.link.room.remote_participants();
         let participant = everybody.get(&ParticipantIdentity::from(identity.to_owned()))?;
         Some(CallParticipant::new(
             identity,
@@ -386,8 +487,17 @@ impl CallRoom {
     /// Leaves in the order that leaks nothing (rust-sdks#1443, #1378): unpublish, then close.
     /// Bounded by `timeout`.
     pub async fn leave(self, timeout: Duration) {
-        let Self { room, track, .. } = self;
+        let Self {
+            link: Link { room, track },
+            coming_back,
+            ..
+        } = self;
         let leave = async move {
+            if let Some(ComingBack { made, task }) = coming_back {
+                // What comes now is left again.
+                drop(made);
+                let _ = task.await;
+            }
             if let Err(error) = room.local_participant().unpublish_track(&track.sid()).await {
                 debug!(%error, "the agent's track could not be unpublished");
             }
@@ -471,6 +581,43 @@ async fn bounded<T: Send + 'static, Late: Future<Output = ()> + Send>(
                 late(value).await;
             }
         })),
+    }
+}
+
+/// Connects until it has come to something; then hands the connection over, or leaves again if
+/// nobody takes it.
+async fn connect_anew(
+    door: Door,
+    source: NativeAudioSource,
+    until: Instant,
+    hand_over: oneshot::Sender<(Link, RoomEvents)>,
+) {
+    while !hand_over.is_closed() {
+        let failed = match door.connect().await {
+            Ok((room, events)) => {
+                let track = agent_track(&source);
+                match door.publish(&room, &track).await {
+                    Ok(()) => {
+                        let room = Arc::new(room);
+                        let link = Link { room, track };
+                        if let Err((link, _)) = hand_over.send((link, events)) {
+                            close(&link.room).await;
+                        }
+                        return;
+                    }
+                    Err(error) => {
+                        close(&room).await;
+                        error
+                    }
+                }
+            }
+            Err(error) => error,
+        };
+        debug!(error = %failed, "not back in the room yet");
+        if Instant::now() + COME_BACK_PAUSE >= until {
+            return;
+        }
+        tokio::time::sleep(COME_BACK_PAUSE).await;
     }
 }
 
@@ -698,7 +845,10 @@ impl AudioOutput for Speaker {
 
 #[cfg(test)]
 mod tests {
+    use livekit_api::access_token::{TokenVerifier, VideoGrants};
+
     use super::*;
+    use crate::config::Secret;
 
     #[test]
     fn every_reason_has_the_name_that_livekit_gives_it() {
@@ -710,5 +860,44 @@ mod tests {
             seen += 1;
         }
         assert_eq!(seen, 17);
+    }
+
+    #[test]
+    fn a_fresh_token_is_for_the_same_participant_and_valid_from_now_on() {
+        let grants = VideoGrants {
+            room_join: true,
+            room: "room".into(),
+            agent: true,
+            can_publish: Some(true),
+            ..Default::default()
+        };
+        let an_hour_old = AccessToken::with_api_key("key", "secret")
+            .with_identity("agent-AJ_1")
+            .with_kind("agent")
+            .with_attributes([("lk.agent_name", "sales")])
+            .with_grants(grants)
+            .with_ttl(Duration::ZERO)
+            .to_jwt()
+            .unwrap();
+        let livekit = LiveKitSettings {
+            url: String::new(),
+            api_key: "key".into(),
+            api_secret: Secret::new("secret"),
+        };
+        let before = Claims::from_unverified(&an_hour_old).unwrap();
+        let fresh = fresh_token(&an_hour_old, Some(&livekit));
+        let now = TokenVerifier::with_api_key("key", "secret")
+            .verify(&fresh)
+            .unwrap();
+        assert!(now.exp > before.exp + 60);
+        let times = (now.exp, now.nbf);
+        let as_before = Claims {
+            exp: times.0,
+            nbf: times.1,
+            ..before
+        };
+        assert_eq!(now, as_before);
+        assert_eq!(fresh_token(&an_hour_old, None), an_hour_old);
+        assert_eq!(fresh_token("no token", Some(&livekit)), "no token");
     }
 }

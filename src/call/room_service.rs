@@ -69,6 +69,17 @@ impl RoomService {
             .collect())
     }
 
+    /// Whether somebody who is listed is really there: a server that was restarted goes on listing
+    /// whoever was there before (livekit-server `pkg/service/redisstore.go`). Only the node that
+    /// holds the participant answers a request about their subscriptions, and one that names no
+    /// tracks changes nothing (`roommanager.go`, `UpdateSubscriptions`).
+    pub async fn is_here(&self, room: &str, identity: &str) -> bool {
+        let asked = self
+            .client
+            .update_subscriptions(room, identity, Vec::new(), true);
+        asked.await.is_ok()
+    }
+
     /// The prefixes of rooms that the SIP service makes for one call each (dispatch rules for
     /// individual rooms, and for callees with a random part).
     ///

@@ -11,7 +11,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use livekit::RoomEvent;
@@ -28,10 +28,13 @@ use super::hangup::{DisconnectReason, Ending, HangupCause, LeftBehind};
 use super::lookup::{AgentProfile, Lookup};
 use super::media::{MediaNews, MediaWatch, Packets};
 use super::numbers::{Numbers, mask};
-use super::party::{self, AfterDeath, Choice, Party, Role};
+use super::party::{self, Choice, Party, Role};
 use super::persona::Personas;
 use super::publish::{Publisher, Words};
-use super::room::{self, CallEvent, CallRoom, CallerTrack, LISTEN_SAMPLE_RATE_HZ};
+use super::room::{
+    self, CallEvent, CallRoom, CallerTrack, Door, LISTEN_SAMPLE_RATE_HZ, RoomEvents,
+};
+use super::room_end::{DesertedRoom, LostAgent, end_room};
 use super::room_service::{RoomService, RoomServiceError};
 use crate::config::{Config, LiveKitSettings};
 use crate::ipc::{FromCall, FromWorker, JobDescription, ShutdownReason, ToCall, ToWorker};
@@ -135,31 +138,35 @@ pub async fn run(
     let join_limit = Duration::from_secs(parts.config.call.join_timeout_s);
     let mut before_us = look_into(&parts, &job.room_name);
     let mut leaving = None;
-    let (cause, answered, room, recorder) =
-        match CallRoom::join(&job.url, &job.token, &job.room_name, join_limit).await {
-            Err(failure) => {
-                leaving = failure.leaving;
-                let cause = HangupCause::SetUpFailed {
-                    message: failure.error.to_string(),
-                };
-                (cause, false, None, None)
-            }
-            Ok((room, mut events)) => {
-                info!(
-                    duration_ms = started.elapsed().as_millis() as u64,
-                    "joined the room, the agent's track is published"
-                );
-                session::lock(&session).set_joined(Utc::now());
-                to_worker.send(FromCall::Joined);
-                to_worker.send(FromCall::Running);
-                let mut call = Call::new(&job, &parts, &session, &room, &mut agent);
-                let cause = call
-                    .until_end(&mut events, &mut before_us, &mut from_worker, &mut stop)
-                    .await;
-                let (cause, answered, recorder) = call.close(cause, &mut events).await;
-                (cause, answered, Some(room), recorder)
-            }
-        };
+    let door = Door {
+        url: job.url.clone(),
+        token: job.token.clone(),
+        room_name: job.room_name.clone(),
+    };
+    let (cause, answered, room, recorder) = match CallRoom::join(&door, join_limit).await {
+        Err(failure) => {
+            leaving = failure.leaving;
+            let cause = HangupCause::SetUpFailed {
+                message: failure.error.to_string(),
+            };
+            (cause, false, None, None)
+        }
+        Ok((mut room, mut events)) => {
+            info!(
+                duration_ms = started.elapsed().as_millis() as u64,
+                "joined the room, the agent's track is published"
+            );
+            session::lock(&session).set_joined(Utc::now());
+            to_worker.send(FromCall::Joined);
+            to_worker.send(FromCall::Running);
+            let mut call = Call::new(&job, &parts, &session, &mut room, &mut agent);
+            let cause = call
+                .until_end(&mut events, &mut before_us, &mut from_worker, &mut stop)
+                .await;
+            let (cause, answered, recorder) = call.close(cause, &mut events).await;
+            (cause, answered, Some(room), recorder)
+        }
+    };
     before_us.take().inspect(JoinHandle::abort);
 
     let ended_at = Utc::now();
@@ -192,9 +199,11 @@ pub async fn run(
     });
     let written = parts.store.finish(&session, journal);
     match &written {
-        Ok(_) => to_worker.send(FromCall::RecordWritten {
-            session_id: job.session_id.clone(),
-        }),
+        Ok(_) => {
+            to_worker.send(FromCall::RecordWritten {
+                session_id: job.session_id.clone(),
+            });
+        }
         Err(unfinished) => {
             error!(error = %unfinished.error, "the record could not be written; it is tried again when the room is left")
         }
@@ -217,7 +226,9 @@ pub async fn run(
     if parts.config.call.delete_room {
         match cause.leaves_behind() {
             LeftBehind::OurRoom => delete_room(&parts, &job.room_name).await,
-            LeftBehind::PerhapsACaller => hang_up_on_who_waits(&parts, &job).await,
+            LeftBehind::PerhapsACaller => {
+                hang_up_on_who_waits(&parts, &job, &to_worker, &cause).await;
+            }
             LeftBehind::OthersRoom => {}
         }
     }
@@ -299,27 +310,41 @@ fn look_into(parts: &CallParts, room: &str) -> Option<JoinHandle<BeforeUs>> {
     Some(tokio::spawn(looking.in_current_span()))
 }
 
-/// Ends a room that we could not enter, or lost, if somebody waits there and no other agent has
-/// come.
-async fn hang_up_on_who_waits(parts: &CallParts, job: &JobDescription) {
+/// Ends a room that we could not enter, or lost, if somebody waits there and no other agent comes.
+/// That may take minutes, so it is the worker's to do; without one, this process does it.
+async fn hang_up_on_who_waits(
+    parts: &CallParts,
+    job: &JobDescription,
+    to_worker: &ToWorker,
+    cause: &HangupCause,
+) {
+    if to_worker.send(FromCall::RoomLost) {
+        return;
+    }
     let Some(livekit) = &parts.livekit else {
         return;
     };
-    let service = RoomService::new(livekit);
-    let parties = match service.parties(&job.room_name).await {
-        Ok(parties) => parties,
-        Err(RoomServiceError::NotFound) => return,
-        Err(error) => {
-            warn!(%error, "it is not known whether somebody waits in the room");
-            return;
-        }
+    let room = DesertedRoom {
+        room_name: job.room_name.clone(),
+        room_sid: None,
+        agent_identity: job.participant_identity.clone(),
+        agent_name: job.agent_name.clone(),
+        agent: match cause {
+            HangupCause::SetUpFailed { .. } => LostAgent::NeverCame,
+            _ => LostAgent::CutOff,
+        },
     };
-    let us = &job.participant_identity;
-    if parties.iter().any(Party::may_be_caller)
-        && party::after_death(us, &job.agent_name, &parties, true) == AfterDeath::DeleteRoom
-    {
-        info!("somebody waits in the room for an agent that does not come: the room is deleted");
-        delete_room(parts, &job.room_name).await;
+    let service = RoomService::new(livekit);
+    let ending = end_room(&service, true, &room);
+    let ended = match room.agent {
+        // Somebody sits before `voicebot connect` and waits for its answer.
+        LostAgent::NeverCame => timeout(LEAVE_WAIT, ending).await.ok(),
+        LostAgent::CutOff | LostAgent::Died => Some(ending.await),
+    };
+    match ended {
+        Some(Ok(done)) => debug!(?done, "whoever waited in the room that was lost"),
+        Some(Err(error)) => warn!(%error, "it is not known whether somebody waits in the room"),
+        None => warn!("it is not known whether somebody waits in the room"),
     }
 }
 
@@ -440,6 +465,8 @@ struct Talk {
     media: MediaWatch,
     /// What the agent says about the call itself.
     lines: CallLines,
+    /// The conversation knows that nothing arrives.
+    soundless: bool,
     /// The caller has said or written something: from then on nobody takes their place.
     was_heard: bool,
 }
@@ -457,7 +484,7 @@ struct Call<'a> {
     job: &'a JobDescription,
     parts: &'a CallParts,
     session: &'a SharedSession,
-    room: &'a CallRoom,
+    room: &'a mut CallRoom,
     agent: &'a mut Agent,
     publisher: Publisher,
     stage: Stage,
@@ -484,6 +511,8 @@ struct Call<'a> {
 /// What the loop waits for, as one value.
 enum Event {
     Room(Option<RoomEvent>),
+    /// We are in the room again, and this happens there.
+    Back(Option<RoomEvents>),
     Chat(CallEvent),
     Worker(Option<ToCall>),
     Voice(VoiceEvent),
@@ -503,7 +532,7 @@ impl<'a> Call<'a> {
         job: &'a JobDescription,
         parts: &'a CallParts,
         session: &'a SharedSession,
-        room: &'a CallRoom,
+        room: &'a mut CallRoom,
         agent: &'a mut Agent,
     ) -> Self {
         let config = &parts.config.call;
@@ -511,9 +540,9 @@ impl<'a> Call<'a> {
             job,
             parts,
             session,
+            publisher: Publisher::start(room.voice()),
             room,
             agent,
-            publisher: Publisher::start(room.voice()),
             stage: Stage::WaitingForCaller,
             audible: Vec::new(),
             recorder: None,
@@ -530,7 +559,7 @@ impl<'a> Call<'a> {
 
     async fn until_end(
         &mut self,
-        events: &mut mpsc::UnboundedReceiver<RoomEvent>,
+        events: &mut RoomEvents,
         before_us: &mut Option<JoinHandle<BeforeUs>>,
         from_worker: &mut FromWorker,
         stop: &mut mpsc::Receiver<()>,
@@ -549,6 +578,8 @@ impl<'a> Call<'a> {
             let event = {
                 let deadline = self.next_deadline();
                 let talking = matches!(self.stage, Stage::Talking(_));
+                // What the lost connection still has to say is old.
+                let linked = !self.room.is_coming_back();
                 let looking_up = self.agent.lookup.is_running();
                 let (mut voice, mut ended, mut recording) = (None, None, None);
                 match &mut self.stage {
@@ -564,7 +595,8 @@ impl<'a> Call<'a> {
                     biased;
                     event = next_or_never(voice) => Event::Voice(event),
                     end = joined_or_never(ended) => Event::ConversationEnded(end),
-                    event = events.recv() => Event::Room(event),
+                    event = events.recv(), if linked => Event::Room(event),
+                    back = self.room.is_back() => Event::Back(back),
                     Some(message) = chats.recv() => Event::Chat(message),
                     message = from_worker.next() => Event::Worker(message),
                     Some(()) = stop.recv() => Event::Stop,
@@ -591,6 +623,14 @@ impl<'a> Call<'a> {
                         None => None,
                     }
                 }
+                Event::Back(Some(again)) => {
+                    *events = again;
+                    self.is_in_the_room_again();
+                    self.look().await
+                }
+                Event::Back(None) => Some(HangupCause::RoomGone {
+                    reason: DisconnectReason::ConnectionTimeout,
+                }),
                 Event::Chat(event) => self.handle(event).await,
                 Event::Worker(Some(ToCall::Shutdown {
                     reason: ShutdownReason::Termination,
@@ -717,15 +757,19 @@ impl<'a> Call<'a> {
                     warn!("a key that the caller pressed was lost: the conversation is busy");
                 }
             }
-            CallEvent::Gone { reason } => {
-                return Some(match &self.away {
-                    // The room goes with its caller: what the caller did is the better word for it.
-                    Some(away) if self.link_lost.is_none() => HangupCause::CallerLeft {
+            CallEvent::Gone { reason } => match &self.away {
+                // The room goes with its caller: what the caller did is the better word for it.
+                Some(away) if self.link_lost.is_none() => {
+                    return Some(HangupCause::CallerLeft {
                         reason: away.reason,
-                    },
-                    _ => HangupCause::RoomGone { reason },
-                });
-            }
+                    });
+                }
+                _ if HangupCause::is_lost(reason) => {
+                    self.connect_anew(reason);
+                    return None;
+                }
+                _ => return Some(HangupCause::RoomGone { reason }),
+            },
         }
         self.look().await
     }
@@ -947,6 +991,40 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// The SDK has given up. We connect anew as long as the caller may wait.
+    fn connect_anew(&mut self, reason: DisconnectReason) {
+        if self.link_lost.is_none() {
+            self.link_is_lost();
+        }
+        self.audible.clear();
+        let caller = match &self.stage {
+            Stage::Talking(talk) => Some(talk.caller.clone()),
+            Stage::Answered(answered) => Some(answered.caller.clone()),
+            Stage::Ringing(caller) => Some(caller.clone()),
+            Stage::WaitingForCaller => None,
+        };
+        if let Some(caller) = caller.filter(|_| self.away.is_none()) {
+            self.is_away(caller, DisconnectReason::ConnectionTimeout);
+        }
+        let lost = self.link_lost.unwrap_or_else(Instant::now);
+        info!(
+            reason = reason.name(),
+            "the SDK has given the connection up, joining anew"
+        );
+        let door = Door {
+            url: self.job.url.clone(),
+            token: room::fresh_token(&self.job.token, self.parts.livekit.as_ref()),
+            room_name: self.job.room_name.clone(),
+        };
+        self.room.come_back(door, lost + self.reconnect_wait());
+    }
+
+    /// A connection of our own making has taken the place of the one that was lost.
+    fn is_in_the_room_again(&mut self) {
+        self.publisher.go_on(self.room.voice());
+        self.link_is_back();
+    }
+
     fn link_is_back(&mut self) {
         let lost = self.link_lost.take();
         let duration_ms = lost.map(|lost| lost.elapsed().as_millis() as u64);
@@ -1000,8 +1078,29 @@ impl<'a> Call<'a> {
             None => return,
         };
         info!("the caller was in the room before the agent and is not there any more");
+        self.has_rung(&gone);
         self.see(gone.clone());
         self.is_away(gone, DisconnectReason::CallerGaveUp);
+    }
+
+    /// A telephone that has given up before we could see it has rung all the same: since it came,
+    /// or at least since its room was dispatched.
+    fn has_rung(&self, gone: &Party) {
+        if gone.role != Role::Telephone {
+            return;
+        }
+        let now = Utc::now();
+        let came = DateTime::from_timestamp_millis(gone.joined_at_ms)
+            .filter(|came| gone.joined_at_ms > 0 && *came <= now);
+        let mut session = session::lock(self.session);
+        session.set_ringing(came.unwrap_or(self.job.dispatched_at));
+        if gone.is_unknown() {
+            // Only a call that came in makes such a room.
+            session.set_call_metadata(CallMetadata {
+                direction: Some(Direction::Inbound),
+                ..Default::default()
+            });
+        }
     }
 
     /// A chat message for the agent.
@@ -1059,7 +1158,21 @@ impl<'a> Call<'a> {
         };
         let now = Instant::now();
         let missing_s = talk.media.missing_for(now).as_secs();
-        match talk.media.look(now, packets) {
+        let news = talk.media.look(now, packets);
+        let soundless = talk.media.is_soundless(now);
+        if soundless != talk.soundless {
+            let told = talk
+                .commands
+                .try_send(VoiceCommand::CallerSound {
+                    arrives: !soundless,
+                })
+                .is_ok();
+            // A conversation that is full of commands is told with the next look.
+            if told {
+                talk.soundless = soundless;
+            }
+        }
+        match news {
             MediaNews::Nothing => None,
             MediaNews::Missing => {
                 warn!(
@@ -1165,6 +1278,7 @@ impl<'a> Call<'a> {
                 }
             }
         }
+        session::lock(self.session).replace_caller();
         self.answered(caller);
     }
 
@@ -1209,6 +1323,7 @@ impl<'a> Call<'a> {
             conversation: tokio::spawn(conversation.run(heard, inbox, outbox).in_current_span()),
             media: MediaWatch::new(Instant::now(), parts.config.call.no_media()),
             lines: parts.config.call.lines(&sources),
+            soundless: false,
             was_heard: false,
         }
     }
@@ -1335,7 +1450,7 @@ impl<'a> Call<'a> {
     async fn close(
         mut self,
         cause: HangupCause,
-        events: &mut mpsc::UnboundedReceiver<RoomEvent>,
+        events: &mut RoomEvents,
     ) -> (HangupCause, bool, Option<Recorder>) {
         let recorder = self.recorder.take();
         let stage = std::mem::replace(&mut self.stage, Stage::WaitingForCaller);

@@ -465,7 +465,7 @@ impl Timeline {
                     },
                 );
             }
-            PartState::Missing => {
+            PartState::Missing if record.has_a_call() => {
                 self.at(
                     None,
                     TimelineEvent::WithoutRecording {
@@ -487,7 +487,7 @@ impl Timeline {
                     error: recording.last_error.clone(),
                 },
             ),
-            PartState::Pending | PartState::Waiting | PartState::Failed => {}
+            PartState::Pending | PartState::Waiting | PartState::Missing | PartState::Failed => {}
         }
         for (part, sent) in call_data.clone() {
             if let Some(response) = &sent.response {

@@ -189,6 +189,15 @@ impl Said {
     }
 }
 
+/// The fields without those that look like secrets, whatever their number.
+pub fn without_secrets(fields: Map<String, Value>) -> Map<String, Value> {
+    let mut room = usize::MAX;
+    match taken(fields.into(), "", &mut room, &mut Omitted::default()) {
+        Some(Value::Object(kept)) => kept,
+        _ => Map::new(),
+    }
+}
+
 /// Names of what was left out.
 #[derive(Debug, Default)]
 struct Omitted {

@@ -319,6 +319,9 @@ pub enum SessionEvent {
         #[serde(with = "time", rename = "answered_at")]
         at: DateTime<Utc>,
     },
+    /// Whoever was taken for the caller was somebody else, and has not said anything: what follows
+    /// is the call. What was said to them is not part of it.
+    CallerReplaced,
     /// The call ended.
     Outcome(Outcome),
 }
@@ -381,6 +384,15 @@ impl CompleteSessionData {
     pub fn answered_at(&self) -> Option<DateTime<Utc>> {
         let first_words = || self.items.first().map(|item| item.timestamp);
         self.answered_at.or_else(first_words)
+    }
+
+    /// See [`super::CallRecord::has_a_call`].
+    pub fn has_a_call(&self) -> bool {
+        let reason = self
+            .outcome
+            .as_ref()
+            .and_then(|outcome| outcome.disconnect_reason.as_deref());
+        super::record::has_a_call(reason, self.answered_at())
     }
 }
 
@@ -510,6 +522,10 @@ impl SessionManager {
             }
             SessionEvent::Answered { at } => {
                 data.answered_at.get_or_insert(*at);
+            }
+            SessionEvent::CallerReplaced => {
+                data.items.clear();
+                data.answered_at = None;
             }
             SessionEvent::Outcome(outcome) => {
                 data.outcome.get_or_insert_with(|| outcome.clone());
@@ -652,6 +668,11 @@ impl SessionManager {
         }
     }
 
+    /// Notes that whoever was taken for the caller was somebody else, of whom nothing was heard.
+    pub fn replace_caller(&mut self) {
+        self.record(SessionEvent::CallerReplaced);
+    }
+
     /// Notes how the call ended. The first one stands: what follows from an end (the room closing,
     /// the job being shut down) must not hide why it ended.
     pub fn set_outcome(&mut self, outcome: Outcome) {
@@ -748,6 +769,7 @@ mod tests {
             at.clone().prop_map(|at| SessionEvent::Joined { at }),
             at.clone().prop_map(|at| SessionEvent::Ringing { at }),
             at.clone().prop_map(|at| SessionEvent::Answered { at }),
+            Just(SessionEvent::CallerReplaced),
             (text, text).prop_map(|(identity, metadata)| SessionEvent::Participant(
                 CallParticipant::new(&identity, "", &metadata, &Default::default())
             )),
@@ -778,6 +800,7 @@ mod tests {
                     SessionEvent::Participant(participant) => live.set_participant(participant),
                     SessionEvent::Ringing { at } => live.set_ringing(at),
                     SessionEvent::Answered { at } => live.set_answered(at),
+                    SessionEvent::CallerReplaced => live.replace_caller(),
                     SessionEvent::Outcome(outcome) => live.set_outcome(outcome),
                     SessionEvent::Dispatched(_) => {}
                 }
@@ -846,6 +869,20 @@ mod tests {
             }
         }
         assert_eq!(lines.0.lock().unwrap().len(), 1 + MOST_PARTICIPANT_CHANGES);
+    }
+
+    #[test]
+    fn the_call_begins_with_the_caller_and_not_with_who_was_taken_for_the_caller() {
+        let mut session = SessionManager::new(start());
+        let at = |second| start().call_start + chrono::TimeDelta::seconds(second);
+        session.set_answered(at(1));
+        session.commit_item(ConversationItem::assistant("Hello.", at(2)));
+        session.replace_caller();
+        session.set_answered(at(20));
+        session.commit_item(ConversationItem::assistant("Hello.", at(21)));
+        let data = session.get_complete_session_data();
+        assert_eq!(data.answered_at(), Some(at(20)));
+        assert_eq!(data.items.len(), 1);
     }
 
     #[test]

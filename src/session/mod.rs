@@ -18,7 +18,7 @@ mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use context::{CallContext, CallParticipant, Said};
+pub use context::{CallContext, CallParticipant, Said, without_secrets};
 pub use id::{IdError, LeadId, SessionId, mask_numbers, sanitise};
 pub use lead::Lead;
 pub use life::{FiledRecord, JournalHolder, Stage, ToDo, Traces};
@@ -27,9 +27,10 @@ pub use manager::{
     Intent, KeypadInput, Outcome, SessionEvent, SessionManager, Usage,
 };
 pub use record::{
-    Attempt, AttemptOutcome, CallDataDelivery, CallRecord, CampaignIds, DeliveredRecording,
-    DeliveryPart, PartState, Progress, RecordFiles, RecordOutcome, RecordStatus, RecordTimestamps,
-    RecordUploads, RecordingDelivery, RoomRef, SCHEMA_VERSION, call_id_base, crm_payload,
+    ANOTHER_AGENT, Attempt, AttemptOutcome, CallDataDelivery, CallRecord, CampaignIds,
+    DeliveredRecording, DeliveryPart, PartState, Progress, RecordFiles, RecordOutcome,
+    RecordStatus, RecordTimestamps, RecordUploads, RecordingDelivery, RoomRef, SCHEMA_VERSION,
+    call_id_base, crm_payload,
 };
 pub use recording::{
     RecordingChange, RecordingEvidence, RecordingMetadata, RecordingSource, RecordingState,

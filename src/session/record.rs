@@ -338,6 +338,9 @@ pub struct RecordTimestamps {
     pub recording_deleted: Option<DateTime<Utc>>,
 }
 
+/// The disconnect reason of a job whose room had another agent.
+pub const ANOTHER_AGENT: &str = "ANOTHER_AGENT";
+
 /// How the call ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -447,6 +450,10 @@ pub struct CallRecord {
     /// What somebody else put into the file; it stays in it.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+pub(super) fn has_a_call(disconnect_reason: Option<&str>, answered: Option<DateTime<Utc>>) -> bool {
+    disconnect_reason != Some(ANOTHER_AGENT) || answered.is_some()
 }
 
 fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
@@ -627,6 +634,15 @@ impl CallRecord {
             .call_end
             .or(self.timestamps.metadata_saved)
             .or(self.timestamps.call_start)
+    }
+
+    /// Whether the job has held a call. One that found another agent in the room, and talked to
+    /// nobody, has not: the call is the other one's and has its own record.
+    pub fn has_a_call(&self) -> bool {
+        has_a_call(
+            self.outcome.disconnect_reason.as_deref(),
+            self.timestamps.answered,
+        )
     }
 
     /// How long the two parties could talk when the talk ended, or has come to, `end`: from the
@@ -909,12 +925,13 @@ pub fn crm_payload(
             "callStatus": outcome.call_status,
             "closeReason": outcome.close_reason,
             "disconnectReason": outcome.disconnect_reason,
+            "error": outcome.error,
             "sipCallId": record.sip_call_id,
             "carrierCallId": record.carrier_call_id,
             "recordingUrl": recording.map(|r| r.url.as_str()),
             "recordingDuration": recording.and_then(|r| r.duration),
             "recordingSize": recording.and_then(|r| r.size),
-            "recordingStartTime": record.recording.as_ref().and_then(|r| r.active_at).map(time::format),
+            "recordingStartTime": record.recording.as_ref().and_then(RecordingMetadata::began_at).map(time::format),
         },
         "caller": { "phoneNumber": number },
         "transcription": transcription_for_crm(record, conversation, start, end, duration),

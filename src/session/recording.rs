@@ -121,6 +121,15 @@ impl RecordingMetadata {
         }
     }
 
+    /// When what is in the file begins, where that is known. We record from the moment on at which
+    /// we begin to; an egress takes its time.
+    pub fn began_at(&self) -> Option<DateTime<Utc>> {
+        let at_once = self.recording_start_time.filter(|_| {
+            self.source == RecordingSource::Local && self.state != RecordingState::Failed
+        });
+        self.active_at.or(at_once)
+    }
+
     /// Moves the recording forward. `false`, and no change, when that would be backward or no move.
     pub fn advance(
         &mut self,

@@ -137,6 +137,9 @@ fn from_records(root: &Path, day: &str) -> Vec<Entry> {
             let stem = pending::stem(&name).filter(|stem| stem.contains(day))?;
             let session_id: SessionId = sanitise(stem).parse().ok()?;
             let record = CallRecord::from_json(&fs::read(entry.path()).ok()?, &session_id).ok()?;
+            if !record.has_a_call() {
+                return None;
+            }
             let call_id = record.call_id.clone().or_else(|| {
                 // The original did not keep the id in its file; this is the one it sent.
                 Some(call_id_base(

@@ -358,6 +358,7 @@ mod tests {
             SessionEvent::Usage(Usage::default()),
             SessionEvent::Joined { at },
             SessionEvent::Answered { at },
+            SessionEvent::CallerReplaced,
             SessionEvent::Outcome(Outcome::recovered("x", Some(at))),
         ]
     }

@@ -472,9 +472,10 @@ impl Store {
             .unwrap_or(end_if_unknown);
         // The id is asked for again before anything is sent; a record without one is better than
         // none.
-        let call_id = match self.call_id_of(&data) {
-            Ok(call_id) => Some(call_id),
-            Err(error) => {
+        let call_id = match data.has_a_call().then(|| self.call_id_of(&data)) {
+            None => None,
+            Some(Ok(call_id)) => Some(call_id),
+            Some(Err(error)) => {
                 warn!(session.id = %id, %error, "the record is written without its call id");
                 None
             }

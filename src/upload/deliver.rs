@@ -210,8 +210,12 @@ impl Uploader {
             (None, Some(claim)) => {
                 let store = self.store.clone();
                 let file = on_disk(move || store.archive(claim)).await?;
-                info!(file = %file.display(), attempts = record.upload_attempts, "call delivered to the CRM");
-                metrics::counter!("voicebot_records_delivered_total").increment(1);
+                if record.has_a_call() {
+                    info!(file = %file.display(), attempts = record.upload_attempts, "call delivered to the CRM");
+                    metrics::counter!("voicebot_records_delivered_total").increment(1);
+                } else {
+                    info!(file = %file.display(), "another agent had the call: the CRM gets its record, and this one was archived");
+                }
                 End::Delivered
             }
         };
@@ -309,6 +313,15 @@ impl DeliveryAttempt<'_> {
             RecordStatus::Uploaded => return Ok(None),
             RecordStatus::Failed => return Ok(Some(End::Failed)),
             RecordStatus::ReadyForUpload | RecordStatus::Uploading => {}
+        }
+        if !self.record.has_a_call() {
+            self.mark(|record| {
+                for part in [DeliveryPart::Recording, DeliveryPart::CallData] {
+                    *record.uploads.part(part).state = PartState::Missing;
+                }
+            })
+            .await?;
+            return Ok(None);
         }
         let recording = match mode {
             Mode::Released if !self.record.uploads.recording.state.is_settled() => {
@@ -887,7 +900,7 @@ fn conclude(record: &mut CallRecord, rule: SuccessRule, now: DateTime<Utc>) {
     };
     if delivered {
         record.advance(RecordStatus::Uploaded);
-        record.timestamps.delivered = Some(now);
+        record.timestamps.delivered = Some(now).filter(|_| record.has_a_call());
     } else {
         record.advance(RecordStatus::Failed);
     }

@@ -368,6 +368,9 @@ impl Driver {
             Some(VoiceCommand::Key(key)) => self.tell(Input::Key(key)),
             Some(VoiceCommand::LineLost) => self.tell(Input::LineLost),
             Some(VoiceCommand::LineBack { say }) => self.tell(Input::LineBack { say }),
+            Some(VoiceCommand::CallerSound { arrives }) => {
+                self.tell(Input::CallerSound { arrives });
+            }
             Some(VoiceCommand::Close { reason, say }) => {
                 tracing::debug!(reason, "the conversation is to end");
                 self.tell(Input::Close { say });

@@ -79,6 +79,12 @@ pub enum VoiceCommand {
         /// What to say when nothing else is to be said.
         say: Option<String>,
     },
+    /// Whether anything arrives from the caller, be it silence. Nobody is asked over a line that
+    /// has no sound at all.
+    CallerSound {
+        /// It does.
+        arrives: bool,
+    },
     /// End politely: let the sentence finish, say `say`, write down what the caller was just
     /// saying. Bounded by [`super::TurnConfig::close_timeout_ms`].
     Close {

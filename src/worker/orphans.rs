@@ -16,6 +16,7 @@ use tracing::info;
 use super::abandoned::AbandonedRoom;
 use super::process::{Recovered, recover};
 use super::run::agent_identity;
+use crate::call::{DesertedRoom, LostAgent};
 use crate::session::{Outcome, SessionId};
 use crate::store::{OrphanJournal, Store};
 
@@ -117,11 +118,14 @@ pub(super) async fn follow(
 /// told from one that came later.
 fn abandoned_room(journal: OrphanJournal) -> Option<AbandonedRoom> {
     Some(AbandonedRoom {
-        room_sid: Some(journal.room_sid?),
-        agent_identity: agent_identity(&journal.job_id),
         session_id: journal.session_id,
-        room_name: journal.room_name,
-        agent_name: journal.agent_name,
+        room: DesertedRoom {
+            room_name: journal.room_name,
+            room_sid: Some(journal.room_sid?),
+            agent_identity: agent_identity(&journal.job_id),
+            agent_name: journal.agent_name,
+            agent: LostAgent::Died,
+        },
     })
 }
 

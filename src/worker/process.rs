@@ -26,7 +26,7 @@ use super::abandoned::AbandonedRoom;
 use super::metrics as names;
 use super::unwritten::UnwrittenRecord;
 use super::wire::JobState;
-use crate::call::told_by;
+use crate::call::{DesertedRoom, LostAgent, told_by};
 use crate::ipc::{self, FromCall, JobDescription, ShutdownReason, ToCall};
 use crate::phone::CountryCode;
 use crate::session::{CallStatus, CloseReason, Outcome, SessionEvent, SessionId};
@@ -305,15 +305,24 @@ impl Call {
         // One that had said its last word may have left long ago, and the next call be in a room of
         // the same name.
         let room_sid = job.room_sid.clone().filter(|_| said.final_state.is_some());
-        let room = AbandonedRoom {
+        self.give_up_room(room_sid, LostAgent::Died).await;
+    }
+
+    /// Nobody of ours is in the room any more, and somebody may be waiting there.
+    async fn give_up_room(&self, room_sid: Option<String>, agent: LostAgent) {
+        let job = &self.job;
+        let abandoned = AbandonedRoom {
             session_id: job.session_id.clone(),
-            room_name: job.room_name.clone(),
-            room_sid,
-            agent_identity: job.participant_identity.clone(),
-            agent_name: job.agent_name.clone(),
+            room: DesertedRoom {
+                room_name: job.room_name.clone(),
+                room_sid,
+                agent_identity: job.participant_identity.clone(),
+                agent_name: job.agent_name.clone(),
+                agent,
+            },
         };
         // Whoever ends rooms lives as long as there are calls.
-        let _ = self.abandoned.send(room).await;
+        let _ = self.abandoned.send(abandoned).await;
     }
 
     async fn report(&self, state: JobState, written: Option<oneshot::Sender<()>>) {
@@ -551,6 +560,13 @@ impl<'a> Process<'a> {
                 );
             }
             FromCall::RecordWritten { .. } => self.call.notify_uploader(),
+            FromCall::RoomLost => {
+                let agent = match said.joined {
+                    true => LostAgent::CutOff,
+                    false => LostAgent::NeverCame,
+                };
+                self.call.give_up_room(None, agent).await;
+            }
         }
         None
     }

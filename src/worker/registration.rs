@@ -40,10 +40,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long we wait for the server's half of a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The wait before a new attempt grows by this much with each failure…
-const BACKOFF_STEP: Duration = Duration::from_secs(2);
-/// …up to this (both are the values of LiveKit's own workers, which give up after 16 attempts; we
-/// never do).
-const BACKOFF_LIMIT: Duration = Duration::from_secs(10);
+const BACKOFF_STEP: Duration = Duration::from_secs(1);
+/// …up to this. LiveKit's own workers wait up to 10 s, and give up after 16 attempts. But a server
+/// that was restarted dispatches a room once, when its first caller is back, and to nobody if no
+/// worker is registered by then.
+const BACKOFF_LIMIT: Duration = Duration::from_secs(2);
 /// Up to this much is added to every wait, so that the workers of a restarted server do not all
 /// come at once.
 const BACKOFF_JITTER: Duration = Duration::from_secs(1);
@@ -429,11 +430,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_come_at_once_at_first_and_never_rarer_than_every_eleven_seconds() {
+    fn attempts_come_at_once_at_first_and_never_rarer_than_every_three_seconds() {
         assert_eq!(backoff(0, 0), Duration::ZERO);
-        assert_eq!(backoff(1, 0), Duration::from_secs(2));
-        assert_eq!(backoff(5, 0), Duration::from_secs(10));
-        assert_eq!(backoff(u32::MAX, u32::MAX), Duration::from_secs(11));
+        assert_eq!(backoff(1, 0), Duration::from_secs(1));
+        assert_eq!(backoff(5, 0), Duration::from_secs(2));
+        assert_eq!(backoff(u32::MAX, u32::MAX), Duration::from_secs(3));
     }
 
     #[test]

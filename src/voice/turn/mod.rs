@@ -92,6 +92,7 @@ impl TurnMachine {
                 missing_reported: false,
                 loud_since: None,
                 lost: false,
+                soundless: false,
             },
             interim_at: Time::ZERO,
             failures: 0,
@@ -259,6 +260,14 @@ impl TurnMachine {
             }
             Input::LineLost => self.line_lost(),
             Input::LineBack { say } => self.line_back(say),
+            Input::CallerSound { arrives } => {
+                if std::mem::replace(&mut self.watch.soundless, !arrives) && arrives {
+                    self.silence = Silence {
+                        since: now,
+                        asked: None,
+                    };
+                }
+            }
             Input::Say {
                 text,
                 interruptible,

@@ -172,6 +172,8 @@ pub(super) struct InputWatchdog {
     pub(super) loud_since: Option<Time>,
     /// Neither side hears the other: nothing is said, and nobody's silence counts.
     pub(super) lost: bool,
+    /// Nothing arrives from the caller: a question could not be answered.
+    pub(super) soundless: bool,
 }
 
 /// Since when nobody has said anything.

@@ -240,6 +240,9 @@ impl TurnMachine {
         }
         if self.ask_at().is_some_and(|at| self.now >= at) {
             self.silence.asked = Some(self.now);
+            if self.watch.soundless {
+                return true;
+            }
             let text = self.lines.still_there.clone();
             self.start_line(Line {
                 text,

@@ -920,6 +920,34 @@ fn nobody_is_asked_over_a_lost_line_and_silence_counts_from_its_return() {
 }
 
 #[test]
+fn nobody_is_asked_over_a_line_without_sound() {
+    for arrives in [true, false] {
+        let mut table = Table::new();
+        table.until(6_000);
+        table.input(Input::CallerSound { arrives });
+        table.until(12_000);
+        let asked = table.prompts();
+        assert_eq!(asked.len(), usize::from(arrives), "{asked:?}");
+    }
+    // It ends all the same when nobody gives it up.
+    let mut table = Table::new();
+    table.until(6_000);
+    table.input(Input::CallerSound { arrives: false });
+    table.until(22_000);
+    assert!(table.has(&|o| *o == Output::End(VoiceEnd::SilenceHangup)));
+    // And a caller who can be heard again is asked after as long as anybody.
+    let mut table = Table::new();
+    table.until(6_000);
+    table.input(Input::CallerSound { arrives: false });
+    table.until(15_000);
+    table.input(Input::CallerSound { arrives: true });
+    table.until(24_000);
+    assert_eq!(table.prompts(), [""; 0]);
+    table.until(26_000);
+    assert_eq!(table.prompts(), ["say: Are you still there?"]);
+}
+
+#[test]
 fn an_answer_that_is_still_being_made_when_the_line_is_back_is_waited_for() {
     let mut table = Table::new();
     table.speak(1_000, 2_000);
@@ -981,6 +1009,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         1 => segment.clone().prop_map(|segment| Input::TurnResumed { segment }),
         1 => Just(Input::LineLost),
         1 => Just(Input::LineBack { say: Some("Here again.".to_owned()) }),
+        1 => any::<bool>().prop_map(|arrives| Input::CallerSound { arrives }),
         1 => (segment, failure.clone()).prop_map(|(segment, failure)| Input::TranscriptionFailed { segment, failure }),
         6 => reply().prop_map(|reply| Input::AudioReady { reply }),
         1 => reply().prop_map(|reply| Input::WordsReady { reply }),

@@ -159,6 +159,11 @@ pub enum Input {
         /// What to say when nothing else is to be said.
         say: Option<String>,
     },
+    /// Whether anything arrives from the caller, be it silence.
+    CallerSound {
+        /// It does.
+        arrives: bool,
+    },
     /// Say something.
     Say {
         /// The words.

@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use livekit_api::services::sip::CreateSIPDispatchRuleOptions;
 use livekit_protocol::{self as proto, JobStatus};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::phone::telephone;
 use crate::support::world::{
@@ -190,6 +191,7 @@ async fn silent_caller_is_given_up_for_a_telephone() {
     world.dispatch("given up", Value::Null).await;
     // Nobody else has come for a while: the agent talks to who is there.
     observer.agent_has_said(1).await;
+    let phone_came = Utc::now();
     let mut phone = world.telephone_joins("given up", "active", true).await;
     phone.agent_has_said(1).await;
     phone
@@ -198,9 +200,13 @@ async fn silent_caller_is_given_up_for_a_telephone() {
     phone.ask(SHORT_LINE).await;
     phone.hang_up().await;
 
+    // The call is the telephone's, and begins with it.
     let call = &world.delivered(1).await[0];
     assert_eq!(call.record["dialed_number"], PHONE);
-    let mut expected = vec![format!("assistant: {GREETING}"); 2];
+    let answered = call.record["timestamps"]["answered"].as_str();
+    let answered = answered.and_then(|at| at.parse::<DateTime<Utc>>().ok());
+    assert!(answered.is_some_and(|at| at >= phone_came), "{answered:?}");
+    let mut expected = vec![format!("assistant: {GREETING}")];
     expected.extend(exchange());
     assert_eq!(call.transcript(), expected);
     world.nothing_is_left(worker).await;
@@ -215,9 +221,8 @@ async fn room_that_is_dispatched_twice_has_one_agent() {
         world.dispatch("twice", Value::Null),
         world.dispatch("twice", Value::Null)
     );
-    let second = &world.delivered(1).await[0];
-    second.ended("failed", "job_shutdown", Some("ANOTHER_AGENT"));
-    assert_eq!(second.transcript(), [""; 0]);
+    let second = world.archived(1).await.remove(0);
+    assert_eq!(second["outcome"]["disconnect_reason"], "ANOTHER_AGENT");
     world.job_is("twice", JobStatus::JsFailed).await;
 
     // The room and the conversation are the other one's.
@@ -227,10 +232,17 @@ async fn room_that_is_dispatched_twice_has_one_agent() {
         .await;
     caller.ask(SHORT_LINE).await;
     caller.hang_up().await;
-    let calls = world.delivered(2).await;
-    let mut talked = calls.iter().filter(|call| !call.transcript().is_empty());
-    let call = talked.next().expect("one of the two talked");
-    assert!(talked.next().is_none(), "both have talked");
+    let records = world.archived(2).await;
+    let (second, call): (Vec<_>, Vec<_>) = records
+        .iter()
+        .partition(|record| record["outcome"]["disconnect_reason"] == "ANOTHER_AGENT");
+    // The CRM hears of one call, the one that was held.
+    assert_eq!(
+        (&second[0]["call_id"], &second[0]["timestamps"]["delivered"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(world.crm.call_data().len(), 1);
+    let call = world.delivered_call(call[0]);
     call.ended(
         "completed",
         "participant_disconnected",
@@ -326,6 +338,9 @@ async fn caller_who_gave_up_before_the_agent_was_asked_leaves_no_slot_taken() {
         Some("CALLER_GAVE_UP"),
     );
     assert_eq!(call.record["dialed_number"], PHONE);
+    assert_eq!(call.record["direction"], "inbound");
+    let details = &call.call["callDetails"];
+    assert!(details["ringDuration"].is_u64(), "{details}");
     world.nothing_is_left(worker).await;
 }
 
@@ -356,5 +371,123 @@ async fn caller_who_gives_up_while_the_agent_joins_leaves_no_slot_taken() {
         Some("CALLER_GAVE_UP"),
     );
     assert_eq!(call.record["dialed_number"], PHONE);
+    assert_eq!(call.record["direction"], "inbound");
+    let details = &call.call["callDetails"];
+    assert!(details["ringDuration"].is_u64(), "{details}");
+    world.nothing_is_left(worker).await;
+}
+
+/// A way to the room server that can be cut: whoever is in a room loses the connection, and nobody
+/// is let in any more. The server's other services can still be reached.
+struct Way {
+    url: String,
+    cut: watch::Sender<bool>,
+}
+
+impl Way {
+    async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let (cut, is_cut) = watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(go(client, server, is_cut.clone()));
+            }
+        });
+        Self {
+            url: format!("ws://{address}"),
+            cut,
+        }
+    }
+}
+
+async fn go(
+    mut client: TcpStream,
+    server: SocketAddr,
+    mut cut: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    const REFUSAL: &[u8] =
+        b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let mut beginning = [0; 8];
+    client.read_exact(&mut beginning).await?;
+    let to_room = beginning.starts_with(b"GET /rtc");
+    if to_room && *cut.borrow() {
+        return client.write_all(REFUSAL).await;
+    }
+    let mut upstream = TcpStream::connect(server).await?;
+    upstream.write_all(&beginning).await?;
+    tokio::select! {
+        done = copy_bidirectional(&mut client, &mut upstream) => done.map(|_| ()),
+        Ok(_) = cut.wait_for(|cut| *cut), if to_room => Ok(()),
+    }
+}
+
+const GIVEN_UP: &str = "the SDK has given the connection up";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conversation_goes_on_when_the_sdk_has_given_its_connection_up() {
+    let settings = [
+        ("VOICEBOT__CALL__RECONNECTED_LINE", ""),
+        ("VOICEBOT__VOICE__TURN__ASK_AFTER_MS", "0"),
+    ];
+    let mut world = World::new(json!([]), &settings).await;
+    let way = Way::to(world.server_address()).await;
+    world.server_is_reached_by(way.url.clone());
+    let worker = world.worker().await;
+    let mut caller = world.call("given up on").await;
+    caller.ask(SHORT_LINE).await;
+    let before = caller.seen();
+    way.cut.send_replace(true);
+    eventually("SDK that has given up", async || {
+        world.log().contains(GIVEN_UP).then_some(())
+    })
+    .await;
+    way.cut.send_replace(false);
+    caller
+        .until("another track of the agent", |seen| {
+            seen.agent_track != before.agent_track
+        })
+        .await;
+    eventually("agent that has found the caller", async || {
+        world.log().contains("the caller is back").then_some(())
+    })
+    .await;
+    caller.ask(LONG_LINE).await;
+    caller.hang_up().await;
+
+    let call = &world.delivered(1).await[0];
+    call.ended(
+        "completed",
+        "participant_disconnected",
+        Some("CLIENT_INITIATED"),
+    );
+    let mut expected = vec![format!("assistant: {GREETING}")];
+    expected.extend(exchange());
+    expected.extend(exchange());
+    assert_eq!(words(call), expected);
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caller_of_an_agent_that_does_not_come_back_is_hung_up_on() {
+    let settings = [("VOICEBOT__CALL__RECONNECT_WAIT_S", "1")];
+    let mut world = World::new(json!([]), &settings).await;
+    let way = Way::to(world.server_address()).await;
+    world.server_is_reached_by(way.url.clone());
+    let worker = world.worker().await;
+    let mut caller = world.call("lost").await;
+    way.cut.send_replace(true);
+    // The record does not wait for what becomes of the caller, nor does the slot.
+    let call = &world.delivered(1).await[0];
+    call.ended("completed", "error", Some("CONNECTION_TIMEOUT"));
+    let error = call.call["callDetails"]["error"].as_str();
+    assert!(
+        error.is_some_and(|error| error.contains("connection to the LiveKit server was lost")),
+        "{error:?}"
+    );
+    let seen = caller
+        .until("end of the room", |seen| seen.ended.is_some())
+        .await;
+    assert_eq!(seen.ended, Some("ROOM_DELETED"));
     world.nothing_is_left(worker).await;
 }

@@ -96,6 +96,12 @@ async fn call_records_itself_on_two_channels() {
     has_both_voices(&call);
     let file = call.record["files"]["recording"].as_str().expect("a file");
     let ours = std::fs::read(world.data().join(file)).expect("the recording");
+    let details = &call.call["callDetails"];
+    assert!(details["recordingStartTime"].is_string(), "{details}");
+    assert_eq!(
+        details["recordingStartTime"],
+        call.record["recording"]["recording_start_time"]
+    );
     assert_eq!(ours, call.recording.expect("uploaded").bytes);
     world.nothing_is_left(worker).await;
 }

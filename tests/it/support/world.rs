@@ -430,9 +430,8 @@ impl World {
         .await;
     }
 
-    /// Waits until so many calls have arrived at the CRM and are archived; in the order of their
-    /// beginnings.
-    pub async fn delivered(&self, calls: usize) -> Vec<Delivered> {
+    /// Waits until so many records are archived, and gives them in the order of their beginnings.
+    pub async fn archived(&self, calls: usize) -> Vec<Value> {
         let archive = self.data().join("processed_metadata");
         let records = eventually("archived record", async || {
             let records = files(&archive, "json");
@@ -440,16 +439,22 @@ impl World {
         })
         .await;
         assert_eq!(records.len(), calls, "{records:?}");
-        let mut all: Vec<Delivered> = records
-            .iter()
-            .map(|path| self.delivered_call(path))
-            .collect();
-        all.sort_by_key(|call| call.record["timestamps"]["call_start"].to_string());
+        let mut all: Vec<Value> = records.iter().map(|path| read_json(path)).collect();
+        all.sort_by_key(|record| record["timestamps"]["call_start"].to_string());
         all
     }
 
-    fn delivered_call(&self, path: &Path) -> Delivered {
-        let record = read_json(path);
+    /// Waits until so many calls have arrived at the CRM and are archived; in the order of their
+    /// beginnings.
+    pub async fn delivered(&self, calls: usize) -> Vec<Delivered> {
+        let records = self.archived(calls).await;
+        let calls = records.iter().map(|record| self.delivered_call(record));
+        calls.collect()
+    }
+
+    /// A call whose record is archived, as the CRM has it.
+    pub fn delivered_call(&self, record: &Value) -> Delivered {
+        let record = record.clone();
         assert_eq!(record["status"], "uploaded", "{record:#}");
         let session = record["session_id"].as_str().expect("a session id");
         let accepted: Vec<_> = self

@@ -1,0 +1,367 @@
+//! How a room ends whose agent is gone: a caller there hears nothing, and the server notices only
+//! after half a minute, or never.
+//!
+//! The room is ended, which hangs up, rather than dispatched anew: what broke one agent may break
+//! the next, its conversation is in no memory any more, and a caller who is hung up on knows where
+//! they stand and calls again. But a server that was away dispatches its rooms anew by itself, and
+//! then the caller is the new agent's.
+//!
+//! [`RoomWatch`] decides and is pure; [`end_room`] asks and acts.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::debug;
+
+use super::party::{AfterDeath, Party, after_death};
+use super::room_service::{RoomService, RoomServiceError};
+
+/// How long a server that does not answer is asked again about an agent that died. Later the room
+/// has ended by itself, or its caller has hung up.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
+/// The same, when the server was away: its SIP service goes on trying, and the caller listens to
+/// nothing, for longer.
+const ASK_AWAY_LIMIT: Duration = Duration::from_secs(120);
+/// The pause between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long the server that is back may take to have another agent in the room where somebody
+/// waits. A worker registers again within 3 s and is given a job at once.
+const AGENT_WAIT: Duration = Duration::from_secs(8);
+/// How long the caller may take to be back after the server. LiveKit's SIP service tries 0.3, 1.5,
+/// 4.2, 9, 16.5, 27.3, 42 and 61 s after the loss (server-sdk-go `engine.go`,
+/// `initialReconnectInterval`), and then hangs up by itself.
+const CALLER_WAIT: Duration = Duration::from_secs(20);
+
+/// A room whose agent is gone without having left it in order.
+#[derive(Debug, Clone)]
+pub(crate) struct DesertedRoom {
+    pub room_name: String,
+    /// Only the room with this id is meant: another of the same name may have taken its place
+    /// since. `None`: the agent is gone since just now.
+    pub room_sid: Option<String>,
+    /// The agent that is gone.
+    pub agent_identity: String,
+    /// The name that its worker was registered under.
+    pub agent_name: String,
+    /// What became of the agent.
+    pub agent: LostAgent,
+}
+
+/// What became of an agent that is not in its room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LostAgent {
+    /// It died, and with it the call.
+    Died,
+    /// It could not join.
+    NeverCame,
+    /// It had lost its connection for good, and so had everybody else, perhaps.
+    CutOff,
+}
+
+/// What comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Look again.
+    Wait,
+    /// The server does not answer.
+    GiveUp,
+    /// Do this, and that is all.
+    Act(AfterDeath),
+}
+
+/// The watch over one room.
+#[derive(Debug)]
+struct RoomWatch {
+    began: Instant,
+    agent: LostAgent,
+    first_answer: Option<Instant>,
+    somebody_waits_since: Option<Instant>,
+}
+
+impl RoomWatch {
+    fn new(now: Instant, agent: LostAgent) -> Self {
+        Self {
+            began: now,
+            agent,
+            first_answer: None,
+            somebody_waits_since: None,
+        }
+    }
+
+    /// The server has not answered.
+    fn unanswered(&mut self, now: Instant) -> Step {
+        let limit = match self.agent {
+            LostAgent::CutOff => ASK_AWAY_LIMIT,
+            LostAgent::Died | LostAgent::NeverCame => ASK_LIMIT,
+        };
+        match now - self.began >= limit {
+            true => Step::GiveUp,
+            false => Step::Wait,
+        }
+    }
+
+    /// These are in the room. `somebody_waits`: a caller among them, who is really there. `delete`:
+    /// rooms are deleted at the end of calls.
+    fn answered(
+        &mut self,
+        now: Instant,
+        room: &DesertedRoom,
+        parties: &[Party],
+        somebody_waits: bool,
+        delete: bool,
+    ) -> Step {
+        let after = after_death(&room.agent_identity, &room.agent_name, parties, delete);
+        match self.agent {
+            LostAgent::Died => return Step::Act(after),
+            LostAgent::NeverCame if somebody_waits => return Step::Act(after),
+            // The room may have been made for somebody who is still to come.
+            LostAgent::NeverCame => return Step::Act(AfterDeath::Leave),
+            LostAgent::CutOff => {}
+        }
+        if after != AfterDeath::DeleteRoom {
+            // An agent that was cut off the server takes out by itself. After a restart it may only
+            // stand in the server's list, and a request to remove it is not answered.
+            return Step::Act(AfterDeath::Leave);
+        }
+        let first_answer = *self.first_answer.get_or_insert(now);
+        if somebody_waits {
+            let since = *self.somebody_waits_since.get_or_insert(now);
+            return match now - since >= AGENT_WAIT {
+                true => Step::Act(AfterDeath::DeleteRoom),
+                false => Step::Wait,
+            };
+        }
+        self.somebody_waits_since = None;
+        match now - first_answer >= CALLER_WAIT {
+            true => Step::Act(AfterDeath::Leave),
+            false => Step::Wait,
+        }
+    }
+}
+
+/// Ends the room as far as it has to be ended, and says what was done. `delete`: rooms are deleted
+/// at the end of calls.
+///
+/// # Errors
+/// When the server did not answer for long.
+pub(crate) async fn end_room(
+    service: &RoomService,
+    delete: bool,
+    room: &DesertedRoom,
+) -> Result<AfterDeath, RoomServiceError> {
+    let mut room_watch = RoomWatch::new(Instant::now(), room.agent);
+    loop {
+        let looked = look(service, room).await;
+        let now = Instant::now();
+        let step = match &looked {
+            Ok(Some((parties, somebody_waits))) => {
+                room_watch.answered(now, room, parties, *somebody_waits, delete)
+            }
+            Ok(None) => Step::Act(AfterDeath::Leave),
+            Err(_) => room_watch.unanswered(now),
+        };
+        let acted = match (step, looked) {
+            (Step::Act(what), _) => act(service, room, what).await.map(|()| what),
+            (Step::GiveUp, Err(error)) => return Err(error),
+            (_, Err(error)) => Err(error),
+            (_, Ok(_)) => {
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        match acted {
+            Ok(done) => return Ok(done),
+            Err(error) if room_watch.unanswered(now) == Step::GiveUp => return Err(error),
+            Err(error) => {
+                debug!(%error, "the room of an agent that is gone is not ended yet");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Everybody in the room, and whether a caller waits there; `None`: it has ended, or another room
+/// has its name.
+async fn look(
+    service: &RoomService,
+    room: &DesertedRoom,
+) -> Result<Option<(Vec<Party>, bool)>, RoomServiceError> {
+    if room.room_sid.is_some() && service.sid(&room.room_name).await? != room.room_sid {
+        return Ok(None);
+    }
+    let cut_off = room.agent == LostAgent::CutOff;
+    let parties = match service.parties(&room.room_name).await {
+        Ok(parties) => parties,
+        // It comes back with whoever comes back first.
+        Err(RoomServiceError::NotFound) if cut_off => Vec::new(),
+        Err(RoomServiceError::NotFound) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut somebody_waits = false;
+    for caller in parties.iter().filter(|party| party.may_be_caller()) {
+        somebody_waits = !cut_off || service.is_here(&room.room_name, &caller.identity).await;
+        if somebody_waits {
+            break;
+        }
+    }
+    Ok(Some((parties, somebody_waits)))
+}
+
+async fn act(
+    service: &RoomService,
+    room: &DesertedRoom,
+    what: AfterDeath,
+) -> Result<(), RoomServiceError> {
+    let acted = match what {
+        AfterDeath::DeleteRoom => service.delete(&room.room_name).await,
+        AfterDeath::RemoveAgent => {
+            let removed = service.remove(&room.room_name, &room.agent_identity);
+            removed.await
+        }
+        AfterDeath::Leave => Ok(()),
+    };
+    match acted {
+        Err(RoomServiceError::NotFound) => Ok(()),
+        acted => acted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::super::party::Role;
+    use super::*;
+
+    fn room(agent: LostAgent) -> DesertedRoom {
+        DesertedRoom {
+            room_name: "room".into(),
+            room_sid: None,
+            agent_identity: "agent-1".into(),
+            agent_name: "sales".into(),
+            agent,
+        }
+    }
+
+    fn party(identity: &str, role: Role) -> Party {
+        let name = ("lk.agent_name".to_owned(), "sales".to_owned());
+        Party {
+            identity: identity.into(),
+            attributes: HashMap::from_iter((role == Role::Agent).then_some(name)),
+            role,
+            microphone: true,
+            joined_at_ms: 0,
+        }
+    }
+
+    /// What a look tells: `None`, no answer; a letter for each who is there: the dead agent, the
+    /// other one, the caller, a caller of whom only the list knows.
+    type Seen = Option<&'static str>;
+
+    /// When the watch ended, s, and how; a look each second.
+    fn watch(agent: LostAgent, seen: impl IntoIterator<Item = (u64, Seen)>) -> (u64, Step) {
+        let room = room(agent);
+        let start = Instant::now();
+        let mut room_watch = RoomWatch::new(start, agent);
+        let looks = seen
+            .into_iter()
+            .flat_map(|(seconds, seen)| std::iter::repeat_n(seen, seconds as usize));
+        for (second, seen) in (0..).zip(looks) {
+            let now = start + Duration::from_secs(second);
+            let step = match seen {
+                None => room_watch.unanswered(now),
+                Some(letters) => {
+                    let parties: Vec<Party> = letters
+                        .chars()
+                        .map(|letter| match letter {
+                            'd' => party("agent-1", Role::Agent),
+                            'o' => party("agent-2", Role::Agent),
+                            'l' => party("listed", Role::Telephone),
+                            _ => party("phone", Role::Telephone),
+                        })
+                        .collect();
+                    room_watch.answered(now, &room, &parties, letters.contains('c'), true)
+                }
+            };
+            if step != Step::Wait {
+                return (second, step);
+            }
+        }
+        panic!("it never ended");
+    }
+
+    #[test]
+    fn a_caller_whose_agent_died_is_hung_up_on_at_once() {
+        use AfterDeath::{DeleteRoom, Leave, RemoveAgent};
+        for (seen, expected) in [
+            (vec![(1, Some("dc"))], (0, Step::Act(DeleteRoom))),
+            (vec![(1, Some(""))], (0, Step::Act(DeleteRoom))),
+            (vec![(3, None), (1, Some("c"))], (3, Step::Act(DeleteRoom))),
+            (vec![(1, Some("doc"))], (0, Step::Act(RemoveAgent))),
+            (vec![(1, Some("oc"))], (0, Step::Act(Leave))),
+            (vec![(60, None)], (10, Step::GiveUp)),
+        ] {
+            assert_eq!(watch(LostAgent::Died, seen.clone()), expected, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_room_that_the_agent_could_not_join_is_ended_for_whoever_waits_there() {
+        use AfterDeath::{DeleteRoom, Leave};
+        for (seen, expected) in [
+            (vec![(1, Some("c"))], (0, Step::Act(DeleteRoom))),
+            (vec![(1, Some(""))], (0, Step::Act(Leave))),
+            (vec![(1, Some("oc"))], (0, Step::Act(Leave))),
+            (vec![(60, None)], (10, Step::GiveUp)),
+        ] {
+            assert_eq!(
+                watch(LostAgent::NeverCame, seen.clone()),
+                expected,
+                "{seen:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_server_that_was_away_may_send_another_agent_first() {
+        use AfterDeath::{DeleteRoom, Leave};
+        for (seen, expected) in [
+            // The server is still away, then the caller is there alone.
+            (
+                vec![(40, None), (60, Some("c"))],
+                (48, Step::Act(DeleteRoom)),
+            ),
+            // A new agent comes in time.
+            (
+                vec![(40, None), (5, Some("c")), (1, Some("co"))],
+                (45, Step::Act(Leave)),
+            ),
+            (
+                vec![(1, Some("dc")), (1, Some("dco"))],
+                (1, Step::Act(Leave)),
+            ),
+            // The list of before the restart is no caller.
+            (
+                vec![
+                    (28, None),
+                    (14, Some("dl")),
+                    (2, Some("dc")),
+                    (1, Some("doc")),
+                ],
+                (44, Step::Act(Leave)),
+            ),
+            (vec![(28, None), (60, Some("dl"))], (48, Step::Act(Leave))),
+            // The caller comes later than the server, and finds nobody.
+            (
+                vec![(10, None), (12, Some("")), (60, Some("c"))],
+                (30, Step::Act(DeleteRoom)),
+            ),
+            // Nobody comes.
+            (vec![(10, None), (60, Some(""))], (30, Step::Act(Leave))),
+            (vec![(10, None), (60, Some("d"))], (30, Step::Act(Leave))),
+            (vec![(300, None)], (120, Step::GiveUp)),
+        ] {
+            assert_eq!(watch(LostAgent::CutOff, seen.clone()), expected, "{seen:?}");
+        }
+    }
+}

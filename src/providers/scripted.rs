@@ -21,7 +21,7 @@ use tokio::time::sleep;
 use super::ProviderError;
 use super::llm::{ChatChunk, ChatMessage, ChatModel, ChatRequest, ChatStream, ToolCall};
 use super::stt::{SpeechSegment, Transcriber, Transcript};
-use super::tts::{SpeechRequest, SpeechStream, TextToSpeech};
+use super::tts::{SpeechPiece, SpeechRequest, SpeechStream, TextToSpeech};
 
 /// Rate of the voice: that of the clips.
 const SAMPLE_RATE_HZ: u32 = oggopus::SAMPLE_RATE_HZ;
@@ -204,7 +204,7 @@ impl Clip {
         let state = (self.open()?, self.clone());
         Ok(stream::try_unfold(state, |(mut reader, clip)| async move {
             let samples = reader.read().map_err(|error| clip.fault(error))?;
-            Ok(samples.map(|samples| (samples, (reader, clip))))
+            Ok(samples.map(|samples| (SpeechPiece::Sound(samples), (reader, clip))))
         })
         .boxed())
     }
@@ -446,7 +446,9 @@ mod tests {
         let mut pieces = scripted.synthesize(request).await.unwrap();
         let mut samples = 0;
         while let Some(piece) = pieces.next().await {
-            samples += piece.unwrap().len();
+            if let SpeechPiece::Sound(sound) = piece.unwrap() {
+                samples += sound.len();
+            }
         }
         samples
     }

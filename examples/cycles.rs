@@ -14,17 +14,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use livekit::options::TrackPublishOptions;
 use livekit::prelude::*;
-use livekit::webrtc::audio_source::native::NativeAudioSource;
-use livekit::webrtc::audio_source::{AudioSourceOptions, RtcAudioSource};
 use livekit::webrtc::prelude::IceTransportsType;
-use livekit_api::access_token::{AccessToken, VideoGrants};
 use livekit_api::services::room::RoomClient;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
+use voicebot::caller::{MicrophoneOptions, publish, token};
+use voicebot::settings::http_address;
 
 /// How long one step may take before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -154,14 +152,7 @@ async fn one(
     give_up: Duration,
 ) -> Result<Option<Duration>, Failure> {
     let name = format!("cycles-{}-{cycle}", arguments.seed);
-    let token = AccessToken::with_api_key(&arguments.key, &arguments.secret)
-        .with_identity("somebody")
-        .with_grants(VideoGrants {
-            room_join: true,
-            room: name.clone(),
-            ..VideoGrants::default()
-        })
-        .to_jwt()?;
+    let token = token(&arguments.key, &arguments.secret, "somebody", &name)?;
     let mut options = RoomOptions::default();
     if arguments.relay {
         options.rtc_config.ice_transport_type = IceTransportsType::Relay;
@@ -176,11 +167,12 @@ async fn one(
         _ => connecting.await?,
     };
     let took = began.elapsed();
-    let source = NativeAudioSource::new(AudioSourceOptions::default(), 48_000, 1, 100);
-    let track = LocalAudioTrack::create_audio_track("voice", RtcAudioSource::Native(source));
-    let participant = room.local_participant();
-    let publishing =
-        participant.publish_track(LocalTrack::Audio(track), TrackPublishOptions::default());
+    let microphone = MicrophoneOptions {
+        sample_rate_hz: 48_000,
+        red: true,
+        ..MicrophoneOptions::default()
+    };
+    let publishing = publish(&room, &microphone);
     match ending {
         Ending::Cancel => {
             let _ = timeout(give_up, publishing).await;
@@ -192,7 +184,7 @@ async fn one(
         }
         Ending::Server => {
             publishing.await?;
-            let http = arguments.url.replacen("ws", "http", 1);
+            let http = http_address(&arguments.url);
             RoomClient::with_api_key(&http, &arguments.key, &arguments.secret)
                 .delete_room(&name)
                 .await?;

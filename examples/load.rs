@@ -17,30 +17,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use livekit::options::TrackPublishOptions;
-use livekit::participant::ParticipantKind;
-use livekit::prelude::*;
-use livekit::webrtc::audio_frame::AudioFrame;
-use livekit::webrtc::audio_source::native::NativeAudioSource;
-use livekit::webrtc::audio_source::{AudioSourceOptions, RtcAudioSource};
-use livekit::webrtc::audio_stream::native::NativeAudioStream;
-use livekit_api::access_token::{AccessToken, VideoGrants};
 use livekit_api::services::agent_dispatch::AgentDispatchClient;
 use livekit_api::services::room::{CreateRoomOptions, RoomClient};
 use livekit_protocol as proto;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use voicebot::caller::{self, Caller, CallerOptions, MicrophoneOptions, wav};
+use voicebot::settings::http_address;
 
 const RATE_HZ: u32 = 48_000;
 const EAR_RATE_HZ: u32 = 8_000;
-/// What counts as sound, of a full scale of 32,768.
-const LOUD: i16 = 600;
-/// Sound after a pause this long is a new onset.
-const PAUSE: Duration = Duration::from_millis(300);
 /// How much the microphone holds ahead, ms.
 const MICROPHONE_QUEUE_MS: u32 = 100;
 const ANSWER: Duration = Duration::from_secs(12);
@@ -112,33 +100,20 @@ impl Log {
     }
 }
 
-#[derive(Clone, Copy, Default)]
-struct Heard {
-    onset: Option<Instant>,
-    last: Option<Instant>,
-    stutters: u32,
-}
-
-struct Line {
-    samples: Arc<[i16]>,
-    begun: oneshot::Sender<(Instant, Instant)>,
-}
-
 struct Call {
     number: usize,
     name: String,
-    room: Room,
-    microphone: mpsc::Sender<Line>,
-    heard: watch::Receiver<Heard>,
-    joined: watch::Receiver<Option<Instant>>,
-    tasks: Vec<JoinHandle<()>>,
+    caller: Caller,
 }
 
 impl Call {
     async fn enter(arguments: &Arguments, number: usize) -> Result<Self, Failure> {
         let name = format!("load-{}", &uuid::Uuid::new_v4().simple().to_string()[..10]);
-        let rooms =
-            RoomClient::with_api_key(&http(&arguments.url), &arguments.key, &arguments.secret);
+        let rooms = RoomClient::with_api_key(
+            &http_address(&arguments.url),
+            &arguments.key,
+            &arguments.secret,
+        );
         rooms
             .create_room(
                 &name,
@@ -148,59 +123,27 @@ impl Call {
                 },
             )
             .await?;
-        let grants = VideoGrants {
-            room_join: true,
-            room: name.clone(),
-            ..Default::default()
+        let identity = format!("caller-{number}");
+        let token = caller::token(&arguments.key, &arguments.secret, &identity, &name)?;
+        let options = CallerOptions {
+            microphone: Some(MicrophoneOptions {
+                sample_rate_hz: RATE_HZ,
+                queue_ms: MICROPHONE_QUEUE_MS,
+                ..MicrophoneOptions::default()
+            }),
+            hearing_rate_hz: EAR_RATE_HZ,
         };
-        let token = AccessToken::with_api_key(&arguments.key, &arguments.secret)
-            .with_identity(&format!("caller-{number}"))
-            .with_grants(grants)
-            .to_jwt()?;
-        let mut options = RoomOptions::default();
-        options.auto_subscribe = true;
-        let (room, events) = Room::connect(&arguments.url, &token, options).await?;
-        let source = NativeAudioSource::new(
-            AudioSourceOptions::default(),
-            RATE_HZ,
-            1,
-            MICROPHONE_QUEUE_MS,
-        );
-        let track = LocalAudioTrack::create_audio_track(
-            "microphone",
-            RtcAudioSource::Native(source.clone()),
-        );
-        let publish = TrackPublishOptions {
-            source: TrackSource::Microphone,
-            dtx: false,
-            red: false,
-            ..Default::default()
-        };
-        room.local_participant()
-            .publish_track(LocalTrack::Audio(track), publish)
-            .await?;
-        let (microphone, lines) = mpsc::channel(1);
-        let (hear, heard) = watch::channel(Heard::default());
-        let (see, joined) = watch::channel(None);
-        let tasks = vec![
-            tokio::spawn(speak(source, lines)),
-            tokio::spawn(look(events, see, hear)),
-        ];
         Ok(Self {
             number,
             name,
-            room,
-            microphone,
-            heard,
-            joined,
-            tasks,
+            caller: Caller::join(&arguments.url, &token, options).await?,
         })
     }
 
     /// Dispatches the agent and waits for its greeting.
     async fn greet(&mut self, arguments: &Arguments, log: &Log) -> Result<bool, Failure> {
         let dispatcher = AgentDispatchClient::with_api_key(
-            &http(&arguments.url),
+            &http_address(&arguments.url),
             &arguments.key,
             &arguments.secret,
         );
@@ -212,60 +155,27 @@ impl Call {
         };
         dispatcher.create_dispatch(request).await?;
         let limit = Duration::from_secs_f64(arguments.join_timeout);
-        let joined = timeout(limit, self.joined.wait_for(Option::is_some))
-            .await
-            .ok()
-            .and_then(|seen| seen.ok().and_then(|seen| *seen));
-        let greeted = self.onset_after(begin, limit).await;
+        let joined = self.caller.agent_joined(limit).await;
+        let greeted = self.caller.hears_after(begin, limit).await;
         let since = |moment: Option<Instant>| moment.map(|moment| (moment - begin).as_secs_f64());
         log.write(json!({ "ev": "call", "call": self.number, "t0": log.at(begin), "joined": since(joined), "greeting": since(greeted) }));
         Ok(greeted.is_some())
     }
 
-    async fn onset_after(&mut self, moment: Instant, limit: Duration) -> Option<Instant> {
-        let after = |heard: &Heard| heard.onset.is_some_and(|onset| onset > moment);
-        timeout(limit, self.heard.wait_for(after))
-            .await
-            .ok()?
-            .ok()?
-            .onset
-    }
-
-    /// Waits until nothing has been heard for `pause`; gives back when the last sound was.
-    async fn quiet(&mut self, since: Instant, pause: Duration, limit: Duration) -> Option<Instant> {
-        let quiet = |heard: &Heard| {
-            since.elapsed() > pause && heard.last.is_some_and(|last| last.elapsed() > pause)
-        };
-        timeout(limit, self.heard.wait_for(quiet))
-            .await
-            .ok()?
-            .ok()?
-            .last
-    }
-
+    /// Says a line; returns when it begins.
     async fn say(&self, samples: &Arc<[i16]>) -> Option<(Instant, Instant)> {
-        let (begun, begin) = oneshot::channel();
-        self.microphone
-            .send(Line {
-                samples: samples.clone(),
-                begun,
-            })
-            .await
-            .ok()?;
-        begin.await.ok()
+        let line = self.caller.begin(samples.clone()).await?;
+        Some((line.first, line.last))
     }
 
     async fn turn(&mut self, kind: &str, lines: &Lines, log: &Log) -> Option<()> {
-        self.quiet(
-            Instant::now(),
-            Duration::from_millis(800),
-            Duration::from_secs(25),
-        )
-        .await;
+        let (pause, limit) = (Duration::from_millis(800), Duration::from_secs(25));
+        self.caller.quiet(Instant::now(), pause, limit).await;
         sleep(Duration::from_millis(300)).await;
         let (first, last) = self.say(lines.get(kind)).await?;
         let onset = self
-            .onset_after(first, last - Instant::now() + ANSWER)
+            .caller
+            .hears_after(first, last - Instant::now() + ANSWER)
             .await;
         log.write(json!({ "ev": "turn", "call": self.number, "kind": kind, "t_start": log.at(first), "t_end": log.at(last),
                           "latency": onset.map(|onset| signed(onset, last)) }));
@@ -278,24 +188,15 @@ impl Call {
         self.turn("everything", lines, log).await?;
         sleep(Duration::from_secs(2)).await;
         let (first, last) = self.say(lines.get("stop")).await?;
-        let stopped = {
-            let silent = |heard: &Heard| {
-                Instant::now() > first + Duration::from_millis(350)
-                    && heard
-                        .last
-                        .is_some_and(|at| at.elapsed() > Duration::from_millis(350))
-            };
-            timeout(
-                last - Instant::now() + Duration::from_secs(6),
-                self.heard.wait_for(silent),
-            )
-            .await
-            .ok()
-            .and_then(|heard| heard.ok().and_then(|heard| heard.last))
-        };
+        let limit = last - Instant::now() + Duration::from_secs(6);
+        let stopped = self
+            .caller
+            .quiet(first, Duration::from_millis(350), limit)
+            .await;
         log.write(json!({ "ev": "interrupt", "call": self.number, "t_start": log.at(first), "latency": stopped.map(|stopped| signed(stopped, first)) }));
         let onset = self
-            .onset_after(
+            .caller
+            .hears_after(
                 stopped.unwrap_or(first).max(first),
                 last - Instant::now() + ANSWER,
             )
@@ -307,18 +208,17 @@ impl Call {
 
     async fn hang_up(self, arguments: &Arguments, log: &Log) {
         let begin = Instant::now();
-        for task in &self.tasks {
-            task.abort();
-        }
-        let stutters = self.heard.borrow().stutters;
-        let rooms =
-            RoomClient::with_api_key(&http(&arguments.url), &arguments.key, &arguments.secret);
+        let stutters = self.caller.seen().heard.stutters;
+        let rooms = RoomClient::with_api_key(
+            &http_address(&arguments.url),
+            &arguments.key,
+            &arguments.secret,
+        );
         if arguments.hangup == "delete" {
             // An error means that the agent was quicker.
             let _ = rooms.delete_room(&self.name).await;
         }
-        // An error means that the room is gone already.
-        let _ = self.room.close().await;
+        self.caller.leave().await;
         let mut gone = None;
         while begin.elapsed() < Duration::from_secs(30) {
             let left = rooms
@@ -343,10 +243,6 @@ fn signed(later: Instant, earlier: Instant) -> f64 {
         - earlier.saturating_duration_since(later).as_secs_f64()
 }
 
-fn http(url: &str) -> String {
-    voicebot::call::http_address(url)
-}
-
 struct Lines(Vec<(String, Arc<[i16]>)>);
 
 impl Lines {
@@ -354,16 +250,10 @@ impl Lines {
         let mut lines = Vec::new();
         for kind in ["question", "lead", "everything", "stop"] {
             let path = folder.join(format!("{kind}.wav"));
-            let wav =
+            let file =
                 std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-            let at = wav
-                .windows(4)
-                .position(|window| window == b"data")
-                .ok_or_else(|| format!("{} is no WAV file", path.display()))?;
-            let samples = wav[at + 8..]
-                .chunks_exact(2)
-                .map(|pair| i16::from_le_bytes([pair[0], pair[1]]))
-                .collect();
+            let samples = wav::samples(&file, RATE_HZ)
+                .map_err(|error| format!("{}: {error}", path.display()))?;
             lines.push((kind.to_owned(), samples));
         }
         Ok(Self(lines))
@@ -375,115 +265,6 @@ impl Lines {
             .find(|(known, _)| known == kind)
             .map(|(_, samples)| samples)
             .unwrap_or(&self.0[0].1)
-    }
-}
-
-async fn speak(source: NativeAudioSource, mut lines: mpsc::Receiver<Line>) {
-    const FRAME: usize = RATE_HZ as usize / 50;
-    let silence = [0i16; FRAME];
-    loop {
-        match lines.try_recv() {
-            Ok(line) => {
-                let first = Instant::now() + Duration::from_millis(u64::from(MICROPHONE_QUEUE_MS));
-                let length =
-                    Duration::from_secs_f64(line.samples.len() as f64 / f64::from(RATE_HZ));
-                let _ = line.begun.send((first, first + length));
-                for piece in line.samples.chunks(FRAME) {
-                    let mut frame = silence;
-                    frame[..piece.len()].copy_from_slice(piece);
-                    if capture(&source, &frame).await.is_err() {
-                        return;
-                    }
-                }
-            }
-            Err(mpsc::error::TryRecvError::Empty) => {
-                if capture(&source, &silence).await.is_err() {
-                    return;
-                }
-            }
-            Err(mpsc::error::TryRecvError::Disconnected) => return,
-        }
-    }
-}
-
-async fn capture(
-    source: &NativeAudioSource,
-    samples: &[i16],
-) -> Result<(), livekit::webrtc::RtcError> {
-    let frame = AudioFrame {
-        data: samples.into(),
-        sample_rate: RATE_HZ,
-        num_channels: 1,
-        samples_per_channel: samples.len() as u32,
-    };
-    source.capture_frame(&frame).await
-}
-
-async fn look(
-    mut events: mpsc::UnboundedReceiver<RoomEvent>,
-    see: watch::Sender<Option<Instant>>,
-    hear: watch::Sender<Heard>,
-) {
-    let mut ear: Option<JoinHandle<()>> = None;
-    while let Some(event) = events.recv().await {
-        let is_agent =
-            |participant: &RemoteParticipant| participant.kind() == ParticipantKind::Agent;
-        match event {
-            RoomEvent::ParticipantConnected(participant) if is_agent(&participant) => {
-                see.send_if_modified(|seen| {
-                    seen.is_none() && {
-                        *seen = Some(Instant::now());
-                        true
-                    }
-                });
-            }
-            RoomEvent::TrackSubscribed {
-                track: RemoteTrack::Audio(track),
-                participant,
-                ..
-            } if is_agent(&participant) => {
-                see.send_if_modified(|seen| {
-                    seen.is_none() && {
-                        *seen = Some(Instant::now());
-                        true
-                    }
-                });
-                ear = Some(tokio::spawn(listen(
-                    NativeAudioStream::new(track.rtc_track(), EAR_RATE_HZ as i32, 1),
-                    hear.clone(),
-                )));
-            }
-            RoomEvent::Disconnected { .. } => break,
-            _ => {}
-        }
-    }
-    if let Some(ear) = ear {
-        ear.abort();
-    }
-}
-
-async fn listen(mut stream: NativeAudioStream, hear: watch::Sender<Heard>) {
-    let mut frames = 0u32;
-    while let Some(frame) = stream.next().await {
-        let loud = frame
-            .data
-            .iter()
-            .any(|sample| sample.saturating_abs() > LOUD);
-        frames += 1;
-        let now = Instant::now();
-        hear.send_if_modified(|heard| {
-            if loud {
-                match heard.last {
-                    Some(last) if now - last <= PAUSE => {
-                        heard.stutters += u32::from(now - last > Duration::from_millis(60))
-                    }
-                    _ => heard.onset = Some(now),
-                }
-                heard.last = Some(now);
-            }
-            // Readers also wait for silence; five looks in a tenth of a second are enough for that.
-            loud || frames.is_multiple_of(2)
-        });
     }
 }
 

@@ -11,29 +11,23 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
-use livekit::options::TrackPublishOptions;
 use livekit::prelude::*;
-use livekit::webrtc::audio_frame::AudioFrame;
-use livekit::webrtc::audio_source::native::NativeAudioSource;
-use livekit::webrtc::audio_source::{AudioSourceOptions, RtcAudioSource};
 use livekit::webrtc::audio_stream::native::NativeAudioStream;
 use livekit::webrtc::prelude::IceTransportsType;
 use livekit::webrtc::stats::RtcStats;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use voicebot::caller::{Microphone, MicrophoneOptions, stdin_lines, wav};
 
 const RATE_HZ: u32 = 48_000;
-const FRAME: usize = RATE_HZ as usize / 100;
 /// How much the microphone holds ahead; the other engine's holds the same.
 const QUEUE_MS: u32 = 40;
 /// More sound than this is not kept.
 const MOST_SECONDS: usize = 300;
-/// Of a WAV file as both sides write it.
-const WAV_HEADER: usize = 44;
 
 fn now_s() -> f64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -78,37 +72,6 @@ fn wav(samples: &[i16]) -> Vec<u8> {
     file.extend(bytes.to_le_bytes());
     file.extend(samples.iter().flat_map(|sample| sample.to_le_bytes()));
     file
-}
-
-fn samples(file: &Path) -> std::io::Result<Vec<i16>> {
-    let file = std::fs::read(file)?;
-    let pairs = file.get(WAV_HEADER..).unwrap_or_default().chunks_exact(2);
-    Ok(pairs
-        .map(|pair| i16::from_le_bytes([pair[0], pair[1]]))
-        .collect())
-}
-
-/// Plays what it is given, and silence between.
-async fn speak(source: NativeAudioSource, mut lines: mpsc::Receiver<Vec<i16>>) {
-    loop {
-        let line = lines.try_recv().ok();
-        if line.is_some() {
-            tell(json!({"event": "says"}));
-        }
-        for chunk in line.unwrap_or_else(|| vec![0; FRAME]).chunks(FRAME) {
-            let mut data = chunk.to_vec();
-            data.resize(FRAME, 0);
-            let frame = AudioFrame {
-                data: data.into(),
-                sample_rate: RATE_HZ,
-                num_channels: 1,
-                samples_per_channel: FRAME as u32,
-            };
-            if source.capture_frame(&frame).await.is_err() {
-                return;
-            }
-        }
-    }
 }
 
 /// What both engines tell of a track that is received, and of the paths in use.
@@ -196,29 +159,26 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     tell(json!({"event": "joined", "ms": (now_s() - began) * 1000.0}));
-    let source = NativeAudioSource::new(AudioSourceOptions::default(), RATE_HZ, 1, QUEUE_MS);
-    let track =
-        LocalAudioTrack::create_audio_track("voice", RtcAudioSource::Native(source.clone()));
-    let publish = TrackPublishOptions {
-        source: TrackSource::Microphone,
-        dtx: false,
+    let options = MicrophoneOptions {
+        sample_rate_hz: RATE_HZ,
+        queue_ms: QUEUE_MS,
         red: setting("RED") == "1",
-        ..TrackPublishOptions::default()
+        ..MicrophoneOptions::default()
     };
-    let published = room
-        .local_participant()
-        .publish_track(LocalTrack::Audio(track), publish)
-        .await;
-    match published {
-        Ok(_) => tell(json!({"event": "published", "ms": (now_s() - began) * 1000.0})),
-        Err(error) => tell(json!({"event": "not published", "error": error.to_string()})),
-    }
-    let (say, lines) = mpsc::channel(1);
-    let speaking = tokio::spawn(speak(source, lines));
+    let microphone = match Microphone::switch_on(&room, options).await {
+        Ok(microphone) => {
+            tell(json!({"event": "published", "ms": (now_s() - began) * 1000.0}));
+            Some(Arc::new(microphone))
+        }
+        Err(error) => {
+            tell(json!({"event": "not published", "error": error.to_string()}));
+            None
+        }
+    };
 
     let hear = setting("HEAR");
     let me = room.local_participant().identity().to_string();
-    let mut orders = orders();
+    let mut orders = stdin_lines();
     let mut heard: Vec<(String, RemoteAudioTrack)> = Vec::new();
     let mut listening: Vec<JoinHandle<std::io::Result<()>>> = Vec::new();
     loop {
@@ -226,7 +186,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
             order = orders.recv() => {
                 let order = order.unwrap_or_else(|| "leave".to_owned());
                 match order.split_once(' ').unwrap_or((&order, "")) {
-                    ("say", file) => say.send(samples(Path::new(file))?).await?,
+                    ("say", file) => {
+                        let line = wav::samples(&std::fs::read(file)?, RATE_HZ)?;
+                        let microphone = microphone.clone();
+                        // What happens in the room meanwhile is told as it happens.
+                        tokio::spawn(async move {
+                            let Some(microphone) = microphone else { return };
+                            if microphone.begin(line).await.is_some() {
+                                tell(json!({"event": "says"}));
+                            }
+                        });
+                    }
                     ("stats", _) => {
                         let told = stats(&room, &heard).await?;
                         tell(json!({"event": "stats", "stats": told}));
@@ -268,24 +238,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     room.close().await?;
-    speaking.abort();
     // Their streams end with the room.
     for task in listening {
         task.await??;
     }
     tell(json!({"event": "left"}));
     Ok(())
-}
-
-/// The lines of stdin. A thread waits for them, as tokio would have one wait.
-fn orders() -> mpsc::Receiver<String> {
-    let (sender, orders) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lines().map_while(Result::ok) {
-            if sender.blocking_send(line).is_err() {
-                return;
-            }
-        }
-    });
-    orders
 }

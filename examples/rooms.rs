@@ -19,25 +19,19 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use futures_util::StreamExt as _;
 use futures_util::future::{join_all, try_join_all};
-use livekit::options::TrackPublishOptions;
 use livekit::prelude::*;
-use livekit::webrtc::audio_frame::AudioFrame;
-use livekit::webrtc::audio_source::native::NativeAudioSource;
-use livekit::webrtc::audio_source::{AudioSourceOptions, RtcAudioSource};
 use livekit::webrtc::audio_stream::native::NativeAudioStream;
 use livekit::webrtc::stats::RtcStats;
-use livekit_api::access_token::{AccessToken, VideoGrants};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use voicebot::caller::{Microphone, MicrophoneOptions, stdin_lines, token, wav};
 
-/// What a caller of ours says, over and over; mono at 16 kHz behind a header of 44 bytes.
+/// What a caller of ours says, over and over.
 const VOICE: &[u8] = include_bytes!("../tests/fixtures/audio/lead.wav");
-const VOICE_HEADER: usize = 44;
 const VOICE_RATE_HZ: u32 = 16_000;
-const FRAME: usize = VOICE_RATE_HZ as usize / 100;
 const QUEUE_MS: u32 = 100;
 /// What an agent hears with.
 const EAR_RATE_HZ: i32 = 16_000;
@@ -96,7 +90,7 @@ async fn take_part(arguments: &Arguments, side: Side) -> Result<(), Failure> {
     )
     .await?;
     println!("{}", json!({"joined": calls.len()}));
-    let mut orders = orders();
+    let mut orders = stdin_lines();
     while orders.recv().await.is_some() {
         let mut sound = Sound::default();
         for call in &calls {
@@ -112,32 +106,21 @@ async fn take_part(arguments: &Arguments, side: Side) -> Result<(), Failure> {
 
 struct Call {
     room: Room,
+    _microphone: Microphone,
     heard: watch::Receiver<Option<RemoteAudioTrack>>,
 }
 
 async fn call(arguments: &Arguments, side: Side, name: &str) -> Result<Call, Failure> {
-    let token = AccessToken::with_api_key(&arguments.key, &arguments.secret)
-        .with_identity(&format!("{side:?}"))
-        .with_grants(VideoGrants {
-            room_join: true,
-            room: name.to_owned(),
-            ..VideoGrants::default()
-        })
-        .to_jwt()?;
+    let identity = format!("{side:?}");
+    let token = token(&arguments.key, &arguments.secret, &identity, name)?;
     let (room, mut events) = Room::connect(&arguments.url, &token, RoomOptions::default()).await?;
-    let source = NativeAudioSource::new(AudioSourceOptions::default(), VOICE_RATE_HZ, 1, QUEUE_MS);
-    let track =
-        LocalAudioTrack::create_audio_track("voice", RtcAudioSource::Native(source.clone()));
-    let publish = TrackPublishOptions {
-        source: TrackSource::Microphone,
-        dtx: false,
-        red: false,
-        ..TrackPublishOptions::default()
+    let options = MicrophoneOptions {
+        sample_rate_hz: VOICE_RATE_HZ,
+        queue_ms: QUEUE_MS,
+        background: wav::samples(VOICE, VOICE_RATE_HZ)?,
+        ..MicrophoneOptions::default()
     };
-    room.local_participant()
-        .publish_track(LocalTrack::Audio(track), publish)
-        .await?;
-    tokio::spawn(speak(source));
+    let microphone = Microphone::switch_on(&room, options).await?;
     let (tell, heard) = watch::channel(None);
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
@@ -152,25 +135,11 @@ async fn call(arguments: &Arguments, side: Side, name: &str) -> Result<Call, Fai
             }
         }
     });
-    Ok(Call { room, heard })
-}
-
-async fn speak(source: NativeAudioSource) {
-    let samples: Vec<i16> = VOICE[VOICE_HEADER..]
-        .chunks_exact(2)
-        .map(|pair| i16::from_le_bytes([pair[0], pair[1]]))
-        .collect();
-    for samples in samples.chunks_exact(FRAME).cycle() {
-        let frame = AudioFrame {
-            data: samples.into(),
-            sample_rate: VOICE_RATE_HZ,
-            num_channels: 1,
-            samples_per_channel: FRAME as u32,
-        };
-        if source.capture_frame(&frame).await.is_err() {
-            return;
-        }
-    }
+    Ok(Call {
+        room,
+        _microphone: microphone,
+        heard,
+    })
 }
 
 /// Sums since the beginning, as the statistics have them.
@@ -365,17 +334,4 @@ fn summary(lines: &[Value]) -> Value {
         }
     }
     told
-}
-
-/// The lines of stdin. A thread waits for them, as tokio would have one wait.
-fn orders() -> mpsc::Receiver<String> {
-    let (sender, orders) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lines().map_while(Result::ok) {
-            if sender.blocking_send(line).is_err() {
-                return;
-            }
-        }
-    });
-    orders
 }

@@ -5,17 +5,17 @@
 //! reads them, and says in a sentence what is wrong: which key, in which file or variable. A
 //! command asks only for the settings that it uses.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::call::{CallConfig, PersonaConfig};
+use crate::call::config::{CallConfig, PersonaConfig};
 use crate::ledger::mongodb::MongoConfig;
 use crate::providers::ProvidersConfig;
 use crate::recording::RecordingConfig;
+use crate::settings::{LiveKitSettings, Secret};
 use crate::store::StorageConfig;
 use crate::tools::ToolsConfig;
 use crate::upload::{CrmConfig, UploadConfig};
@@ -28,36 +28,6 @@ pub const DEFAULT_FILE: &str = "config/voicebot.toml";
 pub const FILE_VARIABLE: &str = "VOICEBOT_CONFIG";
 /// `VOICEBOT__SECTION__KEY` sets one key.
 const KEY_PREFIX: &str = "VOICEBOT__";
-
-/// A value from the environment that must not be seen: it prints as `***`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a value that is already in memory, for example a key that a demonstration made up.
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    /// The value of an environment variable; nothing when it is unset or empty.
-    pub fn from_env(name: &str) -> Option<Self> {
-        std::env::var(name)
-            .ok()
-            .filter(|value| !value.is_empty())
-            .map(Self)
-    }
-
-    /// The value itself, for the request that needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
 
 /// Everything that can be set, with its default.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -155,17 +125,6 @@ pub enum LogFormat {
     Text,
     /// For machines: one object a line.
     Json,
-}
-
-/// The three values without which no LiveKit server can be talked to.
-#[derive(Debug, Clone)]
-pub struct LiveKitSettings {
-    /// Address as configured.
-    pub url: String,
-    /// API key.
-    pub api_key: String,
-    /// API secret.
-    pub api_secret: Secret,
 }
 
 /// What is wrong with the settings, for the person who wrote them.
@@ -485,10 +444,5 @@ mod tests {
         let nowhere = tempfile::tempdir().unwrap().path().join("voicebot.toml");
         assert!(Config::extract(file_layer(&nowhere, false)).is_ok());
         assert!(Config::extract(file_layer(&nowhere, true)).is_err());
-    }
-
-    #[test]
-    fn secrets_do_not_print() {
-        assert_eq!(format!("{:?}", Secret::new("hunter2")), "***");
     }
 }

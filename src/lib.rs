@@ -8,7 +8,7 @@
 //!    and starts one call process (`worker::process`). The two talk in JSON lines over the child's
 //!    stdin and stdout ([`ipc`]).
 //! 2. [`call`] is that process: it joins the room, publishes its track at once, finds the caller
-//!    (`call::party`), starts the recording ([`recording`]) and, once it knows who the agent is,
+//!    (`rooms::party`), starts the recording ([`recording`]) and, once it knows who the agent is,
 //!    the conversation ([`voice`]). Numbers tell the persona, and the persona the providers:
 //!    `call::lookup` finds them out meanwhile, beginning with the dispatch.
 //! 3. [`voice`] turns the caller's sound into words and a reply into sound. `voice::turn` decides
@@ -22,12 +22,15 @@
 //! 6. [`ledger`] finds calls again, on disk at whatever stage they are, and tells what happened to
 //!    them; `ledger::mongodb`, a task of the worker, keeps the copy of them in MongoDB.
 //!
-//! [`phone`] reads telephone numbers in every form, for calls and leads. [`cli`] has the commands;
-//! what `demo` and `dev` build around a worker is in `cli::dev`, which exists only with the feature
-//! `dev`. [`config`] puts the settings together. Beside this package: `crates/libwebrtc`, the media
-//! engine under the official `livekit` crate; `crates/roomserver`, the room server for development
-//! and tests; `crates/oggopus`, Opus in Ogg files; `fuzz/`, fuzz targets, which reach what is
-//! private through `internals`, a module that is there with the feature of that name only.
+//! [`phone`] reads telephone numbers in every form, for calls and leads. [`rooms`] is what call and
+//! worker know alike of rooms: who is in one, and the server's API. [`cli`] has the commands; what
+//! `demo` and `dev` build around a worker is in `cli::dev`, which exists only with the feature
+//! `dev`, as does `caller`, the other side of a call for the demo, measurements and tests. Each
+//! part owns its section of the settings, [`config`] only puts them together; [`settings`] has what
+//! all of them are made of. Beside this package: `crates/libwebrtc`, the media engine under the
+//! official `livekit` crate; `crates/roomserver`, the room server for development and tests;
+//! `crates/oggopus`, Opus in Ogg files; `fuzz/`, fuzz targets, which reach what is private through
+//! `internals`, a module that is there with the feature of that name only.
 //!
 //! # What must stay true
 //!
@@ -37,7 +40,10 @@
 //!   another agent is there.
 //! - Nothing that a record names is deleted or archived before the CRM has confirmed it.
 //! - [`session`] knows no network, no LiveKit, no files; its lock is never held across an await.
-//! - LiveKit's wire types appear only in `worker::wire`, `call::room`, `call::room_service`,
+//! - Imports have one direction (`tests/it/imports.rs`): [`settings`] and [`phone`] import nothing
+//!   of this program, [`session`] only those two. Only [`cli`] and, for its section, [`config`]
+//!   import from [`call`]; only [`call`] and [`cli`] import [`config`].
+//! - LiveKit's wire types appear only in `worker::wire`, `call::room`, `rooms::service`,
 //!   [`recording`] and `cli::dev`; a vendor's JSON only in that vendor's file.
 //! - A call process never talks to the CRM, the worker never touches media.
 //! - Availability is answered without waiting for anything; there are never more than `max_calls`
@@ -50,6 +56,8 @@
 #![forbid(unsafe_code)]
 
 pub mod call;
+#[cfg(feature = "dev")]
+pub mod caller;
 pub mod cli;
 pub mod config;
 #[cfg(feature = "internals")]
@@ -60,7 +68,9 @@ pub mod ledger;
 pub mod phone;
 pub mod providers;
 pub mod recording;
+pub mod rooms;
 pub mod session;
+pub mod settings;
 pub mod store;
 pub mod tools;
 pub mod upload;

@@ -10,9 +10,9 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error};
 
-use super::numbers::Numbers;
 use super::persona::{Persona, Personas};
 use crate::providers::{ProviderFactory, Providers};
+use crate::session::Numbers;
 
 /// Who answers the call, and with what.
 pub struct AgentProfile {

@@ -11,12 +11,13 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::FutureExt as _;
 use futures_util::stream::{FuturesOrdered, StreamExt as _};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::{debug, warn};
 
-use crate::config::Secret;
+use super::config::PersonaConfig;
 use crate::providers::{Language, PersonaModels};
+use crate::settings::Secret;
 use crate::voice::OwnLines;
 
 /// The persona that is built in, for a machine without any persona file.
@@ -27,9 +28,6 @@ const MAX_PERSONA_BYTES: usize = 1024 * 1024;
 const TOO_SLOW: &str = "it did not answer in time (persona.timeout_ms)";
 /// The longest time that one request to the HTTP source may take, however long the telephone rings.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
-/// The largest `persona.timeout_ms`: LiveKit's own front ends give up on an agent that says nothing
-/// for 20 s, and joining takes some of them.
-const MAX_TIMEOUT_MS: u64 = 15_000;
 /// Long texts that belong to the conversation and are left out of the campaign metadata in the
 /// record.
 const NOT_FOR_THE_RECORD: [&str; 12] = [
@@ -46,57 +44,6 @@ const NOT_FOR_THE_RECORD: [&str; 12] = [
     "script",
     "lines",
 ];
-
-/// `[persona]`: where personas come from.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PersonaConfig {
-    /// Address of the HTTP source; `{number}` stands for the digits of the number. Empty: only
-    /// local files.
-    pub url: String,
-    /// How long the HTTP source may still take once the caller has answered, ms. It is asked as
-    /// soon as the numbers are known, but the caller hears nothing meanwhile, so this is short.
-    pub timeout_ms: u64,
-    /// How long a fetched persona is used without asking again, s. An older copy is still used when
-    /// the source is down.
-    pub cache_ttl_s: u64,
-    /// Folder with `<digits of a number>.json` and `<default>.json`.
-    pub directory: PathBuf,
-    /// Name of the persona for every number that has none of its own.
-    pub default: String,
-}
-
-impl Default for PersonaConfig {
-    fn default() -> Self {
-        Self {
-            url: String::new(),
-            timeout_ms: 1500,
-            cache_ttl_s: 300,
-            directory: "config/personas".into(),
-            default: "default".into(),
-        }
-    }
-}
-
-impl PersonaConfig {
-    /// Checks for mistakes that a type cannot catch. The error names the key.
-    ///
-    /// # Errors
-    /// When a caller would wait for too long.
-    pub fn check(&self) -> Result<(), String> {
-        if self.timeout_ms > MAX_TIMEOUT_MS {
-            return Err(format!(
-                "persona.timeout_ms must not be above {MAX_TIMEOUT_MS}: the caller hears nothing meanwhile"
-            ));
-        }
-        Ok(())
-    }
-
-    /// [`Self::timeout_ms`] as a duration.
-    pub fn timeout(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms)
-    }
-}
 
 /// Why one place gave no persona. The lookup goes on to the next place.
 #[derive(Debug, thiserror::Error)]

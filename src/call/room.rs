@@ -32,10 +32,10 @@ use tracing::{Instrument as _, debug, warn};
 
 use super::hangup::DisconnectReason;
 use super::media::Packets;
-use super::party::{Party, Role};
-use super::room_service::is_machine;
-use crate::config::LiveKitSettings;
+use crate::rooms::is_machine;
+use crate::rooms::party::{Party, Role};
 use crate::session::CallParticipant;
+use crate::settings::LiveKitSettings;
 use crate::voice::{AudioOutput, OutputClosed};
 
 /// Rate of the track in the room. SIP bridges and browsers use 48 kHz whatever the telephone
@@ -848,7 +848,7 @@ mod tests {
     use livekit_api::access_token::{TokenVerifier, VideoGrants};
 
     use super::*;
-    use crate::config::Secret;
+    use crate::settings::Secret;
 
     #[test]
     fn every_reason_has_the_name_that_livekit_gives_it() {

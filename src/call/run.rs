@@ -21,28 +21,28 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{Instrument as _, debug, error, info, warn};
 
-use super::CallLines;
 use super::caller_sound::CallerSound;
-use super::dispatch::{self, numbers_metadata};
+use super::config::CallLines;
 use super::hangup::{DisconnectReason, Ending, HangupCause, LeftBehind};
 use super::lookup::{AgentProfile, Lookup};
 use super::media::{MediaNews, MediaWatch, Packets};
-use super::numbers::{Numbers, mask};
-use super::party::{self, Choice, Party, Role};
 use super::persona::Personas;
 use super::publish::{Publisher, Words};
 use super::room::{
     self, CallEvent, CallRoom, CallerTrack, Door, LISTEN_SAMPLE_RATE_HZ, RoomEvents,
 };
-use super::room_end::{DesertedRoom, LostAgent, end_room};
-use super::room_service::{RoomService, RoomServiceError};
-use crate::config::{Config, LiveKitSettings};
+use crate::config::Config;
 use crate::ipc::{FromCall, FromWorker, JobDescription, ShutdownReason, ToCall, ToWorker};
 use crate::providers::{Component, ProviderFactory};
 use crate::recording::Recorder;
+use crate::rooms::party::{self, Choice, Party, Role};
+use crate::rooms::{DesertedRoom, LostAgent, RoomService, RoomServiceError, end_room};
+use crate::session::dispatch::{self, numbers_metadata};
 use crate::session::{
-    self, CallMetadata, CallParticipant, Direction, KeypadInput, Outcome, SharedSession,
+    self, CallMetadata, CallParticipant, Direction, KeypadInput, Numbers, Outcome, SharedSession,
+    mask,
 };
+use crate::settings::LiveKitSettings;
 use crate::store::{Store, StoreError, Unfinished};
 use crate::tools::{CallRequest, Toolbox};
 use crate::voice::{Conversation, LineSources, VoiceCommand, VoiceEnd, VoiceEvent};
@@ -265,7 +265,7 @@ async fn write_late(
 /// The dispatcher's metadata as JSON; text that is no JSON is kept in the record and otherwise
 /// ignored.
 fn read_job_metadata(job: &JobDescription) -> Value {
-    dispatch::job_metadata(job).unwrap_or_else(|problem| {
+    dispatch::job_metadata(job.job_metadata.as_deref()).unwrap_or_else(|problem| {
         warn!("the job metadata {problem}: numbers and persona are taken from elsewhere");
         Value::Null
     })
@@ -356,15 +356,6 @@ async fn delete_room(parts: &CallParts, room: &str) {
         Ok(()) => debug!("room deleted"),
         Err(RoomServiceError::NotFound) => debug!("the room is gone already"),
         Err(error) => warn!(%error, "the room could not be deleted"),
-    }
-}
-
-/// The server's address for its HTTP services.
-pub fn http_address(url: &str) -> String {
-    match url.split_once("://") {
-        Some(("ws", rest)) => format!("http://{rest}"),
-        Some(("wss", rest)) => format!("https://{rest}"),
-        _ => url.to_owned(),
     }
 }
 

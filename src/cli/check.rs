@@ -11,8 +11,8 @@ use rustix::fs::Access;
 use tokio::time::{Instant, timeout};
 
 use super::CommandResult;
-use crate::call::{Persona, Personas, http_address};
-use crate::config::{Config, Secret};
+use crate::call::{Persona, Personas};
+use crate::config::Config;
 use crate::ledger::mongodb;
 use crate::providers::llm::{ChatMessage, ChatModel, ChatRequest};
 use crate::providers::stt::{ListenRequest, SpeechSegment, SpeechToText, hear_once};
@@ -20,6 +20,7 @@ use crate::providers::tts::{SpeechPiece, SpeechRequest, TextToSpeech};
 use crate::providers::{self, ProviderError, Providers, Vendor};
 use crate::recording::RecordingMode;
 use crate::recording::proof;
+use crate::settings::{Secret, http_address};
 use crate::store::{Store, free_bytes};
 use crate::upload::{CrmSecrets, UploadError};
 use crate::voice::resample::Resampler;

@@ -12,6 +12,7 @@ use crate::call::{self, CallParts, stop_signal};
 use crate::config::Config;
 use crate::ipc::{self, JobDescription};
 use crate::session::SessionId;
+use crate::session::dispatch::told_by;
 use crate::store::Store;
 
 #[derive(Debug, Args)]
@@ -62,7 +63,7 @@ pub async fn run(arguments: ConnectArguments, config: Arc<Config>) -> CommandRes
     };
     store.begin(
         &job.start(),
-        &call::told_by(&job, &config.call.country_code),
+        &told_by(&job.start(), &config.call.country_code),
     )?;
     let session_id = job.session_id.clone();
     let parts = CallParts::from_config(config.clone())?;

@@ -13,11 +13,12 @@ use serde_json::json;
 
 use super::CommandResult;
 use super::calls::{parse_digits, parse_since};
-use crate::call::{Persona, http_address};
+use crate::call::Persona;
 use crate::config::Config;
 use crate::ledger::{self, Query};
 use crate::recording::resolve::{EgressDirectory, LiveKitEgress, RecordingResolver};
 use crate::session::{CampaignIds, SessionId};
+use crate::settings::http_address;
 use crate::store::{ScanOptions, ScanReport, Store};
 use crate::upload::{
     self, CrmSecrets, FailedFilter, ListedRecord, PassOptions, PassStats, UploadError, Uploader,

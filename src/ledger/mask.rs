@@ -3,8 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::search::FoundCall;
-use crate::call::mask;
-use crate::session::mask_numbers;
+use crate::session::{mask, mask_numbers};
 
 /// Fields that hold nothing but a number.
 const NUMBER_FIELDS: [&str; 7] = [

@@ -8,6 +8,7 @@ mod mask;
 pub mod mongodb;
 mod search;
 mod timeline;
+mod view;
 
 pub use mask::{masked, masked_call};
 pub use search::{
@@ -15,3 +16,4 @@ pub use search::{
     find, list,
 };
 pub use timeline::{TimelineEntry, TimelineEvent, timeline};
+pub use view::{CallDetails, CallSummary, LeadView};

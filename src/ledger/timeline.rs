@@ -5,9 +5,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::search::{FoundCall, WholeCall};
+use super::search::{FoundCall, Standing, WholeCall};
 use crate::session::{
-    AttemptOutcome, CallStatus, CloseReason, Direction, RecordingEvidence, RecordingSource,
+    Attempt, AttemptOutcome, CallDataDelivery, CallRecord, CallStatus, CloseReason, DeliveryPart,
+    Direction, PartState, RecordStatus, RecordUploads, RecordingEvidence, RecordingSource,
     RecordingState, Role, time,
 };
 
@@ -129,8 +130,8 @@ pub enum TimelineEvent {
     },
     /// A request to the CRM ended.
     Request {
-        /// What it was about: `recording`, `call_data` or `call_data_update`.
-        part: &'static str,
+        /// What it was about.
+        part: DeliveryPart,
         /// What came of it.
         outcome: AttemptOutcome,
         /// How long it took, ms.
@@ -142,8 +143,8 @@ pub enum TimelineEvent {
     /// A part was tried as often as this, and more is not known: an older version wrote it, or the
     /// worker died during the request.
     Tried {
-        /// `recording`, `call_data` or `call_data_update`.
-        part: &'static str,
+        /// Which part.
+        part: DeliveryPart,
         /// How often.
         attempts: u32,
         /// Why it was not taken.
@@ -152,8 +153,8 @@ pub enum TimelineEvent {
     },
     /// A part is not tried before this.
     NextAttempt {
-        /// `recording`, `call_data` or `call_data_update`.
-        part: &'static str,
+        /// Which part.
+        part: DeliveryPart,
         /// Why it is not there yet.
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<String>,
@@ -410,116 +411,127 @@ impl Timeline {
     }
 
     fn delivery(&mut self, call: &FoundCall) {
-        use crate::session::{PartState, RecordStatus};
         let record = &call.record;
-        let recording = &record.uploads.recording;
-        let recording_part = (
-            "recording",
+        let uploads = &record.uploads;
+        let (recording, call_data) = (&uploads.recording, &uploads.call_data);
+        let update = uploads.call_data_update.as_ref();
+        let tried_at = record.last_upload_attempt;
+        self.attempts(
+            DeliveryPart::Recording,
             &recording.history,
             recording.attempts,
             &recording.last_error,
+            tried_at,
         );
-        let update = record.uploads.call_data_update.as_ref();
-        let call_data = [
-            ("call_data", Some(&record.uploads.call_data)),
-            ("call_data_update", update),
-        ]
-        .into_iter()
-        .filter_map(|(part, sent)| Some((part, sent?)));
-        let call_data_parts = call_data
-            .clone()
-            .map(|(part, sent)| (part, &sent.history, sent.attempts, &sent.last_error));
-        for (part, history, attempts, error) in
-            std::iter::once(recording_part).chain(call_data_parts)
-        {
-            for attempt in history {
-                let request = TimelineEvent::Request {
-                    part,
-                    outcome: attempt.outcome,
-                    took_ms: attempt.took_ms,
-                    error: attempt.error.clone(),
-                };
-                self.at(Some(attempt.at), request);
-            }
-            if attempts > 0 && history.is_empty() {
-                let error = error.clone();
-                self.at(
-                    record.last_upload_attempt,
-                    TimelineEvent::Tried {
-                        part,
-                        attempts,
-                        error,
-                    },
-                );
-            }
+        let sent = [
+            (DeliveryPart::CallData, Some(call_data)),
+            (DeliveryPart::CallDataUpdate, update),
+        ];
+        let sent = || {
+            sent.into_iter()
+                .filter_map(|(part, sent)| Some((part, sent?)))
+        };
+        for (part, sent) in sent() {
+            self.attempts(
+                part,
+                &sent.history,
+                sent.attempts,
+                &sent.last_error,
+                tried_at,
+            );
         }
+        self.recording_delivery(record);
+        for (part, sent) in sent() {
+            self.call_data_delivery(part, sent);
+        }
+        self.end_of_delivery(call);
+    }
+
+    /// The requests of one part, or their number where no more is known.
+    fn attempts(
+        &mut self,
+        part: DeliveryPart,
+        history: &[Attempt],
+        attempts: u32,
+        error: &Option<String>,
+        tried_at: Option<DateTime<Utc>>,
+    ) {
+        for attempt in history {
+            let request = TimelineEvent::Request {
+                part,
+                outcome: attempt.outcome,
+                took_ms: attempt.took_ms,
+                error: attempt.error.clone(),
+            };
+            self.at(Some(attempt.at), request);
+        }
+        if attempts > 0 && history.is_empty() {
+            let error = error.clone();
+            let tried = TimelineEvent::Tried {
+                part,
+                attempts,
+                error,
+            };
+            self.at(tried_at, tried);
+        }
+    }
+
+    fn recording_delivery(&mut self, record: &CallRecord) {
+        let recording = &record.uploads.recording;
+        let next = |error| TimelineEvent::NextAttempt {
+            part: DeliveryPart::Recording,
+            error,
+        };
         match recording.state {
             PartState::Sent => {
                 let done = recording.history.last().map(|attempt| attempt.at);
-                self.at(
-                    done,
-                    TimelineEvent::RecordingDelivered {
-                        url: recording.url.clone(),
-                        size: recording.size,
-                        duration: recording.duration,
-                    },
-                );
+                let delivered = TimelineEvent::RecordingDelivered {
+                    url: recording.url.clone(),
+                    size: recording.size,
+                    duration: recording.duration,
+                };
+                self.at(done, delivered);
             }
             PartState::Missing if record.has_a_call() => {
-                self.at(
-                    None,
-                    TimelineEvent::WithoutRecording {
-                        error: recording.last_error.clone(),
-                    },
-                );
+                let error = recording.last_error.clone();
+                self.at(None, TimelineEvent::WithoutRecording { error });
                 if recording.next_attempt.is_some() && record.status != RecordStatus::Failed {
-                    let (part, error) = ("recording", None);
-                    self.at(
-                        recording.next_attempt,
-                        TimelineEvent::NextAttempt { part, error },
-                    );
+                    self.at(recording.next_attempt, next(None));
                 }
             }
-            PartState::Pending | PartState::Waiting if recording.next_attempt.is_some() => self.at(
-                recording.next_attempt,
-                TimelineEvent::NextAttempt {
-                    part: "recording",
-                    error: recording.last_error.clone(),
-                },
-            ),
+            PartState::Pending | PartState::Waiting if recording.next_attempt.is_some() => {
+                self.at(recording.next_attempt, next(recording.last_error.clone()));
+            }
             PartState::Pending | PartState::Waiting | PartState::Missing | PartState::Failed => {}
         }
-        for (part, sent) in call_data.clone() {
-            if let Some(response) = &sent.response {
-                let done = sent.history.last().map(|attempt| attempt.at);
-                let response = response.clone();
-                self.at(done, TimelineEvent::CrmAnswer { response });
-            }
-            if sent.next_attempt.is_some() && !sent.state.is_settled() {
-                let error = sent.last_error.clone();
-                self.at(
-                    sent.next_attempt,
-                    TimelineEvent::NextAttempt { part, error },
-                );
-            }
+    }
+
+    fn call_data_delivery(&mut self, part: DeliveryPart, sent: &CallDataDelivery) {
+        if let Some(response) = &sent.response {
+            let done = sent.history.last().map(|attempt| attempt.at);
+            let response = response.clone();
+            self.at(done, TimelineEvent::CrmAnswer { response });
         }
+        if sent.next_attempt.is_some() && !sent.state.is_settled() {
+            let error = sent.last_error.clone();
+            let next = TimelineEvent::NextAttempt { part, error };
+            self.at(sent.next_attempt, next);
+        }
+    }
+
+    fn end_of_delivery(&mut self, call: &FoundCall) {
+        let record = &call.record;
         if record.status == RecordStatus::Failed {
-            let failed = call_data.map(|(_, sent)| (sent.state, &sent.last_error));
-            let error = std::iter::once((recording.state, &recording.last_error))
-                .chain(failed)
-                .find(|(state, _)| *state == PartState::Failed)
-                .and_then(|(_, error)| error.clone());
+            let error = refusal(&record.uploads);
             self.at(None, TimelineEvent::Refused { error });
         }
-        if record.timestamps.delivered.is_some() {
-            self.at(record.timestamps.delivered, TimelineEvent::Delivered);
+        let delivered = record.timestamps.delivered;
+        if delivered.is_some() {
+            self.at(delivered, TimelineEvent::Delivered);
         }
-        if call.standing == super::Standing::Archived {
+        if call.standing == Standing::Archived {
             let file = call.file.clone();
-            self.at(
-                record.timestamps.delivered,
-                TimelineEvent::Archived { file },
-            );
+            self.at(delivered, TimelineEvent::Archived { file });
         }
     }
 
@@ -529,12 +541,27 @@ impl Timeline {
         let mut keyed: Vec<(Phase, DateTime<Utc>, TimelineEntry)> = self
             .0
             .into_iter()
-            .map(|(phase, moment)| {
-                last = moment.at.unwrap_or(last);
-                (phase, last, moment)
+            .map(|(phase, entry)| {
+                last = entry.at.unwrap_or(last);
+                (phase, last, entry)
             })
             .collect();
         keyed.sort_by_key(|(phase, at, _)| (*phase, *at));
-        keyed.into_iter().map(|(_, _, moment)| moment).collect()
+        keyed.into_iter().map(|(_, _, entry)| entry).collect()
     }
+}
+
+/// Why the CRM has refused the call: the error of the first part that it refused.
+fn refusal(uploads: &RecordUploads) -> Option<String> {
+    let (recording, call_data) = (&uploads.recording, &uploads.call_data);
+    let update = uploads.call_data_update.as_ref();
+    [
+        Some((recording.state, &recording.last_error)),
+        Some((call_data.state, &call_data.last_error)),
+        update.map(|update| (update.state, &update.last_error)),
+    ]
+    .into_iter()
+    .flatten()
+    .find(|(state, _)| *state == PartState::Failed)
+    .and_then(|(_, error)| error.clone())
 }

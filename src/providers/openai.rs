@@ -7,7 +7,7 @@ use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use super::ProviderError;
-use crate::config::Secret;
+use crate::settings::Secret;
 
 /// The key's variable. Servers on the own machine often want none.
 pub(super) const KEY: &str = "OPENAI_API_KEY";

@@ -17,7 +17,7 @@ use url::Url;
 
 use super::ProviderError;
 use super::openai::said;
-use crate::config::Secret;
+use crate::settings::Secret;
 
 /// How long opening may take, with name look-up and TLS.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);

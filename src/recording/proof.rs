@@ -23,12 +23,11 @@ use super::RecordingConfig;
 use super::directory::{EgressProgress, EgressReport, report};
 use super::egress::{self, Output};
 use super::resolve::{FoundRecording, RecordingResolver, Resolution};
-use crate::call::http_address;
-use crate::config::LiveKitSettings;
 use crate::session::{
     CallRecord, CallStart, Outcome, PartState, RecordingMetadata, RecordingSource, RecordingState,
     SessionId, SessionManager,
 };
+use crate::settings::{LiveKitSettings, http_address};
 
 /// Rate of the tone.
 const SAMPLE_RATE_HZ: u32 = 48_000;

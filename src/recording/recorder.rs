@@ -11,8 +11,8 @@ use tracing::warn;
 use super::egress::{EgressRecording, Output};
 use super::local::{LocalRecording, SAMPLE_RATE_HZ};
 use super::{RecordingConfig, RecordingMode};
-use crate::config::LiveKitSettings;
 use crate::session::{self, RecordingMetadata, RecordingSource, RecordingState, SharedSession};
+use crate::settings::{LiveKitSettings, http_address};
 use crate::store::Store;
 
 /// A recording in progress.
@@ -55,7 +55,7 @@ impl Recorder {
         match (config.mode, livekit) {
             (RecordingMode::Off, _) => None,
             (RecordingMode::Egress, Some(livekit)) => {
-                let host = crate::call::http_address(&livekit.url);
+                let host = http_address(&livekit.url);
                 let client = EgressClient::with_api_key(
                     &host,
                     &livekit.api_key,
@@ -151,9 +151,8 @@ impl Recorder {
 }
 
 fn egress_of_somebody_else(session: &SharedSession) -> Option<String> {
-    let session = session::lock(session);
-    let id = session.get_campaign_metadata().get("egressId")?.as_str()?;
-    (!id.is_empty()).then(|| id.to_owned())
+    let data = session::lock(session).get_complete_session_data();
+    data.egress_id().map(str::to_owned)
 }
 
 fn note_failure(session: &SharedSession, source: RecordingSource, why: &str) {

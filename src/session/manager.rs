@@ -7,13 +7,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::campaign;
 use super::time;
 use super::{CallParticipant, ConversationItem, LeadId, RecordingMetadata, SessionId, ToolUse};
-
-/// The key under which the original kept the latest lead's path in the campaign metadata.
-const LEAD_FILE: &str = "lead_file";
-/// The key under which the campaign source, or we, name the recording.
-const EGRESS_ID: &str = "egressId";
 
 /// Changes of what a participant says about itself that are kept: a client may set its attributes
 /// for ever.
@@ -348,7 +344,7 @@ pub struct CompleteSessionData {
     pub start: CallStart,
     /// What was learnt since.
     pub call_metadata: CallMetadata,
-    /// As fetched, with `egressId` and `lead_file` beside it.
+    /// As fetched; [`SessionManager::get_campaign_metadata`] adds what the call has learnt.
     pub campaign_metadata: Map<String, Value>,
     /// The recording, if one was asked for.
     pub recording: Option<RecordingMetadata>,
@@ -393,6 +389,25 @@ impl CompleteSessionData {
             .as_ref()
             .and_then(|outcome| outcome.disconnect_reason.as_deref());
         super::record::has_a_call(reason, self.answered_at())
+    }
+
+    /// The egress that makes the recording: ours, else the one that the campaign names.
+    pub fn egress_id(&self) -> Option<&str> {
+        let of_recording = self.recording.as_ref().and_then(|r| r.egress_id.as_deref());
+        of_recording
+            .filter(|id| !id.is_empty())
+            .or_else(|| campaign::egress_id(&self.campaign_metadata))
+    }
+
+    /// The latest lead file.
+    pub(super) fn lead_file(&self) -> Option<&str> {
+        self.lead_files.last().map(String::as_str)
+    }
+
+    /// The campaign's metadata as fetched, without what the call knows better.
+    pub(super) fn fetched_campaign_metadata(&self) -> Map<String, Value> {
+        let fetched = self.campaign_metadata.clone();
+        campaign::without_own(fetched, self.egress_id(), self.lead_file())
     }
 }
 
@@ -480,27 +495,12 @@ impl SessionManager {
             SessionEvent::CallMetadata(metadata) => data.call_metadata.take_known(metadata),
             SessionEvent::CampaignMetadata { metadata } => {
                 data.campaign_metadata = metadata.clone();
-                // What this call has added itself outlives a second fetch.
-                if let Some(path) = data.lead_files.last() {
-                    data.campaign_metadata
-                        .insert(LEAD_FILE.to_owned(), path.clone().into());
-                }
-                if let Some(id) = data.recording.as_ref().and_then(|r| r.egress_id.clone()) {
-                    data.campaign_metadata
-                        .insert(EGRESS_ID.to_owned(), id.into());
-                }
             }
             SessionEvent::Recording(recording) => {
-                if let Some(id) = &recording.egress_id {
-                    data.campaign_metadata
-                        .insert(EGRESS_ID.to_owned(), id.clone().into());
-                }
                 RecordingMetadata::take_newer(&mut data.recording, recording);
             }
             SessionEvent::Item(item) => data.items.push(item.clone()),
             SessionEvent::LeadFile { path } => {
-                data.campaign_metadata
-                    .insert(LEAD_FILE.to_owned(), path.clone().into());
                 data.lead_files.retain(|known| known != path);
                 data.lead_files.push(path.clone());
             }
@@ -557,8 +557,11 @@ impl SessionManager {
     }
 
     /// The campaign's metadata, with `egressId` and `lead_file` once they are known.
-    pub fn get_campaign_metadata(&self) -> &Map<String, Value> {
-        &self.data.campaign_metadata
+    pub fn get_campaign_metadata(&self) -> Map<String, Value> {
+        let data = &self.data;
+        let mut metadata = data.fetched_campaign_metadata();
+        campaign::put_own(&mut metadata, data.egress_id(), data.lead_file());
+        metadata
     }
 
     /// Replaces what is known about the recording, unless that would lead back from what it has
@@ -591,7 +594,7 @@ impl SessionManager {
 
     /// The latest lead file.
     pub fn get_lead_file_path(&self) -> Option<&str> {
-        self.data.lead_files.last().map(String::as_str)
+        self.data.lead_file()
     }
 
     /// Notes that a lead belongs to this session. The store does this in `save_lead`.
@@ -828,10 +831,7 @@ mod tests {
         });
         session.set_campaign_metadata(json!({ "a": 2 }).as_object().unwrap().clone());
         let expected = json!({ "a": 2, "egressId": "EG_ours", "lead_file": "leads/1.json" });
-        assert_eq!(
-            Value::Object(session.get_campaign_metadata().clone()),
-            expected
-        );
+        assert_eq!(Value::Object(session.get_campaign_metadata()), expected);
     }
 
     #[test]

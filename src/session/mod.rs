@@ -4,11 +4,14 @@
 //! to the CRM. This module knows no network, no LiveKit, no files and no tasks: the store gives it
 //! a sink for its events and reads the record out of it.
 
+mod campaign;
 mod context;
+pub mod dispatch;
 mod id;
 mod lead;
 mod life;
 mod manager;
+mod numbers;
 mod record;
 mod recording;
 pub mod time;
@@ -18,6 +21,7 @@ mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use campaign::CampaignIds;
 pub use context::{CallContext, CallParticipant, Said, without_secrets};
 pub use id::{IdError, LeadId, SessionId, mask_numbers, sanitise};
 pub use lead::Lead;
@@ -26,11 +30,11 @@ pub use manager::{
     CallMetadata, CallStart, CallStatus, CloseReason, CompleteSessionData, Direction, EventSink,
     Intent, KeypadInput, Outcome, SessionEvent, SessionManager, Usage,
 };
+pub use numbers::{Numbers, mask, mask_room_name};
 pub use record::{
-    ANOTHER_AGENT, Attempt, AttemptOutcome, CallDataDelivery, CallRecord, CampaignIds,
-    DeliveredRecording, DeliveryPart, PartState, Progress, RecordFiles, RecordOutcome,
-    RecordStatus, RecordTimestamps, RecordUploads, RecordingDelivery, RoomRef, SCHEMA_VERSION,
-    call_id_base, crm_payload,
+    ANOTHER_AGENT, Attempt, AttemptOutcome, CallDataDelivery, CallRecord, DeliveredRecording,
+    DeliveryPart, PartState, Progress, RecordFiles, RecordOutcome, RecordStatus, RecordTimestamps,
+    RecordUploads, RecordingDelivery, RoomRef, SCHEMA_VERSION, call_id_base, crm_payload,
 };
 pub use recording::{
     RecordingChange, RecordingEvidence, RecordingMetadata, RecordingSource, RecordingState,

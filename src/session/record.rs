@@ -2,9 +2,10 @@
 //! CRM gets. All of it is pure.
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
+use super::campaign::{self, CampaignIds};
 use super::time;
 use super::{
     CallContext, CallStatus, CloseReason, CompleteSessionData, Direction, FiledRecord, ITEM_SOURCE,
@@ -116,7 +117,8 @@ pub struct Attempt {
 }
 
 /// One kind of request to the CRM, with attempts of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DeliveryPart {
     /// `POST /upload`.
     Recording,
@@ -295,17 +297,62 @@ pub struct RoomRef {
 
 /// The files of the call, relative to the data folder, with `/`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(from = "WrittenFiles", into = "WrittenFiles")]
 pub struct RecordFiles {
     /// `recordings/…`, once it is known.
     pub recording: Option<String>,
     /// `conversations/…`.
     pub conversation: Option<String>,
-    /// The latest lead.
-    pub lead: Option<String>,
     /// All leads, oldest first.
-    #[serde(deserialize_with = "null_is_default")]
     pub leads: Vec<String>,
+}
+
+impl RecordFiles {
+    /// The latest lead: the one that the CRM gets.
+    pub fn lead(&self) -> Option<&str> {
+        self.leads.last().map(String::as_str)
+    }
+}
+
+/// The files as a record has them on disk: the original knew one lead only.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct WrittenFiles {
+    recording: Option<String>,
+    conversation: Option<String>,
+    /// The latest lead.
+    lead: Option<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    leads: Vec<String>,
+}
+
+impl From<WrittenFiles> for RecordFiles {
+    fn from(written: WrittenFiles) -> Self {
+        let path = |path: Option<String>| path.as_deref().map(data_folder_path);
+        let mut leads: Vec<String> = written.leads.iter().map(|l| data_folder_path(l)).collect();
+        if let Some(lead) = path(written.lead)
+            && leads.last() != Some(&lead)
+        {
+            leads.retain(|known| *known != lead);
+            leads.push(lead);
+        }
+        Self {
+            recording: path(written.recording),
+            conversation: path(written.conversation),
+            leads,
+        }
+    }
+}
+
+impl From<RecordFiles> for WrittenFiles {
+    fn from(files: RecordFiles) -> Self {
+        Self {
+            lead: files.lead().map(str::to_owned),
+            recording: files.recording,
+            conversation: files.conversation,
+            leads: files.leads,
+        }
+    }
 }
 
 /// When things happened.
@@ -358,6 +405,7 @@ pub struct RecordOutcome {
 
 /// `call_metadata/metadata_<session_id>.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct CallRecord {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
@@ -393,9 +441,13 @@ pub struct CallRecord {
     /// Name of the persona that talked.
     #[serde(default)]
     pub persona: Option<String>,
-    /// As fetched, with `egressId`, `lead_file`, `campaignId`, `voiceAgentId` and `client`.
+    /// As fetched, with `campaignId`, `voiceAgentId` and `client`. In the file it also has the
+    /// egress as `egressId` and the latest lead as `lead_file`.
     #[serde(default, deserialize_with = "null_is_default")]
     pub campaign_metadata: Map<String, Value>,
+    /// The egress that the campaign metadata of the file names, see [`CallRecord::egress_id`].
+    #[serde(skip)]
+    pub campaign_egress_id: Option<String>,
     /// What dispatcher, telephone network and caller's client have said about the call.
     #[serde(
         default,
@@ -456,6 +508,29 @@ pub(super) fn has_a_call(disconnect_reason: Option<&str>, answered: Option<DateT
     disconnect_reason != Some(ANOTHER_AGENT) || answered.is_some()
 }
 
+impl Serialize for CallRecord {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut written = self.clone();
+        campaign::put_own(
+            &mut written.campaign_metadata,
+            self.campaign_egress_id.as_deref(),
+            self.files.lead(),
+        );
+        // The derived one, which writes the fields as they are.
+        Self::serialize(&written, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for CallRecord {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The derived one, which reads the fields as they are.
+        let mut record = Self::deserialize(deserializer)?;
+        record.campaign_egress_id =
+            campaign::take_own(&mut record.campaign_metadata, record.files.lead());
+        Ok(record)
+    }
+}
+
 fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -472,7 +547,7 @@ impl CallRecord {
         saved_at: DateTime<Utc>,
     ) -> Self {
         let call = &session.call_metadata;
-        let mut campaign_metadata = session.campaign_metadata.clone();
+        let mut campaign_metadata = session.fetched_campaign_metadata();
         let ids = CampaignIds {
             campaign_id: call.campaign_id.clone(),
             voice_agent_id: call.voice_agent_id.clone(),
@@ -501,6 +576,7 @@ impl CallRecord {
             },
             persona: call.persona.clone(),
             campaign_metadata,
+            campaign_egress_id: session.egress_id().map(str::to_owned),
             context: CallContext::new(
                 session.start.job_metadata.as_deref(),
                 &session.start.attributes,
@@ -509,7 +585,6 @@ impl CallRecord {
             files: RecordFiles {
                 recording: local_recording,
                 conversation: Some(conversation),
-                lead: session.lead_files.last().cloned(),
                 leads: session.lead_files.clone(),
             },
             timestamps: RecordTimestamps {
@@ -561,25 +636,8 @@ impl CallRecord {
                 ));
             }
         }
-        let mut record: Self = serde_json::from_value(Value::Object(fields))
-            .map_err(|error| format!("is not a call record: {error}"))?;
-        let RecordFiles {
-            recording,
-            conversation,
-            lead,
-            leads,
-        } = &mut record.files;
-        for path in [recording, conversation, lead]
-            .into_iter()
-            .flatten()
-            .chain(leads.iter_mut())
-        {
-            *path = data_folder_path(path);
-        }
-        if record.files.leads.is_empty() {
-            record.files.leads.extend(record.files.lead.clone());
-        }
-        Ok(record)
+        serde_json::from_value(Value::Object(fields))
+            .map_err(|error| format!("is not a call record: {error}"))
     }
 
     /// What a metadata file holds, as far as crash recovery depends on it.
@@ -596,12 +654,9 @@ impl CallRecord {
 
     /// The id of the egress that made the recording.
     pub fn egress_id(&self) -> Option<&str> {
-        let from_campaign = self
-            .campaign_metadata
-            .get("egressId")
-            .and_then(Value::as_str);
         let from_recording = || self.recording.as_ref().and_then(|r| r.egress_id.as_deref());
-        from_campaign
+        self.campaign_egress_id
+            .as_deref()
             .or_else(from_recording)
             .filter(|id| !id.is_empty())
     }
@@ -780,80 +835,6 @@ fn data_folder_path(path: &str) -> String {
     path.strip_prefix("./").map(str::to_owned).unwrap_or(path)
 }
 
-/// The ids by which the CRM knows a campaign.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CampaignIds {
-    /// `campaigns[0]._id`.
-    pub campaign_id: Option<String>,
-    /// `campaigns[0].voiceAgents[0]._id`.
-    pub voice_agent_id: Option<String>,
-    /// `campaigns[0].client`.
-    pub client: Option<String>,
-}
-
-impl CampaignIds {
-    /// Reads them from a persona.
-    pub fn from_persona(persona: &Value) -> Self {
-        let campaign = &persona["campaigns"][0];
-        Self {
-            campaign_id: id_text(&campaign["_id"]),
-            voice_agent_id: id_text(&campaign["voiceAgents"][0]["_id"]),
-            client: id_text(&campaign["client"]),
-        }
-    }
-
-    /// The known ones as a record's campaign metadata has them.
-    pub fn fields(&self) -> Map<String, Value> {
-        [
-            ("campaignId", &self.campaign_id),
-            ("voiceAgentId", &self.voice_agent_id),
-            ("client", &self.client),
-        ]
-        .into_iter()
-        .filter_map(|(key, id)| Some((key.to_owned(), id.clone()?.into())))
-        .collect()
-    }
-
-    /// Reads them from a record's campaign metadata: as ours names them, as the original's session
-    /// named them, or from a persona inside.
-    pub fn from_campaign_metadata(metadata: &Map<String, Value>) -> Self {
-        let first = |names: &[&str]| {
-            names
-                .iter()
-                .find_map(|name| metadata.get(*name).and_then(id_text))
-        };
-        let inside = Self::from_persona(&json!({ "campaigns": metadata.get("campaigns") }));
-        let full_config = metadata
-            .get("full_config")
-            .map(Self::from_persona)
-            .unwrap_or_default();
-        Self {
-            campaign_id: first(&["campaignId", "campaign_id"])
-                .or(inside.campaign_id)
-                .or(full_config.campaign_id),
-            voice_agent_id: first(&["voiceAgentId", "voice_agent_id"])
-                .or(inside.voice_agent_id)
-                .or(full_config.voice_agent_id),
-            client: first(&["client", "client_id"])
-                .or(inside.client)
-                .or(full_config.client),
-        }
-    }
-}
-
-/// An id is a text, a number, MongoDB's `{"$oid": …}`, or an object that has an `_id`.
-fn id_text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) if !text.is_empty() => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Object(fields) => fields
-            .get("$oid")
-            .or_else(|| fields.get("_id"))
-            .and_then(id_text),
-        _ => None,
-    }
-}
-
 /// `CALL-YYYYMMDD-<last 8 digits>`, without the suffix that tells two calls of one day apart. A
 /// call without a number (from a browser) takes the random end of its session id instead.
 pub fn call_id_base(
@@ -979,7 +960,7 @@ fn transcription_for_crm(
         "duration_seconds": field("duration_seconds").unwrap_or_else(|| duration.into()),
         "total_items": items.len(),
         "conversation_items": items,
-        "lead_generated": record.files.lead.is_some(),
+        "lead_generated": record.files.lead().is_some(),
         "metadata": field("metadata").unwrap_or_else(|| json!({ "auto_saved": true })),
     })
 }
@@ -1020,41 +1001,6 @@ mod tests {
 
     fn named() -> SessionId {
         "session_20251029_113920_abc123".parse().unwrap()
-    }
-
-    #[test]
-    fn ids_of_a_campaign_are_found_in_every_form() {
-        for persona in [
-            json!({ "campaigns": [{ "_id": "c", "client": "k", "voiceAgents": [{ "_id": "v" }] }] }),
-            json!({ "campaigns": [{ "_id": { "$oid": "c" }, "client": { "_id": "k" }, "voiceAgents": [{ "_id": "v" }, {}] }, {}] }),
-        ] {
-            let ids = CampaignIds::from_persona(&persona);
-            assert_eq!(ids.campaign_id.as_deref(), Some("c"));
-            assert_eq!(ids.voice_agent_id.as_deref(), Some("v"));
-            assert_eq!(ids.client.as_deref(), Some("k"));
-            let Value::Object(metadata) = persona else {
-                unreachable!("it is an object")
-            };
-            assert_eq!(CampaignIds::from_campaign_metadata(&metadata), ids);
-        }
-        for nothing in [
-            json!({}),
-            json!({ "campaigns": [] }),
-            json!({ "campaigns": null }),
-            json!(null),
-            json!({ "campaigns": [{}] }),
-        ] {
-            assert_eq!(CampaignIds::from_persona(&nothing), CampaignIds::default());
-        }
-        let ours = json!({ "campaignId": 7, "voice_agent_id": "v", "client_id": "k", "campaigns": [{ "_id": "other" }] });
-        let Value::Object(ours) = ours else {
-            unreachable!("it is an object")
-        };
-        let ids = CampaignIds::from_campaign_metadata(&ours);
-        assert_eq!(
-            (ids.campaign_id.as_deref(), ids.client.as_deref()),
-            (Some("7"), Some("k"))
-        );
     }
 
     #[test]
@@ -1153,6 +1099,56 @@ mod tests {
         let seconds: Vec<i64> = history.iter().map(|a| a.at.timestamp()).collect();
         assert_eq!(seconds.len(), KEPT_ATTEMPTS);
         assert_eq!((seconds[0], seconds[1], seconds[19]), (0, 981, 999));
+    }
+
+    #[test]
+    fn what_is_derived_is_written_as_it_was_read() {
+        let ours = include_bytes!(
+            "../../tests/fixtures/records/v2/metadata_session_20261121_101500_00beef.json"
+        );
+        let original = include_bytes!(
+            "../../tests/fixtures/records/original/metadata_session_20251029_113920_abc123.json"
+        );
+        for (file, egress_id) in [(&ours[..], None), (&original[..], Some("xyz789"))] {
+            let before: Value = serde_json::from_slice(file).unwrap();
+            let record = CallRecord::from_json(file, &named()).unwrap();
+            assert_eq!(record.egress_id(), egress_id);
+            for key in ["egressId", "lead_file"] {
+                let typed = record.campaign_metadata.get(key).and_then(Value::as_str);
+                assert!(typed.is_none_or(|path| path.contains('\\')), "{key}");
+            }
+            let after = serde_json::to_value(&record).unwrap();
+            assert_eq!(after["campaign_metadata"], before["campaign_metadata"]);
+            let lead = record.files.lead().expect("it has a lead");
+            assert_eq!(after["files"]["lead"], lead);
+        }
+    }
+
+    #[test]
+    fn the_lead_that_an_old_record_names_is_the_latest() {
+        for (files, expected) in [
+            (json!({ "lead": "leads/1.json" }), vec!["leads/1.json"]),
+            (
+                json!({ "lead": "C:\\bot\\leads\\1.json", "leads": null }),
+                vec!["leads/1.json"],
+            ),
+            (
+                json!({ "lead": "leads/2.json", "leads": ["leads/1.json", "leads/2.json"] }),
+                vec!["leads/1.json", "leads/2.json"],
+            ),
+            (
+                json!({ "lead": "leads/1.json", "leads": ["leads/1.json", "leads/2.json"] }),
+                vec!["leads/2.json", "leads/1.json"],
+            ),
+            (json!({ "lead": null, "leads": [] }), vec![]),
+        ] {
+            let file = json!({ "files": files }).to_string();
+            let record = CallRecord::from_json(file.as_bytes(), &named()).unwrap();
+            assert_eq!(record.files.leads, expected);
+            assert_eq!(record.files.lead(), expected.last().copied());
+            let written = serde_json::to_value(&record).unwrap();
+            assert_eq!(written["files"]["lead"], json!(expected.last()));
+        }
     }
 
     #[test]

@@ -164,11 +164,19 @@ impl RecordingMetadata {
         self
     }
 
-    /// Takes over what was learnt later, unless it would lead back.
+    /// Takes over what was learnt later, unless it would lead back. An egress that was named is not
+    /// forgotten.
     pub(super) fn take_newer(known: &mut Option<Self>, newer: &Self) {
+        let named = known.as_mut().and_then(|known| known.egress_id.take());
+        let egress_id = newer.egress_id.clone().or(named);
         match known {
-            Some(known) if !known.state.can_become(newer.state) => {}
-            _ => *known = Some(newer.clone()),
+            Some(known) if !known.state.can_become(newer.state) => known.egress_id = egress_id,
+            _ => {
+                *known = Some(Self {
+                    egress_id,
+                    ..newer.clone()
+                });
+            }
         }
     }
 }

@@ -448,8 +448,6 @@ impl Store {
             match serde_json::from_slice::<Lead>(&bytes) {
                 Ok(lead) => {
                     data.lead_ids.push(lead.lead_id);
-                    data.campaign_metadata
-                        .insert("lead_file".to_owned(), relative.clone().into());
                     data.lead_files.push(relative);
                 }
                 Err(error) => {

@@ -14,9 +14,9 @@ use reqwest::{Body, Client, RequestBuilder, Url, redirect};
 use serde_json::Value;
 use tracing::debug;
 
-use crate::config::Secret;
 use crate::recording::resolve::FoundRecording;
 use crate::session::time;
+use crate::settings::Secret;
 
 use super::policy::{self, Answer, Verdict};
 use super::signature::{ContentDigest, Signer};

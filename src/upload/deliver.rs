@@ -842,11 +842,11 @@ fn key_of(part: DeliveryPart) -> &'static str {
 
 /// The body of `POST /call-data`, from the record and the files that it names.
 fn payload(store: &Store, record: &CallRecord) -> Result<Value, StoreError> {
-    let read = |relative: &Option<String>| match relative {
+    let read = |relative: Option<&str>| match relative {
         Some(relative) => store.read_json(relative),
         None => Ok(None),
     };
-    let conversation = read(&record.files.conversation)?;
+    let conversation = read(record.files.conversation.as_deref())?;
     if conversation.is_none() {
         warn!(
             session.id = %record.session_id,
@@ -854,7 +854,7 @@ fn payload(store: &Store, record: &CallRecord) -> Result<Value, StoreError> {
             "there is no conversation file; the transcription is sent empty"
         );
     }
-    let lead = read(&record.files.lead)?;
+    let lead = read(record.files.lead())?;
     let part = &record.uploads.recording;
     let recording = part.url.clone().map(|url| DeliveredRecording {
         url,

@@ -30,10 +30,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use url::Url;
 
-use crate::config::Secret;
 use crate::recording::resolve::RecordingResolver;
 use crate::recording::webhook::EgressEnded;
 use crate::session::{CallRecord, CampaignIds, PartState, RecordStatus, SessionId, time};
+use crate::settings::Secret;
 use crate::store::{PendingRecord, Store, StoreError};
 
 use breaker::{Breaker, BreakerChange, BreakerSettings, BreakerState};

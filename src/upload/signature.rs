@@ -10,7 +10,7 @@ use aws_lc_rs::{digest, hmac};
 use chrono::{DateTime, Utc};
 use reqwest::header::{HeaderName, HeaderValue};
 
-use crate::config::Secret;
+use crate::settings::Secret;
 
 /// SHA-256 of what is sent, fed piece by piece.
 pub(super) struct ContentDigest(digest::Context);

@@ -9,8 +9,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::call::{AfterDeath, DesertedRoom, RoomService, end_room, mask_room_name};
-use crate::session::SessionId;
+use crate::rooms::party::AfterDeath;
+use crate::rooms::{DesertedRoom, RoomService, end_room};
+use crate::session::{SessionId, mask_room_name};
 
 /// How long the worker that stops waits for the rooms that are left.
 const STOP_LIMIT: Duration = Duration::from_secs(10);

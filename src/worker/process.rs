@@ -26,9 +26,10 @@ use super::abandoned::AbandonedRoom;
 use super::metrics as names;
 use super::unwritten::UnwrittenRecord;
 use super::wire::JobState;
-use crate::call::{DesertedRoom, LostAgent, told_by};
 use crate::ipc::{self, FromCall, JobDescription, ShutdownReason, ToCall};
 use crate::phone::CountryCode;
+use crate::rooms::{DesertedRoom, LostAgent};
+use crate::session::dispatch::told_by;
 use crate::session::{CallStatus, CloseReason, Outcome, SessionEvent, SessionId};
 use crate::store::Store;
 
@@ -209,7 +210,7 @@ impl Call {
     }
 
     fn told(&self) -> Vec<SessionEvent> {
-        told_by(&self.job, &self.country)
+        told_by(&self.job.start(), &self.country)
     }
 
     /// The journal comes first, so that from here on whatever happens ends in a record.

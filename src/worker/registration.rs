@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::wire::{self, BadLiveKitUrl, FromServer, JobStatus, ToServer};
-use crate::config::LiveKitSettings;
+use crate::settings::LiveKitSettings;
 
 /// How long opening the socket may take, with name look-up and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -490,7 +490,7 @@ mod tests {
         let settings = LiveKitSettings {
             url: format!("ws://{}", silent_server().await),
             api_key: "key".into(),
-            api_secret: crate::config::Secret::new("secret"),
+            api_secret: crate::settings::Secret::new("secret"),
         };
         let registration = Registration::new(settings, "sales".into()).unwrap();
         let (sender, mut events) = mpsc::channel(4);

@@ -36,11 +36,12 @@ use super::wire::{
     self, AgentParticipant, Assignment, Availability, BadLiveKitUrl, FromServer, Job, JobState,
     JobStatus, ToServer,
 };
-use crate::call::{AGENT_SINCE, RoomService, mask_room_name};
-use crate::config::LiveKitSettings;
 use crate::ipc::JobDescription;
 use crate::phone::CountryCode;
-use crate::session::SessionId;
+use crate::rooms::RoomService;
+use crate::rooms::party::AGENT_SINCE;
+use crate::session::{SessionId, mask_room_name};
+use crate::settings::LiveKitSettings;
 use crate::store::{StorageConfig, Store};
 
 /// How often the server hears our status when nothing changes; LiveKit's own workers use the same.

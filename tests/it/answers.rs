@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use chrono::TimeDelta;
 use serde_json::{Value, json};
-use voicebot::config::Secret;
+use voicebot::settings::Secret;
 use voicebot::upload::{self, FailedFilter, PassOptions, PassStats};
 
 use crate::delivery::{ID, World, delivered, sound};

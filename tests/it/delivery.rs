@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use voicebot::config::Secret;
 use voicebot::recording::RecordingConfig;
 use voicebot::recording::resolve::{
     EgressAnswer, EgressDirectory, EgressFile, EgressProgress, EgressQuery, EgressReport,
     RecordingResolver,
 };
 use voicebot::session::{self, Lead, LeadId, RecordingMetadata, RecordingSource, RecordingState};
+use voicebot::settings::Secret;
 use voicebot::upload::{
     self, CrmConfig, CrmSecrets, PassOptions, PassStats, SuccessRule, UploadConfig, Uploader,
 };

@@ -275,7 +275,7 @@ fn files_that_cannot_be_read_are_named_and_hide_no_other_call() {
 }
 
 #[test]
-fn the_trail_of_a_call_is_told_in_order_with_numbers_hidden() {
+fn the_timeline_of_a_call_is_told_in_order_with_numbers_hidden() {
     let data = three_calls();
     data.write(
         &format!("conversations/conversation_{V2}.json"),
@@ -331,14 +331,14 @@ session_20261121_101500_00beef  waiting
     assert_eq!(answer["number"], "…23");
     assert_eq!(answer["leads"][0]["lead"]["lead_id"], LEAD);
     assert_eq!(answer["leads"][0]["lead"]["phone"], "…23");
-    let steps: Vec<&str> = answer["timeline"]
+    let events: Vec<&str> = answer["timeline"]
         .as_array()
         .expect("a timeline")
         .iter()
-        .map(|moment| moment["step"].as_str().expect("a step"))
+        .map(|entry| entry["event"].as_str().expect("an event"))
         .collect();
     assert_eq!(
-        steps,
+        events,
         [
             "dispatched",
             "joined",
@@ -352,7 +352,6 @@ session_20261121_101500_00beef  waiting
             "record_written",
             "archived",
         ]
-        .map(|step| step)
     );
     assert!(
         !text(&json.stdout).contains("5550100123\""),

@@ -10,6 +10,7 @@ mod delivery;
 mod disk;
 mod egress_api;
 mod faults;
+mod imports;
 mod kills;
 mod ledger;
 mod line;

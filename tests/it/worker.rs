@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use voicebot::config::{LiveKitSettings, Secret};
 use voicebot::session::{CallStart, SessionId};
+use voicebot::settings::{LiveKitSettings, Secret};
 use voicebot::store::Store;
 use voicebot::worker::{CallProgram, HttpServer, Worker, WorkerConfig, WorkerError, WorkerStatus};
 

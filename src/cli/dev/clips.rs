@@ -121,7 +121,8 @@ fn clip(file: &str) -> &'static [u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::call::{CallConfig, Persona};
+    use crate::call::Persona;
+    use crate::call::config::CallConfig;
     use crate::providers::scripted::CallerLine;
     use crate::voice::LinesConfig;
     use crate::voice::speech_text::Speech;

@@ -10,17 +10,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use livekit_api::access_token::{AccessToken, VideoGrants};
 use livekit_api::services::agent_dispatch::AgentDispatchClient;
 use livekit_protocol as proto;
 use roomserver::{Options, RoomServer};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
-use super::caller::{LOUD, SAMPLE_RATE_HZ, ScriptedCaller};
 use super::clips::{caller_line, write_script};
 use super::crm_sink::{CrmSink, Delivered};
 use super::stage::{WorkerProcess, free_address, made_up_keys};
+use crate::caller::{self, Caller, CallerOptions, LOUD, MicrophoneOptions};
 use crate::cli::CommandResult;
 
 /// What the caller says, in order.
@@ -29,6 +28,10 @@ const LINES: [&str; 3] = [
     "My name is John Smith, my e-mail is john.smith@example.com, I work for Acme, and I am interested in the business plan.",
     "No, thank you. Goodbye.",
 ];
+/// Rate of the clips with these lines, Hz.
+const LINE_RATE_HZ: u32 = oggopus::SAMPLE_RATE_HZ;
+/// A pause of the agent this long means that it has finished.
+const FINISHED: Duration = Duration::from_millis(900);
 /// Name under which the demo's worker is dispatched.
 const AGENT_NAME: &str = "demo";
 /// The number that the demo's call is filed under; from the range that is kept free for examples.
@@ -190,20 +193,22 @@ async fn hold_call(
         NUMBER.trim_start_matches('+'),
         chrono::Utc::now().timestamp()
     );
-    let grants = VideoGrants {
-        room_join: true,
-        room: room.clone(),
-        ..Default::default()
+    let token = caller::token(key, secret, "caller", &room)?;
+    let options = CallerOptions {
+        microphone: Some(MicrophoneOptions {
+            sample_rate_hz: LINE_RATE_HZ,
+            ..MicrophoneOptions::default()
+        }),
+        hearing_rate_hz: LINE_RATE_HZ,
     };
-    let token = AccessToken::with_api_key(key, secret)
-        .with_identity("caller")
-        .with_grants(grants)
-        .to_jwt()?;
-    let mut caller = ScriptedCaller::join(&server.url(), &token).await?;
+    let mut caller = Caller::join(&server.url(), &token, options).await?;
     story.now(format!("the caller is in room {room}"));
 
-    let dispatcher =
-        AgentDispatchClient::with_api_key(&crate::call::http_address(&server.url()), key, secret);
+    let dispatcher = AgentDispatchClient::with_api_key(
+        &crate::settings::http_address(&server.url()),
+        key,
+        secret,
+    );
     let dispatched = Instant::now();
     let request = proto::CreateAgentDispatchRequest {
         agent_name: AGENT_NAME.into(),
@@ -236,9 +241,10 @@ async fn hold_call(
         ),
     );
 
+    let mut heard = greeted;
     for words in LINES {
         caller
-            .agent_finished(STEP * 2)
+            .quiet(heard, FINISHED, STEP * 2)
             .await
             .ok_or("the agent did not stop talking")?;
         let (first, last) = caller
@@ -263,6 +269,7 @@ async fn hold_call(
                 (answer - last).as_millis()
             ),
         );
+        heard = answer;
     }
     let ended = caller
         .ended(STEP * 2)
@@ -462,7 +469,7 @@ fn listen_to(recording: &Path) -> Result<InRecording, oggopus::Error> {
 
 /// Seconds of sound: counted in pieces of 20 ms that have a loud sample.
 fn loud_seconds(samples: impl Iterator<Item = i16>) -> f64 {
-    const PIECE: usize = SAMPLE_RATE_HZ as usize / 50;
+    const PIECE: usize = LINE_RATE_HZ as usize / 50;
     let samples: Vec<i16> = samples.collect();
     let loud = samples
         .chunks(PIECE)

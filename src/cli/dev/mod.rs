@@ -8,7 +8,6 @@
 //! Everything in this folder is for development and exists only with the feature `dev`, which a
 //! production build leaves out.
 
-mod caller;
 mod clips;
 mod crm_sink;
 pub mod demo;
@@ -38,7 +37,8 @@ use self::crm_sink::CrmSink;
 use self::stage::{WorkerProcess, free_address, made_up_keys};
 use super::CommandResult;
 use crate::call::stop_signal;
-use crate::config::{Config, LiveKitSettings, Secret};
+use crate::config::Config;
+use crate::settings::{LiveKitSettings, Secret};
 
 const PAGE: &str = include_str!("page/index.html");
 const STYLE: &str = include_str!("page/style.css");
@@ -296,7 +296,7 @@ async fn call(State(page): State<Arc<Page>>) -> Result<Json<Value>, (StatusCode,
         .to_jwt()
         .map_err(|error| failed(&error))?;
     let dispatcher = AgentDispatchClient::with_api_key(
-        &crate::call::http_address(&page.livekit.url),
+        &crate::settings::http_address(&page.livekit.url),
         key,
         secret,
     );

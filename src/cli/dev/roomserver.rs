@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::call::stop_signal;
 use crate::cli::CommandResult;
-use crate::config::Secret;
+use crate::settings::Secret;
 
 #[derive(Debug, Args)]
 pub struct RoomserverArguments {

@@ -11,7 +11,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::config::Secret;
+use crate::settings::Secret;
 
 /// How long a worker may take to register before something must be wrong.
 const READY_WAIT: Duration = Duration::from_secs(20);

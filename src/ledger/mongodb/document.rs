@@ -249,9 +249,7 @@ mod tests {
     #[test]
     fn a_session_can_be_searched_by_everything_that_names_it() {
         let mut call = call();
-        call.record
-            .campaign_metadata
-            .insert("egressId".to_owned(), "EG_1".into());
+        call.record.campaign_egress_id = Some("EG_1".to_owned());
         let lead = json!({ "lead_id": "l1", "name": "Asha Example", "created_at": "2026-11-21T10:15:40.000Z" });
         let file = "leads/lead_session_20261121_101500_00beef_1.json".to_owned();
         let documents = documents(&call, Some(&json!({ "total_items": 0 })), &[(file, lead)]);

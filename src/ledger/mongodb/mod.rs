@@ -111,7 +111,7 @@ pub struct MirrorPass {
 
 #[cfg(not(feature = "mongodb"))]
 fn not_built<T>() -> Result<Option<T>, MongoError> {
-    match crate::config::Secret::from_env(URI_VARIABLE) {
+    match crate::settings::Secret::from_env(URI_VARIABLE) {
         Some(_) => Err(MongoError::NotBuilt),
         None => Ok(None),
     }

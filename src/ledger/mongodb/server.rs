@@ -17,8 +17,8 @@ use tracing::warn;
 use super::document::{CallDocuments, stored_call};
 use super::mirror::{Destination, Mirror, PutError};
 use super::{MirrorPass, MongoConfig, MongoError, URI_VARIABLE};
-use crate::config::Secret;
 use crate::ledger::{Query, WholeCall};
+use crate::settings::Secret;
 use crate::store::Store;
 
 /// How long a server may take to be found and connected to.

@@ -9,9 +9,9 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::ListenRequest;
 use super::stream::{FinalWords, Heard, Reader, Wire};
-use crate::config::Secret;
 use crate::providers::ProviderError;
 use crate::providers::socket::Address;
+use crate::settings::Secret;
 
 /// The key's variable.
 const KEY: &str = "ASSEMBLYAI_API_KEY";

@@ -9,9 +9,9 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::ListenRequest;
 use super::stream::{FinalWords, Heard, Reader, Wire, seconds};
-use crate::config::Secret;
 use crate::providers::socket::Address;
 use crate::providers::{Language, ProviderError};
+use crate::settings::Secret;
 
 /// The key's variable.
 const KEY: &str = "DEEPGRAM_API_KEY";

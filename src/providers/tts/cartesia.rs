@@ -11,9 +11,9 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::stream::{Spoken, VoiceReader, VoiceWire};
 use super::{SpeechRequest, WordTime};
-use crate::config::Secret;
 use crate::providers::ProviderError;
 use crate::providers::socket::{Address, Frame};
+use crate::settings::Secret;
 
 /// The key's variable.
 const KEY: &str = "CARTESIA_API_KEY";

@@ -10,10 +10,10 @@ use tokio_tungstenite::tungstenite::Message;
 use super::SpeechRequest;
 use super::cartesia::samples;
 use super::stream::{Spoken, VoiceReader, VoiceWire};
-use crate::config::Secret;
 use crate::providers::ProviderError;
 use crate::providers::socket::{Address, Frame};
 use crate::providers::stt::deepgram;
+use crate::settings::Secret;
 
 /// What is asked for.
 const SAMPLE_RATE_HZ: u32 = 24_000;

@@ -13,9 +13,9 @@ use tokio_tungstenite::tungstenite::Message;
 use super::cartesia::samples;
 use super::stream::{Spoken, VoiceReader, VoiceWire};
 use super::{SpeechRequest, WordTime};
-use crate::config::Secret;
 use crate::providers::ProviderError;
 use crate::providers::socket::{Address, Frame};
+use crate::settings::Secret;
 
 /// The key's variable, and the other name that ElevenLabs' own tools know.
 const KEYS: [&str; 2] = ["ELEVENLABS_API_KEY", "ELEVEN_API_KEY"];

@@ -66,7 +66,7 @@ fn has_both_voices(call: &Delivered) {
         )
     };
     let (agent, caller) = (side(0), side(1));
-    let spoken = loud_seconds(line(LONG_LINE).into_iter(), 16_000);
+    let spoken = loud_seconds(line(LONG_LINE).iter().copied(), 16_000);
     // The answer is four letters long, the greeting six: half a second together.
     assert!((0.4..1.2).contains(&agent), "agent: {agent} s");
     assert!(

@@ -70,9 +70,9 @@ async fn client_sees_states_and_words_and_may_write() {
     caller.write("This is in writing.").await;
     caller.agent_has_said(3).await;
     let all_said = |seen: &Seen| {
-        seen.words
+        seen.transcripts
             .iter()
-            .any(|words| words.ended && words.text == "I can read.")
+            .any(|transcript| transcript.ended && transcript.text == "I can read.")
     };
     let seen = caller.until("words of the last answer", all_said).await;
 
@@ -85,16 +85,19 @@ async fn client_sees_states_and_words_and_may_write() {
     }
     let agent = seen.agent.clone().expect("the agent was here");
     let by_agent: Vec<_> = seen
-        .words
+        .transcripts
         .iter()
-        .filter(|words| words.speaker == agent)
+        .filter(|transcript| transcript.speaker == agent)
         .collect();
-    let texts: Vec<_> = by_agent.iter().map(|words| words.text.as_str()).collect();
+    let texts: Vec<_> = by_agent
+        .iter()
+        .map(|transcript| transcript.text.as_str())
+        .collect();
     assert_eq!(texts, [GREETING, ANSWER, "I can read."]);
     assert!(
         by_agent
             .iter()
-            .all(|words| Some(&words.track) == seen.agent_track.as_ref()),
+            .all(|transcript| Some(&transcript.track) == seen.agent_track.as_ref()),
         "{by_agent:#?}"
     );
     assert!(
@@ -104,9 +107,9 @@ async fn client_sees_states_and_words_and_may_write() {
         "{by_agent:#?}"
     );
     let by_caller: Vec<_> = seen
-        .words
+        .transcripts
         .iter()
-        .filter(|words| words.speaker == caller.identity)
+        .filter(|transcript| transcript.speaker == caller.identity)
         .collect();
     let last = by_caller.last().expect("the caller's own words");
     assert!(

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
+use super::Direction;
 use crate::phone::{self, CountryCode};
-use crate::session::Direction;
 
 /// The remote party: the caller on inbound calls, the callee on outbound ones (livekit/protocol
 /// `attrs.go`).

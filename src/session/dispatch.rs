@@ -7,10 +7,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::Numbers;
-use crate::ipc::JobDescription;
+use super::{CallMetadata, CallStart, Numbers, SessionEvent, without_secrets};
 use crate::phone::{self, CountryCode};
-use crate::session::{CallMetadata, SessionEvent, without_secrets};
 
 /// Keys of the job metadata that belong to the campaign, beside the object `campaign_metadata`.
 const CAMPAIGN_KEYS: [&str; 4] = ["egressId", "campaignId", "voiceAgentId", "client"];
@@ -24,8 +22,8 @@ const MAX_ENCODINGS: usize = 3;
 ///
 /// # Errors
 /// The rest of a sentence that begins with "the job metadata".
-pub(super) fn job_metadata(job: &JobDescription) -> Result<Value, String> {
-    let mut text = job.job_metadata.clone().unwrap_or_default();
+pub fn job_metadata(text: Option<&str>) -> Result<Value, String> {
+    let mut text = text.unwrap_or_default().to_owned();
     for _ in 0..=MAX_ENCODINGS {
         // Files from a spreadsheet begin with a byte order mark.
         let bare = text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
@@ -47,7 +45,7 @@ pub(super) fn job_metadata(job: &JobDescription) -> Result<Value, String> {
 
 /// The campaign's metadata: what is known of it already, and what came with the job, which wins.
 /// Anybody may dispatch a job, so nothing of it that looks like a secret gets into a record.
-pub(super) fn campaign(mut known: Map<String, Value>, job_metadata: &Value) -> Map<String, Value> {
+pub fn campaign(mut known: Map<String, Value>, job_metadata: &Value) -> Map<String, Value> {
     if let Some(from_job) = job_metadata
         .get("campaign_metadata")
         .and_then(Value::as_object)
@@ -63,7 +61,7 @@ pub(super) fn campaign(mut known: Map<String, Value>, job_metadata: &Value) -> M
 }
 
 /// The two ends of a call as the session keeps them.
-pub(super) fn numbers_metadata(numbers: &Numbers) -> CallMetadata {
+pub fn numbers_metadata(numbers: &Numbers) -> CallMetadata {
     CallMetadata {
         dialed_number: numbers.dialed_number.clone(),
         caller_number: numbers.dialed_number.clone(),
@@ -77,9 +75,9 @@ pub(super) fn numbers_metadata(numbers: &Numbers) -> CallMetadata {
 
 /// The events that a dispatch is: numbers and direction, persona, campaign. Metadata that is no
 /// JSON tells nothing; the call says so.
-pub fn told_by(job: &JobDescription, country: &CountryCode) -> Vec<SessionEvent> {
-    let metadata = job_metadata(job).unwrap_or_default();
-    let numbers = Numbers::read(&metadata, &HashMap::new(), &job.room_name, country);
+pub fn told_by(start: &CallStart, country: &CountryCode) -> Vec<SessionEvent> {
+    let metadata = job_metadata(start.job_metadata.as_deref()).unwrap_or_default();
+    let numbers = Numbers::read(&metadata, &HashMap::new(), &start.room_name, country);
     let persona = metadata.get("persona").and_then(Value::as_str);
     let mut told = vec![SessionEvent::CallMetadata(CallMetadata {
         persona: persona.map(str::to_owned),
@@ -96,19 +94,17 @@ pub fn told_by(job: &JobDescription, country: &CountryCode) -> Vec<SessionEvent>
 mod tests {
     use super::*;
 
-    fn job(metadata: Option<&str>, room: &str) -> JobDescription {
-        JobDescription {
+    fn job(metadata: Option<&str>, room: &str) -> CallStart {
+        CallStart {
             session_id: "session_20261121_100000_aaaaaa".parse().unwrap(),
             job_id: "AJ_1".into(),
-            url: String::new(),
-            token: String::new(),
             room_name: room.into(),
             room_sid: None,
             job_metadata: metadata.map(str::to_owned),
+            direction: None,
+            call_start: "2026-11-21T10:00:00Z".parse().unwrap(),
             agent_name: String::new(),
-            participant_identity: String::new(),
-            attributes: HashMap::new(),
-            dispatched_at: "2026-11-21T10:00:00Z".parse().unwrap(),
+            attributes: Default::default(),
         }
     }
 
@@ -125,7 +121,7 @@ mod tests {
         };
         assert_eq!(call.dialed_number.as_deref(), Some("+15550100123"));
         assert_eq!(call.persona.as_deref(), Some("pumps"));
-        assert_eq!(call.direction, Some(crate::session::Direction::Outbound));
+        assert_eq!(call.direction, Some(super::super::Direction::Outbound));
         let SessionEvent::CampaignMetadata { metadata } = &told[1] else {
             panic!("{told:?}");
         };

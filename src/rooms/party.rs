@@ -18,7 +18,7 @@ const SIP_PHONE_NUMBER: &str = "sip.phoneNumber";
 /// (livekit-server `pkg/agent/worker.go`, `AgentNameAttributeKey`).
 const AGENT_NAME: &str = "lk.agent_name";
 /// When the job of an agent of ours was accepted, in milliseconds since 1970; our worker sets it.
-pub(crate) const AGENT_SINCE: &str = "voicebot.since_ms";
+pub const AGENT_SINCE: &str = "voicebot.since_ms";
 
 /// Jobs that were accepted within one step of this length count as equally old, ms: longer than
 /// joining takes, shorter than a conversation that is worth to be kept.

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::party::{AfterDeath, Party, after_death};
-use super::room_service::{RoomService, RoomServiceError};
+use super::service::{RoomService, RoomServiceError};
 
 /// How long a server that does not answer is asked again about an agent that died. Later the room
 /// has ended by itself, or its caller has hung up.
@@ -34,7 +34,7 @@ const CALLER_WAIT: Duration = Duration::from_secs(20);
 
 /// A room whose agent is gone without having left it in order.
 #[derive(Debug, Clone)]
-pub(crate) struct DesertedRoom {
+pub struct DesertedRoom {
     pub room_name: String,
     /// Only the room with this id is meant: another of the same name may have taken its place
     /// since. `None`: the agent is gone since just now.
@@ -49,7 +49,7 @@ pub(crate) struct DesertedRoom {
 
 /// What became of an agent that is not in its room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LostAgent {
+pub enum LostAgent {
     /// It died, and with it the call.
     Died,
     /// It could not join.
@@ -144,7 +144,7 @@ impl RoomWatch {
 ///
 /// # Errors
 /// When the server did not answer for long.
-pub(crate) async fn end_room(
+pub async fn end_room(
     service: &RoomService,
     delete: bool,
     room: &DesertedRoom,

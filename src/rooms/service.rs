@@ -9,7 +9,7 @@ use livekit_api::services::{ServerError, ServiceError};
 use livekit_protocol as proto;
 
 use super::party::{Party, Role};
-use crate::config::LiveKitSettings;
+use crate::settings::{LiveKitSettings, http_address};
 
 /// How long one request may take. A caller waits at the other end of each.
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
@@ -41,7 +41,7 @@ pub struct RoomService {
 impl RoomService {
     /// The API of the server in the settings.
     pub fn new(livekit: &LiveKitSettings) -> Self {
-        let host = super::http_address(&livekit.url);
+        let host = http_address(&livekit.url);
         let (key, secret) = (&livekit.api_key, livekit.api_secret.expose());
         Self {
             client: RoomClient::with_api_key(&host, key, secret)
@@ -164,7 +164,7 @@ fn read(participant: proto::ParticipantInfo) -> Party {
 }
 
 /// Whether somebody with these permissions is nobody's caller: hidden, or a recorder.
-pub(super) fn is_machine(permission: &proto::ParticipantPermission) -> bool {
+pub(crate) fn is_machine(permission: &proto::ParticipantPermission) -> bool {
     #[expect(
         deprecated,
         reason = "servers before participant kinds know a recorder by this flag"

@@ -16,7 +16,7 @@ use tracing::info;
 use super::abandoned::AbandonedRoom;
 use super::process::{Recovered, recover};
 use super::run::agent_identity;
-use crate::call::{DesertedRoom, LostAgent};
+use crate::rooms::{DesertedRoom, LostAgent};
 use crate::session::{Outcome, SessionId};
 use crate::store::{OrphanJournal, Store};
 

@@ -40,12 +40,12 @@ use super::s3::{S3Access, S3Object};
 /// A manifest is a few hundred bytes; more than this is something else.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// A recording that is waited for is looked for after this, then less and less often, up to
-/// [`LONGEST_LOOK`].
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// See [`FIRST_LOOK`].
-pub(crate) const LONGEST_LOOK: Duration = Duration::from_secs(30);
+/// [`LONGEST_SCAN_PAUSE`].
+const FIRST_SCAN_PAUSE: Duration = Duration::from_secs(1);
+/// See [`FIRST_SCAN_PAUSE`].
+pub(crate) const LONGEST_SCAN_PAUSE: Duration = Duration::from_secs(30);
 /// One that has not turned up in time is still looked for, at most this far apart.
-const LONGEST_LATE_LOOK: Duration = Duration::from_secs(3600);
+const LONGEST_LATE_SCAN_PAUSE: Duration = Duration::from_secs(3600);
 /// Between the two scans of a file of which nothing tells that it is whole.
 const SECOND_SCAN: TimeDelta = TimeDelta::seconds(2);
 /// How far the clocks of the egress host and ours may be apart.
@@ -232,7 +232,7 @@ impl std::fmt::Debug for RecordingResolver {
 
 /// The result of a scan.
 #[derive(Debug)]
-enum Look {
+enum Scan {
     Found(FoundRecording),
     NotRecorded,
     /// The text says what is waited for.
@@ -334,13 +334,13 @@ impl RecordingResolver {
 
     /// Looks for the recording of a call that has ended.
     pub async fn resolve(&self, record: &CallRecord, now: DateTime<Utc>) -> Resolution {
-        let (why, size_seen, could_see) = match self.look(record, now).await {
-            Look::Found(found) => return Resolution::Found(found),
-            Look::NotRecorded => return Resolution::NotRecorded,
-            Look::Failed { why, evidence } => return Resolution::Failed { why, evidence },
-            Look::NotYet { why, size_seen } => (why, size_seen, true),
+        let (why, size_seen, could_see) = match self.scan(record, now).await {
+            Scan::Found(found) => return Resolution::Found(found),
+            Scan::NotRecorded => return Resolution::NotRecorded,
+            Scan::Failed { why, evidence } => return Resolution::Failed { why, evidence },
+            Scan::NotYet { why, size_seen } => (why, size_seen, true),
             // What was seen of it earlier is still the newest that is known.
-            Look::Blind(why) => (why, record.uploads.recording.size, false),
+            Scan::Blind(why) => (why, record.uploads.recording.size, false),
         };
         patience(&self.config, record, now, why, size_seen, could_see)
     }
@@ -350,9 +350,9 @@ impl RecordingResolver {
         Duration::from_secs(self.config.wait_s)
     }
 
-    async fn look(&self, record: &CallRecord, now: DateTime<Utc>) -> Look {
+    async fn scan(&self, record: &CallRecord, now: DateTime<Utc>) -> Scan {
         let not_there = match self.scan_folder(record, now).await {
-            Candidate::Found(found) => return Look::Found(found),
+            Candidate::Found(found) => return Scan::Found(found),
             not_there => not_there,
         };
         if !is_egress(record) {
@@ -363,27 +363,27 @@ impl RecordingResolver {
             // It has failed, and its file is here: the next scan tells whether it is all there will
             // be.
             (
-                Look::Failed { why, .. },
+                Scan::Failed { why, .. },
                 Candidate::NotYet {
                     why: here,
                     size_seen: Some(size),
                 },
-            ) if size > 0 => Look::NotYet {
+            ) if size > 0 => Scan::NotYet {
                 why: format!("{why}, but {here}"),
                 size_seen: Some(size),
             },
-            (asked @ (Look::Found(_) | Look::Failed { .. }), _) => asked,
+            (asked @ (Scan::Found(_) | Scan::Failed { .. }), _) => asked,
             // What is not there yet may be where the server would say that it is.
             (
-                Look::Blind(_),
+                Scan::Blind(_),
                 Candidate::NotYet {
                     why,
                     size_seen: None,
                 },
             )
-            | (_, Candidate::Blind(why)) => Look::Blind(why),
+            | (_, Candidate::Blind(why)) => Scan::Blind(why),
             // What is here and not whole yet says more than what the server does not know.
-            (_, Candidate::NotYet { why, size_seen }) => Look::NotYet { why, size_seen },
+            (_, Candidate::NotYet { why, size_seen }) => Scan::NotYet { why, size_seen },
             (asked, _) => asked,
         }
     }
@@ -591,7 +591,7 @@ impl RecordingResolver {
     }
 
     /// The server's Egress API, by the egress's id, then by the room.
-    async fn ask_directory(&self, record: &CallRecord, now: DateTime<Utc>) -> Look {
+    async fn ask_directory(&self, record: &CallRecord, now: DateTime<Utc>) -> Scan {
         let id = record.egress_id().map(with_prefix);
         let wanted = match (&id, &record.room.name) {
             (Some(id), _) => format!("the egress {id}"),
@@ -637,13 +637,13 @@ impl RecordingResolver {
         wanted: &str,
         record: &CallRecord,
         now: DateTime<Utc>,
-    ) -> Look {
-        let mut verdict: Option<Look> = None;
+    ) -> Scan {
+        let mut verdict: Option<Scan> = None;
         for report in reports {
             match (self.judge(report, wanted, record, now).await, &verdict) {
-                (found @ Look::Found(_), _) => return found,
-                (Look::Failed { .. }, Some(Look::NotYet { .. } | Look::Blind(_))) => {}
-                (look, _) => verdict = Some(look),
+                (found @ Scan::Found(_), _) => return found,
+                (Scan::Failed { .. }, Some(Scan::NotYet { .. } | Scan::Blind(_))) => {}
+                (scan, _) => verdict = Some(scan),
             }
         }
         verdict.unwrap_or_else(|| not_yet(format!("{wanted} is not known to the server")))
@@ -658,7 +658,7 @@ impl RecordingResolver {
         wanted: &str,
         record: &CallRecord,
         now: DateTime<Utc>,
-    ) -> Look {
+    ) -> Scan {
         let flaw = match &report.progress {
             EgressProgress::Running => return not_yet(format!("{wanted} has not ended")),
             EgressProgress::Done => None,
@@ -673,10 +673,10 @@ impl RecordingResolver {
         match (found, flaw) {
             (Candidate::Found(mut found), flaw) => {
                 found.flaw = flaw;
-                Look::Found(found)
+                Scan::Found(found)
             }
-            (Candidate::Blind(why), _) => Look::Blind(why),
-            (Candidate::NotYet { why, size_seen }, None) => Look::NotYet { why, size_seen },
+            (Candidate::Blind(why), _) => Scan::Blind(why),
+            (Candidate::NotYet { why, size_seen }, None) => Scan::NotYet { why, size_seen },
             (Candidate::NotYet { why, size_seen }, Some(flaw)) => {
                 let among = match report.backup_storage_used {
                     true => "from its backup storage, ",
@@ -684,7 +684,7 @@ impl RecordingResolver {
                 };
                 let why = format!("{flaw}; {among}{why}");
                 match report.backup_storage_used || written || size_seen.is_some() {
-                    true => Look::NotYet { why, size_seen },
+                    true => Scan::NotYet { why, size_seen },
                     false => failed(flaw),
                 }
             }
@@ -808,7 +808,7 @@ impl RecordingResolver {
 
     /// An object is there as a whole or not at all.
     async fn object(&self, location: &S3Location, evidence: RecordingEvidence) -> Candidate {
-        match self.s3.look(location).await {
+        match self.s3.head(location).await {
             Ok(Some(object)) if object.size > 0 => Candidate::Found(FoundRecording {
                 name: location.to_string(),
                 size: object.size,
@@ -959,13 +959,16 @@ fn patience(
         size_seen.is_some_and(|size| size > 0) && size_seen != record.uploads.recording.size;
     let next = |longest: Duration, left: Duration| match grows {
         true => now + SECOND_SCAN,
-        false => later(now, (watched / 4).clamp(FIRST_LOOK, longest).min(left)),
+        false => later(
+            now,
+            (watched / 4).clamp(FIRST_SCAN_PAUSE, longest).min(left),
+        ),
     };
     let wait = Duration::from_secs(config.wait_s);
     if watched < wait {
         return Resolution::Wait {
             why,
-            scan_again: next(LONGEST_LOOK, wait.saturating_sub(watched)),
+            scan_again: next(LONGEST_SCAN_PAUSE, wait.saturating_sub(watched)),
             size_seen,
             watch,
         };
@@ -973,9 +976,9 @@ fn patience(
     let late = Duration::from_secs(config.late_s.max(config.wait_s));
     let scan_again = match watch.left_to_give_up(late) {
         // What still grows is not over, whatever the time: it is scanned until it is whole.
-        Duration::ZERO if grows => Some(later(now, LONGEST_LATE_LOOK)),
+        Duration::ZERO if grows => Some(later(now, LONGEST_LATE_SCAN_PAUSE)),
         Duration::ZERO => None,
-        left => Some(next(LONGEST_LATE_LOOK, left)),
+        left => Some(next(LONGEST_LATE_SCAN_PAUSE, left)),
     };
     let since_end = record
         .ended_at()
@@ -998,20 +1001,20 @@ fn later(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {
     now + TimeDelta::from_std(pause).unwrap_or(TimeDelta::hours(1))
 }
 
-fn not_yet(why: String) -> Look {
-    Look::NotYet {
+fn not_yet(why: String) -> Scan {
+    Scan::NotYet {
         why,
         size_seen: None,
     }
 }
 
-fn not_asked(error: String) -> Look {
+fn not_asked(error: String) -> Scan {
     warn!(error, "egress not asked for");
-    Look::Blind(error)
+    Scan::Blind(error)
 }
 
-fn failed(why: String) -> Look {
-    Look::Failed {
+fn failed(why: String) -> Scan {
+    Scan::Failed {
         why,
         evidence: RecordingEvidence::EgressApi,
     }
@@ -1051,26 +1054,26 @@ fn is_egress(record: &CallRecord) -> bool {
 }
 
 /// What it means that no file was found for a call of which no egress is known.
-fn without_egress(record: &CallRecord, found: Candidate) -> Look {
-    let failed = |why: String| Look::Failed {
+fn without_egress(record: &CallRecord, found: Candidate) -> Scan {
+    let failed = |why: String| Scan::Failed {
         why,
         evidence: RecordingEvidence::Call,
     };
     match (found, &record.recording) {
-        (Candidate::Found(found), _) => Look::Found(found),
-        (Candidate::Blind(why), _) => Look::Blind(why),
+        (Candidate::Found(found), _) => Scan::Found(found),
+        (Candidate::Blind(why), _) => Scan::Blind(why),
         (Candidate::NotYet { why, .. }, Some(known)) if known.source == RecordingSource::Local => {
             failed(match &known.error {
                 Some(error) => format!("{why}: {error}"),
                 None => why,
             })
         }
-        (Candidate::NotYet { why, size_seen }, _) => Look::NotYet { why, size_seen },
+        (Candidate::NotYet { why, size_seen }, _) => Scan::NotYet { why, size_seen },
         (Candidate::Nothing, Some(known)) => failed(match &known.error {
             Some(error) => error.clone(),
             None => "the recording was started, but nothing tells where it is".to_owned(),
         }),
-        (Candidate::Nothing, None) => Look::NotRecorded,
+        (Candidate::Nothing, None) => Scan::NotRecorded,
     }
 }
 

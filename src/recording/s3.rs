@@ -33,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a first scan of an object with all repetitions, and with the search for a role of this
 /// machine where there are no keys.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// Repetitions of one request. The delivery itself is tried again as well.
 const RETRIES: usize = 2;
 
@@ -181,7 +181,7 @@ impl S3Access {
     ///
     /// # Errors
     /// A sentence about the server, the keys or the settings.
-    pub async fn look(&self, location: &S3Location) -> Result<Option<S3Object>, String> {
+    pub async fn head(&self, location: &S3Location) -> Result<Option<S3Object>, String> {
         let looking = async {
             let client = self.client(&location.bucket)?;
             let path = Path::parse(&location.key)?;
@@ -194,13 +194,13 @@ impl S3Access {
                 client,
             })
         };
-        match timeout(LOOK_TIMEOUT, looking).await {
+        match timeout(HEAD_TIMEOUT, looking).await {
             Ok(Ok(object)) => Ok(Some(object)),
             Ok(Err(Error::NotFound { .. })) => Ok(None),
             Ok(Err(error)) => Err(self.sentence(location, &reason(&error))),
             Err(_) => Err(self.sentence(
                 location,
-                &format!("no answer within {} s", LOOK_TIMEOUT.as_secs()),
+                &format!("no answer within {} s", HEAD_TIMEOUT.as_secs()),
             )),
         }
     }

@@ -87,7 +87,7 @@ impl CallFile {
     /// Whether the call may have begun on that day (UTC). A name without a date matches any day.
     pub fn may_be_of(&self, day: NaiveDate) -> bool {
         match self.place.session_of(&self.name).and_then(time_in_name) {
-            // The name may be created on the day before or after the start.
+            // Name and start are set a moment apart, perhaps on both sides of midnight.
             Some(began) => (began.date_naive() - day).num_days().abs() <= 1,
             None => true,
         }

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_lies_ready_is_taken_at_once_and_no_frame_wakes_the_recorder() {
+    fn buffered_frames_are_taken_at_once_and_no_frame_wakes_the_recorder() {
         let mut stream = Ready {
             frames: vec![3, 2, 1],
             ended: false,

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_outside_the_data_folder_is_looked_in_where_it_is_the_recordings_folder() {
+    fn a_configured_folder_outside_the_data_folder_is_searched() {
         let inside_and_outside = ["recordings/a.ogg", "/mnt/egress/a.ogg"];
         for (name, prefix, expected) in [
             // As the default request and an egress container name it.

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_odd_in_a_manifest_is_passed_over() {
+    fn invalid_fields_of_a_manifest_are_ignored() {
         for (odd, files) in [
             (json!({}), 0),
             (
@@ -299,7 +299,7 @@ mod tests {
 
         /// A truncated manifest, such as one that is still being copied, is an error.
         #[test]
-        fn half_a_manifest_is_refused(cut in 0_usize..80) {
+        fn a_truncated_manifest_is_refused(cut in 0_usize..80) {
             let whole = br#"{"egress_id":"EG_1","files":[{"filename":"recordings/a.ogg","location":"/a.ogg"}]}"#;
             prop_assert!(Manifest::read(&whole[..cut.min(whole.len() - 1)]).is_err());
         }

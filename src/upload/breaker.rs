@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn three_requests_turned_away_open_it_and_one_success_elsewhere_lets_a_probe_go() {
+    fn three_rejected_requests_open_it_and_a_success_elsewhere_half_opens_it() {
         let (mut breaker, now) = (breaker(), Instant::now());
         breaker.settings.failures = 10;
         let opened = BreakerChange::Opened(Duration::from_secs(4));
@@ -322,7 +322,7 @@ mod tests {
         /// In any order of events: it never stays open for longer than its longest pause, and never
         /// allows more parallel deliveries than there were successes since it opened.
         #[test]
-        fn it_always_lets_somebody_try(events in prop::collection::vec((0_u64..30, any::<bool>(), 0.0_f64..=1.0, prop::option::of(0_u64..10_000)), 0..200)) {
+        fn it_always_allows_a_probe_again(events in prop::collection::vec((0_u64..30, any::<bool>(), 0.0_f64..=1.0, prop::option::of(0_u64..10_000)), 0..200)) {
             let (mut breaker, mut now) = (breaker(), Instant::now());
             let mut successes = 0;
             for (seconds, well, random, asked) in events {

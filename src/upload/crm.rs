@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packed_answer_is_unpacked_whatever_its_headers_say() {
+    fn a_compressed_answer_is_decompressed_whatever_its_headers_say() {
         let pack = |text: &[u8]| {
             let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             packer.write_all(text).unwrap();

@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_to_come_back_is_meant_by_the_clock_of_the_crm() {
+    fn a_retry_after_date_is_read_by_the_clock_of_the_crm() {
         let answer = Answer {
             status: 503,
             retry_after: Some("Wed, 29 Oct 2025 14:00:30 GMT"),

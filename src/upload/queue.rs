@@ -755,7 +755,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_breaks_here_steps_back_even_when_the_folder_says_it_is_due() {
+    fn a_record_that_fails_here_is_put_off_even_when_the_folder_says_it_is_due() {
         let backoff = Backoff {
             first: Duration::from_secs(10),
             max: Duration::from_secs(600),
@@ -777,7 +777,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_under_way_is_not_taken_twice() {
+    fn a_delivery_in_progress_is_not_started_twice() {
         let mut schedule = Schedule::default();
         schedule.replace(vec![waiting("a", 0, -9000, true)], now());
         let id = schedule.next(now(), |_, _| true).unwrap().session_id;

@@ -751,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_answer_that_is_too_long_the_beginning_has_to_say_yes() {
+    fn a_truncated_answer_is_a_receipt_only_if_it_says_yes() {
         for (body, receipt) in [
             (r#"{"success":true,"echo":""#, true),
             (r#"{"success":false,"echo":""#, false),

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_sound_are_not_heard() {
+    fn bytes_that_are_no_audio_are_not_played() {
         let mp3 = include_bytes!("../../tests/fixtures/cases/speech-as-mp3/speech.mp3");
         let page = "<html><head><title>502 Bad Gateway</title></head></html>\n".repeat(100);
         let floats: Vec<u8> = speech()

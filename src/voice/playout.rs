@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_written_down_to_the_word_that_was_heard() {
+    fn an_interrupted_reply_is_recorded_up_to_the_word_that_was_heard() {
         let mut playout = playing();
         playout.begin_sentence("We open at nine.".to_owned(), 0);
         playout.push(&[1; 1_600]);

@@ -430,7 +430,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_come_at_once_at_first_and_never_rarer_than_every_three_seconds() {
+    fn the_first_attempt_is_immediate_and_later_ones_at_most_three_seconds_apart() {
         assert_eq!(backoff(0, 0), Duration::ZERO);
         assert_eq!(backoff(1, 0), Duration::from_secs(1));
         assert_eq!(backoff(5, 0), Duration::from_secs(2));

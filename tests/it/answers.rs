@@ -161,7 +161,7 @@ async fn an_upload_with_any_of_these_answers_is_done_and_the_call_follows_at_onc
 }
 
 #[tokio::test]
-async fn a_recording_that_does_not_get_through_holds_the_call_for_ten_minutes_and_follows() {
+async fn a_recording_that_cannot_be_uploaded_delays_the_call_data_for_ten_minutes_and_follows() {
     // An unsupported content encoding, an HTML page, an empty answer, and a file that cannot be
     // read.
     let unreadable = Answer::Raw(
@@ -255,7 +255,7 @@ async fn calls_go_on_while_the_crm_takes_no_recordings_at_all() {
 }
 
 #[tokio::test]
-async fn ten_minutes_at_a_shut_door_fail_no_record() {
+async fn rejected_credentials_for_ten_minutes_fail_no_record() {
     let token = case("token-expired-for-a-while/answer.json");
     for (status, body) in [
         (401, token.clone()),
@@ -319,7 +319,7 @@ async fn a_new_key_is_tried_at_once() {
 }
 
 #[tokio::test]
-async fn a_record_that_alone_is_turned_away_for_an_hour_fails_and_holds_nobody_up() {
+async fn a_record_that_alone_is_rejected_for_an_hour_fails_and_blocks_no_other() {
     let world = World::new().await;
     let bad = "session_20261121_090000_000000";
     world.data.finished_call(bad, Some(CALLER));
@@ -419,7 +419,7 @@ async fn a_redirect_that_keeps_the_method_is_followed_on_the_same_host() {
 }
 
 #[tokio::test]
-async fn all_that_failed_can_be_tried_again_at_once_or_the_part_that_is_meant() {
+async fn failed_records_can_be_retried_all_at_once_or_by_filter() {
     let world = World::new().await;
     *world.now.lock().unwrap() = at(10_000);
     for (number, caller) in [(0, CALLER), (1, CALLER), (2, "+15550100999")] {

@@ -367,7 +367,7 @@ async fn a_half_delivered_record_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_tried_again_later_and_only_what_is_missing() {
+async fn temporary_failures_are_retried_later_for_the_missing_parts_only() {
     let world = World::new().await;
     world.recorded_call(ID);
     world
@@ -607,7 +607,7 @@ fn delivered_without_call_data() -> PassStats {
 }
 
 #[tokio::test]
-async fn a_page_of_something_in_between_is_no_receipt() {
+async fn an_html_page_of_a_proxy_is_no_receipt() {
     let world = World::new().await;
     world.data.finished_call(ID, Some(CALLER));
     world
@@ -949,7 +949,7 @@ async fn a_call_that_nobody_recorded_is_delivered_at_once() {
 }
 
 #[tokio::test]
-async fn one_bad_record_holds_nobody_up() {
+async fn one_bad_record_blocks_no_other() {
     let mut world = World::new().await;
     world.config.parallel = 1;
     world.data.write(

@@ -167,7 +167,7 @@ async fn an_outage_in_the_middle_is_caught_up_and_costs_few_repetitions() {
 }
 
 #[tokio::test]
-async fn a_lost_memory_costs_a_second_writing_and_nothing_else() {
+async fn a_lost_progress_file_causes_a_second_write_and_nothing_else() {
     let data = DataFolder::new();
     let table = Table::default();
     calls(&data, 5);

@@ -170,7 +170,7 @@ fn failed(reason: &str) -> EgressProgress {
 }
 
 #[tokio::test]
-async fn a_file_of_which_nobody_says_that_it_is_whole_is_looked_at_twice() {
+async fn a_file_without_a_reported_end_is_scanned_twice() {
     let mut search = Search::new(None);
     search.record.files.recording = Some("recordings/a.ogg".to_owned());
     search.data.write("recordings/a.ogg", "");
@@ -206,7 +206,7 @@ async fn a_file_that_is_smaller_than_the_server_says_is_still_on_its_way() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_still_looked_for_and_found_late() {
+async fn a_missing_recording_is_still_searched_for_and_found_late() {
     let mut search = Search::egress(Some("EG_1"));
     // Pauses grow with the waiting time.
     let mut pauses = Vec::new();
@@ -305,7 +305,7 @@ async fn a_file_is_found_however_long_ago_the_call_was_and_however_long_no_scan_
 }
 
 #[tokio::test]
-async fn a_file_that_came_while_nobody_looked_is_looked_at_twice_though_all_limits_are_over() {
+async fn a_file_that_appeared_between_scans_is_scanned_twice_even_after_all_limits() {
     // The worker was down, or the clock jumped.
     for second_scan in [2 * DAY, 56 * 365 * DAY] {
         let mut search = Search::new(None);
@@ -407,7 +407,7 @@ async fn what_has_failed_is_over_at_once_unless_its_backup_is_there() {
 }
 
 #[tokio::test]
-async fn what_a_failed_egress_has_left_is_taken_when_it_is_there_and_sound() {
+async fn the_file_of_a_failed_egress_is_used_when_it_exists_and_is_playable() {
     // It reports the file as written, and failed afterwards.
     let sound = ogg();
     let mut search = Search::egress(Some("EG_1"));
@@ -474,7 +474,7 @@ fn left_by_a_failed_egress(bytes: &[u8]) -> Search {
 }
 
 #[tokio::test]
-async fn the_file_that_the_call_asked_for_is_taken_though_its_egress_has_failed() {
+async fn the_requested_file_is_used_though_its_egress_has_failed() {
     let mut search = left_by_a_failed_egress(b"no sound");
     search.waits(61).await;
     let Resolution::Failed { why, .. } = search.scan(63).await else {
@@ -508,7 +508,7 @@ fn ogg() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_no_file_is_said_to_be_none() {
+async fn output_that_is_no_file_is_reported_as_none() {
     let mut search = Search::egress(Some("EG_1"));
     search.server_knows(EgressReport {
         no_file: Some("a playlist of 12 segments".to_owned()),
@@ -583,7 +583,7 @@ async fn a_folder_outside_the_data_folder_has_recordings_and_gives_away_nothing_
 }
 
 #[tokio::test]
-async fn an_egress_whose_id_was_lost_is_found_by_its_room_and_no_other_calls_is() {
+async fn an_egress_whose_id_was_lost_is_found_by_its_room_but_never_that_of_another_call() {
     let mut search = Search::egress(None);
     search.data.write("recordings/a.ogg", "ours");
     search.data.write("recordings/old.ogg", "theirs");
@@ -627,7 +627,7 @@ async fn a_recording_that_works_is_waited_for_though_another_of_its_room_has_fai
 }
 
 #[tokio::test]
-async fn the_file_that_the_call_asked_for_is_found_without_anybody_who_knows_of_it() {
+async fn the_requested_file_is_found_without_manifest_or_server() {
     let mut search = Search::new(Some(RecordingMetadata {
         recording_filename: Some(format!("recordings/{ID}.ogg")),
         ..RecordingMetadata::begun(RecordingSource::Egress, RecordingState::Requested, at(1))
@@ -663,7 +663,7 @@ async fn a_manifest_gives_away_no_other_file_of_the_data_folder() {
 }
 
 #[tokio::test]
-async fn what_the_calls_process_wrote_is_here_or_lost() {
+async fn a_local_recording_is_found_or_lost() {
     let local = || {
         Some(RecordingMetadata {
             recording_filename: Some("recordings/l.ogg".to_owned()),
@@ -763,7 +763,7 @@ async fn a_recording_in_s3_goes_to_the_crm_in_pieces() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_s3_is_said_and_the_call_goes_without() {
+async fn an_s3_error_is_reported_and_the_call_goes_without_its_recording() {
     let s3 = FakeS3::start().await;
     s3.put("calls/a.ogg", "sound");
     let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

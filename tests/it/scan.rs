@@ -223,7 +223,7 @@ fn calls_with_records_or_journals_and_young_files_are_left_alone() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named_and_stops_nothing() {
+fn unreadable_files_are_named_and_stop_nothing() {
     let data = DataFolder::new();
     let session = "session_20261121_100000_aaaaaa";
     conversation(
@@ -387,7 +387,7 @@ proptest! {
     /// For any damage: no panic, nothing is lost, every refusal names its file, and the undamaged
     /// call beside them gets its record.
     #[test]
-    fn damaged_files_are_named_and_kept_and_hold_nobody_up(damages in prop::collection::vec(damage(), 6)) {
+    fn damaged_files_are_named_and_kept_and_block_no_others(damages in prop::collection::vec(damage(), 6)) {
         const JOURNAL: &str = "session_20261121_100000_aaaaaa";
         let data = DataFolder::new();
         drop(data.running_call(JOURNAL, Some(CALLER)));

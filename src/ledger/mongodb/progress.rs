@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_remembered_by_the_next_process_and_for_this_destination_only() {
+    fn progress_is_kept_for_the_next_process_and_for_this_destination_only() {
         let folder = tempfile::tempdir().unwrap();
         let mut progress = Progress::open(folder.path(), "a").unwrap().unwrap();
         assert!(
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_that_was_cut_off_or_overwritten_forgets_that_line_and_no_other() {
+    fn a_truncated_or_overwritten_progress_file_loses_only_that_line() {
         let folder = tempfile::tempdir().unwrap();
         let mut progress = Progress::open(folder.path(), "a").unwrap().unwrap();
         for number in 0..3 {

@@ -1,23 +1,24 @@
-//! Telephone numbers as people, telephones and spreadsheets write them. Pure.
+//! Parses telephone numbers as people, telephones and spreadsheets write them. Pure.
 //!
-//! [`number`] makes the number that a call is filed under, [`contact`] what a lead keeps. Both read
-//! the same forms: digits of any script, invisible marks from web pages and address books, `tel:`
-//! and `sip:` addresses, extensions, numbers that went through a table and came back with a `.0`.
-//! Knows no call.
+//! [`number`] returns the number that a call is stored under, [`contact`] the one that a lead
+//! stores. Both accept the same forms: digits of any script, invisible marks from web pages and
+//! address books, `tel:` and `sip:` URIs, extensions, and numbers to which a spreadsheet has added
+//! `.0`. Independent of calls.
 
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-/// The shortest and longest numbers that calls are filed under. E.164 allows 15 digits.
+/// The shortest and longest numbers that calls are stored under. E.164 allows 15 digits.
 const FILED_DIGITS: RangeInclusive<usize> = 7..=15;
-/// The shortest and longest numbers that a lead keeps; a caller may give one without its area.
+/// The shortest and longest numbers that a lead stores; a caller may give one without its area
+/// code.
 const CONTACT_DIGITS: RangeInclusive<usize> = 5..=15;
 /// The longest extension, digits.
 const EXTENSION_DIGITS: usize = 8;
 
-/// The longest number that is national when nothing marks it as international; one more digit is
-/// taken for a country code.
+/// The longest number that counts as national when nothing marks it as international; a longer one
+/// begins with a country code.
 const NATIONAL_DIGITS: usize = 10;
 /// Country codes whose national numbers, without the 0 in front, are longer than that: Brazil and
 /// China.
@@ -41,7 +42,7 @@ const ZEROS: [char; 18] = [
 #[serde(try_from = "CountryCodeSetting", into = "String")]
 pub struct CountryCode(String);
 
-/// From the environment it comes as a number.
+/// The environment supplies it as a number.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum CountryCodeSetting {
@@ -74,13 +75,13 @@ impl From<CountryCode> for String {
     }
 }
 
-/// The number in `text`, for a call: `+` and all digits where the country is known, else the digits
-/// as they were dialled. Nothing for what is no telephone number.
+/// The number in `text`, for a call: `+` and all digits if the country is known, else the digits as
+/// dialled. `None` if it is no telephone number.
 pub fn number(text: &str, country: &CountryCode) -> Option<String> {
     let Parts { main, .. } = parts(text)?;
     let is_international = main.trim_start_matches(['(', ' ']).starts_with('+');
     let main = if is_international {
-        // The 0 for callers from inside the country, in a number for callers from outside.
+        // The trunk prefix for national callers inside an international number.
         main.replace("(0)", "")
     } else {
         main
@@ -94,7 +95,7 @@ pub fn number(text: &str, country: &CountryCode) -> Option<String> {
     if let Some(digits) = digits.strip_prefix("00") {
         return filed("+", digits);
     }
-    // No country code begins with 0, whatever stands in front of it.
+    // No country code begins with 0, whatever precedes it.
     let national = match digits.strip_prefix('0') {
         Some(rest) => rest,
         None if is_international => return filed("+", &digits),
@@ -119,8 +120,8 @@ pub fn number(text: &str, country: &CountryCode) -> Option<String> {
     }
 }
 
-/// A telephone number as a lead keeps it: readable, in plain signs, with its extension. Nothing for
-/// what is no telephone number.
+/// A telephone number as a lead stores it: readable, in ASCII, with its extension. `None` if it is
+/// no telephone number.
 pub fn contact(text: &str) -> Option<String> {
     let Parts { main, extension } = parts(text)?;
     let digits = main.chars().filter(char::is_ascii_digit).count();
@@ -135,9 +136,9 @@ pub fn contact(text: &str) -> Option<String> {
 
 /// A number and its extension.
 struct Parts {
-    /// Digits and the signs that people write between them.
+    /// Digits and the separators between them.
     main: String,
-    /// Its digits.
+    /// The digits of the extension.
     extension: Option<String>,
 }
 
@@ -145,7 +146,7 @@ fn parts(text: &str) -> Option<Parts> {
     let text = plain(text);
     let address = address_of(&text);
     let (main, extension) = split_extension(address)?;
-    // A table of numbers has made 8655066243.0 of it.
+    // A spreadsheet has turned it into 8655066243.0.
     let main = match main.split_once('.') {
         Some((whole, zeros))
             if !zeros.is_empty()
@@ -164,7 +165,7 @@ fn parts(text: &str) -> Option<Parts> {
         })
 }
 
-/// The text in plain signs: ASCII digits, one kind of space and dash, nothing invisible.
+/// Normalises a text: ASCII digits, one kind of space and dash, no invisible characters.
 fn plain(text: &str) -> String {
     let text: String = text
         .chars()
@@ -196,7 +197,7 @@ fn ascii_digit(c: char) -> Option<char> {
     })
 }
 
-/// What is dialled, out of `tel:…;ext=5`, `sip:…@host`, `"Name" <sip:…>` or the bare number.
+/// The dialled part of `tel:…;ext=5`, `sip:…@host`, `"Name" <sip:…>` or a bare number.
 fn address_of(text: &str) -> &str {
     let text = match text.rsplit_once('<') {
         Some((_, inside)) => inside.split('>').next().unwrap_or_default(),
@@ -214,7 +215,7 @@ fn address_of(text: &str) -> &str {
     text[..end].trim()
 }
 
-/// Parts an extension from its number. Nothing when what looks like an extension has no digits.
+/// Splits the extension from a number. `None` if an extension is announced but has no digits.
 fn split_extension(text: &str) -> Option<(&str, Option<String>)> {
     let Some(at) = text.find(|c: char| c.is_ascii_alphabetic() || matches!(c, '#' | ',')) else {
         return Some((text, None));
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn each_country_has_its_own_way_of_writing_at_home() {
+    fn each_country_has_its_own_national_format() {
         for (code, text, expected) in [
             ("1", "5551234567", "+15551234567"),
             ("1", "15551234567", "+15551234567"),

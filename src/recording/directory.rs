@@ -1,5 +1,5 @@
-//! What the LiveKit server knows of egresses: its Egress API, `ListEgress`. It forgets an egress a
-//! day after its end.
+//! The Egress API of the LiveKit server (`ListEgress`). The server forgets an egress a day after
+//! its end.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use super::manifest::whole_seconds;
 /// How long the server may take to answer; the next pass asks again.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the server knows of an egress.
+/// The server's report about one egress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EgressReport {
     /// Its id.
@@ -23,26 +23,26 @@ pub struct EgressReport {
     pub room_id: String,
     /// When it was started.
     pub started_at: Option<DateTime<Utc>>,
-    /// When it had ended.
+    /// When it ended.
     pub ended_at: Option<DateTime<Utc>>,
-    /// How far it is.
+    /// Its progress.
     pub progress: EgressProgress,
-    /// What it has written, or is to write.
+    /// The files that it has written or is to write.
     pub files: Vec<EgressFile>,
-    /// What it makes instead of a file, such as a playlist of segments.
+    /// What it produces instead of a file, such as a playlist of segments.
     pub no_file: Option<String>,
-    /// Its storage refused the files, and they are where it keeps them in that case.
+    /// Whether the upload failed and the files are in the egress's backup storage.
     pub backup_storage_used: bool,
 }
 
 /// A file of an egress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EgressFile {
-    /// The path as it was asked for.
+    /// The requested path.
     pub filename: String,
-    /// Where the egress put it.
+    /// Where the egress has stored it.
     pub location: String,
-    /// The S3 bucket that it was to be put into.
+    /// The requested S3 bucket.
     pub bucket: Option<String>,
     /// Bytes, once it is written.
     pub size: Option<u64>,
@@ -51,25 +51,25 @@ pub struct EgressFile {
 }
 
 impl EgressFile {
-    /// Whether the egress says that it has written this file, not only that it was asked for it.
+    /// Whether the egress reports the file as written, not only as requested.
     pub fn is_written(&self) -> bool {
         self.size.is_some() || !self.location.is_empty()
     }
 }
 
-/// How far an egress is.
+/// The progress of an egress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum EgressProgress {
     /// Starting, active or ending.
     #[default]
     Running,
-    /// Complete, or cut at a limit, which leaves a usable file.
+    /// Complete, or stopped at a limit, which also leaves a usable file.
     Done,
     /// Failed or aborted, with the server's reason.
     Failed(String),
 }
 
-/// Asks for an egress by its id or, when that is not known, for those of a room.
+/// A query by an egress's id or, if that is not known, by the room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EgressQuery {
     /// `EG_…`
@@ -78,14 +78,13 @@ pub enum EgressQuery {
     Room(String),
 }
 
-/// The future of one question.
+/// The future of one query.
 pub type EgressAnswer<'a> =
     Pin<Box<dyn Future<Output = Result<Vec<EgressReport>, String>> + Send + 'a>>;
 
-/// Where egresses can be asked for. A trait, so that a folder can be worked off without any LiveKit
-/// server.
+/// A source of egress reports. A trait, so that records can be delivered without a LiveKit server.
 pub trait EgressDirectory: Send + Sync {
-    /// The egresses that fit. The error is a sentence for the log and the record.
+    /// The matching egresses. The error is a message for the log and the record.
     fn find(&self, query: EgressQuery) -> EgressAnswer<'_>;
 }
 
@@ -140,9 +139,8 @@ impl EgressDirectory for LiveKitEgress {
     }
 }
 
-/// What an egress's description says, in whichever of its shapes: results in the lists of today or
-/// in the single field of before (`EgressInfo.result`, which older servers fill and newer ones
-/// still may), or none at all while the request tells what was asked for.
+/// Reads an `EgressInfo` in any of its forms: with results in the current lists, with the single
+/// older field (`EgressInfo.result`, which newer servers may still fill), or with only the request.
 pub(super) fn report(info: &proto::EgressInfo) -> EgressReport {
     let outputs = requested_outputs(info);
     let bucket = outputs.iter().find_map(|output| output.bucket.clone());
@@ -160,8 +158,8 @@ pub(super) fn report(info: &proto::EgressInfo) -> EgressReport {
         .iter()
         .all(|file| file.filename.is_empty() && file.location.is_empty());
     if nothing_told {
-        // A failed egress may have left its file where it was to be. Templates are the egress's own
-        // to fill in.
+        // A failed egress may have written to the requested path. Paths with templates are skipped:
+        // only the egress can fill them in.
         let asked_for = outputs
             .into_iter()
             .filter(|output| !output.filepath.is_empty() && !output.filepath.contains('{'));
@@ -199,8 +197,8 @@ fn progress(info: &proto::EgressInfo) -> EgressProgress {
         Ok(Status::EgressComplete | Status::EgressLimitReached) => EgressProgress::Done,
         Ok(Status::EgressFailed | Status::EgressAborted) => EgressProgress::Failed(reason()),
         Ok(Status::EgressEnding) => EgressProgress::Running,
-        // The last word of an egress may be lost in transit to the server (livekit#2308), and a
-        // later version may have other words.
+        // The last update of an egress may be lost on its route to the server (livekit#2308), and a
+        // later version may have other states.
         Ok(Status::EgressStarting | Status::EgressActive) | Err(_) => match info.ended_at > 0 {
             true if info.error.is_empty() => EgressProgress::Done,
             true => EgressProgress::Failed(reason()),
@@ -209,7 +207,7 @@ fn progress(info: &proto::EgressInfo) -> EgressProgress {
     }
 }
 
-/// The files that it tells of, in whichever field.
+/// The files of an egress, from either field.
 pub(super) fn file_results(info: &proto::EgressInfo) -> impl Iterator<Item = &proto::FileInfo> {
     #[expect(deprecated, reason = "older servers fill only this")]
     let before = match &info.result {
@@ -219,7 +217,7 @@ pub(super) fn file_results(info: &proto::EgressInfo) -> impl Iterator<Item = &pr
     info.file_results.iter().chain(before)
 }
 
-/// What an egress has made that is no file of a recording.
+/// Output of an egress that is no recording file.
 fn no_file(info: &proto::EgressInfo) -> Option<String> {
     let segments = |segments: &proto::SegmentsInfo| {
         let playlist = match segments.playlist_location.as_str() {
@@ -246,14 +244,13 @@ fn no_file(info: &proto::EgressInfo) -> Option<String> {
     lists.or(before)
 }
 
-/// A file as it was asked for.
+/// A requested file.
 struct RequestedOutput {
     filepath: String,
     bucket: Option<String>,
 }
 
-/// The files that the request named, and the buckets that they were to be put into. The server
-/// leaves both in when it blanks the keys.
+/// The files and buckets that the request names. The server keeps both when it blanks the keys.
 fn requested_outputs(info: &proto::EgressInfo) -> Vec<RequestedOutput> {
     use proto::egress_info::Request;
     use proto::encoded_file_output::Output;

@@ -1,16 +1,16 @@
-//! Asks LiveKit Egress to record a call: the room's sound, agent and caller on a channel each, into
-//! one Ogg file.
+//! Asks LiveKit Egress to record a call into one Ogg file, with agent and caller on one channel
+//! each.
 //!
-//! Starts in the background and is tried a few times, because the call must neither wait for it nor
-//! end with it. The client lives as long as the call. Without a layout and a page address the
-//! egress takes the sound from the server directly and needs no browser.
+//! Starts in the background and is retried a few times: the call must neither wait for it nor fail
+//! with it. The client lives as long as the call. Without a layout and a page address the egress
+//! takes the sound from the server directly and needs no browser.
 //!
-//! A request whose answer was lost may have been heard: before it is repeated, the server is asked
-//! for an egress that writes our file, and when the call ends without an answer, the recording
-//! stays `requested` and is looked for by its room.
+//! A request whose answer was lost may have succeeded. Before it is repeated, the server is asked
+//! for an egress that writes our file; if the call ends without an answer, the recording stays
+//! `requested` and is searched for by its room.
 //!
-//! A started egress does not record yet. When it does is asked for, noted and logged: what was said
-//! before is not in the file.
+//! A started egress does not record at once. The server is polled until it does, and the time is
+//! recorded and logged: what was said before is not in the file.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,24 +35,25 @@ use crate::session::{
     self, RecordingMetadata, RecordingSource, RecordingState, SessionId, SharedSession,
 };
 
-/// How often the start is tried: "no response from servers" means that no egress has room just now.
+/// Attempts to start it: "no response from servers" means that no egress has capacity at present.
 const ATTEMPTS: u32 = 3;
-/// Pause between two tries.
+/// Pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long one try may take.
+/// Timeout of one attempt.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end of the call waits for a start that is still in progress.
 const LAST_WAIT: Duration = Duration::from_millis(500);
 /// How long the end of the call waits until the egress is told to stop. It would end with its room.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long an egress may take until it records. It is a few seconds on a machine that has just
-/// started.
+/// How long an egress may take until it records. On a machine that has just started it takes a few
+/// seconds.
 const ACTIVE_LIMIT: Duration = Duration::from_secs(20);
-/// Between two questions whether it records: this at first, then more and more, up to the second.
+/// First and longest pause between two polls whether it records.
 const ACTIVE_PAUSES: (Duration, Duration) =
     (Duration::from_millis(100), Duration::from_millis(1000));
-/// What an egress fills into the path of its file (livekit/egress, `pkg/config/output_file.go`).
+/// The templates that an egress fills in in the path of its file (livekit/egress,
+/// `pkg/config/output_file.go`).
 const EGRESS_TEMPLATES: [&str; 5] = ["{room_name}", "{room_id}", "{time}", "{utc}", "{retry}"];
 
 /// Where an egress is asked to put its file.
@@ -74,8 +75,7 @@ impl Output {
         let s3 = &config.s3;
         let bucket = s3.egress_bucket.as_str();
         let stored = (!bucket.is_empty()).then(|| {
-            // No keys: a process that strangers talk to has none. The egress has its own, or a
-            // role.
+            // No keys: the process of a call has none. The egress has its own keys or a role.
             proto::encoded_file_output::Output::S3(proto::S3Upload {
                 bucket: bucket.to_owned(),
                 region: s3.region.clone(),
@@ -129,10 +129,10 @@ pub(super) fn check_file_path(path: &str) -> Result<(), String> {
 /// A recording that an egress makes.
 pub struct EgressRecording {
     client: Arc<EgressClient>,
-    /// Ends the pauses between tries.
+    /// Cancels the pauses between attempts.
     hangup: CancellationToken,
     task: JoinHandle<Option<String>>,
-    /// Whether it records. Closed when nobody will know any more.
+    /// Whether it records. Closed when that can no longer be found out.
     active: watch::Receiver<bool>,
 }
 
@@ -178,7 +178,7 @@ impl EgressRecording {
         }
     }
 
-    /// Waits until it records, or is known not to, for `limit` at the longest. Whether it does.
+    /// Waits up to `limit` until it records or has failed. Returns whether it records.
     pub fn records_within(&self, limit: Duration) -> impl Future<Output = bool> + use<> {
         let mut active = self.active.clone();
         async move {
@@ -217,7 +217,7 @@ async fn stop(client: &EgressClient, egress_id: &str) {
     );
 }
 
-/// Writes down what came of the start. Gives back the egress's id.
+/// Writes the result of the start into the session. Returns the egress's id.
 fn note(session: &SharedSession, asked: Result<String, Fault>) -> Option<String> {
     let mut session = session::lock(session);
     let known = session
@@ -248,11 +248,11 @@ fn note(session: &SharedSession, asked: Result<String, Fault>) -> Option<String>
     }
 }
 
-/// How the beginning of a started egress went: the time of it, or a sentence.
+/// When a started egress began to record, or why it did not.
 type Beginning = Result<DateTime<Utc>, String>;
 
-/// Asks until the egress records. It says itself when its file begins, which may be a moment before
-/// it is asked.
+/// Polls until the egress records. It reports itself when its file begins, which may be before the
+/// poll.
 async fn until_active(
     client: &EgressClient,
     egress_id: &str,
@@ -267,7 +267,7 @@ async fn until_active(
                 filter: EgressListFilter::Egress(egress_id.to_owned()),
                 ..Default::default()
             };
-            // A question that goes wrong is asked again.
+            // A failed poll is repeated.
             let listed = client.list_egress(options).await.unwrap_or_default();
             let Some(egress) = listed.first() else {
                 continue;
@@ -278,7 +278,7 @@ async fn until_active(
             if egress.status() != proto::EgressStatus::EgressStarting {
                 let now = Utc::now();
                 let told = file_results(egress).find_map(|file| nanoseconds(file.started_at));
-                // Its host may have another time than this one.
+                // The clock of its host may differ from ours.
                 return Ok(told
                     .filter(|at| (asked_at..=now).contains(at))
                     .unwrap_or(now));
@@ -293,7 +293,7 @@ async fn until_active(
     })
 }
 
-/// Writes down when the egress has begun to record.
+/// Writes into the session when the egress began to record.
 fn note_beginning(session: &SharedSession, egress_id: &str, begun: Beginning) {
     let mut session = session::lock(session);
     let data = session.get_complete_session_data();
@@ -325,14 +325,14 @@ fn note_beginning(session: &SharedSession, egress_id: &str, begun: Beginning) {
     }
 }
 
-/// Why a start did not work.
+/// Why a start failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Fault {
     /// A sentence for the log and the record.
     why: String,
-    /// The egress may have been started all the same.
+    /// Whether the egress may have been started nevertheless.
     doubtful: bool,
-    /// The next try may have more luck.
+    /// Whether another attempt may succeed.
     again: bool,
 }
 
@@ -415,12 +415,12 @@ impl Fault {
     }
 }
 
-/// What a refusal means, for a person who tries it.
+/// The meaning of a refusal, for `voicebot check --egress`.
 pub(super) fn refusal(error: &ServiceError) -> String {
     Fault::of(error).why
 }
 
-/// Tries until it is started, refused for good, tried often enough, or no longer wanted.
+/// Retries until the egress is started, refused for good, out of attempts, or the call has ended.
 async fn ask(
     client: &EgressClient,
     room: &str,

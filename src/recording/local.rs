@@ -1,8 +1,8 @@
 //! Records a call in its own process: the agent on the left channel, the caller on the right, as
 //! LiveKit's dual-channel egress does.
 //!
-//! One task takes what has come of both streams a few times a second, puts it where it belongs in
-//! time and encodes. The file grows by a page a second, so a process that is killed loses at most
+//! One task takes the received samples of both streams several times a second, aligns them in time
+//! and encodes them. The file grows by a page a second, so a process that is killed loses at most
 //! the last second.
 
 use std::fs::File;
@@ -20,12 +20,11 @@ use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
 
 /// Rate of the streams and the file.
 pub const SAMPLE_RATE_HZ: u32 = oggopus::SAMPLE_RATE_HZ;
-/// How often sound is taken from the streams and what is complete is encoded. Less than what the
-/// streams keep (half a second) and than the timeline's patience for sound that comes late; each
-/// time costs a wake-up.
+/// How often samples are taken from the streams and encoded. Must be less than what the streams
+/// buffer (half a second) and than the delay that the writer allows for late sound; each time costs
+/// a wake-up.
 const WRITE_EVERY: Duration = Duration::from_millis(100);
-/// Streams of callers that may wait to be taken over: a caller whose track was replaced brings a
-/// new one.
+/// Queue for new streams of the caller: a replaced track brings a new one.
 const STREAM_QUEUE: usize = 4;
 
 /// Why there is no recording, or not all of it.
@@ -78,14 +77,14 @@ impl LocalRecording {
         Ok(Self { callers, task })
     }
 
-    /// Adds the caller's sound, which takes the place of an earlier one.
+    /// Adds the caller's audio stream, which replaces an earlier one.
     pub fn add_caller(&self, stream: NativeAudioStream) {
         if self.callers.try_send(stream).is_err() {
             tracing::warn!("the caller's sound cannot be recorded any more");
         }
     }
 
-    /// Writes what is left and the end of the file.
+    /// Writes the remaining samples and the end of the file.
     pub async fn finish(self) -> Result<(), LocalRecordingError> {
         drop(self.callers);
         match self.task.await {
@@ -95,18 +94,19 @@ impl LocalRecording {
     }
 }
 
-/// A stream that is being written into the file.
+/// A stream that is being recorded.
 struct Recorded {
     stream: NativeAudioStream,
     source: SourceId,
 }
 
 impl Recorded {
-    /// Puts what has come by `now` where it belongs. Answers whether more can come.
+    /// Writes the samples received by `now` at their position. Returns whether the stream is still
+    /// open.
     fn take_over(&mut self, writer: &mut DualChannelWriter<File>, now: u64) -> bool {
         let mut sound = Vec::new();
         let open = take_ready(&mut self.stream, &mut sound);
-        // The last frame has ended just now; those before it lie one behind the other.
+        // The last frame ends now; the earlier ones directly precede it.
         let begin = now.saturating_sub(sound.len() as u64);
         if !sound.is_empty() {
             writer.push(self.source, begin, &sound);
@@ -115,9 +115,9 @@ impl Recorded {
     }
 }
 
-/// Appends all sound that lies ready. Answers false when the stream has ended. Leaves nobody behind
-/// who wants to be woken for the next frame: with two streams, that would wake the process for
-/// every one of a hundred frames a second.
+/// Appends all buffered samples. Returns false when the stream has ended. Registers no waker for
+/// the next frame: with two streams, that would wake the process for each of a hundred frames a
+/// second.
 fn take_ready<'a>(
     stream: &mut (impl Stream<Item = RtcAudioFrame<'a>> + Unpin),
     sound: &mut Vec<i16>,
@@ -174,7 +174,7 @@ async fn record(
 mod tests {
     use super::*;
 
-    /// Frames that lie ready, and whether anybody has asked to be woken for the next one.
+    /// A stream with buffered frames that records whether a waker was registered.
     struct Ready {
         frames: Vec<i16>,
         ended: bool,
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_lies_ready_is_taken_at_once_and_no_frame_wakes_the_recorder() {
+    fn buffered_frames_are_taken_at_once_and_no_frame_wakes_the_recorder() {
         let mut stream = Ready {
             frames: vec![3, 2, 1],
             ended: false,

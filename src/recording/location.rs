@@ -1,17 +1,17 @@
-//! What a name of a recording, written by somebody else, may mean here. Pure: it never reads the
-//! disk.
+//! Maps a recording's name from an egress or manifest to files and objects that may be read. Pure:
+//! it never reads the disk.
 //!
-//! An egress names its file as its own host has it: relative to its working folder, absolute,
-//! without the leading `/`, or as an address of an S3 bucket. Whatever it says, a recording lies in
-//! `recordings/` or the configured folder, which the operator may have put outside the data folder,
-//! or in a bucket that the settings list; nothing else of this machine, and nothing else of the
-//! data folder, is ever taken for one.
+//! An egress names its file by a path of its own host: relative to its working folder, absolute,
+//! without the leading `/`, or as a URL of an S3 object. Whatever the name is, only files in
+//! `recordings/`, in the configured folder (which may be outside the data folder) and objects in
+//! the listed buckets are read as recordings; no other file of this machine or of the data folder
+//! ever is.
 
 use std::fmt;
 
 /// The folder of recordings under the data folder.
 pub(super) const RECORDINGS: &str = "recordings";
-/// Longer names are not read: file systems allow 4,096 bytes for a path, S3 1,024 for a key.
+/// Longer names are refused: file systems allow 4,096 bytes for a path, S3 1,024 for a key.
 const MAX_NAME_BYTES: usize = 4096;
 
 /// An object in an S3 bucket. Shown as `s3://bucket/key`.
@@ -36,16 +36,16 @@ pub(super) enum Meaning {
     Files(Vec<RecordingPath>),
     /// An object.
     S3(S3Location),
-    /// It must not or cannot be fetched; the rest of a sentence that begins with the name.
+    /// It must not or cannot be read. The text is the rest of a sentence that begins with the name.
     Refused(String),
 }
 
-/// A path inside one of the folders for recordings. It goes down only.
+/// A path inside one of the folders for recordings, without `..`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RecordingPath {
     /// `recordings`, or the configured folder; absolute when that is outside the data folder.
     pub folder: String,
-    /// In it.
+    /// The path in that folder.
     pub rest: String,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Display for RecordingPath {
     }
 }
 
-/// How names are to be read.
+/// The settings by which names are mapped.
 #[derive(Debug, Clone)]
 pub(super) struct NameRules<'a> {
     /// The folder on the egress host that is `local_prefix` here; empty when there is none.
@@ -104,7 +104,8 @@ impl NameRules<'_> {
         Meaning::Files(paths)
     }
 
-    /// By the configured prefix; as it is when it is relative; and from its last `recordings/` on.
+    /// The candidates for a path: with the configured prefix replaced; unchanged if it is relative;
+    /// and from its last `recordings/` on.
     fn paths(&self, name: &str) -> Vec<RecordingPath> {
         let outside = self.local_prefix.starts_with('/');
         let local = local_folder(self.local_prefix);
@@ -118,10 +119,10 @@ impl NameRules<'_> {
         if let Some(rest) = mapped {
             meanings.push(within(local, rest));
         }
-        // Our own absolute paths, as older records have them.
+        // Absolute paths of our own data folder, from older records.
         let ours = after_folder(bare, self.root.trim_matches('/')).unwrap_or(bare);
         let ours = ours.strip_prefix("./").unwrap_or(ours);
-        // A folder outside is another machine's `recordings/`.
+        // A configured folder outside the data folder replaces `recordings/` of the egress host.
         let recordings = [Some(RECORDINGS), outside.then_some(local)];
         if let Some(rest) = after_folder(ours, RECORDINGS) {
             meanings.extend(
@@ -148,7 +149,7 @@ impl NameRules<'_> {
         }
         let absolute = name.starts_with('/') || name.get(1..2) == Some(":");
         if absolute {
-            // Nothing maps it: the egress's folder itself may be mounted as ours.
+            // No mapping applies: the egress's folder itself may be mounted as ours.
             let file = name.rsplit('/').next().unwrap_or_default();
             meanings.push(within(local, file));
         } else {
@@ -157,9 +158,9 @@ impl NameRules<'_> {
         meanings
     }
 
-    /// An egress gives the address of an object as `https://bucket.endpoint/key` or
-    /// `endpoint/bucket/key`, where an endpoint that was configured with its scheme makes
-    /// `https://bucket.http://endpoint/key` of the former (livekit/storage, `s3.go`).
+    /// An egress names an object as `https://bucket.endpoint/key` or `endpoint/bucket/key`. If the
+    /// endpoint was configured with its scheme, the former becomes
+    /// `https://bucket.http://endpoint/key` (livekit/storage, `s3.go`).
     fn address(&self, scheme: &str, rest: &str) -> Meaning {
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         match scheme {
@@ -192,7 +193,7 @@ impl NameRules<'_> {
         }
     }
 
-    /// An object, if its bucket may be read and its key goes down only.
+    /// An object, if its bucket is listed and its key has no `..`.
     pub fn object(&self, bucket: &str, key: &str) -> Meaning {
         if !self.buckets.iter().any(|known| known == bucket) {
             return Meaning::Refused(format!(
@@ -209,7 +210,7 @@ impl NameRules<'_> {
     }
 }
 
-/// `recording.local_prefix` without what is not needed at its ends.
+/// `recording.local_prefix` without a trailing `/`.
 pub(super) fn local_folder(local_prefix: &str) -> &str {
     match local_prefix.starts_with('/') {
         true => local_prefix.trim_end_matches('/'),
@@ -217,7 +218,7 @@ pub(super) fn local_folder(local_prefix: &str) -> &str {
     }
 }
 
-/// What of `name` is inside `folder`.
+/// The part of `name` after `folder`.
 fn after_folder<'a>(name: &'a str, folder: &str) -> Option<&'a str> {
     if folder.is_empty() {
         return None;
@@ -225,8 +226,7 @@ fn after_folder<'a>(name: &'a str, folder: &str) -> Option<&'a str> {
     name.strip_prefix(folder)?.strip_prefix('/')
 }
 
-/// The same path without empty and `.` parts; `None` when one of its parts leads up, or nothing is
-/// left.
+/// The path without empty and `.` parts; `None` if a part is `..` or nothing is left.
 fn down_only(path: &str) -> Option<String> {
     let parts: Vec<&str> = path
         .split('/')
@@ -285,10 +285,10 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_outside_the_data_folder_is_looked_in_where_it_is_the_recordings_folder() {
+    fn a_configured_folder_outside_the_data_folder_is_searched() {
         let inside_and_outside = ["recordings/a.ogg", "/mnt/egress/a.ogg"];
         for (name, prefix, expected) in [
-            // As the default request names it, and as an egress container has it.
+            // As the default request and an egress container name it.
             ("recordings/a.ogg", "", &inside_and_outside[..]),
             (
                 "/recordings/a.ogg",
@@ -297,7 +297,7 @@ mod tests {
             ),
             ("/out/recordings/a.ogg", "", &inside_and_outside),
             ("/elsewhere/a.ogg", "", &["/mnt/egress/a.ogg"]),
-            // As our own records name it.
+            // The name in our own records.
             ("/mnt/egress/a.ogg", "", &["/mnt/egress/a.ogg"]),
             (
                 "/mnt/egress/day/../../x",
@@ -338,8 +338,8 @@ mod tests {
                 "{name:?}: {meaning:?}"
             );
         }
-        // Files of the data folder that are no recordings are looked for among the recordings,
-        // where they are not.
+        // Names of other files of the data folder are mapped into the recordings, where they do not
+        // exist.
         assert_eq!(
             shown(rules("", &[]).meaning("leads/lead_1.json")),
             ["recordings/leads/lead_1.json"]
@@ -366,8 +366,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a manifest says: no meaning leads up, out of the two folders, or into a bucket
-        /// that is not listed.
+        /// For any name in a manifest: no result leads upwards, out of the two folders, or into a
+        /// bucket that is not listed.
         #[test]
         fn no_name_leads_out(
             name in prop_oneof![

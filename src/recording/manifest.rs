@@ -1,22 +1,22 @@
-//! The manifest that an egress writes beside its file, after it: `EG_….json` (livekit/egress,
-//! `pkg/config/manifest.go`).
+//! The manifest `EG_….json` that an egress writes beside its file once that is complete
+//! (livekit/egress, `pkg/config/manifest.go`).
 //!
-//! It has no status and no error, and fields that are empty are left out. What is odd in it is
-//! passed over; only what is no JSON object is an error.
+//! It has neither status nor error, and empty fields are left out. Invalid fields are ignored; only
+//! a file that is no JSON object is an error.
 
 use serde_json::{Map, Value};
 
-/// What a manifest tells.
+/// The content of a manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Manifest {
     /// The egress that wrote it.
     pub egress_id: Option<String>,
     /// Seconds from the start to the end of the egress.
     pub duration: Option<u64>,
-    /// What it names instead of a file, such as a playlist of segments.
+    /// The output that it names instead of a file, such as a playlist of segments.
     pub no_file: Option<String>,
-    /// `filename` and `location` of each file: the path as it was asked for, and where the egress
-    /// put it.
+    /// `filename` and `location` of each file: the requested path, and where the egress has stored
+    /// it.
     pub files: Vec<ManifestFile>,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct ManifestFile {
 }
 
 impl ManifestFile {
-    /// The names in the order in which they are to be tried.
+    /// Its names in the order in which to try them.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         [&self.filename, &self.location]
             .into_iter()
@@ -44,15 +44,15 @@ impl ManifestFile {
 impl Manifest {
     /// Reads a manifest. The error is the rest of a sentence that begins with the file's name.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
-        // Some tools put a byte order mark in front.
+        // Some tools write a byte order mark first.
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let value: Value = serde_json::from_slice(bytes)
             .map_err(|error| format!("is not an egress manifest: {error}"))?;
         let Value::Object(fields) = value else {
             return Err("is not an egress manifest: it is JSON, but not an object".to_owned());
         };
-        // The egress writes `files`; whoever keeps its description (`EgressInfo` as JSON, from a
-        // webhook for example) has `file_results`, or the single `file` of older servers.
+        // The egress writes `files`; a stored `EgressInfo` (as JSON, for example from a webhook)
+        // has `file_results`, or the single `file` of older servers.
         let lists = ["files", "file_results", "file"];
         let files = lists
             .iter()
@@ -100,7 +100,7 @@ fn length(fields: &Map<String, Value>) -> Option<u64> {
     whole_seconds(time("ended_at")?.checked_sub(time("started_at")?)?)
 }
 
-/// A field by its name in protobuf, or as protobuf's JSON has it: `egress_id` or `egressId`.
+/// A field by its name in protobuf or in protobuf's JSON: `egress_id` or `egressId`.
 pub(super) fn field<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     fields.get(name).or_else(|| fields.get(&camel_case(name)))
 }
@@ -131,7 +131,8 @@ pub(super) fn text(fields: &Map<String, Value>, name: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// A number, or a text of one, as protobuf's JSON has 64-bit numbers. Zero is protobuf's "not set".
+/// A number, or a string with one: protobuf's JSON writes 64-bit numbers as strings. Zero means
+/// "not set".
 fn whole_number(value: &Value) -> Option<i64> {
     let number = match value {
         Value::Number(number) => number.as_i64(),
@@ -141,7 +142,7 @@ fn whole_number(value: &Value) -> Option<i64> {
     number.filter(|number| *number > 0)
 }
 
-/// Rounded; nothing for what is no length.
+/// Nanoseconds as rounded seconds; `None` unless they are a duration.
 pub(super) fn whole_seconds(nanoseconds: i64) -> Option<u64> {
     let nanoseconds = u64::try_from(nanoseconds)
         .ok()
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_odd_in_a_manifest_is_passed_over() {
+    fn invalid_fields_of_a_manifest_are_ignored() {
         for (odd, files) in [
             (json!({}), 0),
             (
@@ -281,7 +282,7 @@ mod tests {
             let _ = Manifest::read(&bytes);
         }
 
-        /// Any JSON object is a manifest, and what it tells is in it.
+        /// Any JSON object is read as a manifest without a panic, and no value is invented.
         #[test]
         fn any_json_is_read_or_refused(value in any_json()) {
             let read = Manifest::read(value.to_string().as_bytes());
@@ -296,10 +297,9 @@ mod tests {
             }
         }
 
-        /// The beginning of a manifest, as somebody sees it who looks while it is being copied, is
-        /// not taken for one.
+        /// A truncated manifest, such as one that is still being copied, is an error.
         #[test]
-        fn half_a_manifest_is_refused(cut in 0_usize..80) {
+        fn a_truncated_manifest_is_refused(cut in 0_usize..80) {
             let whole = br#"{"egress_id":"EG_1","files":[{"filename":"recordings/a.ogg","location":"/a.ogg"}]}"#;
             prop_assert!(Manifest::read(&whole[..cut.min(whole.len() - 1)]).is_err());
         }

@@ -1,4 +1,4 @@
-//! The recording of a call: who makes it, and where its file is in the end.
+//! Recording calls, and finding the finished files.
 
 mod directory;
 mod egress;
@@ -19,7 +19,7 @@ pub use local::LocalRecordingError;
 pub use recorder::Recorder;
 pub use s3::S3Config;
 
-/// Stands for the call's session in [`RecordingConfig::egress_file_path`].
+/// The placeholder for the session id in [`RecordingConfig::egress_file_path`].
 const SESSION_ID: &str = "{session_id}";
 /// The longest that the agent's first words may wait for an egress.
 const MAX_START_WAIT_MS: u64 = 5_000;
@@ -30,7 +30,7 @@ const MAX_START_WAIT_MS: u64 = 5_000;
 pub enum RecordingMode {
     /// LiveKit Egress, started by the call through the server's API.
     Egress,
-    /// The call's own process, into `recordings/`: nothing else needs to be installed.
+    /// The process of the call, into `recordings/`; needs no other service.
     #[default]
     Local,
     /// Nobody.
@@ -43,29 +43,28 @@ pub enum RecordingMode {
 pub struct RecordingConfig {
     /// Who records: `egress`, `local` or `off`.
     pub mode: RecordingMode,
-    /// The folder on the egress host that is our `local_prefix`, such as `/data/rec` when that
-    /// folder is mounted there. Empty: an absolute path of the egress is looked for from its last
-    /// `recordings/` on.
+    /// The folder on the egress host that corresponds to `local_prefix` here, such as `/data/rec`.
+    /// Empty: of an absolute path, the part from its last `recordings/` on is used.
     pub egress_prefix: String,
-    /// Our side of `egress_prefix`, relative to the data folder; absolute with `outside_data_dir`.
+    /// The folder here that corresponds to `egress_prefix`, relative to the data folder; absolute
+    /// with `outside_data_dir`.
     pub local_prefix: String,
     /// Whether `local_prefix` may be an absolute path outside the data folder.
     pub outside_data_dir: bool,
-    /// Where an egress is asked to put its file, as its own host names it, or the object's key.
+    /// The path that an egress is asked to write to, on its own host, or the object's key.
     /// `{session_id}` is the call's; the egress fills in `{room_name}`, `{room_id}`, `{time}`,
     /// `{utc}` and `{retry}`.
     pub egress_file_path: String,
     /// How long the agent's first words wait until the egress records, in milliseconds. What is
     /// said before is not in the file.
     pub egress_start_wait_ms: u64,
-    /// How long the call data waits for its recording, to turn up and to be taken by the CRM, in
-    /// seconds in which somebody scanned ([`crate::session::Watch`]). After that the call is
-    /// delivered without it.
+    /// How long the call data waits for its recording to be found and uploaded, in seconds during
+    /// which scans were made ([`crate::session::Watch`]). After that the call is delivered without
+    /// it.
     pub wait_s: u64,
-    /// How long a recording that did not turn up in that time is still looked for, in the same
-    /// seconds.
+    /// How long an overdue recording is searched for, counted in the same seconds.
     pub late_s: u64,
-    /// Recordings that an egress puts into S3.
+    /// Recordings that an egress stores in S3.
     pub s3: S3Config,
 }
 
@@ -77,8 +76,8 @@ impl Default for RecordingConfig {
             local_prefix: "recordings".to_owned(),
             outside_data_dir: false,
             egress_file_path: format!("recordings/{SESSION_ID}.ogg"),
-            // An egress takes 0.7 s to begin, and several the first time: nobody waits that long
-            // for an answer on the telephone.
+            // An egress takes 0.7 s to begin, and several seconds the first time: too long for a
+            // caller to wait for the greeting.
             egress_start_wait_ms: 0,
             // An egress of an hour's call is written within a minute; LiveKit forgets the egress
             // after a day.
@@ -92,8 +91,7 @@ impl Default for RecordingConfig {
 impl RecordingConfig {
     /// Checks for mistakes that a type cannot catch. The error names the key.
     ///
-    /// # Errors
-    /// When a folder is not inside the data folder, or a time ends before the one that it follows.
+    /// # Errors When a folder is not inside the data folder, or `late_s` is shorter than `wait_s`.
     pub fn check(&self) -> Result<(), String> {
         let local = Path::new(&self.local_prefix);
         let down_only = |path: &Path| {
@@ -106,7 +104,7 @@ impl RecordingConfig {
                 self.outside_data_dir && down_only(below) && below.components().next().is_some()
             }
             None => {
-                // Nobody may have a lead sent to the CRM as a recording.
+                // Other folders hold leads and records, which must not be sent as recordings.
                 let first = local.components().next();
                 let others = [
                     "conversations",
@@ -142,8 +140,8 @@ impl RecordingConfig {
         self.s3.check()
     }
 
-    /// Looks for a folder of recordings outside that holds the data folder: a manifest could name
-    /// everything in it.
+    /// Refuses an outside folder of recordings that contains the data folder: a manifest could then
+    /// name any file in it.
     ///
     /// # Errors
     /// When `local_prefix` is the data folder or one above it.

@@ -1,8 +1,8 @@
-//! Tries once, with a real egress, whether recordings will be found: `voicebot check --egress`.
+//! Tests with a real egress whether recordings will be found: `voicebot check --egress`.
 //!
-//! It opens a room of its own, publishes a tone, has an egress record it as calls do, looks for the
-//! file as the delivery does, deletes what it has found, and closes the room. Nobody is called, and
-//! nothing goes to the CRM.
+//! Opens its own room, publishes a tone, starts an egress as calls do, searches for the file as the
+//! delivery does, deletes it, and closes the room. Nobody is called, and nothing is sent to the
+//! CRM.
 
 use std::fs;
 use std::time::Duration;
@@ -31,43 +31,41 @@ use crate::settings::{LiveKitSettings, http_address};
 
 /// Rate of the tone.
 const SAMPLE_RATE_HZ: u32 = 48_000;
-/// Its pitch, and how loud it is: well below what hurts.
+/// Frequency in Hz and amplitude of the tone.
 const TONE: (f64, f64) = (440.0, 3000.0);
 /// Samples of a frame of 10 ms.
 const FRAME: usize = SAMPLE_RATE_HZ as usize / 100;
-/// How long the room, or one answer of the server, may take.
+/// Timeout for the room and for each answer of the server.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// How long the egress may take to begin.
+/// How long the egress may take to start recording.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long it records.
 const LENGTH: Duration = Duration::from_secs(2);
-/// How long it may take to write its file and say so.
+/// How long it may take to write its file and report it.
 const END_LIMIT: Duration = Duration::from_secs(60);
-/// How long the file may take to be seen here after that: two scans of it, and a shared folder's
-/// own time.
+/// How long the file may take to be found after that: two scans, and the delay of a shared folder.
 const FIND_LIMIT: Duration = Duration::from_secs(15);
-/// Between two questions.
+/// Pause between two polls.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What a good trial has shown.
+/// The result of a successful test.
 #[derive(Debug)]
 pub struct Proof {
-    /// How the record would name the recording.
+    /// The name that the record would have.
     pub name: String,
-    /// Where the egress says that it is.
+    /// The location that the egress reports.
     pub place: String,
     /// Bytes.
     pub size: u64,
     /// From the request until the egress recorded.
     pub start: Duration,
-    /// What was found and could not be deleted afterwards.
+    /// Files that could not be deleted afterwards.
     pub left: Option<String>,
 }
 
-/// Records for two seconds. The error is a sentence that says what to do.
+/// Records for two seconds. The error is a message that says what to do.
 ///
-/// # Errors
-/// When the room, the egress or its file cannot be had.
+/// # Errors When the room, the egress or its file is not available.
 pub async fn record_once(
     config: &RecordingConfig,
     livekit: &LiveKitSettings,
@@ -87,7 +85,7 @@ pub async fn record_once(
         let rooms = RoomClient::with_api_key(&host, &livekit.api_key, livekit.api_secret.expose());
         let _ = rooms.delete_room(&room_name).await;
     };
-    // It closes by itself when nobody is in it any more.
+    // An empty room closes by itself.
     let _ = timeout(ANSWER_LIMIT, closed).await;
     let (ended, start) = tried?;
     let place = ended.files.first().map_or_else(String::new, |file| {
@@ -135,7 +133,7 @@ async fn open_room(
         .map_err(|_| failed(format!("no answer within {} s", ANSWER_LIMIT.as_secs())))?
         .map_err(|error| failed(error.to_string()))?
         .map_err(|error| failed(error.to_string()))?;
-    // Nobody else comes, and what is told must not pile up.
+    // Events are not needed, but must not accumulate.
     tokio::spawn(async move { while events.recv().await.is_some() {} });
     let source = NativeAudioSource::new(AudioSourceOptions::default(), SAMPLE_RATE_HZ, 1, 100);
     let track =
@@ -151,7 +149,7 @@ async fn open_room(
     Ok((room, source))
 }
 
-/// A tone until it is aborted. The source takes it at the speed of sound.
+/// Plays a tone until it is aborted. The source accepts frames in real time.
 async fn play(source: NativeAudioSource) {
     let (pitch, loudness) = TONE;
     let step = std::f64::consts::TAU * pitch / f64::from(SAMPLE_RATE_HZ);
@@ -175,7 +173,7 @@ async fn play(source: NativeAudioSource) {
     }
 }
 
-/// One recording. What came of it, and how long the egress took to begin.
+/// Makes one recording. Returns the egress's report and how long it took to start.
 async fn record(
     client: &EgressClient,
     room_name: &str,
@@ -190,7 +188,7 @@ async fn record(
     until(client, &egress_id, START_LIMIT, "begun to record", begun).await?;
     let start = asked.elapsed();
     sleep(LENGTH).await;
-    // One that has ended by itself cannot be stopped; how it ended is told below.
+    // An egress that has already ended cannot be stopped; the next poll reports how it ended.
     let _ = timeout(ANSWER_LIMIT, client.stop_egress(&egress_id)).await;
     let over = |egress: &proto::EgressInfo| report(egress).progress != EgressProgress::Running;
     let ended = until(client, &egress_id, END_LIMIT, "ended", over).await?;
@@ -261,7 +259,7 @@ fn made_up_record(
     CallRecord::new(&data, None, String::new(), now, now)
 }
 
-/// Looks as the delivery does.
+/// Searches as the delivery does.
 async fn find(
     resolver: &RecordingResolver,
     mut record: CallRecord,
@@ -290,13 +288,13 @@ async fn find(
     }
 }
 
-/// Deletes the trial's file and its manifest. What is left, if anything is.
+/// Deletes the test's file and its manifest. Returns what could not be deleted.
 fn remove(found: &FoundRecording, egress_id: &str) -> Option<String> {
     let Some(file) = found.file() else {
         return Some(found.name.clone());
     };
     let manifest = file.with_file_name(format!("{egress_id}.json"));
-    // A manifest may have been switched off.
+    // The egress may be set to write no manifest.
     let _ = fs::remove_file(manifest);
     match fs::remove_file(file) {
         Ok(()) => None,

@@ -1,4 +1,4 @@
-//! One call's recording, however it is made.
+//! The recording of one call, by an egress or by its own process.
 
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ pub enum Recorder {
 }
 
 impl Recorder {
-    /// Starts recording as configured. Where somebody else records the call already (the campaign
-    /// metadata names an egress), only that is noted. A recording that cannot be made is noted and
-    /// never ends a call.
+    /// Starts recording as configured. If the call is recorded already (the campaign metadata names
+    /// an egress), only writes that into the session. A failure is written into the session and
+    /// never ends the call.
     pub fn start(
         config: &RecordingConfig,
         livekit: Option<&LiveKitSettings>,
@@ -96,8 +96,8 @@ impl Recorder {
         }
     }
 
-    /// Ends when what is said is recorded, after `limit` at the latest. An egress takes a while to
-    /// begin; there is nothing to wait for otherwise.
+    /// Completes when an egress has started to record, or after `limit`. `None` if there is nothing
+    /// to wait for.
     pub fn records_within(&self, limit: Duration) -> Option<BoxFuture<'static, ()>> {
         let Self::Egress(recording) = self else {
             return None;
@@ -125,8 +125,8 @@ impl Recorder {
         }
     }
 
-    /// Ends the recording. Afterwards the session says what became of it. `room_stays`: nobody
-    /// deletes the room after the call.
+    /// Ends the recording and writes its result into the session. `room_stays`: the room is not
+    /// deleted after the call.
     pub async fn finish(self, session: &SharedSession, room_stays: bool) {
         match self {
             Self::Egress(recording) => recording.finish(session, room_stays).await,

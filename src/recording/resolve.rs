@@ -1,9 +1,9 @@
 //! Finding the recording of a call that has ended.
 //!
 //! In this order: the path in its record; the manifest that an egress leaves beside its file; what
-//! the server's Egress API says of the egress, then of the room; and the name that the call asked
-//! for. All of them may name paths as the egress host has them, and none of them may lead out of
-//! the folders of recordings ([`super::location`]).
+//! the server's Egress API says about the egress, then about the room; and the file name that the
+//! call requested. Each of them may name a path of the egress host, and none may lead out of the
+//! folders of recordings ([`super::location`]).
 
 use std::collections::HashSet;
 use std::fs;
@@ -37,31 +37,31 @@ use super::location::{Meaning, NameRules, RECORDINGS, RecordingPath, local_folde
 use super::manifest::Manifest;
 use super::s3::{S3Access, S3Object};
 
-/// A manifest is a few hundred bytes; more than this is something else.
+/// A manifest has a few hundred bytes; a larger file is no manifest.
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
-/// A recording that is waited for is looked for after this, then less and less often, up to
-/// [`LONGEST_LOOK`].
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// See [`FIRST_LOOK`].
-pub(crate) const LONGEST_LOOK: Duration = Duration::from_secs(30);
-/// One that has not turned up in time is still looked for, at most this far apart.
-const LONGEST_LATE_LOOK: Duration = Duration::from_secs(3600);
-/// Between the two scans of a file of which nothing tells that it is whole.
+/// First pause between two scans for an expected recording; pauses grow up to
+/// [`LONGEST_SCAN_PAUSE`].
+const FIRST_SCAN_PAUSE: Duration = Duration::from_secs(1);
+/// See [`FIRST_SCAN_PAUSE`].
+pub(crate) const LONGEST_SCAN_PAUSE: Duration = Duration::from_secs(30);
+/// Longest pause between two scans for a recording that is overdue.
+const LONGEST_LATE_SCAN_PAUSE: Duration = Duration::from_secs(3600);
+/// Pause between two scans of a file that nothing reports as complete.
 const SECOND_SCAN: TimeDelta = TimeDelta::seconds(2);
 /// How far the clocks of the egress host and ours may be apart.
 const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(2);
-/// How long a file that is written on another machine may take to be seen here.
+/// How long a file that another machine has written may take to appear in a shared folder.
 const PATIENCE_FOR_A_FOLDER: TimeDelta = TimeDelta::seconds(5);
-/// Calls that are remembered as warned of. Beyond, all are forgotten, and some are warned of once
-/// more.
+/// Number of calls that are remembered as warned about. Beyond that all are forgotten, and some
+/// warnings are repeated.
 const MOST_WARNED: usize = 10_000;
-/// Pieces in which a recording is read from disk: all of it that is in memory at a time.
+/// Chunk size for reading a recording from disk: no more of it is in memory at a time.
 const READ_BYTES: usize = 64 * 1024;
 
-/// What is known about the recording of a call now.
+/// The result of a search for the recording of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolution {
-    /// It is here and complete.
+    /// It is found and complete.
     Found(FoundRecording),
     /// Nobody recorded this call.
     NotRecorded,
@@ -76,29 +76,28 @@ pub enum Resolution {
         /// How long it has been waited for.
         watch: Watch,
     },
-    /// It did not turn up in the time allowed: the call data goes without it.
+    /// It was not found in time: the call data goes without it.
     Missing {
         /// What was waited for.
         why: String,
-        /// When to scan again, because it may still turn up. `None`: that is over too.
+        /// When to scan again, because it may still appear. `None`: the search is over.
         scan_again: Option<DateTime<Utc>>,
         /// Bytes of a file that is there and may still grow.
         size_seen: Option<u64>,
-        /// How long it has been looked for.
+        /// How long it has been searched for.
         watch: Watch,
     },
     /// There will be none.
     Failed {
         /// Why.
         why: String,
-        /// What told it.
+        /// The source of this result.
         evidence: RecordingEvidence,
     },
 }
 
 impl Resolution {
-    /// Writes into the record what was learnt of the recording. How the delivery goes on is not
-    /// this function's affair.
+    /// Writes the result into the record. Does not change the state of the delivery.
     pub fn note(&self, record: &mut CallRecord, now: DateTime<Utc>) {
         match self {
             Self::Found(found) => {
@@ -150,40 +149,40 @@ pub struct FoundRecording {
     pub name: String,
     /// Bytes.
     pub size: u64,
-    /// Seconds, when something tells.
+    /// Seconds, if known.
     pub duration: Option<u64>,
-    /// What led to it.
+    /// The source that led to it.
     pub evidence: RecordingEvidence,
-    /// What is wrong with it, when it is the remains of a recording that failed.
+    /// What is wrong with it, if it is the rest of a failed recording.
     pub flaw: Option<String>,
     place: Place,
 }
 
-/// Where the bytes are.
+/// Where the file or object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
     File(PathBuf),
     S3(S3Object),
 }
 
-/// The bytes of a recording, in pieces.
+/// The bytes of a recording, in chunks.
 pub type RecordingStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 impl FoundRecording {
-    /// Whether it can be listened to, as far as that can be told without reading all of it: an Ogg
-    /// file has sound in it.
+    /// Whether it is playable, as far as that can be told without reading all of it: an Ogg file
+    /// must have a duration.
     fn is_sound(&self) -> bool {
         let ogg = [".ogg", ".oga", ".opus"];
         let here = matches!(self.place, Place::File(_));
         !here || self.duration.is_some() || !ogg.iter().any(|ending| self.name.ends_with(ending))
     }
 
-    /// Its last name, for whoever keeps it.
+    /// Its file name without the folder.
     pub fn file_name(&self) -> &str {
         self.name.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Its file, where it is on this machine's disk.
+    /// Its path, if it is a file of this machine.
     pub fn file(&self) -> Option<&Path> {
         match &self.place {
             Place::File(path) => Some(path),
@@ -218,7 +217,7 @@ pub struct RecordingResolver {
     config: Arc<RecordingConfig>,
     directory: Option<Arc<dyn EgressDirectory>>,
     s3: S3Access,
-    /// Calls whose recording was said not to be where it should be.
+    /// Calls for which a misplaced recording was already logged.
     warned: Arc<Mutex<HashSet<SessionId>>>,
 }
 
@@ -232,15 +231,15 @@ impl std::fmt::Debug for RecordingResolver {
 
 /// The result of a scan.
 #[derive(Debug)]
-enum Look {
+enum Scan {
     Found(FoundRecording),
     NotRecorded,
-    /// The text says what is waited for.
+    /// Expected, but not complete yet. `why` says what is waited for.
     NotYet {
         why: String,
         size_seen: Option<u64>,
     },
-    /// Something that had to be asked did not answer, so nothing is known. The text says what.
+    /// A server or disk did not answer, so nothing is known. The text says which.
     Blind(String),
     Failed {
         why: String,
@@ -248,16 +247,16 @@ enum Look {
     },
 }
 
-/// What one source of names led to.
+/// The result for the names from one source.
 #[derive(Debug)]
 enum Candidate {
     Found(FoundRecording),
-    /// Named, but empty, growing, not there or not allowed.
+    /// Named, but the file is empty, growing, absent or not allowed.
     NotYet {
         why: String,
         size_seen: Option<u64>,
     },
-    /// Named, but it could not be seen whether it is there.
+    /// Named, but its place could not be read.
     Blind(String),
     /// Nothing named.
     Nothing,
@@ -271,12 +270,12 @@ impl Candidate {
         }
     }
 
-    /// Whether this, of two that are nothing yet, is what to tell: a file that is there before one
-    /// that is not.
+    /// Which of two incomplete results to report: a file that exists says more than one that does
+    /// not.
     fn says_more_than(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::NotYet { .. } | Self::Blind(_), Self::Nothing) => true,
-            // What could not be seen may be there.
+            // An unreadable place may hold the file.
             (
                 Self::Blind(_),
                 Self::NotYet {
@@ -300,16 +299,16 @@ impl Candidate {
     }
 }
 
-/// Why a file counts as whole.
+/// When a file counts as complete.
 #[derive(Debug, Clone, Copy)]
 enum Whole {
-    /// Whoever wrote it says that it has ended, at this size if that is known.
+    /// Its writer reports that it has ended, at this size if known.
     Ended { size: Option<u64> },
-    /// Nobody says so: its size has to be the same at two scans.
+    /// Nothing reports its end: it must have the same size at two scans.
     SeenBefore { size: Option<u64> },
 }
 
-/// The place and the way in which a name is to be looked for.
+/// The rules for a file that a source names.
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
     whole: Whole,
@@ -317,7 +316,7 @@ struct Wanted {
 }
 
 impl RecordingResolver {
-    /// `directory` is the server's Egress API, where there is a server to ask.
+    /// `directory` is the server's Egress API; `None` without a server.
     pub fn new(
         store: Store,
         config: RecordingConfig,
@@ -332,27 +331,27 @@ impl RecordingResolver {
         }
     }
 
-    /// Looks for the recording of a call that has ended.
+    /// Searches for the recording of a call that has ended.
     pub async fn resolve(&self, record: &CallRecord, now: DateTime<Utc>) -> Resolution {
-        let (why, size_seen, could_see) = match self.look(record, now).await {
-            Look::Found(found) => return Resolution::Found(found),
-            Look::NotRecorded => return Resolution::NotRecorded,
-            Look::Failed { why, evidence } => return Resolution::Failed { why, evidence },
-            Look::NotYet { why, size_seen } => (why, size_seen, true),
-            // What was seen of it earlier is still the newest that is known.
-            Look::Blind(why) => (why, record.uploads.recording.size, false),
+        let (why, size_seen, could_see) = match self.scan(record, now).await {
+            Scan::Found(found) => return Resolution::Found(found),
+            Scan::NotRecorded => return Resolution::NotRecorded,
+            Scan::Failed { why, evidence } => return Resolution::Failed { why, evidence },
+            Scan::NotYet { why, size_seen } => (why, size_seen, true),
+            // The size from the previous scan is still the latest.
+            Scan::Blind(why) => (why, record.uploads.recording.size, false),
         };
         patience(&self.config, record, now, why, size_seen, could_see)
     }
 
-    /// How long the call data waits for its recording: to turn up, and to be taken by the CRM.
+    /// How long the call data waits for its recording to be found and uploaded.
     pub fn wait(&self) -> Duration {
         Duration::from_secs(self.config.wait_s)
     }
 
-    async fn look(&self, record: &CallRecord, now: DateTime<Utc>) -> Look {
+    async fn scan(&self, record: &CallRecord, now: DateTime<Utc>) -> Scan {
         let not_there = match self.scan_folder(record, now).await {
-            Candidate::Found(found) => return Look::Found(found),
+            Candidate::Found(found) => return Scan::Found(found),
             not_there => not_there,
         };
         if !is_egress(record) {
@@ -360,35 +359,35 @@ impl RecordingResolver {
         }
         let asked = self.ask_directory(record, now).await;
         match (asked, not_there) {
-            // It has failed, and its file is here: the next scan tells whether it is all there will
-            // be.
+            // The egress has failed, but its file exists: the next scan shows whether it still
+            // grows.
             (
-                Look::Failed { why, .. },
+                Scan::Failed { why, .. },
                 Candidate::NotYet {
                     why: here,
                     size_seen: Some(size),
                 },
-            ) if size > 0 => Look::NotYet {
+            ) if size > 0 => Scan::NotYet {
                 why: format!("{why}, but {here}"),
                 size_seen: Some(size),
             },
-            (asked @ (Look::Found(_) | Look::Failed { .. }), _) => asked,
-            // What is not there yet may be where the server would say that it is.
+            (asked @ (Scan::Found(_) | Scan::Failed { .. }), _) => asked,
+            // The file may be where the server would say, if it answered.
             (
-                Look::Blind(_),
+                Scan::Blind(_),
                 Candidate::NotYet {
                     why,
                     size_seen: None,
                 },
             )
-            | (_, Candidate::Blind(why)) => Look::Blind(why),
-            // What is here and not whole yet says more than what the server does not know.
-            (_, Candidate::NotYet { why, size_seen }) => Look::NotYet { why, size_seen },
+            | (_, Candidate::Blind(why)) => Scan::Blind(why),
+            // An incomplete file says more than a server without a report.
+            (_, Candidate::NotYet { why, size_seen }) => Scan::NotYet { why, size_seen },
             (asked, _) => asked,
         }
     }
 
-    /// Everything that can be looked for without asking the LiveKit server.
+    /// The search without the LiveKit server.
     async fn scan_folder(&self, record: &CallRecord, now: DateTime<Utc>) -> Candidate {
         let recording = record.recording.as_ref();
         let seen_before = seen_before(record, now);
@@ -397,7 +396,7 @@ impl RecordingResolver {
             let ours = recording.is_some_and(|known| known.source == RecordingSource::Local);
             let resolved = recording.is_some_and(|known| known.state == RecordingState::Resolved);
             let wanted = Wanted {
-                // What this worker writes itself is complete when the record is.
+                // A local recording is complete when the record exists.
                 whole: if ours || resolved {
                     Whole::Ended { size: None }
                 } else {
@@ -408,7 +407,7 @@ impl RecordingResolver {
             match self.candidate([path.as_str()], None, wanted).await {
                 Candidate::Found(mut found) => {
                     if ours {
-                        // A recording that broke off is worth more than none.
+                        // An incomplete recording is worth more than none.
                         found.flaw = recording.and_then(|known| known.error.clone());
                     }
                     return Candidate::Found(found);
@@ -424,7 +423,7 @@ impl RecordingResolver {
                 not_yet => verdict = not_yet,
             }
         }
-        // Its name has our session's id in it, so whoever wrote it, it is this call's.
+        // Its name contains our session id, so it belongs to this call.
         if let Some(known) = recording
             && known.source == RecordingSource::Egress
             && let Some(name) = &known.recording_filename
@@ -451,8 +450,8 @@ impl RecordingResolver {
         verdict
     }
 
-    /// Why the egress of a recording that was found by its name has failed, if it has: what there
-    /// is are its remains.
+    /// For a recording that was found by its name: why its egress failed, if it did, because the
+    /// file is then incomplete.
     async fn failure_of(&self, record: &CallRecord) -> Option<String> {
         let id = with_prefix(record.egress_id()?);
         let asked = self.directory.as_ref()?.find(EgressQuery::Id(id.clone()));
@@ -462,8 +461,8 @@ impl RecordingResolver {
         }
     }
 
-    /// Where an egress may have left its manifest: in the folders of recordings, and beside the
-    /// file that it was asked for.
+    /// Where an egress may have written its manifest: in the folders of recordings, and beside the
+    /// requested file.
     fn manifest_places(&self, egress_id: &str, record: &CallRecord) -> Vec<RecordingPath> {
         let name = format!("{}.json", sanitise(egress_id));
         let folders = [local_folder(&self.config.local_prefix), RECORDINGS];
@@ -555,9 +554,9 @@ impl RecordingResolver {
         }
     }
 
-    /// Says where a recording should be that has been written and is not here, in the log once for
-    /// each call: the settings are wrong, or a folder is not mounted, and every call of this worker
-    /// may be affected.
+    /// Logs, once per call, where a recording should be that was written but is not here: the
+    /// settings are wrong or a folder is not mounted, and every call of this worker may be
+    /// affected.
     fn misplaced(
         &self,
         not_there: Candidate,
@@ -590,8 +589,8 @@ impl RecordingResolver {
         Candidate::not_yet(why)
     }
 
-    /// The server's Egress API, by the egress's id, then by the room.
-    async fn ask_directory(&self, record: &CallRecord, now: DateTime<Utc>) -> Look {
+    /// Asks the server's Egress API, by the egress's id, then by the room.
+    async fn ask_directory(&self, record: &CallRecord, now: DateTime<Utc>) -> Scan {
         let id = record.egress_id().map(with_prefix);
         let wanted = match (&id, &record.room.name) {
             (Some(id), _) => format!("the egress {id}"),
@@ -629,42 +628,42 @@ impl RecordingResolver {
         self.judge_all(reports, &wanted, record, now).await
     }
 
-    /// One of several egresses of a room may have failed while another works: what is found counts,
-    /// then what may still come.
+    /// Combines the reports of several egresses of a room: a found file counts most, then one that
+    /// may still come.
     async fn judge_all(
         &self,
         reports: Vec<EgressReport>,
         wanted: &str,
         record: &CallRecord,
         now: DateTime<Utc>,
-    ) -> Look {
-        let mut verdict: Option<Look> = None;
+    ) -> Scan {
+        let mut verdict: Option<Scan> = None;
         for report in reports {
             match (self.judge(report, wanted, record, now).await, &verdict) {
-                (found @ Look::Found(_), _) => return found,
-                (Look::Failed { .. }, Some(Look::NotYet { .. } | Look::Blind(_))) => {}
-                (look, _) => verdict = Some(look),
+                (found @ Scan::Found(_), _) => return found,
+                (Scan::Failed { .. }, Some(Scan::NotYet { .. } | Scan::Blind(_))) => {}
+                (scan, _) => verdict = Some(scan),
             }
         }
         verdict.unwrap_or_else(|| not_yet(format!("{wanted} is not known to the server")))
     }
 
-    /// An egress that has failed may have left a file all the same: its beginning, or all of it,
-    /// when the failure came after. It is taken where it is there and sound; one that the egress
-    /// does not say to have written is not waited for.
+    /// Evaluates one report. A failed egress may still have written its file, in part or
+    /// completely. That file is used if it exists and is playable; a file that the egress does not
+    /// report as written is not waited for.
     async fn judge(
         &self,
         report: EgressReport,
         wanted: &str,
         record: &CallRecord,
         now: DateTime<Utc>,
-    ) -> Look {
+    ) -> Scan {
         let flaw = match &report.progress {
             EgressProgress::Running => return not_yet(format!("{wanted} has not ended")),
             EgressProgress::Done => None,
             EgressProgress::Failed(reason) => Some(format!("{wanted} has failed: {reason}")),
         };
-        // A backup is whole: only the storage has failed.
+        // A file in the backup storage is complete: only the upload has failed.
         let doubtful = flaw.is_some() && !report.backup_storage_used;
         let found = self
             .look_for_files(&report, doubtful, wanted, record, now)
@@ -673,10 +672,10 @@ impl RecordingResolver {
         match (found, flaw) {
             (Candidate::Found(mut found), flaw) => {
                 found.flaw = flaw;
-                Look::Found(found)
+                Scan::Found(found)
             }
-            (Candidate::Blind(why), _) => Look::Blind(why),
-            (Candidate::NotYet { why, size_seen }, None) => Look::NotYet { why, size_seen },
+            (Candidate::Blind(why), _) => Scan::Blind(why),
+            (Candidate::NotYet { why, size_seen }, None) => Scan::NotYet { why, size_seen },
             (Candidate::NotYet { why, size_seen }, Some(flaw)) => {
                 let among = match report.backup_storage_used {
                     true => "from its backup storage, ",
@@ -684,7 +683,7 @@ impl RecordingResolver {
                 };
                 let why = format!("{flaw}; {among}{why}");
                 match report.backup_storage_used || written || size_seen.is_some() {
-                    true => Look::NotYet { why, size_seen },
+                    true => Scan::NotYet { why, size_seen },
                     false => failed(flaw),
                 }
             }
@@ -707,7 +706,7 @@ impl RecordingResolver {
         now: DateTime<Utc>,
     ) -> Candidate {
         let mut verdict = Candidate::Nothing;
-        // Written a moment ago, a file may still be in transit through a shared folder.
+        // A file that was just written may not be visible in a shared folder yet.
         let ended_at = report.ended_at.or(record.ended_at());
         let settled = ended_at.is_none_or(|ended| now - ended >= PATIENCE_FOR_A_FOLDER);
         for file in &report.files {
@@ -717,7 +716,7 @@ impl RecordingResolver {
             };
             let names = [file.filename.as_str(), file.location.as_str()];
             match self.candidate(names, file.bucket.as_deref(), wanted).await {
-                // No more is coming: this is as if there were nothing.
+                // The file will not grow: treat it as absent.
                 Candidate::Found(found) if doubtful && !found.is_sound() => {
                     warn!(
                         file = mask_numbers(&found.name),
@@ -754,8 +753,8 @@ impl RecordingResolver {
         verdict
     }
 
-    /// The first of the names, each in every way it can be meant, that is a whole recording. Names
-    /// that are refused are logged.
+    /// The first complete recording among the names, each tried with all its meanings. Refused
+    /// names are logged.
     async fn candidate<'a>(
         &self,
         names: impl IntoIterator<Item = &'a str>,
@@ -783,8 +782,7 @@ impl RecordingResolver {
             match candidate {
                 Candidate::Found(found) => return Candidate::Found(found),
                 Candidate::Nothing => {}
-                // The last name is where an egress says that it has put the file, after the one
-                // that it was asked for.
+                // Later names win: the requested name comes first, the reported location last.
                 not_yet if !verdict.says_more_than(&not_yet) => verdict = not_yet,
                 _ => {}
             }
@@ -806,9 +804,9 @@ impl RecordingResolver {
         }
     }
 
-    /// An object is there as a whole or not at all.
+    /// S3 shows an object only once it is complete.
     async fn object(&self, location: &S3Location, evidence: RecordingEvidence) -> Candidate {
-        match self.s3.look(location).await {
+        match self.s3.head(location).await {
             Ok(Some(object)) if object.size > 0 => Candidate::Found(FoundRecording {
                 name: location.to_string(),
                 size: object.size,
@@ -824,20 +822,20 @@ impl RecordingResolver {
             Ok(None) => Candidate::not_yet(format!("the recording {location} is not there")),
             Err(error) => {
                 let error = mask_numbers(&error);
-                warn!(error, "recording not looked for");
+                warn!(error, "failed to search for a recording");
                 Candidate::Blind(error)
             }
         }
     }
 }
 
-/// Does what waits for the disk where it holds nothing else up: the folder may be on another
-/// machine. What is logged there belongs to the same call.
+/// Runs blocking disk work on a thread for it, since the folder may be on another machine. Its log
+/// lines keep the span of the call.
 async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let span = Span::current();
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result,
-        // Only a panic or the end of the runtime gets here, and both are not ours to swallow.
+        // Only a panic or the shutdown of the runtime ends here; neither may be hidden.
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => std::future::pending().await,
@@ -845,7 +843,7 @@ async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
     }
 }
 
-/// `None` when it is not there (yet).
+/// Reads a manifest. `None` when the file does not exist (yet).
 fn read_manifest(store: &Store, file: &RecordingPath) -> Result<Option<Manifest>, String> {
     let path = path_of(store, file).map_err(|error| format!("is refused: it {error}"))?;
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
@@ -863,7 +861,7 @@ fn read_manifest(store: &Store, file: &RecordingPath) -> Result<Option<Manifest>
     Manifest::read(&fs::read(&path).map_err(unreadable)?).map(Some)
 }
 
-/// Where it lies on this machine, if nothing on the way leads out of its folder.
+/// Its path on this machine, if no symbolic link leads out of its folder.
 fn path_of(store: &Store, file: &RecordingPath) -> Result<PathBuf, PathError> {
     match file.folder.starts_with('/') {
         true => store.resolve_outside(Path::new(&file.folder), &file.rest),
@@ -871,7 +869,7 @@ fn path_of(store: &Store, file: &RecordingPath) -> Result<PathBuf, PathError> {
     }
 }
 
-/// The first of the files that is a whole recording.
+/// The first complete recording among the files.
 fn first_file(store: &Store, paths: &[RecordingPath], wanted: Wanted) -> Candidate {
     let mut verdict = Candidate::Nothing;
     for path in paths {
@@ -923,7 +921,7 @@ fn look_at_file(store: &Store, file: &RecordingPath, wanted: Wanted) -> Candidat
     })
 }
 
-/// Why a file of this size is not whole; none when it is.
+/// Why a file of this size is incomplete; `None` when it is complete.
 fn incomplete(name: &str, size: u64, whole: Whole) -> Option<String> {
     if size == 0 {
         return Some(format!("the recording {name} is empty"));
@@ -940,9 +938,9 @@ fn incomplete(name: &str, size: u64, whole: Whole) -> Option<String> {
     }
 }
 
-/// How long to go on looking: for the time allowed as something that is waited for, then as
-/// something that is missing. Both limits are about time in which somebody scanned ([`Watch`]),
-/// however long the call is over.
+/// How to go on after a scan without a result: wait until `recording.wait_s`, then search as
+/// missing until `recording.late_s`. Both limits count only time in which scans were made
+/// ([`Watch`]), not the time since the call.
 fn patience(
     config: &RecordingConfig,
     record: &CallRecord,
@@ -953,29 +951,31 @@ fn patience(
 ) -> Resolution {
     let watch = record.uploads.recording.looked(now, could_see);
     let watched = watch.watched();
-    // The longer it is looked for, the less often it is worth a look. A file that grows, or that
-    // was not there before, is worth one soon.
+    // Pauses grow with the time of the search. A file that grows or is new is scanned again soon.
     let grows =
         size_seen.is_some_and(|size| size > 0) && size_seen != record.uploads.recording.size;
     let next = |longest: Duration, left: Duration| match grows {
         true => now + SECOND_SCAN,
-        false => later(now, (watched / 4).clamp(FIRST_LOOK, longest).min(left)),
+        false => later(
+            now,
+            (watched / 4).clamp(FIRST_SCAN_PAUSE, longest).min(left),
+        ),
     };
     let wait = Duration::from_secs(config.wait_s);
     if watched < wait {
         return Resolution::Wait {
             why,
-            scan_again: next(LONGEST_LOOK, wait.saturating_sub(watched)),
+            scan_again: next(LONGEST_SCAN_PAUSE, wait.saturating_sub(watched)),
             size_seen,
             watch,
         };
     }
     let late = Duration::from_secs(config.late_s.max(config.wait_s));
     let scan_again = match watch.left_to_give_up(late) {
-        // What still grows is not over, whatever the time: it is scanned until it is whole.
-        Duration::ZERO if grows => Some(later(now, LONGEST_LATE_LOOK)),
+        // A growing file is scanned until it is complete, even after the limit.
+        Duration::ZERO if grows => Some(later(now, LONGEST_LATE_SCAN_PAUSE)),
         Duration::ZERO => None,
-        left => Some(next(LONGEST_LATE_LOOK, left)),
+        left => Some(next(LONGEST_LATE_SCAN_PAUSE, left)),
     };
     let since_end = record
         .ended_at()
@@ -987,7 +987,10 @@ fn patience(
         })
         .unwrap_or_default();
     Resolution::Missing {
-        why: format!("{why}, {since_end}after {} s of looking", watched.as_secs()),
+        why: format!(
+            "{why}, {since_end}after {} s of searching",
+            watched.as_secs()
+        ),
         scan_again,
         size_seen,
         watch,
@@ -998,30 +1001,30 @@ fn later(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {
     now + TimeDelta::from_std(pause).unwrap_or(TimeDelta::hours(1))
 }
 
-fn not_yet(why: String) -> Look {
-    Look::NotYet {
+fn not_yet(why: String) -> Scan {
+    Scan::NotYet {
         why,
         size_seen: None,
     }
 }
 
-fn not_asked(error: String) -> Look {
-    warn!(error, "egress not asked for");
-    Look::Blind(error)
+fn not_asked(error: String) -> Scan {
+    warn!(error, "failed to ask the Egress API");
+    Scan::Blind(error)
 }
 
-fn failed(why: String) -> Look {
-    Look::Failed {
+fn failed(why: String) -> Scan {
+    Scan::Failed {
         why,
         evidence: RecordingEvidence::EgressApi,
     }
 }
 
-/// A file of which nothing tells that it is whole must have the same size as at the scan before.
+/// The rule for a file that nothing reports as complete: the same size as at the previous scan.
 fn seen_before(record: &CallRecord, now: DateTime<Utc>) -> Whole {
     let part = &record.uploads.recording;
     let last_scan = part.watch.and_then(|watch| watch.last_scan);
-    // A scan that was hurried must not come so soon that nothing could have grown.
+    // After a hurried scan too little time may have passed for the file to grow.
     let long_enough = last_scan.is_none_or(|last| now < last || now - last >= SECOND_SCAN);
     let waits = matches!(part.state, PartState::Waiting | PartState::Missing);
     Whole::SeenBefore {
@@ -1037,8 +1040,8 @@ fn with_prefix(id: &str) -> String {
     }
 }
 
-/// Whether an egress is to be asked for: its id is known, or one was asked for and its id was lost
-/// with the process.
+/// Whether to ask the Egress API: the egress's id is known, or an egress was requested and the
+/// process died before it wrote the id.
 fn is_egress(record: &CallRecord) -> bool {
     record.egress_id().is_some()
         || record.recording.as_ref().is_some_and(|recording| {
@@ -1050,32 +1053,32 @@ fn is_egress(record: &CallRecord) -> bool {
         })
 }
 
-/// What it means that no file was found for a call of which no egress is known.
-fn without_egress(record: &CallRecord, found: Candidate) -> Look {
-    let failed = |why: String| Look::Failed {
+/// The result for a call without an egress.
+fn without_egress(record: &CallRecord, found: Candidate) -> Scan {
+    let failed = |why: String| Scan::Failed {
         why,
         evidence: RecordingEvidence::Call,
     };
     match (found, &record.recording) {
-        (Candidate::Found(found), _) => Look::Found(found),
-        (Candidate::Blind(why), _) => Look::Blind(why),
+        (Candidate::Found(found), _) => Scan::Found(found),
+        (Candidate::Blind(why), _) => Scan::Blind(why),
         (Candidate::NotYet { why, .. }, Some(known)) if known.source == RecordingSource::Local => {
             failed(match &known.error {
                 Some(error) => format!("{why}: {error}"),
                 None => why,
             })
         }
-        (Candidate::NotYet { why, size_seen }, _) => Look::NotYet { why, size_seen },
+        (Candidate::NotYet { why, size_seen }, _) => Scan::NotYet { why, size_seen },
         (Candidate::Nothing, Some(known)) => failed(match &known.error {
             Some(error) => error.clone(),
             None => "the recording was started, but nothing tells where it is".to_owned(),
         }),
-        (Candidate::Nothing, None) => Look::NotRecorded,
+        (Candidate::Nothing, None) => Scan::NotRecorded,
     }
 }
 
-/// Whether an egress of a room of this name is this call's: rooms have the same name again, and the
-/// server remembers for a day.
+/// Whether an egress of a room with this name belongs to this call: room names are reused, and the
+/// server keeps egresses for a day.
 fn belongs(report: &EgressReport, record: &CallRecord) -> bool {
     if let Some(sid) = record.room.sid.as_deref().filter(|sid| !sid.is_empty())
         && !report.room_id.is_empty()
@@ -1090,7 +1093,7 @@ fn belongs(report: &EgressReport, record: &CallRecord) -> bool {
     not_before.is_none_or(|at| started_at >= at) && not_after.is_none_or(|at| started_at <= at)
 }
 
-/// Length of an Ogg file by its own clock; nothing for other formats.
+/// Duration of an Ogg file from its granule positions, in seconds; `None` for other formats.
 fn ogg_seconds(path: &std::path::Path) -> Option<u64> {
     let duration = oggopus::duration(path).ok()?;
     Some(

@@ -1,9 +1,8 @@
-//! Recordings in S3, or in what speaks like it: asked for with HEAD, and read in pieces of bounded
-//! size.
+//! Recordings in S3 or a compatible service: queried with HEAD, and read in chunks of bounded size.
 //!
 //! The keys come from the environment, as with Amazon's own tools (`AWS_ACCESS_KEY_ID` and so on),
-//! or from the machine's role. Only the worker comes here, and only for a recording that is in a
-//! listed bucket: a call process never loads any of it.
+//! or from the machine's role. Only the worker uses S3, and only for a recording in a listed
+//! bucket; call processes never do.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,17 +23,17 @@ use url::Url;
 use super::location::S3Location;
 use super::resolve::RecordingStream;
 
-/// All of an object that is in memory at a time. Larger pieces are hardly faster: a request costs a
-/// few milliseconds.
+/// Chunk size: no more of an object is in memory at a time. Larger chunks are hardly faster: a
+/// request costs a few milliseconds.
 const PIECE_BYTES: u64 = 1 << 20;
-/// For a connection.
+/// Timeout for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For one request and its answer, of which the largest is a piece.
+/// Timeout for one request and its answer, of at most one chunk.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// For a first scan of an object with all repetitions, and with the search for a role of this
-/// machine where there are no keys.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
-/// Repetitions of one request. The delivery itself is tried again as well.
+/// Timeout for a HEAD request with all retries, including the query for a role of this machine if
+/// there are no keys.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// Retries of one request. The delivery itself is retried as well.
 const RETRIES: usize = 2;
 
 /// Section `recording.s3` of the configuration. The keys are not in it: they come from the
@@ -45,16 +44,16 @@ pub struct S3Config {
     /// Buckets that recordings may be read from; a manifest that names another is refused. Empty:
     /// none.
     pub buckets: Vec<String>,
-    /// Address of the server, such as `https://minio.example.com:9000`. Empty: `AWS_ENDPOINT_URL`,
-    /// else Amazon.
+    /// URL of the server, such as `https://minio.example.com:9000`. Empty: `AWS_ENDPOINT_URL`, else
+    /// Amazon.
     pub endpoint: String,
     /// Its region. Empty: `AWS_REGION`, else `us-east-1`.
     pub region: String,
     /// Whether the bucket is part of the path (`endpoint/bucket/key`) or of the host
     /// (`bucket.endpoint/key`).
     pub path_style: bool,
-    /// One of `buckets` that an egress is asked to put its files into, with the keys that it has
-    /// itself. Empty: it stores them as it is set up to.
+    /// The one of `buckets` in which an egress is asked to store its files, with its own keys.
+    /// Empty: it stores them as it is configured.
     pub egress_bucket: String,
 }
 
@@ -73,8 +72,7 @@ impl Default for S3Config {
 impl S3Config {
     /// Checks for mistakes that a type cannot catch. The error names the key.
     ///
-    /// # Errors
-    /// When the endpoint is no address, or a bucket's name cannot be one.
+    /// # Errors When the endpoint is no URL, or a bucket's name is invalid.
     pub fn check(&self) -> Result<(), String> {
         if let Some(bucket) = self
             .buckets
@@ -103,7 +101,7 @@ impl S3Config {
         }
     }
 
-    /// The server, for sentences.
+    /// The server's name for messages.
     fn server(&self) -> String {
         if self.endpoint.is_empty() {
             std::env::var("AWS_ENDPOINT_URL").unwrap_or_else(|_| "Amazon S3".to_owned())
@@ -136,7 +134,7 @@ impl S3Config {
             .build()
     }
 
-    /// The client takes the endpoint of a bucket in the host as a whole, bucket included.
+    /// For buckets in the host name, the client expects an endpoint that includes the bucket.
     fn endpoint_of(&self, bucket: &str) -> String {
         let endpoint = self.endpoint.trim_end_matches('/');
         match endpoint.split_once("://") {
@@ -150,7 +148,7 @@ impl S3Config {
 #[derive(Clone)]
 pub(super) struct S3Access {
     config: S3Config,
-    /// Made when the first recording of a bucket is looked for.
+    /// Created when the first recording of a bucket is searched for.
     clients: Arc<Mutex<HashMap<String, Arc<AmazonS3>>>>,
 }
 
@@ -177,11 +175,10 @@ impl S3Access {
         Ok(client)
     }
 
-    /// Looks at an object. `None`: there is none (yet).
+    /// Queries an object with HEAD. `None`: it does not exist (yet).
     ///
-    /// # Errors
-    /// A sentence about the server, the keys or the settings.
-    pub async fn look(&self, location: &S3Location) -> Result<Option<S3Object>, String> {
+    /// # Errors A message about the server, the keys or the settings.
+    pub async fn head(&self, location: &S3Location) -> Result<Option<S3Object>, String> {
         let looking = async {
             let client = self.client(&location.bucket)?;
             let path = Path::parse(&location.key)?;
@@ -194,13 +191,13 @@ impl S3Access {
                 client,
             })
         };
-        match timeout(LOOK_TIMEOUT, looking).await {
+        match timeout(HEAD_TIMEOUT, looking).await {
             Ok(Ok(object)) => Ok(Some(object)),
             Ok(Err(Error::NotFound { .. })) => Ok(None),
             Ok(Err(error)) => Err(self.sentence(location, &reason(&error))),
             Err(_) => Err(self.sentence(
                 location,
-                &format!("no answer within {} s", LOOK_TIMEOUT.as_secs()),
+                &format!("no answer within {} s", HEAD_TIMEOUT.as_secs()),
             )),
         }
     }
@@ -218,14 +215,14 @@ impl S3Access {
     }
 }
 
-/// An object that is there.
+/// An existing object.
 #[derive(Clone)]
 pub(super) struct S3Object {
     location: S3Location,
     path: Path,
     /// Bytes.
     pub size: u64,
-    /// The server's name for this content.
+    /// The ETag of this content.
     e_tag: Option<String>,
     client: Arc<AmazonS3>,
 }
@@ -248,8 +245,8 @@ impl PartialEq for S3Object {
 impl Eq for S3Object {}
 
 impl S3Object {
-    /// Its bytes, one piece after the other, each asked for when the one before has been taken. It
-    /// breaks off when the object is replaced meanwhile.
+    /// Streams its bytes in chunks, each requested when the previous one was consumed. Fails if the
+    /// object is replaced meanwhile.
     pub fn open(&self) -> RecordingStream {
         let pieces = stream::try_unfold((self.clone(), 0), |(object, from)| async move {
             if from >= object.size {
@@ -278,7 +275,7 @@ impl S3Object {
     }
 }
 
-/// What went wrong, in words for the person who has the keys.
+/// Describes an error for the operator.
 fn reason(error: &Error) -> String {
     match error {
         Error::PermissionDenied { .. } => {
@@ -288,7 +285,7 @@ fn reason(error: &Error) -> String {
         Error::NotFound { .. } => "it is not there any more".to_owned(),
         Error::Precondition { .. } => "it was replaced by another while it was read".to_owned(),
         error => {
-            // The innermost cause says what happened; the outer ones only say that something did.
+            // The innermost cause is the specific one.
             let mut cause: &dyn std::error::Error = error;
             while let Some(source) = cause.source() {
                 cause = source;

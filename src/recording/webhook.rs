@@ -1,7 +1,7 @@
-//! LiveKit's webhooks, as far as recordings are concerned: an egress has ended.
+//! LiveKit's webhooks about egresses that have ended.
 //!
-//! They get lost (the server keeps them for half a minute at most), so they only hurry what is done
-//! anyway; nothing in them is taken for true beyond the egress's name.
+//! They may be lost (the server keeps them for half a minute at most), so they only trigger an
+//! earlier scan; nothing in them is used except the egress's id and room.
 
 use livekit_api::access_token::TokenVerifier;
 use livekit_api::webhooks::{WebhookError, WebhookReceiver};
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::manifest;
 
-/// An egress that writes nothing more, or never did.
+/// An egress that has ended or failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EgressEnded {
     /// `EG_…`
@@ -19,35 +19,35 @@ pub struct EgressEnded {
     pub room_name: String,
 }
 
-/// Why a webhook is not heard.
+/// Why a webhook is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookRefused {
-    /// It is not from our server, or was changed in transit.
+    /// It is not signed by our server, or was changed in transit.
     #[error(
         "the signature is not of LIVEKIT_API_KEY: {0}; the server's webhook.api_key must be the key that this worker has"
     )]
     Signature(String),
-    /// It is from our server, and not understood.
+    /// It is signed by our server, but not readable.
     #[error("it is not a webhook of LiveKit: {0}")]
     Content(String),
 }
 
-/// Reads webhooks and checks that they come from our server.
+/// Reads webhooks and verifies their signature.
 #[derive(Debug, Clone)]
 pub struct Webhooks {
     receiver: WebhookReceiver,
 }
 
 impl Webhooks {
-    /// For webhooks that are signed with this key.
+    /// A reader for webhooks that are signed with this key.
     pub fn new(api_key: &str, api_secret: &str) -> Self {
         Self {
             receiver: WebhookReceiver::new(TokenVerifier::with_api_key(api_key, api_secret)),
         }
     }
 
-    /// What a webhook tells: the end of an egress, or nothing of interest. `authorization` is the
-    /// header's value: a token with the body's SHA-256 in it.
+    /// Reads a webhook. `None`: it is not about the end of an egress. `authorization` is the value
+    /// of that header: a token that contains the body's SHA-256.
     ///
     /// # Errors
     /// When it is not signed by our server, or not readable.
@@ -63,8 +63,8 @@ impl Webhooks {
             .map_err(|_| WebhookRefused::Signature("the body is no text".to_owned()))?;
         match self.receiver.receive(text, token) {
             Ok(event) => Ok(egress_ended(event)),
-            // Checked last, so the signature was good. A later server may have words that this
-            // program does not know.
+            // The body is parsed last, so the signature was valid. A later server may send values
+            // that this version does not know.
             Err(WebhookError::InvalidData(error)) => match serde_json::from_slice::<Value>(body) {
                 Ok(event) if event["event"].is_string() => Ok(ended_in_json(&event)),
                 _ => Err(WebhookRefused::Content(error.to_string())),
@@ -74,7 +74,7 @@ impl Webhooks {
     }
 }
 
-/// The last status of an egress may come as an update, too; the event that follows it may be lost.
+/// An update may report the last status, too; the event that follows it may be lost.
 fn egress_ended(event: proto::WebhookEvent) -> Option<EgressEnded> {
     use proto::EgressStatus as Status;
     let egress = event.egress_info?;
@@ -92,8 +92,7 @@ fn egress_ended(event: proto::WebhookEvent) -> Option<EgressEnded> {
     })
 }
 
-/// The same, from JSON alone, whether its names are written as in protobuf or as in protobuf's
-/// JSON.
+/// The same from plain JSON, with field names as in protobuf or as in protobuf's JSON.
 fn ended_in_json(event: &Value) -> Option<EgressEnded> {
     let egress = manifest::field(event.as_object()?, "egress_info")?.as_object()?;
     let ended = match event["event"].as_str()? {

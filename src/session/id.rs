@@ -1,4 +1,4 @@
-//! The names of a call's things: its session and its leads.
+//! The ids of sessions and leads.
 //!
 //! Every id becomes part of a file name, so a value of these types is always safe to use as one.
 //! Nothing else checks names.
@@ -68,8 +68,8 @@ pub fn sanitise(text: &str) -> String {
     name
 }
 
-/// Makes a text fit for the log: what looks like a phone number (nine digits or more in a row)
-/// keeps its last two digits. Dates and session ids are shorter and stay as they are.
+/// Masks a text for the log: a run of nine or more digits, as in a phone number, keeps only its
+/// last two. Dates and session ids have shorter runs and stay as they are.
 pub fn mask_numbers(text: &str) -> String {
     const SHORTEST: usize = 9;
     const KEPT: usize = 2;

@@ -1,4 +1,4 @@
-//! A lead: somebody who wants to hear more.
+//! A lead: a caller who asked for further contact.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use super::{LeadId, SessionId};
 /// not say them, as in the original.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lead {
-    /// Unique everywhere.
+    /// Globally unique id.
     pub lead_id: LeadId,
     /// The call it was taken in.
     pub session_id: SessionId,
@@ -19,7 +19,7 @@ pub struct Lead {
     pub call_id: Option<String>,
     /// The person.
     pub name: String,
-    /// Where to write to.
+    /// The email address.
     pub email: String,
     /// The person's company.
     pub company: String,

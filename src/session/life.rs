@@ -1,8 +1,8 @@
-//! The life of a call's record, from the dispatch to the archive, as one machine.
+//! The lifecycle of a call's record, from the dispatch to the archive, as one state machine.
 //!
-//! Where a record stands is told by its files alone, so that whoever finds them after a crash knows
-//! as much as the process that died. Pure: [`Traces`] says what is there, [`Traces::stage`] what
-//! that means, [`Traces::to_do`] what is left to do.
+//! The stage of a record follows from its files alone, so that it is known after a crash as well.
+//! Pure: [`Traces`] says which files exist, [`Traces::stage`] what that means, [`Traces::to_do`]
+//! what is left to do.
 //!
 //! ```text
 //! Running ─▶ Ended ─▶ Recorded ─▶ Waiting ─▶ Delivering ─▶ Delivered ─▶ Archived
@@ -11,27 +11,27 @@
 
 use super::RecordStatus;
 
-/// Who holds a call's journal.
+/// Whether a process holds a call's journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JournalHolder {
-    /// A process that lives.
+    /// A live process.
     Somebody,
-    /// Nobody: the process has died, or has not begun.
+    /// None: the process has died or has not started.
     Nobody,
 }
 
-/// What is in a metadata file.
+/// The content of a metadata file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FiledRecord {
-    /// A record that stands there.
+    /// A record with this status.
     Status(RecordStatus),
     /// A record of a later version of this program.
     Newer,
-    /// Nothing that can be read: half a file, or somebody else's.
+    /// Not readable: truncated, or no record.
     Unreadable,
 }
 
-/// What the folders hold of one call.
+/// The files of one call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traces {
     /// Its journal in `conversations/`.
@@ -42,39 +42,38 @@ pub struct Traces {
     pub archived: Option<FiledRecord>,
 }
 
-/// Where a record stands. The order is that of its life.
+/// The stage of a record, in the order of its lifecycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// The call is held by a process, which writes its journal.
+    /// A process holds the call and writes its journal.
     Running,
-    /// Its process is gone; what is known of it is in the journal alone.
+    /// Its process is gone; only the journal exists.
     Ended,
-    /// The record is written, the journal still there.
+    /// The record is written, the journal still exists.
     Recorded,
     /// To be delivered.
     Waiting,
-    /// Some of it has been sent.
+    /// A part of it has been sent.
     Delivering,
-    /// The CRM has refused some of it.
+    /// The CRM has refused a part of it.
     Refused,
     /// The CRM has everything.
     Delivered,
-    /// Put away.
+    /// In the archive.
     Archived,
 }
 
-/// What is left to do for a record that nobody works on.
+/// What is left to do for a record that no process holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToDo {
-    /// Nothing by itself.
+    /// Nothing, unless an operator asks for it.
     Nothing,
-    /// Make the record from the journal. `quarantined`: what lies in its place first, which nobody
-    /// can read.
+    /// Make the record from the journal.
     Fold {
-        /// See above.
+        /// Whether an unreadable file at the record's path is quarantined first.
         quarantined: bool,
     },
-    /// Put the journal away: the record has it.
+    /// Remove the journal: the record contains it.
     RetireJournal,
     /// Deliver it.
     Deliver,
@@ -83,14 +82,14 @@ pub enum ToDo {
 }
 
 impl Traces {
-    /// Where the record stands; `None` when there is nothing of the call.
+    /// The stage of the record; `None` when the call has no files.
     pub fn stage(self) -> Option<Stage> {
         let filed = |record| match record {
             FiledRecord::Status(RecordStatus::ReadyForUpload) => Some(Stage::Waiting),
             FiledRecord::Status(RecordStatus::Uploading) => Some(Stage::Delivering),
             FiledRecord::Status(RecordStatus::Failed) => Some(Stage::Refused),
             FiledRecord::Status(RecordStatus::Uploaded) => Some(Stage::Delivered),
-            // Only the later version knows more than that it is there.
+            // Only the later version can read it.
             FiledRecord::Newer => Some(Stage::Waiting),
             FiledRecord::Unreadable => None,
         };
@@ -110,7 +109,7 @@ impl Traces {
     pub fn to_do(self) -> ToDo {
         match self.stage() {
             None | Some(Stage::Running | Stage::Refused | Stage::Archived) => ToDo::Nothing,
-            // Its own process is about to.
+            // Its own process is about to remove it.
             Some(Stage::Recorded) if self.journal == Some(JournalHolder::Somebody) => ToDo::Nothing,
             Some(Stage::Recorded) => ToDo::RetireJournal,
             Some(Stage::Ended) => ToDo::Fold {
@@ -126,7 +125,7 @@ impl Traces {
 mod tests {
     use super::*;
 
-    /// Everything that the folders can hold of one call.
+    /// Every combination of files of one call.
     fn all_traces() -> Vec<Traces> {
         let journals = [
             None,
@@ -200,7 +199,7 @@ mod tests {
                 _ => match traces.stage() {
                     Some(Stage::Archived | Stage::Refused) => true,
                     Some(Stage::Waiting) => found.waiting == Some(FiledRecord::Newer),
-                    // Nothing but a file that nobody can read; `uploads list` shows it.
+                    // Only an unreadable file, which `uploads list` shows.
                     None => true,
                     _ => false,
                 },

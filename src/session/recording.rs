@@ -1,13 +1,13 @@
-//! How far the recording of a call has come, from the wish for one to its file. Pure: no files, no
-//! network, no clock.
+//! The state of a call's recording, from the request to its file. Pure: no files, no network, no
+//! clock.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{CallRecord, time};
 
-/// Changes that a record keeps at most: there are five states and only the way forward, so more
-/// than this is somebody else's list.
+/// Number of state changes that a record keeps at most. There are five states and they only move
+/// forward, so a longer list was not written by this program.
 const MAX_HISTORY: usize = 16;
 
 /// How far a recording has come, in this order. It moves forward only: what was found stays found.
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_that_turned_up_late_keeps_its_way() {
+    fn a_recording_that_was_found_late_keeps_its_history() {
         let mut recording =
             RecordingMetadata::begun(RecordingSource::Egress, RecordingState::Requested, at(0));
         assert!(recording.advance(RecordingState::Active, at(1), RecordingEvidence::Call));

@@ -1,9 +1,9 @@
-//! How long somebody has really been looking for something. Pure: the time is an argument.
+//! Counts the time during which something was really searched for. Pure: the time is an argument.
 //!
-//! A limit such as "ten minutes, then go on without it" means ten minutes in which somebody looked.
-//! Measured from the end of a call alone it may have passed before the first scan: the record is a
-//! year old, the worker was down for a day, the clock jumped. So what counts against a limit is the
-//! time between scans, and of a gap in which nobody scanned only a part.
+//! A limit such as "ten minutes, then go on without it" means ten minutes in which scans were made.
+//! Measured from the end of a call it may have passed before the first scan: the record is a year
+//! old, the worker was down for a day, the clock jumped. So only the time between scans counts
+//! against a limit, and of a long gap only a part.
 
 use std::time::Duration;
 
@@ -12,30 +12,30 @@ use serde::{Deserialize, Serialize};
 
 use super::time;
 
-/// Of the time between two scans, this much counts at most, or twice the pause that was planned if
-/// that is longer.
+/// Of the time between two scans, at most this counts, or twice the planned pause if that is
+/// longer.
 const LONGEST_GAP: TimeDelta = TimeDelta::hours(1);
-/// No planned pause counts for more than this, whatever time stands in a file.
+/// No planned pause counts for more than this, whatever time a file contains.
 const LONGEST_PAUSE: TimeDelta = TimeDelta::hours(24);
-/// Looks that could not see whether the thing is there do not count against the last limit, until
-/// there are so many times more of them than the limit is long: what can never be asked must not be
-/// waited for without end.
+/// Time that ended with a blind scan (one that got no answer) does not count against the final
+/// limit, up to this many times that limit: a server that never answers must not be waited for
+/// without end.
 const BLIND_LIMITS: u32 = 6;
 
-/// The scans of one thing, as far as limits depend on them.
+/// The scans for one thing, summed up for limits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Watch {
-    /// The first look.
+    /// Time of the first scan.
     #[serde(with = "time::option")]
     pub first_scan: Option<DateTime<Utc>>,
-    /// The latest look.
+    /// Time of the latest scan.
     #[serde(with = "time::option")]
     pub last_scan: Option<DateTime<Utc>>,
     /// Milliseconds that count against limits.
     pub watched_ms: u64,
-    /// Of these, the milliseconds that ended with a look that could not see whether the thing is
-    /// there: the server did not answer, say.
+    /// The part of these milliseconds that ended with a blind scan, because a server did not answer
+    /// for example.
     #[serde(skip_serializing_if = "is_zero")]
     pub blind_ms: u64,
 }
@@ -45,7 +45,8 @@ fn is_zero(value: &u64) -> bool {
 }
 
 impl Watch {
-    /// The watch after a look at `now`, which was planned for `planned` and could see or not.
+    /// The watch after a scan at `now` that was planned for `planned`. `could_see` is false for a
+    /// blind scan.
     #[must_use]
     pub fn looked(
         self,
@@ -57,7 +58,7 @@ impl Watch {
             Some(last) => {
                 let pause = planned.map_or(TimeDelta::zero(), |planned| planned - last);
                 let longest = (pause.min(LONGEST_PAUSE) * 2).max(LONGEST_GAP);
-                // A clock that was set back says nothing about how long it was.
+                // If the clock was set back, the real time is unknown.
                 (now - last).clamp(TimeDelta::zero(), longest)
             }
             None => TimeDelta::zero(),
@@ -78,13 +79,13 @@ impl Watch {
         Duration::from_millis(self.watched_ms)
     }
 
-    /// The time that counts where looks must have seen something: blind ones do not.
+    /// The time without that of blind scans.
     pub fn seen(self) -> Duration {
         Duration::from_millis(self.watched_ms.saturating_sub(self.blind_ms))
     }
 
-    /// What is left of a limit after which something is given up. Blind looks count only once there
-    /// are very many.
+    /// What is left of the limit after which the search ends. Blind scans count only once there are
+    /// very many.
     pub fn left_to_give_up(self, limit: Duration) -> Duration {
         let blind = Duration::from_millis(self.blind_ms).min(limit.saturating_mul(BLIND_LIMITS));
         limit.saturating_sub(self.watched().saturating_sub(blind))
@@ -100,11 +101,11 @@ mod tests {
         DateTime::UNIX_EPOCH + TimeDelta::seconds(second)
     }
 
-    /// The seconds that count after looks at these seconds, each planned for so many seconds after
-    /// the one before.
-    fn watched(looks: &[(i64, i64)]) -> u64 {
+    /// The seconds that count after these scans: (second of the scan, planned pause before it in
+    /// seconds).
+    fn watched(scans: &[(i64, i64)]) -> u64 {
         let mut watch = Watch::default();
-        for (second, pause) in looks {
+        for (second, pause) in scans {
             let planned = watch
                 .last_scan
                 .map(|last| last + TimeDelta::seconds(*pause));
@@ -114,31 +115,31 @@ mod tests {
     }
 
     #[test]
-    fn only_time_in_which_somebody_looked_counts() {
+    fn only_time_between_scans_counts() {
         const DAY: i64 = 86_400;
-        for (looks, expected) in [
-            // Whenever the call was: nothing has passed at the first scan.
+        for (scans, expected) in [
+            // At the first scan nothing counts, however old the call is.
             (vec![(0, 0)], 0),
             (vec![(365 * DAY, 0)], 0),
             (vec![(0, 0), (1, 1), (31, 30), (61, 30)], 61),
-            // Nobody looked for a day.
+            // A gap of a day.
             (vec![(0, 0), (DAY, 30)], 3600),
             (vec![(0, 0), (DAY, 30), (DAY + 5, 5)], 3605),
-            // That was the plan.
+            // Planned gaps.
             (vec![(0, 0), (3600, 3600), (7200, 3600)], 7200),
             (vec![(0, 0), (DAY, 3600)], 7200),
             // The clock was set back, or jumped ahead by years.
             (vec![(DAY, 0), (0, 30), (30, 30)], 30),
             (vec![(0, 0), (56 * 365 * DAY, 30)], 3600),
-            // A file tells of a pause of a thousand years.
+            // A file contains a pause of a thousand years.
             (vec![(0, 0), (3 * DAY, 365_000 * DAY)], 2 * DAY as u64),
         ] {
-            assert_eq!(watched(&looks), expected, "{looks:?}");
+            assert_eq!(watched(&scans), expected, "{scans:?}");
         }
     }
 
     #[test]
-    fn looks_that_could_not_see_give_nothing_up_until_there_are_very_many() {
+    fn blind_scans_do_not_end_a_search_until_there_are_very_many() {
         let limit = Duration::from_secs(100);
         let mut watch = Watch::default().looked(at(0), None, true);
         watch = watch.looked(at(60), None, true);
@@ -153,24 +154,23 @@ mod tests {
         assert_eq!(watch.left_to_give_up(limit), Duration::ZERO);
 
         let mut blind = Watch::default();
-        let mut looks = 0;
+        let mut scans = 0;
         while blind.left_to_give_up(limit) > Duration::ZERO {
-            looks += 1;
-            blind = blind.looked(at(looks * 10), None, false);
+            scans += 1;
+            blind = blind.looked(at(scans * 10), None, false);
         }
-        assert_eq!(looks, 71);
+        assert_eq!(scans, 71);
     }
 
     proptest! {
-        /// Whatever the clock does and whatever stands in a file: no panic, and nothing that
-        /// counted is taken back.
+        /// For any clock and any file: no panic, and the counted time never decreases.
         #[test]
         fn what_has_counted_stays(
-            looks in prop::collection::vec((any::<i32>(), prop::option::of(any::<i32>()), any::<bool>()), 0..40),
+            scans in prop::collection::vec((any::<i32>(), prop::option::of(any::<i32>()), any::<bool>()), 0..40),
             watched_ms in any::<u64>(), blind_ms in any::<u64>(), limit in 0_u64..10_000_000,
         ) {
             let mut watch = Watch { watched_ms, blind_ms, ..Watch::default() };
-            for (second, planned, could_see) in looks {
+            for (second, planned, could_see) in scans {
                 let next = watch.looked(at(second.into()), planned.map(|second| at(second.into())), could_see);
                 prop_assert!(next.watched() >= watch.watched());
                 let limit = Duration::from_secs(limit);

@@ -1,5 +1,4 @@
-//! Writing a file whole or not at all: a temporary file in the same folder, fsync, rename, fsync of
-//! the folder.
+//! Atomic writes: a temporary file in the same folder, fsync, rename, fsync of the folder.
 
 use std::fs;
 use std::io;
@@ -9,7 +8,7 @@ use serde::Serialize;
 
 use super::{StoreError, disk};
 
-/// Temporary files begin with this, so that listings and cleaning know them.
+/// The prefix of temporary files, by which listings and cleaning recognise them.
 const TEMPORARY_PREFIX: &str = ".tmp-";
 
 /// Writes `value` as indented JSON, not escaped to ASCII.
@@ -23,12 +22,12 @@ pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Sto
     written.map_err(StoreError::io("write", path))
 }
 
-/// Puts a file in place, whole.
+/// Writes a file atomically.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_beside(path);
     let written = write_temporary(&temporary, bytes).and_then(|()| disk::rename(&temporary, path));
     if let Err(error) = written {
-        // A full disk must not fill up further with halves of files.
+        // Partial files must not fill up the disk further.
         let _ = disk::remove_file(&temporary);
         return Err(error);
     }
@@ -41,7 +40,7 @@ fn write_temporary(temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     disk::sync(&file)
 }
 
-/// A name beside `path` that nobody else has.
+/// A unique name in the folder of `path`.
 pub(super) fn temporary_beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(
         "{TEMPORARY_PREFIX}{}",
@@ -49,8 +48,8 @@ pub(super) fn temporary_beside(path: &Path) -> PathBuf {
     ))
 }
 
-/// Removes temporary files that a killed process has left. Only old ones: a young one may be
-/// somebody's write in progress.
+/// Removes temporary files of killed processes. Only old ones: a recent one may be a write in
+/// progress.
 pub(super) fn remove_stray_temporaries(folder: &Path, older_than: std::time::Duration) -> usize {
     let Ok(entries) = fs::read_dir(folder) else {
         return 0;

@@ -1,6 +1,6 @@
-//! All calls of the data folder for showing: running, waiting, archived. Nothing here locks or
-//! changes anything, so what was seen may have moved on by the time it is read; [`Store::follow`]
-//! looks where it went.
+//! All calls of the data folder for display: running, waiting, archived. Nothing here locks or
+//! changes anything, so a listed file may have moved by the time it is read; [`Store::follow`]
+//! finds its new place.
 
 use std::cmp::Reverse;
 use std::fs;
@@ -17,11 +17,11 @@ use super::{
     journal, pending,
 };
 
-/// In which folder a call's file lies; a call goes through them in this order.
+/// The folder of a call's file; a call passes through them in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Place {
-    /// A journal in `conversations/`: the call runs, or its process died and no worker has made the
-    /// record yet.
+    /// A journal in `conversations/`: the call is running, or its process died and no worker has
+    /// written the record yet.
     Journal,
     /// `call_metadata/`.
     Waiting,
@@ -57,12 +57,13 @@ impl Place {
     }
 }
 
-/// The file of a call, known by its name only. A hundred thousand of them are a few megabytes.
+/// The file of a call, known by its name only. A hundred thousand of these take a few megabytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallFile {
-    /// Where it lies.
+    /// Its folder.
     pub place: Place,
-    /// When the call began as its name tells; for other names, when the file was last written.
+    /// The start of the call from the file's name; if the name has none, the file's modification
+    /// time.
     pub began: DateTime<Utc>,
     name: Box<str>,
 }
@@ -78,15 +79,15 @@ impl CallFile {
         (Reverse(self.began), session, self.place)
     }
 
-    /// The session as the file's name has it.
+    /// The session id in the file's name.
     pub fn session_id(&self) -> Option<SessionId> {
         sanitise(self.place.session_of(&self.name)?).parse().ok()
     }
 
-    /// Whether the call may have begun on that day (UTC). A name without a date may be of any day.
+    /// Whether the call may have begun on that day (UTC). A name without a date matches any day.
     pub fn may_be_of(&self, day: NaiveDate) -> bool {
         match self.place.session_of(&self.name).and_then(time_in_name) {
-            // Name and start are written a moment apart.
+            // Name and start are set a moment apart, perhaps on both sides of midnight.
             Some(began) => (began.date_naive() - day).num_days().abs() <= 1,
             None => true,
         }
@@ -96,9 +97,9 @@ impl CallFile {
 /// A journal, replayed.
 #[derive(Debug, Clone)]
 pub struct OpenJournal {
-    /// What it tells.
+    /// Its session data.
     pub data: CompleteSessionData,
-    /// A process holds it: the call is running.
+    /// Whether a process holds it: the call is running.
     pub alive: bool,
     /// When its last line was written.
     pub last_written: Option<DateTime<Utc>>,
@@ -134,12 +135,12 @@ impl Store {
         for place in Place::ALL {
             self.visit_call_files(place, |file| files.push(file))?;
         }
-        // All files of one session stand side by side.
+        // Sorts the files of one session next to each other.
         files.sort_by(|a, b| a.order().cmp(&b.order()));
         Ok(files)
     }
 
-    /// Shows `visit` the files of one folder in no order, one at a time.
+    /// Calls `visit` for each file of one folder, in no order.
     ///
     /// # Errors
     /// When the folder cannot be listed.
@@ -157,8 +158,8 @@ impl Store {
                 continue;
             };
             let written = || Some(entry.metadata().ok()?.modified().ok()?.into());
-            // One that has moved on since the listing began is met again in the next folder, or by
-            // the next listing.
+            // A file that has moved since the listing began is found in the next folder, or by the
+            // next listing.
             if let Some(began) = time_in_name(session).or_else(written) {
                 visit(CallFile {
                     place,
@@ -170,13 +171,13 @@ impl Store {
         Ok(())
     }
 
-    /// When the file was last written, and its bytes. `None` when it is not there any more.
+    /// The file's modification time and size in bytes. `None` when it is gone.
     pub fn changed(&self, file: &CallFile) -> Option<(SystemTime, u64)> {
         let metadata = fs::metadata(self.path(&file.relative())).ok()?;
         Some((metadata.modified().ok()?, metadata.len()))
     }
 
-    /// The files of one session, if there are any.
+    /// The files of one session.
     pub fn call_files_of(&self, id: &SessionId) -> Vec<CallFile> {
         Place::ALL
             .into_iter()
@@ -193,10 +194,9 @@ impl Store {
             .collect()
     }
 
-    /// Reads a call's file. `None` when it is not there any more.
+    /// Reads a call's file. `None` when it is gone.
     ///
-    /// # Errors
-    /// When it is there and not readable.
+    /// # Errors When it exists and is not readable.
     pub fn read_call_file(&self, file: &CallFile) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.path(&file.relative());
         match fs::read(&path) {
@@ -206,8 +206,8 @@ impl Store {
         }
     }
 
-    /// Where a call whose file has gone went: from its journal into the queue, from the queue into
-    /// the archive.
+    /// Finds the new file of a call whose file is gone: from the journal to the queue, from the
+    /// queue to the archive.
     pub fn follow(&self, file: &CallFile) -> Option<CallFile> {
         let places = Place::ALL.into_iter().filter(|place| *place > file.place);
         let session = file.place.session_of(&file.name)?;
@@ -220,10 +220,9 @@ impl Store {
             .find(|moved| self.path(&moved.relative()).exists())
     }
 
-    /// What a journal tells so far. `None` when there is none any more.
+    /// Replays a journal. `None` when it is gone.
     ///
-    /// # Errors
-    /// When nothing can be made of it.
+    /// # Errors When it is not readable.
     pub fn open_journal(&self, id: &SessionId) -> Result<Option<OpenJournal>, StoreError> {
         let path = self.journal_path(id);
         if !path.exists() {

@@ -1,8 +1,8 @@
 //! The journal of a running call: one JSON line per event, appended as it happens.
 //!
-//! A line is written with one `write` and reaches the kernel at once, so a killed process loses
-//! nothing that it has committed. It is not fsynced: that would make the conversation wait for the
-//! disk, to guard a few seconds of talk against a power cut.
+//! A line is written with one `write` and reaches the kernel at once, so a killed process loses no
+//! committed line. It is not fsynced: that would make the conversation wait for the disk, only to
+//! protect a few seconds of it against a power cut.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -16,32 +16,32 @@ use crate::session::{CallStart, EventSink, SessionEvent, time};
 
 use super::{StoreError, atomic, disk};
 
-/// What a full disk may hold up of one call's events in memory. A long call has some hundred
+/// Limit of one call's events in memory while the disk is full. A long call has a few hundred
 /// kilobytes.
 const MOST_UNWRITTEN_BYTES: usize = 4 * 1024 * 1024;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Line {
-    /// When it was written.
+    /// Time of writing.
     #[serde(with = "time")]
     pub at: DateTime<Utc>,
     #[serde(flatten)]
     pub event: SessionEvent,
 }
 
-/// What could be read of a journal.
+/// The readable part of a journal.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Journal {
     /// The events, in order.
     pub lines: Vec<Line>,
-    /// Whether something in it could not be read: lines that are no events, or a dispatch that does
-    /// not come first. A last line without its end does not count: it was never committed.
+    /// Whether something was unreadable: a line that is no event, or a first line that is no
+    /// dispatch. A last line without a newline does not count: it was never committed.
     pub damaged: bool,
 }
 
 impl Journal {
-    /// Whether it begins as every journal does.
+    /// Whether the first event is the dispatch.
     pub(crate) fn begins_with_dispatch(&self) -> bool {
         let first = self.lines.first().map(|line| &line.event);
         matches!(first, Some(SessionEvent::Dispatched(_)))
@@ -64,8 +64,8 @@ fn encode(event: &SessionEvent) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Creates the journal with its dispatch and what is known besides. It is there whole or not at
-/// all, and synced: from here on the call exists.
+/// Creates the journal atomically with its dispatch and the `known` events, and syncs it: from here
+/// on the call exists.
 pub(super) fn create(path: &Path, start: &CallStart, known: &[SessionEvent]) -> io::Result<()> {
     if path.exists() {
         return Err(io::ErrorKind::AlreadyExists.into());
@@ -77,8 +77,7 @@ pub(super) fn create(path: &Path, start: &CallStart, known: &[SessionEvent]) -> 
     atomic::write_whole(path, &bytes)
 }
 
-/// Everything that can be read of it. A line that does not make sense is left out with a warning;
-/// those after it still count.
+/// Reads a journal. Unreadable lines are left out with a warning; the lines after them still count.
 pub(super) fn read(path: &Path) -> io::Result<Journal> {
     let mut text = Vec::new();
     File::open(path)?.read_to_end(&mut text)?;
@@ -110,7 +109,7 @@ pub(crate) fn parse(text: &[u8], path: &Path) -> Journal {
     journal
 }
 
-/// The events that can be read of it, for a look that says nothing about the others.
+/// The readable events, without warnings about other lines.
 pub(super) fn glance(path: &Path) -> io::Result<Vec<Line>> {
     let mut text = Vec::new();
     File::open(path)?.read_to_end(&mut text)?;
@@ -152,7 +151,7 @@ impl JournalLock {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        // Its holder may have finished and removed it between our open and our lock.
+        // Its holder may have removed it between the open and the lock.
         if !path.exists() {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -165,7 +164,7 @@ impl JournalLock {
     /// The sink that appends to this journal.
     pub(super) fn sink(&self) -> io::Result<JournalSink> {
         let mut file = self.file.try_clone()?;
-        // A line that a crash tore must not be glued to the next one.
+        // A truncated last line must not be joined to the next one.
         let unwritten = match ends_with_newline(&mut file)? {
             true => Vec::new(),
             false => vec![b'\n'],
@@ -178,7 +177,7 @@ impl JournalLock {
         })
     }
 
-    /// What it holds.
+    /// Reads the journal.
     pub(super) fn read(&self) -> io::Result<Journal> {
         read(&self.path)
     }
@@ -194,15 +193,13 @@ impl JournalLock {
         }
     }
 
-    /// Renames a journal of which something could not be read, so that it is kept for a person and
-    /// no longer found.
+    /// Renames a damaged journal, so that it is kept for a person and no longer found by scans.
     pub(super) fn quarantined(self) -> Result<PathBuf, StoreError> {
         super::quarantined_file(&self.path)
     }
 }
 
-/// [`is_held`] locks for an instant to look; that must not make a starting call believe that
-/// somebody else has it.
+/// Locks with retries, because [`is_held`] takes the lock for an instant.
 fn lock_with_patience(file: &File) -> Result<(), TryLockError> {
     const TRIES: u32 = 20;
     const PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
@@ -225,12 +222,13 @@ fn ends_with_newline(file: &mut File) -> io::Result<bool> {
     Ok(last[0] == b'\n')
 }
 
-/// Appends a session's events to its journal. What a full disk does not take is kept and written
+/// Appends a session's events to its journal. Events that a full disk refuses are kept and written
 /// before the next event.
 pub(super) struct JournalSink {
     file: File,
     path: PathBuf,
-    /// Beginning where the last write was cut short, so that no line is ever torn or doubled.
+    /// Bytes that are not written yet, from where the last write stopped, so that no line is torn
+    /// or doubled.
     unwritten: Vec<u8>,
     failing: bool,
 }
@@ -259,7 +257,7 @@ impl EventSink for JournalSink {
             Err(error) => error!(file = %self.path.display(), %error, "an event has no JSON"),
         }
         // The session goes on in memory, and the record is still written at the end if the disk
-        // allows it then. Each outage is said once.
+        // allows it then. Each outage is logged once.
         match self.write() {
             Err(error) if !self.failing => {
                 self.failing = true;
@@ -299,10 +297,10 @@ mod tests {
     }
 
     proptest! {
-        // Each case tears the journal at every one of its bytes.
+        // Each case truncates the journal at every one of its bytes.
         #![proptest_config(ProptestConfig::with_cases(32))]
 
-        /// Wherever a crash tears the journal, every line that was complete is there again.
+        /// Wherever a crash truncates the journal, every complete line is read back.
         #[test]
         fn a_journal_torn_anywhere_keeps_its_complete_lines(words in prop::collection::vec("\\PC{0,40}", 0..8)) {
             let mut bytes = encode(&SessionEvent::Dispatched(start())).unwrap();
@@ -313,7 +311,8 @@ mod tests {
                 ends.push(bytes.len());
             }
             for cut in 0..=bytes.len() {
-                // A line without its newline may be whole or not; one that has it must be there.
+                // A line without its newline may be complete or not; one with its newline must be
+                // read.
                 let complete = ends.iter().filter(|end| **end <= cut).count();
                 let lines = parse(&bytes[..cut], Path::new("test")).lines;
                 prop_assert!(lines.len() >= complete && lines.len() <= complete + 1, "cut at {cut}");
@@ -379,8 +378,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Whatever the disk made of a journal: it is read without a panic, and the lines that it
-        /// did not touch are there.
+        /// A damaged journal is read without a panic, and its undamaged lines are read back.
         #[test]
         fn a_damaged_journal_costs_only_the_damaged_lines(
             damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
@@ -398,7 +396,7 @@ mod tests {
             let mut start = 0;
             for line in whole.split_inclusive(|byte| *byte == b'\n') {
                 let end = start + line.len();
-                // Untouched, and so is the end of the line before it.
+                // Undamaged, and so is the end of the line before it.
                 let untouched = end <= bytes.len() && bytes[start..end] == *line && (start == 0 || bytes[start - 1] == b'\n');
                 if untouched {
                     let line: Line = serde_json::from_slice(line).unwrap();
@@ -408,7 +406,8 @@ mod tests {
             }
         }
 
-        /// Any bytes are a journal of which nothing can be read, not a panic.
+        /// Any bytes are read without a panic, as a damaged journal unless they begin with a
+        /// dispatch.
         #[test]
         fn any_bytes_are_read_as_a_journal(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let journal = parse(&bytes, Path::new("test"));

@@ -1,4 +1,4 @@
-//! `call_metadata/` as a queue: listing it, claiming a record, moving it forward, and its way to
+//! `call_metadata/` as a queue: lists, claims and updates records, and moves them to
 //! `processed_metadata/`.
 
 use std::ffi::OsStr;
@@ -13,7 +13,7 @@ use crate::session::{CallRecord, FiledRecord, RecordStatus, SessionId, ToDo, Tra
 use super::{CALL_METADATA, CONVERSATIONS, LEADS, PROCESSED, Store, StoreError, atomic, disk};
 
 const CLAIMS: &str = ".claims";
-/// A temporary file this old belongs to nobody any more: writing one takes milliseconds.
+/// A temporary file older than this was left by a killed process: writing one takes milliseconds.
 const STRAY_AFTER: Duration = Duration::from_secs(3600);
 
 /// The session part of `metadata_<session_id>.json`.
@@ -24,16 +24,16 @@ pub(super) fn stem(file_name: &str) -> Option<&str> {
 /// A metadata file that waits in `call_metadata/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingRecord {
-    /// The session, as the file's name has it.
+    /// The session id in the file's name.
     pub session_id: SessionId,
     /// When the file was last written.
     pub modified: SystemTime,
-    /// The file's name, when the session's id is not all there is to it.
+    /// The file's name, if it is not the standard one for the session.
     odd_name: Option<Box<OsStr>>,
 }
 
 impl PendingRecord {
-    /// The record of a session whose file is named as we name it.
+    /// The record of a session whose file has the standard name.
     pub fn new(session_id: SessionId, modified: SystemTime) -> Self {
         Self {
             session_id,
@@ -43,8 +43,7 @@ impl PendingRecord {
     }
 }
 
-/// A record that this process works on, and nobody else. Released when it is dropped or the process
-/// dies.
+/// An exclusive claim on a record. Released when it is dropped or the process dies.
 #[derive(Debug)]
 pub struct Claim {
     record: CallRecord,
@@ -75,7 +74,7 @@ impl Store {
                 let name = entry.file_name();
                 let session_id: SessionId =
                     sanitise(stem(&name.to_string_lossy())?).parse().ok()?;
-                // One that has been archived since the listing began is simply not there.
+                // A record that was archived since the listing began is skipped.
                 let modified = entry.metadata().and_then(|m| m.modified()).ok()?;
                 let is_ours = name.to_str().and_then(stem) == Some(session_id.as_str());
                 Some(PendingRecord {
@@ -88,11 +87,10 @@ impl Store {
         Ok(pending)
     }
 
-    /// Reads a record without claiming it, waiting or delivered. For showing only: it may change at
-    /// once.
+    /// Reads a waiting or archived record without claiming it. For display only: it may change at
+    /// any time.
     ///
-    /// # Errors
-    /// When there is none or it is not readable.
+    /// # Errors When it does not exist or is not readable.
     pub fn read_record(&self, id: &SessionId) -> Result<CallRecord, StoreError> {
         for folder in [CALL_METADATA, PROCESSED] {
             if let Some(record) = read(&self.record_path(folder, id), id)? {
@@ -121,7 +119,7 @@ impl Store {
         read(&self.pending_path(pending), &pending.session_id)
     }
 
-    /// Claims a waiting record. `None`: another process works on it, or it has been delivered.
+    /// Claims a waiting record. `None`: another process holds it, or it has been delivered.
     ///
     /// # Errors
     /// When the claim cannot be made or the record is not readable.
@@ -142,13 +140,12 @@ impl Store {
                 return Err(StoreError::io("lock", &lock_path)(error));
             }
         }
-        // Whoever had the claim before us removed its file when the record was archived, and
-        // somebody may have made a new one: a lock on a file that has no name any more keeps nobody
-        // out.
+        // The previous holder may have removed the lock file when it archived the record, and
+        // another process may have created a new one: a lock on an unlinked file protects nothing.
         if !is_same_file(&lock, &lock_path) {
             return Ok(None);
         }
-        // Read only now: whoever had the claim before us may have changed it.
+        // Read under the lock: the previous holder may have changed it.
         let path = self.pending_path(pending);
         match read(&path, &pending.session_id) {
             Ok(Some(record)) => Ok(Some(Claim {
@@ -165,8 +162,8 @@ impl Store {
         }
     }
 
-    /// Changes a claimed record on disk. It only moves forward: a change that would take back what
-    /// was confirmed is refused.
+    /// Changes a claimed record on disk. Changes only move it forward: one that would undo a
+    /// confirmed part is refused.
     ///
     /// # Errors
     /// When the change is backward or the file cannot be written; the record on disk is then as
@@ -199,7 +196,7 @@ impl Store {
         Ok(())
     }
 
-    /// Moves a record that is `uploaded` to `processed_metadata/`. Returns where it is now.
+    /// Moves a record with status `uploaded` to `processed_metadata/`. Returns its new path.
     ///
     /// # Errors
     /// When it is not `uploaded`, or the file cannot be moved.
@@ -226,11 +223,10 @@ impl Store {
         Ok(target)
     }
 
-    /// An operator's "try again" for a record that waits or was refused. `false` when nothing of it
-    /// is left to send.
+    /// Makes a waiting or refused record due again, as an operator asked. `false` when nothing of
+    /// it is left to send.
     ///
-    /// # Errors
-    /// When there is no such record, another process works on it, or it cannot be written.
+    /// # Errors When there is no such record, another process holds it, or it cannot be written.
     pub fn reset_for_retry(&self, id: &SessionId) -> Result<bool, StoreError> {
         let pending = PendingRecord::new(id.clone(), SystemTime::now());
         let Some(mut claim) = self.claim(&pending)? else {
@@ -256,8 +252,8 @@ impl Store {
         self.remove_stray_claims() + self.remove_half_written()
     }
 
-    /// A process that died between archiving a record and letting go of it has left the claim's
-    /// file. It goes under its own lock, so nobody can be holding it.
+    /// Removes lock files of processes that died between archiving a record and releasing it. Each
+    /// is locked first, so no process holds it.
     fn remove_stray_claims(&self) -> usize {
         let waiting = self.root().join(CALL_METADATA);
         let Ok(entries) = fs::read_dir(waiting.join(CLAIMS)) else {

@@ -1,8 +1,7 @@
-//! Room on the disk: how much is left, whether it can be written at all, and which recordings may
-//! go to make more.
+//! Disk space: how much is free, whether the disk is writable, and which recordings may be deleted.
 //!
-//! Only recordings are ever deleted, and only those that an archived record names whose upload the
-//! CRM has confirmed. Records, conversations and leads stay.
+//! Only recordings are ever deleted, and only if an archived record names them and the CRM has
+//! confirmed their upload. Records, conversations and leads stay.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -19,7 +18,7 @@ use super::{
     pending,
 };
 
-/// What a probe writes. A file system that has room for nothing refuses this, too.
+/// The content of a probe file: one block, so that a full file system refuses it.
 const PROBE_BYTES: [u8; 4096] = [b' '; 4096];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -28,11 +27,11 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 #[serde(deny_unknown_fields, default)]
 pub struct StorageConfig {
     /// With less free space than this on the disk of the data folder, in megabytes (10⁶ bytes), the
-    /// worker takes no new calls. A call that is recorded here writes half a megabyte a minute. 0:
-    /// never.
+    /// worker takes no new calls. A locally recorded call writes half a megabyte a minute. 0: no
+    /// limit.
     pub min_free_mb: u64,
-    /// A recording that the CRM has confirmed is deleted here this many days after it was made, or
-    /// delivered if that was later. 0: never.
+    /// A recording that the CRM has confirmed is deleted this many days after it was made, or after
+    /// its delivery if that was later. 0: never.
     pub keep_recordings_days: u64,
     /// When `recordings/` holds more than this, in megabytes, the oldest recordings that the CRM
     /// has confirmed are deleted. 0: no limit.
@@ -70,7 +69,7 @@ impl StorageConfig {
     }
 }
 
-/// What was deleted.
+/// The result of a deletion run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tidied {
     /// Recordings.
@@ -91,7 +90,7 @@ struct RecordingFile {
 /// The archived call whose recording a file is.
 struct Owner {
     session_id: SessionId,
-    /// When the CRM had confirmed everything.
+    /// When the CRM had confirmed all parts.
     delivered: Option<SystemTime>,
 }
 
@@ -104,7 +103,7 @@ impl Owner {
     }
 }
 
-/// Which of the recordings have to go, oldest first, as far as `may_go` lets them.
+/// Selects the recordings to delete, oldest first, among those that `may_go` permits.
 fn to_delete(
     mut all: Vec<RecordingFile>,
     config: &StorageConfig,
@@ -114,7 +113,7 @@ fn to_delete(
     let mut total: u64 = all.iter().map(|file| file.bytes).sum();
     all.sort_by(|a, b| (a.modified, &a.path).cmp(&(b.modified, &b.path)));
     all.retain(|file| {
-        // A file from the future is young.
+        // A file from the future counts as new.
         let age = now.duration_since(file.modified).unwrap_or_default();
         let too_old = config.keep_for().is_some_and(|keep| age > keep);
         let too_many = config.max_recordings_bytes().is_some_and(|max| total > max);
@@ -127,7 +126,7 @@ fn to_delete(
     all
 }
 
-/// Whether the CRM has this recording, as an archived record tells.
+/// Whether an archived record says that the CRM has this recording.
 fn is_delivered(record: &CallRecord, path: &str) -> bool {
     record.status == RecordStatus::Uploaded
         && record.uploads.recording.state == PartState::Sent
@@ -136,8 +135,7 @@ fn is_delivered(record: &CallRecord, path: &str) -> bool {
 
 /// Free bytes on the disk of a folder, as far as this user may use them.
 ///
-/// # Errors
-/// When the system does not say.
+/// # Errors When the system does not report it.
 pub fn free_bytes(folder: &Path) -> Result<u64, StoreError> {
     let space = rustix::fs::statvfs(folder)
         .map_err(|error| StoreError::io("ask for free space in", folder)(error.into()))?;
@@ -145,11 +143,10 @@ pub fn free_bytes(folder: &Path) -> Result<u64, StoreError> {
 }
 
 impl Store {
-    /// Free bytes on the disk of the data folder, as far as this user may use them. Where the
-    /// folders lie on several disks, the fullest counts.
+    /// Free bytes on the disk of the data folder, as far as this user may use them. If the folders
+    /// are on several disks, the fullest counts.
     ///
-    /// # Errors
-    /// When the system does not say.
+    /// # Errors When the system does not report it.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
         let mut least = u64::MAX;
         for folder in Self::folders(self.root()) {
@@ -158,12 +155,12 @@ impl Store {
         Ok(least)
     }
 
-    /// The folders that a data folder has, or will have.
+    /// The folders of a data folder, existing or not.
     pub fn folders(data_dir: &Path) -> [PathBuf; 5] {
         [CONVERSATIONS, LEADS, RECORDINGS, CALL_METADATA, PROCESSED].map(|name| data_dir.join(name))
     }
 
-    /// Writes and removes a small file where a call needs to write.
+    /// Writes and removes a small file in each folder that a call writes to.
     ///
     /// # Errors
     /// When that is refused: a full or read-only disk, or wrong permissions.
@@ -196,12 +193,12 @@ impl Store {
             return Ok(tidied);
         }
         let all = self.recording_files()?;
-        // Nobody's permission is asked yet: these are the ones worth asking for.
+        // A cheap check first: whether anything is over a limit, before records are read.
         if to_delete(all.clone(), config, now, |_| true).is_empty() {
             return Ok(tidied);
         }
         let owners = self.owners_of(&all)?;
-        // A call of a year ago that was delivered today is not to lose its file today.
+        // The age counts from the delivery: an old call that was delivered today keeps its file.
         let delivered = |file: &RecordingFile| owners.get(&file.path)?.delivered;
         let all: Vec<RecordingFile> = all
             .into_iter()
@@ -244,9 +241,9 @@ impl Store {
         let entries = fs::read_dir(&folder).map_err(StoreError::io("list", &folder))?;
         let file = |entry: fs::DirEntry| {
             let name = entry.file_name().into_string().ok()?;
-            // Of the entry itself: a link is not a file of ours.
+            // Metadata of the entry itself: symbolic links are skipped.
             let meta = entry.metadata().ok().filter(|meta| meta.is_file())?;
-            // A manifest is small, and tells where the recording was.
+            // Manifests stay: they are small, and tell where the recording was.
             if name.starts_with('.') || name.ends_with(".json") {
                 return None;
             }
@@ -264,7 +261,7 @@ impl Store {
         let mut owners = HashMap::new();
         let mut others = HashSet::new();
         for file in files {
-            // A recording of our own has the session's name.
+            // A local recording is named after its session.
             let stem = file
                 .path
                 .trim_start_matches(RECORDINGS)
@@ -303,14 +300,14 @@ impl Store {
         Ok(owners)
     }
 
-    /// An archived record; nothing when there is none that can be read.
+    /// An archived record; `None` if there is no readable one.
     fn archived(&self, id: &SessionId) -> Option<CallRecord> {
         let bytes = fs::read(self.record_path(PROCESSED, id)).ok()?;
         CallRecord::from_json(&bytes, id).ok()
     }
 
-    /// Recordings that a waiting record names. One that cannot be read may name any of its call's,
-    /// so those of its session are needed.
+    /// Recordings that waiting records name. An unreadable record may name any recording of its
+    /// call, so all of its session are kept.
     fn recordings_needed(&self) -> Result<HashSet<String>, StoreError> {
         let mut needed = HashSet::new();
         for pending in self.pending()? {
@@ -331,8 +328,8 @@ impl Store {
         Ok(needed)
     }
 
-    /// Notes the deletion in the record, then deletes. `false` when the record is not there any
-    /// more or has changed.
+    /// Writes the deletion into the record, then deletes. `false` if the record is gone or has
+    /// changed.
     fn delete_recording(&self, path: &str, owner: &SessionId) -> Result<bool, StoreError> {
         let Some(mut record) = self
             .archived(owner)

@@ -1,39 +1,39 @@
-//! The circuit breaker in front of each kind of request to the CRM: when many in a row have failed,
-//! or a few were turned away at the door, no further records are tried for a while, then one, then
-//! more and more. Pure: it is told the time and what happened.
+//! The circuit breaker for one endpoint of the CRM: after many failures in a row, or a few rejected
+//! credentials, no requests are made for a while, then one probe, then more and more. Pure: time
+//! and results are arguments.
 //!
-//! It is about the CRM as a whole, but recordings and call data have one each: a CRM that takes the
-//! one may not take the other. Each record has its own pauses beside it, which are on disk; the
-//! breaker lives as long as the process, because a new one finds out within a few requests.
+//! Recordings and call data have one breaker each, because one endpoint may work while the other
+//! does not. The pauses of single records are separate and stored on disk. A breaker lives as long
+//! as the process: a new one opens again after a few requests.
 
 use std::time::{Duration, Instant};
 
 use super::policy::Backoff;
 
-/// What makes it open, and for how long.
+/// When a breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerSettings {
-    /// Failures in a row that open it.
+    /// Number of failures in a row that open it.
     pub failures: u32,
-    /// Its pauses.
+    /// How long it stays open.
     pub backoff: Backoff,
-    /// Deliveries at a time at which it counts as closed again.
+    /// Number of parallel deliveries at which it counts as closed again.
     pub full: usize,
 }
 
-/// Where it stands.
+/// The state of a breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BreakerState {
-    /// Everything may go.
+    /// All requests may be made.
     Closed,
-    /// Some deliveries may go, one more after each success.
+    /// A limited number of deliveries may run, one more after each success.
     HalfOpen,
-    /// Nothing may go.
+    /// No requests are made.
     Open,
 }
 
 impl BreakerState {
-    /// Every state, for those who show which one it is.
+    /// All states, for metrics that show which one it is.
     pub const ALL: [Self; 3] = [Self::Closed, Self::HalfOpen, Self::Open];
 
     /// Its name in metrics.
@@ -46,14 +46,14 @@ impl BreakerState {
     }
 }
 
-/// A change that somebody should hear of.
+/// A change of state, for log and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BreakerChange {
     /// It opened for so long.
     Opened(Duration),
-    /// One delivery may go and find out.
+    /// One delivery may run as a probe.
     Probing,
-    /// All is well again.
+    /// All requests may be made again.
     Closed,
 }
 
@@ -64,14 +64,14 @@ enum Inside {
     HalfOpen { allowed: usize },
 }
 
-/// See the module.
+/// A circuit breaker; see the module.
 #[derive(Debug)]
 pub struct Breaker {
     settings: BreakerSettings,
     inside: Inside,
     /// How often it opened since it was last closed.
     openings: u32,
-    /// The longest time to wait that the CRM has asked for in this row of failures.
+    /// The longest `Retry-After` in this row of failures.
     asked_for: Option<Duration>,
 }
 
@@ -86,7 +86,7 @@ impl Breaker {
         }
     }
 
-    /// Where it stands.
+    /// The state of a breaker.
     pub fn state(&self) -> BreakerState {
         match self.inside {
             Inside::Closed { .. } => BreakerState::Closed,
@@ -95,7 +95,7 @@ impl Breaker {
         }
     }
 
-    /// When it is worth asking again; nothing unless it is open.
+    /// When the next probe may be made; `None` unless the breaker is open.
     pub fn opens_until(&self) -> Option<Instant> {
         match self.inside {
             Inside::Open { until } => Some(until),
@@ -103,7 +103,7 @@ impl Breaker {
         }
     }
 
-    /// Lets a probe go when the pause is over. To be called before [`Breaker::allowed`] is asked.
+    /// Half-opens the breaker when its pause is over. Call this before [`Breaker::allowed`].
     pub fn tick(&mut self, now: Instant) -> Option<BreakerChange> {
         match self.inside {
             Inside::Open { until } if now >= until => {
@@ -114,7 +114,7 @@ impl Breaker {
         }
     }
 
-    /// How many deliveries may be in progress.
+    /// How many deliveries may run at the same time.
     pub fn allowed(&self) -> usize {
         match self.inside {
             Inside::Closed { .. } => usize::MAX,
@@ -123,7 +123,7 @@ impl Breaker {
         }
     }
 
-    /// The CRM has answered with anything but "later".
+    /// The CRM gave an answer other than "try again later".
     pub fn succeeded(&mut self) -> Option<BreakerChange> {
         match self.inside {
             Inside::Closed { ref mut failures } => {
@@ -131,13 +131,13 @@ impl Breaker {
                 self.asked_for = None;
                 None
             }
-            // A request from before it opened has come through: as good as a probe.
+            // A request from before it opened has succeeded, which counts as a probe.
             Inside::Open { .. } => {
                 self.inside = Inside::HalfOpen { allowed: 1 };
                 Some(BreakerChange::Probing)
             }
-            // All that wait would come at once and be the next outage, so they come back little by
-            // little.
+            // Sending all waiting records at once could cause the next outage, so the limit grows
+            // by one for each success.
             Inside::HalfOpen { allowed } if allowed < self.settings.full => {
                 self.inside = Inside::HalfOpen {
                     allowed: allowed + 1,
@@ -151,7 +151,8 @@ impl Breaker {
         }
     }
 
-    /// There was no answer, or one that says "later", perhaps with a time. `random` is 0 to 1.
+    /// There was no answer, or one that asks to try again later, perhaps with a `Retry-After`.
+    /// `random` is 0 to 1.
     pub fn failed(
         &mut self,
         now: Instant,
@@ -160,7 +161,7 @@ impl Breaker {
     ) -> Option<BreakerChange> {
         self.asked_for = self.asked_for.max(asked_for);
         match self.inside {
-            // Requests from before it opened come to their ends.
+            // Late failures of requests from before it opened change nothing.
             Inside::Open { .. } => return None,
             Inside::Closed { ref mut failures } => {
                 *failures += 1;
@@ -182,8 +183,8 @@ impl Breaker {
 }
 
 impl Breaker {
-    /// A request was turned away at the door, whatever was in it. Three of them are as good as a
-    /// whole row of failures; one alone may have to do with its record after all.
+    /// A request was rejected regardless of its content. Three of these open the breaker; a single
+    /// one may still be the fault of its record.
     pub fn turned_away(&mut self, now: Instant, random: f64) -> Option<BreakerChange> {
         if let Inside::Closed { failures } = &mut self.inside {
             *failures += self.settings.failures.div_ceil(3) - 1;
@@ -191,8 +192,8 @@ impl Breaker {
         self.failed(now, None, random)
     }
 
-    /// The CRM is back, as another kind of request has found: one delivery may go and find out for
-    /// this kind, too.
+    /// The other endpoint of the CRM is back: half-opens this breaker, so that one delivery probes
+    /// it.
     pub fn nudge(&mut self) -> Option<BreakerChange> {
         match self.inside {
             Inside::Open { .. } => {
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_probe_closes_the_way_again_and_late_failures_change_nothing() {
+    fn a_failing_probe_opens_it_again_and_late_failures_change_nothing() {
         let (mut breaker, now) = (breaker(), Instant::now());
         for _ in 0..3 {
             let _ = breaker.failed(now, None, 1.0);
@@ -297,13 +298,13 @@ mod tests {
     }
 
     #[test]
-    fn three_requests_turned_away_open_it_and_one_success_elsewhere_lets_a_probe_go() {
+    fn three_rejected_requests_open_it_and_a_success_elsewhere_half_opens_it() {
         let (mut breaker, now) = (breaker(), Instant::now());
         breaker.settings.failures = 10;
         let opened = BreakerChange::Opened(Duration::from_secs(4));
         assert_eq!(breaker.nudge(), None);
         for _ in 0..2 {
-            // One record that is turned away among others that are not.
+            // One rejected record among accepted ones.
             assert_eq!(breaker.turned_away(now, 1.0), None);
             assert_eq!(breaker.succeeded(), None);
         }
@@ -318,10 +319,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order: it never stays shut for longer than its longest
-        /// pause, and never lets more go at once than there were successes since it opened.
+        /// In any order of events: it never stays open for longer than its longest pause, and never
+        /// allows more parallel deliveries than there were successes since it opened.
         #[test]
-        fn it_always_lets_somebody_try(events in prop::collection::vec((0_u64..30, any::<bool>(), 0.0_f64..=1.0, prop::option::of(0_u64..10_000)), 0..200)) {
+        fn it_always_allows_a_probe_again(events in prop::collection::vec((0_u64..30, any::<bool>(), 0.0_f64..=1.0, prop::option::of(0_u64..10_000)), 0..200)) {
             let (mut breaker, mut now) = (breaker(), Instant::now());
             let mut successes = 0;
             for (seconds, well, random, asked) in events {

@@ -1,4 +1,4 @@
-//! The CRM's two requests. Knows what is sent and how; [`super::policy`] knows what the answers
+//! The HTTP client of the CRM and its two requests. [`super::policy`] decides what the answers
 //! mean.
 
 use std::io::Read as _;
@@ -22,14 +22,14 @@ use super::policy::{self, Answer, Verdict};
 use super::signature::{ContentDigest, Signer};
 use super::{CrmConfig, CrmSecrets, UploadError};
 
-/// More than this of an answer is not read, packed or unpacked.
+/// Bytes of an answer that are read at most, before and after decompression.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// Redirects that one request follows.
 const MAX_REDIRECTS: usize = 3;
 /// Statuses of a redirect that keeps method and body (RFC 9110, sections 15.4.8 and 15.4.9).
 const KEEPS_THE_METHOD: [u16; 2] = [307, 308];
 
-/// A request of which the end is known.
+/// A finished request.
 #[derive(Debug)]
 pub(super) struct Answered {
     pub verdict: Verdict,
@@ -37,14 +37,14 @@ pub(super) struct Answered {
     pub location: Option<Url>,
 }
 
-/// What one exchange came to.
+/// The result of one HTTP exchange.
 enum Exchange {
     Answered(Answered),
-    /// The same request is to be made there.
+    /// A redirect: repeat the same request at this URL.
     Moved(Url),
 }
 
-/// A CRM that can be sent to.
+/// The client of one CRM.
 #[derive(Debug)]
 pub(super) struct Crm {
     client: Client,
@@ -65,8 +65,8 @@ impl Crm {
         let client = Client::builder()
             .user_agent(concat!("voicebot/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
-            // A POST that follows one by itself turns into a GET, or cannot be repeated, and the
-            // token might go to somebody else.
+            // Automatic redirects would turn a POST into a GET, cannot repeat a streamed body, and
+            // could send the token to another host.
             .redirect(redirect::Policy::none())
             .build()
             .map_err(|error| UploadError::Client(error.to_string()))?;
@@ -92,8 +92,7 @@ impl Crm {
         &self.config.url_pointers
     }
 
-    /// `POST {base}/upload` with the recording streamed from where it is, with its length known
-    /// beforehand.
+    /// `POST {base}/upload`: streams the recording from its file or object, with a known length.
     ///
     /// # Errors
     /// When the recording cannot be opened, which says nothing about the CRM.
@@ -212,7 +211,7 @@ impl Crm {
         while let Some(chunk) = chunks.next().await {
             match chunk {
                 Ok(chunk) => body.extend_from_slice(&chunk),
-                // It may have accepted; the same key makes asking again harmless.
+                // The CRM may have accepted it; the idempotency key makes a repetition harmless.
                 Err(error) => {
                     return try_again(format!(
                         "{who} answered {status}, but the answer broke off: {}",
@@ -254,7 +253,7 @@ impl Crm {
     }
 }
 
-/// The request's name for sentences, without anything secret.
+/// The request's name for messages, without secrets.
 fn name_of(url: &Url) -> String {
     let port = url
         .port()
@@ -267,8 +266,8 @@ fn name_of(url: &Url) -> String {
     )
 }
 
-/// Whether a redirect stays with whom we know: the same host and port, or the same host with
-/// encryption where there was none. Nothing else gets the token and what people said.
+/// Whether a redirect stays on the same host and port, or upgrades the same host to HTTPS. No other
+/// host gets the token or the transcript.
 fn is_same_site(from: &Url, to: &Url) -> bool {
     let same_port = from.port_or_known_default() == to.port_or_known_default();
     let encrypts = from.scheme() == "http" && to.scheme() == "https";
@@ -290,24 +289,22 @@ fn too_many_redirects(url: &Url) -> Answered {
     }
 }
 
-/// The body of an answer as it was meant.
+/// The decompressed body of an answer.
 struct Unpacked {
     body: Vec<u8>,
     cut: bool,
-    /// Its encoding, when it cannot be unpacked.
+    /// The content encoding, when it is not supported.
     unknown: Option<String>,
 }
 
-/// Undoes gzip, whether the header says so or not: what stands between the CRM and us may have
-/// dropped it.
+/// Decompresses gzip, whether the header names it or not: a proxy may have dropped the header.
 fn unpack(body: Vec<u8>, encoding: Option<&str>, cut: bool) -> Unpacked {
     const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
     let encoding = encoding.map(|encoding| encoding.trim().to_ascii_lowercase());
     if body.starts_with(&GZIP_MAGIC) {
         let mut plain = Vec::new();
         let mut reader = MultiGzDecoder::new(body.as_slice()).take(MAX_ANSWER_BYTES as u64 + 1);
-        // What came before the fault counts: packed and broken off is not different from broken
-        // off.
+        // The bytes before an error count: truncated gzip is treated like a truncated body.
         let whole = reader.read_to_end(&mut plain).is_ok();
         let longer = plain.len() > MAX_ANSWER_BYTES;
         plain.truncate(MAX_ANSWER_BYTES);
@@ -319,14 +316,14 @@ fn unpack(body: Vec<u8>, encoding: Option<&str>, cut: bool) -> Unpacked {
     }
     let known = ["", "identity", "gzip", "x-gzip"];
     let unknown = encoding.filter(|encoding| {
-        // Some servers name an encoding that they have not used.
+        // Some servers name a content encoding that they have not applied.
         let readable = serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
         !known.contains(&encoding.as_str()) && !body.is_empty() && !readable
     });
     Unpacked { body, cut, unknown }
 }
 
-/// Reads a recording once for its digest, in pieces.
+/// Reads a recording once, in chunks, for its digest.
 async fn digest_of(recording: &FoundRecording) -> Result<String, String> {
     let mut pieces = recording.open().await?;
     let mut content = ContentDigest::new();
@@ -438,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packed_answer_is_unpacked_whatever_its_headers_say() {
+    fn a_compressed_answer_is_decompressed_whatever_its_headers_say() {
         let pack = |text: &[u8]| {
             let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             packer.write_all(text).unwrap();

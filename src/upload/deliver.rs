@@ -21,23 +21,23 @@ use super::policy::{self, Verdict};
 use super::queue::{due_of, late_scan};
 use super::{Endpoint, SuccessRule, Uploader, later};
 
-/// How a record is to be treated.
+/// How a record is processed in this attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// Deliver it if its time has come.
+    /// Deliver it if it is due.
     WhenDue,
-    /// Its recording is said to have come: deliver it, though its time has not.
+    /// A webhook reported the end of its egress: deliver it before it is due.
     Hurried,
-    /// The CRM takes no recordings, and the call data has waited long enough for this one: it goes
-    /// without.
+    /// The CRM accepts call data but no recordings, and `recording.wait_s` is over: send the call
+    /// data without the recording.
     Released,
-    /// Deliver it now.
+    /// Deliver it now, whether it is due or not.
     Now,
-    /// Say what would be done.
+    /// Only log what would be done.
     DryRun,
 }
 
-/// What became of one record in one try.
+/// The result of one attempt to deliver one record.
 #[derive(Debug)]
 pub(super) struct Delivery {
     pub recording_uploaded: bool,
@@ -45,7 +45,7 @@ pub(super) struct Delivery {
     pub end: End,
 }
 
-/// How the try ended.
+/// How the attempt ended.
 #[derive(Debug)]
 pub(super) enum End {
     Delivered,
@@ -53,17 +53,18 @@ pub(super) enum End {
     Retrying(DateTime<Utc>),
     Failed,
     ClaimedElsewhere,
-    /// The CRM gets nothing of this kind for a while.
+    /// The circuit breaker for this endpoint is open.
     HeldBack(Endpoint),
-    /// The CRM did not let the request in; others go first.
+    /// The CRM rejected the request without reading it (401, 403, 404 or a redirect); other records
+    /// go first.
     TurnedAway,
     WouldDeliver,
-    /// The record could not be worked on here; the log says why.
+    /// The record could not be processed on this machine; the log says why.
     Broken,
 }
 
 impl End {
-    /// How it goes on with a record of which two parts are open.
+    /// Combines the results of two parts that are both still unsent.
     fn or_sooner(self, other: Self) -> Self {
         match (self, other) {
             (Self::Retrying(one), Self::Retrying(two)) => Self::Retrying(one.min(two)),
@@ -84,8 +85,8 @@ impl Delivery {
     }
 }
 
-/// Whether a part lets the next step begin.
-enum Step {
+/// Whether the delivery goes on after one part.
+enum Flow {
     Go,
     Stop(End),
 }
@@ -93,7 +94,7 @@ enum Step {
 /// Why a part was not sent.
 struct Fault {
     why: String,
-    /// What the CRM answered.
+    /// The body of the CRM's answer.
     said: Option<Value>,
     again: Again,
 }
@@ -101,7 +102,7 @@ struct Fault {
 /// Whether it is worth another attempt.
 enum Again {
     Never,
-    /// Not before what the CRM asked for.
+    /// After a pause, which is at least the one from `Retry-After`.
     After(Option<Duration>),
 }
 
@@ -115,30 +116,29 @@ impl Fault {
     }
 }
 
-/// The record in transit.
+/// One attempt to deliver one record.
 struct DeliveryAttempt<'a> {
     uploader: &'a Uploader,
-    /// As it is on disk.
+    /// The record as it is on disk.
     record: CallRecord,
-    /// With us between two writes, with the thread that writes during one. A write that failed
-    /// keeps it, and the try ends there.
+    /// `None` while a blocking write owns it, or after that write failed.
     claim: Option<Claim>,
     now: DateTime<Utc>,
-    /// It waits while the CRM is given a rest.
+    /// Whether the attempt respects the circuit breaker.
     patient: bool,
-    /// A recording that is missing is looked for now, though the time for it has not come.
+    /// Whether to search for a missing recording before its next scan is due.
     scans_now: bool,
-    /// The try is noted in the record.
+    /// Whether this attempt is already counted in the record.
     tried: bool,
     recording_uploaded: bool,
     call_data_sent: bool,
-    /// The latest request, for the next write of the record.
+    /// The latest request, which the next write of the record adds to its list of attempts.
     unnoted: Option<(DeliveryPart, Attempt)>,
 }
 
 impl Uploader {
-    /// Delivers one record as far as it goes now. Never fails as a whole: what goes wrong is in the
-    /// answer, the record and the log.
+    /// Delivers as much of one record as is possible now. Never fails as a whole: errors are in the
+    /// result, the record and the log.
     pub(super) async fn deliver(
         &self,
         pending: PendingRecord,
@@ -147,7 +147,7 @@ impl Uploader {
         let id = pending.session_id.clone();
         let span = info_span!("delivery", session.id = %id);
         let delivery = async {
-            // Whatever is in a record, the others must not suffer from it.
+            // A panic on one record must not stop the delivery of the others.
             match AssertUnwindSafe(self.try_deliver(pending, mode))
                 .catch_unwind()
                 .await
@@ -176,7 +176,7 @@ impl Uploader {
             return Ok(Delivery::ended(End::ClaimedElsewhere));
         };
         let now = self.now();
-        // Another worker may have tried since the folder was listed.
+        // Another worker may have processed it since the folder was listed.
         if matches!(mode, Mode::WhenDue | Mode::Released)
             && let Some(due) = due_of(claim.record()).time(now)
             && due > now
@@ -226,7 +226,7 @@ impl Uploader {
         })
     }
 
-    /// What a try would do, for a dry run.
+    /// Logs what an attempt would do, for a dry run.
     async fn describe(&self, pending: &PendingRecord) -> Result<Delivery, StoreError> {
         let Some(record) = self.store.read_pending(pending)? else {
             return Ok(Delivery::ended(End::ClaimedElsewhere));
@@ -260,8 +260,7 @@ impl Uploader {
 }
 
 impl DeliveryAttempt<'_> {
-    /// Changes the record on disk. Waiting for the disk is done away from the threads that serve
-    /// sockets.
+    /// Changes the record on disk, on a thread for blocking work.
     async fn mark(&mut self, change: impl FnOnce(&mut CallRecord)) -> Result<(), StoreError> {
         let Some(mut claim) = self.claim.take() else {
             return Err(StoreError::Busy(self.record.session_id.clone()));
@@ -284,7 +283,7 @@ impl DeliveryAttempt<'_> {
         Ok(())
     }
 
-    /// Counts a request, and keeps it for the record.
+    /// Counts a request in the metrics, and keeps it for the next write of the record.
     fn note(&mut self, part: DeliveryPart, verdict: &Verdict, took: Duration) {
         let (outcome, label, error) = match verdict {
             Verdict::Accepted(_) => (AttemptOutcome::Accepted, "accepted", None),
@@ -325,17 +324,17 @@ impl DeliveryAttempt<'_> {
         }
         let recording = match mode {
             Mode::Released if !self.record.uploads.recording.state.is_settled() => {
-                Step::Stop(End::HeldBack(Endpoint::Upload))
+                Flow::Stop(End::HeldBack(Endpoint::Upload))
             }
             _ => self.deliver_recording().await?,
         };
         let recording = match recording {
-            Step::Go => None,
-            Step::Stop(end) if self.waits_no_longer(&end, mode) => Some(end),
-            Step::Stop(end) => return Ok(Some(end)),
+            Flow::Go => None,
+            Flow::Stop(end) if self.waits_no_longer(&end, mode) => Some(end),
+            Flow::Stop(end) => return Ok(Some(end)),
         };
         if !self.record.uploads.call_data.state.is_settled()
-            && let Step::Stop(end) = self.deliver_call_data(DeliveryPart::CallData).await?
+            && let Flow::Stop(end) = self.deliver_call_data(DeliveryPart::CallData).await?
         {
             return Ok(Some(match recording {
                 Some(other) => end.or_sooner(other),
@@ -347,17 +346,17 @@ impl DeliveryAttempt<'_> {
         }
         let update = self.record.uploads.call_data_update.as_ref();
         if update.is_some_and(|update| !update.state.is_settled())
-            && let Step::Stop(end) = self.deliver_call_data(DeliveryPart::CallDataUpdate).await?
+            && let Flow::Stop(end) = self.deliver_call_data(DeliveryPart::CallDataUpdate).await?
         {
             return Ok(Some(end));
         }
         if self.record.status != RecordStatus::Failed
-            && let Some(look) = late_scan(&self.record)
+            && let Some(due) = late_scan(&self.record)
         {
-            return Ok(Some(End::Waiting(look)));
+            return Ok(Some(End::Waiting(due)));
         }
-        // Only a record whose process was killed right after its last answer has not concluded by
-        // now.
+        // A status that is not final here means that an earlier process was killed right after the
+        // last answer.
         if !matches!(
             self.record.status,
             RecordStatus::Uploaded | RecordStatus::Failed
@@ -379,8 +378,8 @@ impl DeliveryAttempt<'_> {
         Ok(None)
     }
 
-    /// Whether the call data goes without a recording that is here and does not get through:
-    /// waiting longer has no use.
+    /// Whether the call data goes without a recording that was found but cannot be uploaded at
+    /// present.
     fn waits_no_longer(&self, end: &End, mode: Mode) -> bool {
         let uploads = &self.record.uploads;
         let released = uploads
@@ -388,7 +387,8 @@ impl DeliveryAttempt<'_> {
             .release_at
             .is_some_and(|at| at <= self.now);
         let long_enough = mode == Mode::Released || released;
-        // While the CRM takes nothing at all, the call data had better wait for the URL.
+        // While the CRM accepts nothing at all, the call data waits so that it can still contain
+        // the URL.
         let of_use = match end {
             End::HeldBack(_) => self.uploader.takes_no_recordings(),
             End::Retrying(_) | End::TurnedAway => true,
@@ -401,8 +401,8 @@ impl DeliveryAttempt<'_> {
         long_enough && of_use && is_due && !uploads.call_data.state.is_settled()
     }
 
-    /// Notes in the record, before a request, that it is made: the try, and the id that the CRM
-    /// will know the call by.
+    /// Writes into the record, before a request, that an attempt is made, and the call's id in the
+    /// CRM.
     async fn begin(
         &mut self,
         part: DeliveryPart,
@@ -426,14 +426,14 @@ impl DeliveryAttempt<'_> {
         .await
     }
 
-    /// Notes that the CRM has a part.
+    /// Writes into the record that the CRM has confirmed a part.
     async fn sent(
         &mut self,
         part: DeliveryPart,
         answer: Value,
         remark: Option<String>,
         change: impl FnOnce(&mut CallRecord),
-    ) -> Result<Step, StoreError> {
+    ) -> Result<Flow, StoreError> {
         self.mark(|record| {
             let progress = record.uploads.part(part);
             *progress.state = PartState::Sent;
@@ -444,12 +444,13 @@ impl DeliveryAttempt<'_> {
             change(record);
         })
         .await?;
-        Ok(Step::Go)
+        Ok(Flow::Go)
     }
 
-    /// Notes that a part was not sent: until its next attempt, or for good. What comes after a part
-    /// that was refused goes all the same: a call without its recording is worth more than no call.
-    async fn not_sent(&mut self, part: DeliveryPart, fault: Fault) -> Result<Step, StoreError> {
+    /// Writes into the record that a part was not sent, and when it is tried again, if ever. After
+    /// a refused part the next part is still sent: a call without its recording is worth more than
+    /// no call.
+    async fn not_sent(&mut self, part: DeliveryPart, fault: Fault) -> Result<Flow, StoreError> {
         let Fault {
             mut why,
             said,
@@ -497,21 +498,22 @@ impl DeliveryAttempt<'_> {
         Ok(match due {
             Some(due) => {
                 let sooner = due_of(&self.record).time(now);
-                Step::Stop(End::Retrying(sooner.map_or(due, |sooner| due.min(sooner))))
+                Flow::Stop(End::Retrying(sooner.map_or(due, |sooner| due.min(sooner))))
             }
-            None => Step::Go,
+            None => Flow::Go,
         })
     }
 
-    /// Notes that a request was turned away at the door. That is no attempt, and no fault of the
-    /// record: it stays due, and the breaker says when the next one goes. Only a record that is
-    /// turned away for long while others are let in has a fault of its own.
+    /// Writes into the record that the CRM rejected a request without reading it (401, 403, 404 or
+    /// a redirect). That does not count as an attempt: the record stays due, and the breaker
+    /// decides when the next request is made. A record that is rejected for `upload.turned_away_s`
+    /// while others are accepted counts as refused.
     async fn turned_away(
         &mut self,
         part: DeliveryPart,
         why: String,
         body: Value,
-    ) -> Result<Step, StoreError> {
+    ) -> Result<Flow, StoreError> {
         let now = self.uploader.now();
         let before = self
             .record
@@ -541,27 +543,27 @@ impl DeliveryAttempt<'_> {
             let progress = record.uploads.part(part);
             *progress.attempts = progress.attempts.saturating_sub(1);
             *progress.not_admitted = Some(watch);
-            // A recording that was missing would count as given up without a time.
+            // Without a time, a recording in state `Missing` counts as given up.
             let is_missing = *progress.state == PartState::Missing;
             *progress.next_attempt = is_missing.then_some(now);
             *progress.last_error = Some(with_excerpt(why, Some(&body)));
             *progress.response = Some(policy::shorten(body));
         })
         .await?;
-        Ok(Step::Stop(End::TurnedAway))
+        Ok(Flow::Stop(End::TurnedAway))
     }
 
-    async fn deliver_recording(&mut self) -> Result<Step, StoreError> {
+    async fn deliver_recording(&mut self) -> Result<Flow, StoreError> {
         let recording = &self.record.uploads.recording;
         let is_late = recording.state == PartState::Missing
             && recording
                 .next_attempt
                 .is_some_and(|due| self.scans_now || due <= self.now);
         if recording.state.is_settled() && !is_late {
-            return Ok(Step::Go);
+            return Ok(Flow::Go);
         }
-        // At its release a recording is tried once more before the call data goes without, unless
-        // the CRM has asked for more time than that.
+        // When its wait is over, a recording is tried once more before the call data goes without
+        // it, unless `Retry-After` asks for a longer pause.
         let longest = Duration::from_secs(self.uploader.config.max_backoff_s);
         if let Some(due) = recording.next_attempt
             && recording.release_at.is_some_and(|at| at <= self.now)
@@ -569,7 +571,7 @@ impl DeliveryAttempt<'_> {
             && !self.scans_now
             && due > later(self.now, longest)
         {
-            return Ok(Step::Stop(End::Retrying(due)));
+            return Ok(Flow::Stop(End::Retrying(due)));
         }
         let now = self.now;
         let resolution = self.uploader.resolver.resolve(&self.record, now).await;
@@ -580,7 +582,8 @@ impl DeliveryAttempt<'_> {
             } if !is_late => {
                 return self.wait_for_recording(&resolution, why, *scan_again).await;
             }
-            // The clock was set back, and what is missing stays so until it is found.
+            // The clock was set back: a recording in state `Missing` stays missing until it is
+            // found.
             Resolution::Wait {
                 why, scan_again, ..
             } => {
@@ -621,7 +624,7 @@ impl DeliveryAttempt<'_> {
                 hold_call_data(record, wait, now);
             })
             .await?;
-            return Ok(Step::Stop(End::HeldBack(Endpoint::Upload)));
+            return Ok(Flow::Stop(End::HeldBack(Endpoint::Upload)));
         }
         self.begin(DeliveryPart::Recording, |record| {
             resolution.note(record, now);
@@ -631,7 +634,7 @@ impl DeliveryAttempt<'_> {
         let started = tokio::time::Instant::now();
         let answered = match self.uploader.crm.upload(found, &key).await {
             Ok(answered) => answered,
-            // The disk's fault, not the CRM's.
+            // The recording could not be read, which says nothing about the CRM.
             Err(why) => {
                 let fault = Fault {
                     why,
@@ -654,7 +657,7 @@ impl DeliveryAttempt<'_> {
         answered: Answered,
         found: &FoundRecording,
         took: Duration,
-    ) -> Result<Step, StoreError> {
+    ) -> Result<Flow, StoreError> {
         let part = DeliveryPart::Recording;
         let crm = &self.uploader.crm;
         let Answered { verdict, location } = answered;
@@ -666,7 +669,8 @@ impl DeliveryAttempt<'_> {
         let (body, url) = match verdict {
             Verdict::Accepted(body) => match url_in(&body) {
                 Some(url) => (body, Some(url)),
-                // Nothing or a word is a receipt for a recording as for call data.
+                // An empty answer or a single word is a receipt for a recording as it is for call
+                // data.
                 None if matches!(body, Value::Null | Value::Bool(true) | Value::String(_))
                     || policy::says_duplicate(&body) =>
                 {
@@ -704,7 +708,7 @@ impl DeliveryAttempt<'_> {
         let remark = url.is_none().then(|| UNKNOWN_PLACE.to_owned());
         self.sent(part, body, remark, |record| {
             let uploads = &mut record.uploads;
-            // The call data went without it.
+            // The call data was sent without the recording: send an update with its URL.
             if url.is_some() && uploads.call_data.state == PartState::Sent {
                 uploads.call_data_update.get_or_insert_default();
             }
@@ -718,7 +722,7 @@ impl DeliveryAttempt<'_> {
         resolution: &Resolution,
         why: &str,
         due: DateTime<Utc>,
-    ) -> Result<Step, StoreError> {
+    ) -> Result<Flow, StoreError> {
         debug!(
             why = mask_numbers(why),
             pause_ms = (due - self.now).num_milliseconds(),
@@ -733,7 +737,7 @@ impl DeliveryAttempt<'_> {
             part.last_error = Some(why.to_owned());
         })
         .await?;
-        Ok(Step::Stop(End::Waiting(due)))
+        Ok(Flow::Stop(End::Waiting(due)))
     }
 
     async fn go_without_recording(
@@ -741,7 +745,7 @@ impl DeliveryAttempt<'_> {
         resolution: &Resolution,
         why: Option<&str>,
         scan_again: Option<DateTime<Utc>>,
-    ) -> Result<Step, StoreError> {
+    ) -> Result<Flow, StoreError> {
         let now = self.now;
         self.mark(|record| {
             resolution.note(record, now);
@@ -751,12 +755,12 @@ impl DeliveryAttempt<'_> {
             part.last_error = why.map(str::to_owned);
         })
         .await?;
-        Ok(Step::Go)
+        Ok(Flow::Go)
     }
 
-    async fn deliver_call_data(&mut self, part: DeliveryPart) -> Result<Step, StoreError> {
+    async fn deliver_call_data(&mut self, part: DeliveryPart) -> Result<Flow, StoreError> {
         if self.is_held_back(Endpoint::CallData) {
-            return Ok(Step::Stop(End::HeldBack(Endpoint::CallData)));
+            return Ok(Flow::Stop(End::HeldBack(Endpoint::CallData)));
         }
         self.begin(part, |record| {
             let recording = &record.uploads.recording;
@@ -771,7 +775,7 @@ impl DeliveryAttempt<'_> {
         let (store, record) = (self.uploader.store.clone(), self.record.clone());
         let payload = match on_disk(move || payload(&store, &record)).await {
             Ok(payload) => payload,
-            // A file that cannot be read is not sent as if nothing had been said.
+            // An unreadable conversation file must not become an empty transcript at the CRM.
             Err(error) => {
                 let fault = Fault::for_good(error.to_string(), None);
                 return self.not_sent(part, fault).await;
@@ -816,14 +820,14 @@ impl DeliveryAttempt<'_> {
     }
 }
 
-/// Notes for how long the call data waits for a recording that is here and did not get through.
+/// Sets the time until which the call data waits for a recording that was found but not uploaded.
 fn hold_call_data(record: &mut CallRecord, wait: Duration, now: DateTime<Utc>) {
     let recording = &mut record.uploads.recording;
     let watched = recording.watch.unwrap_or_default().watched();
     recording.release_at = Some(later(now, wait.saturating_sub(watched)));
 }
 
-/// Where a part is sent.
+/// The endpoint that a part is sent to.
 fn endpoint_of(part: DeliveryPart) -> Endpoint {
     match part {
         DeliveryPart::Recording => Endpoint::Upload,
@@ -869,7 +873,7 @@ fn payload(store: &Store, record: &CallRecord) -> Result<Value, StoreError> {
     ))
 }
 
-/// Where each part stands.
+/// The state of each part.
 fn states(record: &CallRecord) -> impl Iterator<Item = PartState> {
     let uploads = &record.uploads;
     let update = uploads.call_data_update.as_ref().map(|part| part.state);
@@ -906,15 +910,15 @@ fn conclude(record: &mut CallRecord, rule: SuccessRule, now: DateTime<Utc>) {
     }
 }
 
-/// Runs what waits for the disk where it holds nothing else up.
+/// Runs blocking disk work on a thread for it.
 pub(super) async fn on_disk<T: Send + 'static, E: Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E> {
-    // What is logged there belongs to the same call.
+    // Its log lines keep the span of the call.
     let span = Span::current();
     match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(result) => result,
-        // Only a panic or the end of the runtime gets here, and both are not ours to swallow.
+        // Only a panic or the shutdown of the runtime ends here; neither may be hidden.
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => std::future::pending().await,
@@ -922,7 +926,8 @@ pub(super) async fn on_disk<T: Send + 'static, E: Send + 'static>(
     }
 }
 
-/// The record keeps what the CRM said; the log does not, because answers repeat what was sent.
+/// Adds the CRM's answer to an error in the record. The log does not get it: answers may repeat
+/// what was sent.
 fn with_excerpt(why: String, said: Option<&Value>) -> String {
     match said {
         Some(said) if !said.as_str().is_some_and(str::is_empty) => {

@@ -1,9 +1,9 @@
-//! Delivery of finished calls to the CRM: `call_metadata/` is worked off, the recording first, then
-//! the call data, then the record moves to `processed_metadata/`.
+//! Delivery of finished calls to the CRM. For each record in `call_metadata/` the recording is
+//! uploaded, then the call data is sent, then the record moves to `processed_metadata/`.
 //!
-//! Runs inside the worker as a task that wakes at an interval and when a call hangs up, or once
-//! from the command line. Every step is on disk before the next begins, so it can be killed at any
-//! moment and repeats at most one request, with the same idempotency key.
+//! Runs as a task in the worker, which wakes at an interval and when a call ends, or once from the
+//! command line. Every step is on disk before the next begins, so a process that is killed at any
+//! moment repeats at most one request, with the same idempotency key.
 
 pub mod breaker;
 mod crm;
@@ -40,18 +40,17 @@ use breaker::{Breaker, BreakerChange, BreakerSettings, BreakerState};
 use crm::Crm;
 use deliver::{Delivery, End, Mode, on_disk};
 use policy::{Backoff, Verdict};
-use queue::{Due, EgressMark, Lane, Look, Queue, Schedule, Waiting, due_of};
+use queue::{Due, EgressMark, Lane, Queue, Scan, Schedule, Waiting, due_of};
 pub use receipt::{ReceiptConfig, ReceiptRule};
 
-/// The shortest sleep between two scans of the folder, so that no mistake in a time makes the task
-/// spin.
+/// The shortest sleep between two scans of the folder, so that a wrong due time cannot make the
+/// task spin.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(100);
-/// After a scan of the folder, this many times its duration passes before the next, whoever asks
-/// for it: a folder of many thousands of records must not keep a core busy while calls end every
-/// second.
-const LOOK_REST: u32 = 9;
-/// How long the task waits for requests in progress when it is told to stop. Whatever is cut off is
-/// repeated with the same key.
+/// After a scan of the folder, at least this many times its duration passes before the next one: a
+/// folder of many thousands of records must not keep a core busy while calls end every second.
+const SCAN_REST: u32 = 9;
+/// How long the task waits for requests in progress when it is told to stop. Interrupted requests
+/// are repeated later with the same idempotency key.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// Section `crm` of the configuration. The secrets are not in it ([`CrmSecrets`]).
@@ -189,17 +188,18 @@ pub struct UploadConfig {
     pub first_backoff_ms: u64,
     /// Longest pause, in seconds.
     pub max_backoff_s: u64,
-    /// Requests in a row that fail, of whatever records, before no more are made for a while.
+    /// Requests in a row that fail, of any records, before the circuit breaker opens.
     pub breaker_failures: u32,
-    /// The longest such while, in seconds.
+    /// The longest time that the circuit breaker stays open before it lets a probe through, in
+    /// seconds.
     pub breaker_max_pause_s: u64,
     /// When a record counts as delivered and is archived.
     pub success: SuccessRule,
-    /// Requests that are tried for one part before it counts as failed. With the longest pause of
-    /// 10 minutes, 1000 are a week.
+    /// Attempts for one part before it counts as failed. With the longest pause of 10 minutes, 1000
+    /// are a week.
     pub max_attempts: u32,
-    /// How long a record may be turned away (401, 403, 404, a redirect) while the CRM takes others,
-    /// in seconds, before it counts as failed.
+    /// How long a record may be rejected with 401, 403, 404 or a redirect while the CRM accepts
+    /// others, in seconds, before it counts as failed.
     pub turned_away_s: u64,
 }
 
@@ -263,12 +263,12 @@ impl UploadConfig {
     }
 }
 
-/// What proves to the CRM who we are. From the environment alone.
+/// The credentials for the CRM. They come only from the environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CrmSecrets {
     /// Bearer token, `CRM_TOKEN`.
     pub token: Option<Secret>,
-    /// What requests are signed with when `crm.signature_header` is set, `CRM_HMAC_SECRET`.
+    /// The key that signs requests when `crm.signature_header` is set, `CRM_HMAC_SECRET`.
     pub signing: Option<Secret>,
 }
 
@@ -339,9 +339,9 @@ pub struct PassStats {
     pub retrying: u64,
     /// Records that the CRM has refused.
     pub failed: u64,
-    /// Records that another process works on.
+    /// Records that another process is delivering.
     pub claimed_elsewhere: u64,
-    /// Records that are due but wait, because the CRM does not answer or does not let us in.
+    /// Records that are due but wait, because the CRM does not answer or rejects our credentials.
     pub held_back: u64,
     /// Records that would be delivered, when nothing is to be sent.
     pub would_deliver: u64,
@@ -352,7 +352,7 @@ pub struct PassStats {
 }
 
 impl PassStats {
-    /// Records of which this pass knows what became of them.
+    /// Records whose result this pass knows.
     pub fn ended(&self) -> u64 {
         [
             self.files_processed,
@@ -385,7 +385,7 @@ impl PassStats {
     }
 }
 
-/// The two kinds of request. The CRM may take the one and not the other.
+/// The two endpoints of the CRM. One may work while the other does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Endpoint {
     /// `POST /upload`.
@@ -413,14 +413,14 @@ impl Endpoint {
     }
 }
 
-/// What is known of the CRM for one kind of request.
+/// The state of one endpoint of the CRM.
 struct Door {
     breaker: Breaker,
-    /// When it last took something.
+    /// When it last accepted a request.
     last_taken: Option<DateTime<Utc>>,
 }
 
-/// Where the time comes from; tests bring their own.
+/// The clock; tests inject their own.
 pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
 /// Delivers records.
@@ -476,8 +476,8 @@ impl Uploader {
         })
     }
 
-    /// Looks at once for the recordings of egresses that `ends` says have ended, instead of when
-    /// their time has come.
+    /// Searches for a recording as soon as `ends` reports that its egress has ended, instead of
+    /// waiting for the next scan of that record.
     #[must_use]
     pub fn hurried_by(mut self, ends: mpsc::Receiver<EgressEnded>) -> Self {
         self.egress_ends = Some(ends);
@@ -506,12 +506,12 @@ impl Uploader {
             (false, Some(_)) => Mode::Now,
             (false, None) => Mode::WhenDue,
         };
-        let look = self.look(options.only).await?;
+        let scan = self.scan(options.only).await?;
         let batch = options.batch.unwrap_or(self.config.batch);
-        Ok(self.work_off(look, batch, mode, |_| {}).await)
+        Ok(self.work_off(scan, batch, mode, |_| {}).await)
     }
 
-    /// Delivers these records as far as they are due, once, and tells after each how far it is.
+    /// Delivers those of these records that are due, once, and reports its progress after each.
     ///
     /// # Errors
     /// When the folder cannot be listed. What goes wrong with one record is counted and logged, and
@@ -521,27 +521,27 @@ impl Uploader {
         records: &HashSet<SessionId>,
         tell: impl FnMut(&PassStats),
     ) -> Result<PassStats, UploadError> {
-        let mut look = self.look(None).await?;
+        let mut scan = self.scan(None).await?;
         let is_meant = |next: &Waiting| records.contains(&next.pending.session_id);
-        look.waiting.retain(is_meant);
-        (look.resting, look.unreadable) = (0, 0);
-        Ok(self.work_off(look, usize::MAX, Mode::WhenDue, tell).await)
+        scan.waiting.retain(is_meant);
+        (scan.resting, scan.unreadable) = (0, 0);
+        Ok(self.work_off(scan, usize::MAX, Mode::WhenDue, tell).await)
     }
 
     async fn work_off(
         &self,
-        look: Look,
+        scan: Scan,
         batch: usize,
         mode: Mode,
         mut tell: impl FnMut(&PassStats),
     ) -> PassStats {
         let mut stats = PassStats {
-            not_due: look.resting,
-            errors: look.unreadable,
+            not_due: scan.resting,
+            errors: scan.unreadable,
             ..PassStats::default()
         };
         let mut schedule = Schedule::default();
-        schedule.replace(look.waiting, self.now());
+        schedule.replace(scan.waiting, self.now());
         let mut running = FuturesUnordered::new();
         let mut started = 0;
         loop {
@@ -568,7 +568,7 @@ impl Uploader {
         stats
     }
 
-    /// Who goes next, and how.
+    /// The next record to deliver, and in which mode.
     fn next(&self, schedule: &mut Schedule, mode: Mode) -> Option<(PendingRecord, Mode)> {
         let has_room = |schedule: &Schedule, lane| self.has_room(schedule, lane);
         if let Some(next) = schedule.next(self.now(), has_room) {
@@ -582,8 +582,8 @@ impl Uploader {
         Some((next, Mode::Released))
     }
 
-    /// Delivers what is due until `stop`. `notices` says that a record was just written; a channel
-    /// of one place is enough.
+    /// Delivers what is due until `stop`. `notices` reports that a record was just written; a
+    /// channel with a capacity of one is enough.
     pub async fn run(mut self, mut notices: mpsc::Receiver<()>, stop: CancellationToken) {
         info!(crm.host = self.crm.host(), "delivery to the CRM started");
         describe_metrics();
@@ -608,7 +608,7 @@ impl Uploader {
             if Instant::now() >= look_at {
                 let began = Instant::now();
                 self.scan_again(&mut schedule).await;
-                rested_at = Instant::now() + began.elapsed() * LOOK_REST;
+                rested_at = Instant::now() + began.elapsed() * SCAN_REST;
                 look_at = rested_at.max(Instant::now() + interval);
             }
             while let Some((next, mode)) = self.next(&mut schedule, Mode::WhenDue) {
@@ -642,22 +642,22 @@ impl Uploader {
     }
 
     async fn scan_again(&self, schedule: &mut Schedule) {
-        match self.look(None).await {
-            Ok(look) => {
-                let all = look.waiting.len() as u64 + look.resting + look.unreadable;
+        match self.scan(None).await {
+            Ok(scan) => {
+                let all = scan.waiting.len() as u64 + scan.resting + scan.unreadable;
                 metrics::gauge!("voicebot_records_pending").set(all as f64);
-                schedule.replace(look.waiting, self.now());
+                schedule.replace(scan.waiting, self.now());
             }
-            Err(error) => error!(%error, "failed to look for records"),
+            Err(error) => error!(%error, "failed to scan for records"),
         }
     }
 
-    /// When there is something to do although nothing happens.
+    /// When the task must wake if no event comes.
     fn next_wake(&self, schedule: &Schedule) -> Option<Instant> {
         let due = schedule
             .next_due()
             .map(|due| Instant::now() + self.sleep_until(due));
-        // Room for what is ready comes with the end of something, or of the breaker's pause.
+        // Ready records get room when a delivery ends, or when a breaker's pause is over.
         let doors = self.doors();
         let reopened = Endpoint::ALL
             .into_iter()
@@ -679,9 +679,9 @@ impl Uploader {
         }
     }
 
-    /// Whether one more may go. Searches for recordings and sendings do not take each other's
-    /// places, and a call that has just ended does not queue behind a CRM that lets older ones time
-    /// out.
+    /// Whether one more delivery of this lane may start. Searches for recordings and requests to
+    /// the CRM are limited separately, and a call that has just ended does not queue behind older
+    /// ones that time out.
     fn has_room(&self, schedule: &Schedule, lane: Lane) -> bool {
         let parallel = self.config.parallel.max(1);
         let limit = if lane.is_fresh() {
@@ -712,7 +712,8 @@ impl Uploader {
         allowed
     }
 
-    /// Whether the CRM takes call data, but no recordings: then it is not worth waiting for them.
+    /// Whether the CRM accepts call data but no recordings, so that waiting for an upload is
+    /// useless.
     fn takes_no_recordings(&self) -> bool {
         let doors = self.doors();
         let state = |endpoint: Endpoint| doors[endpoint as usize].breaker.state();
@@ -720,13 +721,13 @@ impl Uploader {
             && state(Endpoint::CallData) == BreakerState::Closed
     }
 
-    /// Whether the CRM has taken something of this kind since then.
+    /// Whether this endpoint has accepted a request since then.
     fn has_taken_since(&self, endpoint: Endpoint, since: Option<DateTime<Utc>>) -> bool {
         let last_taken = self.doors()[endpoint as usize].last_taken;
         since.is_some_and(|since| last_taken.is_some_and(|last| last >= since))
     }
 
-    /// Tells the breaker what came of a request.
+    /// Reports the result of a request to the breaker.
     fn saw(&self, endpoint: Endpoint, verdict: &Verdict) {
         let (now, random) = (Instant::now().into_std(), rand::random());
         let mut doors = self.doors();
@@ -741,7 +742,7 @@ impl Uploader {
                 door.breaker.succeeded()
             }
         };
-        // Back after an outage, it is back for the other kind, too.
+        // When one endpoint is back after an outage, the other one is probed at once.
         let is_back =
             !was_closed && matches!(verdict, Verdict::Accepted(_) | Verdict::Duplicate(_));
         let other = endpoint.other();
@@ -802,17 +803,17 @@ impl Uploader {
             .max(SHORTEST_SLEEP)
     }
 
-    async fn look(&self, only: Option<SessionId>) -> Result<Look, StoreError> {
+    async fn scan(&self, only: Option<SessionId>) -> Result<Scan, StoreError> {
         let (queue, now) = (self.queue.clone(), self.now());
         on_disk(move || match only {
             Some(id) => queue.only(&id, now),
-            None => queue.look(now),
+            None => queue.scan(now),
         })
         .await
     }
 }
 
-/// The next egress that has ended; never, when nobody tells (any more).
+/// The next egress that has ended; pending for ever once the channel is closed or absent.
 async fn next_end(ends: &mut Option<mpsc::Receiver<EgressEnded>>) -> EgressEnded {
     if let Some(receiver) = ends {
         if let Some(ended) = receiver.recv().await {
@@ -826,7 +827,7 @@ async fn next_end(ends: &mut Option<mpsc::Receiver<EgressEnded>>) -> EgressEnded
 fn describe_metrics() {
     metrics::describe_gauge!(
         "voicebot_records_pending",
-        "Records in call_metadata/, at the last look"
+        "Records in call_metadata/, at the last scan"
     );
     metrics::describe_gauge!(
         "voicebot_crm_breaker",
@@ -855,7 +856,7 @@ fn later(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {
     now + TimeDelta::from_std(pause).unwrap_or(TimeDelta::days(1))
 }
 
-/// One waiting record, for showing.
+/// One waiting record, as `uploads list` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ListedRecord {
     /// The session.
@@ -864,11 +865,11 @@ pub struct ListedRecord {
     pub call_id: Option<String>,
     /// When the call ended.
     pub call_end: Option<DateTime<Utc>>,
-    /// Where the record stands; `None` when the file is not readable.
+    /// The status of the record; `None` when the file is not readable.
     pub status: Option<RecordStatus>,
-    /// Where its recording stands.
+    /// The state of its recording.
     pub recording: Option<PartState>,
-    /// Where its call data stands.
+    /// The state of its call data.
     pub call_data: Option<PartState>,
     /// Passes that tried to deliver something.
     pub attempts: u32,
@@ -927,7 +928,7 @@ fn listed(record: &CallRecord) -> ListedRecord {
     }
 }
 
-/// An operator's "try again": the record is due at once, and refused parts are sent again. `false`
+/// Makes a record due at once and its refused parts pending again, as an operator asked. `false`
 /// when all of it is delivered already.
 ///
 /// # Errors
@@ -936,7 +937,7 @@ pub fn retry(store: &Store, id: &SessionId) -> Result<bool, StoreError> {
     store.reset_for_retry(id)
 }
 
-/// Which of the records that the CRM has refused are meant.
+/// Selects among the records that the CRM has refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FailedFilter {
     /// Only calls that began since then.
@@ -945,7 +946,7 @@ pub struct FailedFilter {
     pub number: Option<String>,
     /// Only calls of the campaign with this id.
     pub campaign: Option<String>,
-    /// Only calls in whose last errors this text stands; upper and lower case are the same.
+    /// Only calls whose last errors contain this text, in upper or lower case.
     pub error: Option<String>,
 }
 
@@ -980,8 +981,8 @@ impl FailedFilter {
     }
 }
 
-/// The records that the CRM has refused, oldest first. What cannot be read is not among them;
-/// [`list`] shows it.
+/// The records that the CRM has refused, oldest first. Unreadable files are not among them;
+/// [`list`] shows those.
 ///
 /// # Errors
 /// When the folder cannot be listed.

@@ -12,40 +12,40 @@ const KEPT_BODY_CHARS: usize = 2000;
 /// Longest pause that a `Retry-After` may ask for; a CRM that names a year does not mean it.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// What came back for a request.
+/// The meaning of the answer to a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict {
-    /// It has it. `body` is the answer.
+    /// The CRM has accepted it. `body` is the answer.
     Accepted(Value),
-    /// It had it already, which is as good.
+    /// The CRM already has it, which counts as accepted.
     Duplicate(Value),
-    /// Not now. Not before `after`, if it said so.
+    /// A temporary failure. Retry after `after` at the earliest, if the CRM named a time.
     TryAgain {
         /// A sentence about what happened.
         why: String,
-        /// What it said, if anything.
+        /// The answer's body, if any.
         body: Option<Value>,
         /// From `Retry-After`.
         after: Option<Duration>,
     },
-    /// Not through this door: the key is not accepted, or something else answers at this address.
-    /// That is no fault of the record, and concerns all that wait.
+    /// Rejected whatever the content: the credentials are not accepted, or something else answers
+    /// at this address. This is no fault of the record and affects all waiting records.
     NotAdmitted {
         /// A sentence about what happened, and what to do.
         why: String,
-        /// What it said.
+        /// The answer's body.
         body: Value,
     },
-    /// Never like this.
+    /// A permanent refusal of this content.
     Refused {
         /// A sentence about what happened.
         why: String,
-        /// What it said.
+        /// The answer's body.
         body: Value,
     },
 }
 
-/// An answer of the CRM, as far as it was read.
+/// An answer of the CRM, read up to the size limit.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Answer<'a> {
     /// HTTP status.
@@ -54,17 +54,18 @@ pub struct Answer<'a> {
     pub retry_after: Option<&'a str>,
     /// The header `Date`: the CRM's clock, by which a date in `Retry-After` is meant.
     pub date: Option<&'a str>,
-    /// Its beginning, or all of it.
+    /// The body, up to the size limit.
     pub body: &'a [u8],
-    /// There was more than was read.
+    /// Whether the body was longer than the limit.
     pub cut: bool,
-    /// The encoding of the body, when it is one that cannot be unpacked.
+    /// The content encoding of the body, when it is not supported.
     pub encoding: Option<&'a str>,
     /// The status of the call that was sent.
     pub sent_status: Option<&'a str>,
 }
 
-/// Judges an answer. `who` names the request in sentences, such as `POST crm.example.com/upload`.
+/// Decides what an answer means. `who` names the request in messages, such as `POST
+/// crm.example.com/upload`.
 pub fn judge(
     who: &str,
     answer: Answer<'_>,
@@ -72,7 +73,7 @@ pub fn judge(
     now: DateTime<Utc>,
 ) -> Verdict {
     let Answer { status, cut, .. } = answer;
-    // A mark that some programs put in front of UTF-8.
+    // Some programs put a byte order mark in front of UTF-8.
     let body = answer
         .body
         .strip_prefix(b"\xEF\xBB\xBF")
@@ -145,8 +146,7 @@ pub fn judge(
     }
 }
 
-/// The page of something in between, or JSON that broke off. It may have come from anybody, so it
-/// confirms nothing.
+/// Whether the body is an HTML page of a proxy or truncated JSON, which confirms nothing.
 fn is_broken(body: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(body) else {
         return true;
@@ -156,8 +156,8 @@ fn is_broken(body: &[u8]) -> bool {
         || text.chars().any(|c| c.is_control() && !c.is_whitespace())
 }
 
-/// Whether an answer says that the thing is there already. Only what stands where messages stand is
-/// looked at: a refusal may echo a transcript in which somebody speaks of a duplicate.
+/// Whether an answer says that the CRM already has it. Only message fields are read: a refusal may
+/// echo a transcript in which somebody speaks of a duplicate.
 pub fn says_duplicate(answer: &Value) -> bool {
     const WORDS: [&str; 4] = ["duplicate", "already exist", "already been", "e11000"];
     fn is_marked(value: &Value) -> bool {
@@ -174,7 +174,7 @@ pub fn says_duplicate(answer: &Value) -> bool {
     (is_marked(answer) || has_message(answer, &WORDS)) && !speaks_of_key(answer)
 }
 
-/// Whether a message is about who may send, not about what was sent.
+/// Whether a message is about the credentials and not about the content.
 fn speaks_of_key(answer: &Value) -> bool {
     const WORDS: [&str; 10] = [
         "token",
@@ -191,7 +191,7 @@ fn speaks_of_key(answer: &Value) -> bool {
     has_message(answer, &WORDS)
 }
 
-/// Whether one of these words is in what stands where messages stand.
+/// Whether a message field contains one of these words.
 fn has_message(answer: &Value, words: &[&str]) -> bool {
     const MESSAGE_NAMES: [&str; 16] = [
         "code",
@@ -212,32 +212,36 @@ fn has_message(answer: &Value, words: &[&str]) -> bool {
         "title",
     ];
     let is_message = |text: &str| {
-        // Four bytes a character at most; counting those of a long text would be in vain.
+        // A character has at most four bytes, so a longer text need not be counted.
         let short = text.len() <= 4 * MESSAGE_CHARS && text.chars().count() <= MESSAGE_CHARS;
         short && {
             let text = text.to_lowercase();
             words.iter().any(|word| text.contains(word))
         }
     };
-    fn look(value: &Value, named_message: bool, is_message: &dyn Fn(&str) -> bool) -> bool {
+    fn contains_message(
+        value: &Value,
+        named_message: bool,
+        is_message: &dyn Fn(&str) -> bool,
+    ) -> bool {
         match value {
             Value::String(text) => named_message && is_message(text),
             Value::Array(items) => {
                 let mut items = items.iter();
-                items.any(|item| look(item, named_message, is_message))
+                items.any(|item| contains_message(item, named_message, is_message))
             }
             Value::Object(fields) => fields.iter().any(|(name, value)| {
                 let name = name.to_lowercase();
-                look(value, MESSAGE_NAMES.contains(&name.as_str()), is_message)
+                contains_message(value, MESSAGE_NAMES.contains(&name.as_str()), is_message)
             }),
             _ => false,
         }
     }
-    // An answer that is a text alone is all message.
-    look(answer, true, &is_message)
+    // An answer that is only a text counts as a message.
+    contains_message(answer, true, &is_message)
 }
 
-/// An answer as the record keeps it: JSON while it is short, else the beginning of its text.
+/// An answer as the record stores it: JSON if it is short, else the beginning of its text.
 fn keep(parsed: Option<&Value>, body: &[u8]) -> Value {
     match parsed {
         Some(value) if body.len() <= KEPT_BODY_CHARS => value.clone(),
@@ -262,8 +266,8 @@ pub fn shorten(value: Value) -> Value {
     }
 }
 
-/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3). `now` is the time by the clock of
-/// whoever wrote the date.
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3). `now` is the time by the server's
+/// clock.
 fn parse_retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let text = text.trim();
     let wait = match text.parse::<u64>() {
@@ -282,7 +286,7 @@ fn parse_date(text: &str) -> Option<DateTime<Utc>> {
 /// leads to a text, or an answer that is a URL and nothing else.
 pub fn find_url(body: &Value, pointers: &[String], base: &url::Url) -> Option<String> {
     let found = match body {
-        // A text that is not marked as a URL is one only if it cannot be anything else.
+        // A bare text counts as a URL only if it begins with `/` or contains `://`.
         Value::String(text) => Some(text.trim())
             .filter(|text| text.starts_with('/') || text.contains("://"))
             .filter(|text| is_address(text))?,
@@ -292,7 +296,7 @@ pub fn find_url(body: &Value, pointers: &[String], base: &url::Url) -> Option<St
             .map(str::trim)
             .find(|text| is_address(text))?,
     };
-    // A path alone is meant on the same host.
+    // A path is relative to the same host.
     if found.starts_with('/')
         && let Ok(absolute) = base.join(found)
     {
@@ -301,8 +305,8 @@ pub fn find_url(body: &Value, pointers: &[String], base: &url::Url) -> Option<St
     Some(found.to_owned())
 }
 
-/// An address or a path. A server that has its word `ok` where another has the URL must not be
-/// taken at that word.
+/// Whether a text is a URL or a path, and not a word such as `ok` that stands where another server
+/// has the URL.
 fn is_address(text: &str) -> bool {
     text.contains('/')
         && text.len() <= 2048
@@ -321,15 +325,15 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The pause after `attempts` failures: doubling from `first` to `max`, of which between half
-    /// and all is taken by chance (`random`, 0 to 1), so that records that failed together do not
-    /// come back together. Never shorter than the CRM asked for.
+    /// The pause after `attempts` failures: doubling from `first` to `max`, times a random factor
+    /// from 0.5 to 1 (`random`, 0 to 1), so that records that failed together are not retried
+    /// together. Never shorter than the CRM asked for.
     pub fn pause(&self, attempts: u32, random: f64, asked_for: Option<Duration>) -> Duration {
         let doublings = attempts.saturating_sub(1).min(31);
         let full = self.first.saturating_mul(1 << doublings).min(self.max);
         let pause = full.mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0);
         match asked_for {
-            // Spread those too: everybody was told the same.
+            // These pauses get a random part too, since all records got the same `Retry-After`.
             Some(asked_for) => pause.max(asked_for + self.first.mul_f64(random.clamp(0.0, 1.0))),
             None => pause,
         }
@@ -469,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_to_come_back_is_meant_by_the_clock_of_the_crm() {
+    fn a_retry_after_date_is_read_by_the_clock_of_the_crm() {
         let answer = Answer {
             status: 503,
             retry_after: Some("Wed, 29 Oct 2025 14:00:30 GMT"),
@@ -559,8 +563,8 @@ mod tests {
             prop_assert!(backoff.pause(attempts + 1, random, asked) >= pause);
         }
 
-        /// Whatever comes, there is a decision, what is kept of it is bounded, and no failure is
-        /// taken for a receipt.
+        /// For any answer there is a decision, the stored part of it is bounded, and no failure
+        /// counts as a receipt.
         #[test]
         fn any_answer_is_judged(
             status in 100_u16..1000,
@@ -601,7 +605,8 @@ mod tests {
         }
     }
 
-    /// What a record may keep of an answer: as JSON, where a character may be written in up to six.
+    /// Bound of what a record stores of an answer, as JSON, where one character may take up to six
+    /// bytes.
     const BOUND: usize = 6 * KEPT_BODY_CHARS + 2;
 
     /// Bytes, texts, and JSON with the names that matter.

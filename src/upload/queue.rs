@@ -1,6 +1,6 @@
-//! What waits in `call_metadata/`, and who goes next. A folder of thousands is listed, but a record
-//! is read again only when its file has changed, and between two scans of the folder a due time
-//! costs no scan.
+//! The records that wait in `call_metadata/`, and their order. A scan lists the folder, but reads a
+//! record again only when its file has changed; a record that becomes due between two scans needs
+//! no scan.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -11,38 +11,39 @@ use std::time::{Duration, SystemTime};
 use chrono::{DateTime, TimeDelta, Utc};
 use tracing::error;
 
-use crate::recording::resolve::LONGEST_LOOK;
+use crate::recording::resolve::LONGEST_SCAN_PAUSE;
 use crate::session::{CallRecord, PartState, RecordStatus, RecordingSource, SessionId};
 use crate::store::{PendingRecord, Store, StoreError};
 
 use super::policy::Backoff;
 use super::{Endpoint, later};
 
-/// A call that ended less than this ago goes before the older ones: somebody may be waiting for it.
+/// Calls that ended less than this ago go before older ones: somebody may be waiting for them.
 const FRESH: TimeDelta = TimeDelta::seconds(60);
-/// The clocks of two machines on one folder may differ by this without anybody having set one back.
+/// A time this far in the future is explained by the clock of another machine on the same folder;
+/// one further ahead means that the clock was set back.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::seconds(60);
-/// Two writes can fall into one tick of the file system's clock, so a file that was just written is
-/// read again at the next scan.
+/// Two writes can get the same modification time, so a file that was written less than this before
+/// it was read is read again at the next scan.
 const TICK: Duration = Duration::from_secs(2);
 
-/// When a record wants to be tried.
+/// When a record is to be tried next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Not before `due`, which was decided at `since` or later.
+    /// At `due`, which was set at `since` or later.
     At {
         due: DateTime<Utc>,
         since: Option<DateTime<Utc>>,
     },
-    /// Not by itself.
+    /// Only when an operator asks for it.
     Never,
     /// Its file cannot be read.
     Unreadable,
 }
 
 impl Due {
-    /// The time, seen from now. A decision from the future was made before the clock was set back,
-    /// and its time means nothing.
+    /// The due time. A `since` in the future was written before the clock was set back; the record
+    /// is then due now.
     pub(super) fn time(self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         match self {
             Self::At {
@@ -54,14 +55,14 @@ impl Due {
     }
 }
 
-/// When the open part of a record wants to be tried.
+/// When the next unsent part of a record is to be tried.
 pub(super) fn due_of(record: &CallRecord) -> Due {
     let at_once = Due::At {
         due: DateTime::UNIX_EPOCH,
         since: None,
     };
     match record.status {
-        // Delivered, but killed before it was moved.
+        // Delivered, but the process was killed before it moved the file.
         RecordStatus::Uploaded => return at_once,
         RecordStatus::Failed => return Due::Never,
         RecordStatus::ReadyForUpload | RecordStatus::Uploading => {}
@@ -71,12 +72,13 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
     let call_data_is_open = !uploads.call_data.state.is_settled();
     let (next_attempt, since) = if !uploads.recording.state.is_settled() {
         let next = uploads.recording.next_attempt;
-        // A wait is no attempt, but never longer than this.
+        // Waiting for a recording is no attempt, and a planned pause is never longer than this.
         let since = match uploads.recording.state {
-            PartState::Waiting => last_scan.or(next.map(|due| due - LONGEST_LOOK)),
+            PartState::Waiting => last_scan.or(next.map(|due| due - LONGEST_SCAN_PAUSE)),
             _ => record.last_upload_attempt,
         };
-        // The call data goes first if it may go before there is another try.
+        // The record is due earlier if its call data may go before the next attempt at the
+        // recording.
         let release = uploads
             .recording
             .release_at
@@ -89,10 +91,10 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
         && !update.state.is_settled()
     {
         (update.next_attempt, record.last_upload_attempt)
-    } else if let Some(look) = late_scan(record) {
-        (Some(look), last_scan.or(record.last_upload_attempt))
+    } else if let Some(due) = late_scan(record) {
+        (Some(due), last_scan.or(record.last_upload_attempt))
     } else {
-        // Both are settled, but it was killed before it could say so.
+        // All parts are settled, but the process was killed before it wrote the final status.
         (None, None)
     };
     match next_attempt {
@@ -101,8 +103,8 @@ pub(super) fn due_of(record: &CallRecord) -> Due {
     }
 }
 
-/// When to scan again for a recording that was missing when the call data went; nothing when it is
-/// not looked for any more.
+/// When to search again for a recording that was missing when the call data was sent; `None` when
+/// the search is over.
 pub(super) fn late_scan(record: &CallRecord) -> Option<DateTime<Utc>> {
     let uploads = &record.uploads;
     let missed =
@@ -110,13 +112,13 @@ pub(super) fn late_scan(record: &CallRecord) -> Option<DateTime<Utc>> {
     uploads.recording.next_attempt.filter(|_| missed)
 }
 
-/// What a record is at.
+/// What a record needs next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
-    /// Its recording has to be found, CRM or no CRM: what is known about a recording is not known
-    /// for ever.
+    /// Its recording must be found, even while the CRM is down: LiveKit forgets an egress after a
+    /// day.
     Search,
-    /// All that is left to do is to send it, this first.
+    /// It only has to be sent, first to this endpoint.
     Send(Endpoint),
 }
 
@@ -133,16 +135,16 @@ impl Need {
     }
 }
 
-/// When the call data of a record goes without its recording that only needs sending; none, if
-/// there is nothing to release. `otherwise`: for a record of which no try has said when.
+/// When the call data goes without a recording that was found and not yet uploaded; `None` if that
+/// does not apply. `otherwise`: the time for a record that has none yet.
 fn release_of(record: &CallRecord, otherwise: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let holds = Need::of(record) == Need::Send(Endpoint::Upload)
         && !record.uploads.call_data.state.is_settled();
     holds.then(|| record.uploads.recording.release_at.unwrap_or(otherwise))
 }
 
-/// What an egress is known by: its id, or its room where the id was lost. A number, which costs
-/// little to keep; should two ever be the same, a record is read once too often.
+/// Hash of an egress's id, or of its room if the id was lost. A hash is small to store; a collision
+/// only causes one unnecessary read of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EgressMark(u64);
 
@@ -161,7 +163,7 @@ impl EgressMark {
         Self(hasher.finish())
     }
 
-    /// The egress whose recording a record waits for, in time or late.
+    /// The egress whose recording a record waits for, before or after its call data was sent.
     fn awaited_by(record: &CallRecord) -> Option<Self> {
         if record.uploads.recording.state.is_settled() && late_scan(record).is_none() {
             return None;
@@ -175,10 +177,10 @@ impl EgressMark {
     }
 }
 
-/// What records wait for together.
+/// A class of waiting records with its own place in the order and its own limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lane {
-    /// Their calls have just ended.
+    /// Whether their calls have just ended.
     fresh: bool,
     need: Need,
 }
@@ -192,7 +194,7 @@ impl Lane {
         Self { fresh, need }
     }
 
-    /// In which they go. Call data is small, so it does not wait behind recordings.
+    /// The lanes by priority. Call data is small, so it does not wait behind recordings.
     const IN_ORDER: [Self; LANES] = [
         Self::new(true, CALL_DATA),
         Self::new(true, UPLOAD),
@@ -217,7 +219,7 @@ impl Lane {
         self.fresh
     }
 
-    /// What it sends, if all that is left to do is to send.
+    /// The endpoint, if the records of this lane only have to be sent.
     pub(super) fn sends(self) -> Option<Endpoint> {
         match self.need {
             Need::Send(endpoint) => Some(endpoint),
@@ -226,48 +228,47 @@ impl Lane {
     }
 }
 
-/// A record that is waiting for its turn.
+/// A record that waits for delivery.
 #[derive(Debug, Clone)]
 pub(super) struct Waiting {
     pub pending: PendingRecord,
     pub due: DateTime<Utc>,
     pub ended_at: Option<DateTime<Utc>>,
     pub need: Need,
-    /// When its call data waits for the recording no longer, where it is only the CRM that keeps it
-    /// waiting.
+    /// When its call data goes without the recording, if only the upload is still missing.
     pub release_at: Option<DateTime<Utc>>,
-    /// Whose recording it waits for.
+    /// The egress whose recording it waits for.
     pub egress: Option<EgressMark>,
 }
 
-/// What a scan of the folder found.
+/// The result of a scan of the folder.
 #[derive(Debug, Default)]
-pub(super) struct Look {
+pub(super) struct Scan {
     /// Oldest first.
     pub waiting: Vec<Waiting>,
-    /// Records that nothing is going to happen to by itself.
+    /// Number of records that are tried only when an operator asks for it.
     pub resting: u64,
     pub unreadable: u64,
 }
 
-/// What was last seen of a record.
+/// A record as the last scan found it.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     modified: SystemTime,
-    /// Its file was written just before it was read.
+    /// Whether its file was written so recently that it must be read again.
     unsure: bool,
     due: Due,
     ended_at: Option<DateTime<Utc>>,
     need: Need,
     release_at: Option<DateTime<Utc>>,
-    /// When this process first saw it.
+    /// When a scan of this process first found it.
     first_seen: DateTime<Utc>,
     egress: Option<EgressMark>,
     /// The scan that last found it.
-    look: u64,
+    scan: u64,
 }
 
-/// What is known of the folder. Kept up in place: a second copy of it at each scan would cost
+/// The known records of the folder. Updated in place: a second copy at each scan would take
 /// megabytes for thousands of records.
 #[derive(Debug)]
 struct Folder {
@@ -275,13 +276,13 @@ struct Folder {
     /// How long call data waits for its recording.
     wait: Duration,
     known: HashMap<SessionId, Known>,
-    looks: u64,
+    scans: u64,
 }
 
-/// When it is now, and where the answer goes.
-type Ask = (DateTime<Utc>, mpsc::Sender<Result<Look, StoreError>>);
+/// A scan request: current time, reply channel.
+type Ask = (DateTime<Utc>, mpsc::Sender<Result<Scan, StoreError>>);
 
-/// The records that wait. Cheap to clone.
+/// The queue of waiting records. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Queue {
     store: Store,
@@ -299,45 +300,45 @@ impl Queue {
         }
     }
 
-    /// Lists what waits. Blocks on the disk.
+    /// Scans the folder. Blocks on the disk.
     ///
-    /// Scans are made by one thread that stays. The allocator has a heap for each thread, and scans
-    /// from threads that come and go would leave what a scan needs behind in each of them: 32 MB in
-    /// 400 s with 10,000 records.
-    pub(super) fn look(&self, now: DateTime<Utc>) -> Result<Look, StoreError> {
+    /// One long-lived thread makes all scans. The allocator keeps a heap for each thread, and scans
+    /// on short-lived threads would leave memory behind in each of them: 32 MB in 400 s with 10,000
+    /// records.
+    pub(super) fn scan(&self, now: DateTime<Utc>) -> Result<Scan, StoreError> {
         let (answer, answered) = mpsc::channel();
         let scanner = self.scanner.get_or_init(|| self.start_scanner());
         let _ = scanner.send((now, answer));
         answered.recv().unwrap_or_else(|_| {
-            let gone = io::Error::other("the thread that looks at it is gone");
+            let gone = io::Error::other("the thread that scans it is gone");
             Err(StoreError::io("list", self.store.root())(gone))
         })
     }
 
-    /// Ends with the last one who could ask.
+    /// Starts the scan thread, which ends when the last sender is dropped.
     fn start_scanner(&self) -> mpsc::Sender<Ask> {
         let (ask, asked) = mpsc::channel::<Ask>();
         let mut folder = Folder {
             store: self.store.clone(),
             wait: self.wait,
             known: HashMap::new(),
-            looks: 0,
+            scans: 0,
         };
         let thread = std::thread::Builder::new().name("folder".to_owned());
         let started = thread.spawn(move || {
             for (now, answer) in asked {
-                let _ = answer.send(folder.look(now));
+                let _ = answer.send(folder.scan(now));
             }
         });
         if let Err(error) = started {
-            error!(%error, "no thread could be started to look for records");
+            error!(%error, "failed to start the thread that scans for records");
         }
         ask
     }
 
-    /// The record of one session, whether its time has come or not; none when it is delivered.
-    /// Blocks on the disk.
-    pub(super) fn only(&self, id: &SessionId, now: DateTime<Utc>) -> Result<Look, StoreError> {
+    /// The record of one session, whether it is due or not; empty when it is delivered. Blocks on
+    /// the disk.
+    pub(super) fn only(&self, id: &SessionId, now: DateTime<Utc>) -> Result<Scan, StoreError> {
         let waiting: Vec<Waiting> = self
             .store
             .pending()?
@@ -353,29 +354,29 @@ impl Queue {
             })
             .collect();
         if waiting.is_empty() {
-            // Delivered already is fine; unknown is a mistake that the operator should hear of.
+            // A delivered record is no error; an unknown one is reported to the operator.
             self.store.read_record(id)?;
         }
-        Ok(Look {
+        Ok(Scan {
             waiting,
-            ..Look::default()
+            ..Scan::default()
         })
     }
 }
 
 impl Folder {
-    /// Lists what waits. Blocks on the disk.
-    fn look(&mut self, now: DateTime<Utc>) -> Result<Look, StoreError> {
+    /// Scans the folder. Blocks on the disk.
+    fn scan(&mut self, now: DateTime<Utc>) -> Result<Scan, StoreError> {
         let pending = self.store.pending()?;
-        self.looks += 1;
-        let mut look = Look {
+        self.scans += 1;
+        let mut scan = Scan {
             waiting: Vec::with_capacity(pending.len()),
-            ..Look::default()
+            ..Scan::default()
         };
         for mut record in pending {
             let last = self.known.get_key_value(&record.session_id);
             let last = last.map(|(id, known)| {
-                // The text that is there already, instead of one more.
+                // Share the id's text with the known record.
                 record.session_id = id.clone();
                 *known
             });
@@ -385,12 +386,12 @@ impl Folder {
                 continue;
             };
             let seen = Known {
-                look: self.looks,
+                scan: self.scans,
                 ..current
             };
             self.known.insert(record.session_id.clone(), seen);
             match current.due.time(now) {
-                Some(due) => look.waiting.push(Waiting {
+                Some(due) => scan.waiting.push(Waiting {
                     pending: record,
                     due,
                     ended_at: current.ended_at,
@@ -398,21 +399,21 @@ impl Folder {
                     release_at: current.release_at,
                     egress: current.egress,
                 }),
-                None if current.due == Due::Unreadable => look.unreadable += 1,
-                None => look.resting += 1,
+                None if current.due == Due::Unreadable => scan.unreadable += 1,
+                None => scan.resting += 1,
             }
         }
-        self.known.retain(|_, known| known.look == self.looks);
-        // After an outage, what a heap of records needed is given back.
+        self.known.retain(|_, known| known.scan == self.scans);
+        // After an outage, release the memory of a large backlog.
         if self.known.capacity() > 4 * self.known.len() {
             self.known.shrink_to(2 * self.known.len());
         }
-        Ok(look)
+        Ok(scan)
     }
 
     /// `None` when it has been archived since the folder was listed.
     fn read(&self, pending: &PendingRecord, first_seen: DateTime<Utc>) -> Option<Known> {
-        // Asked for before it is read.
+        // Taken before the file is read, so that a write in between is noticed.
         let age = pending.modified.elapsed();
         let (due, ended_at, need, release_at, egress) = match self.store.read_pending(pending) {
             Ok(Some(record)) => (
@@ -424,8 +425,7 @@ impl Folder {
             ),
             Ok(None) => return None,
             Err(error) => {
-                // Said once per version of the file: when a person repairs it, its time of change
-                // is new.
+                // Logged once per version of the file: a repair changes its modification time.
                 error!(session.id = %pending.session_id, %error, "record left out");
                 metrics::counter!("voicebot_records_unreadable_total").increment(1);
                 (Due::Unreadable, None, Need::Search, None, None)
@@ -440,36 +440,36 @@ impl Folder {
             release_at,
             first_seen,
             egress,
-            look: 0,
+            scan: 0,
         })
     }
 }
 
-/// A record that could not be worked on because of this machine: its file cannot be written, for
-/// one.
+/// A record that could not be processed because of this machine, for example because its file
+/// cannot be written.
 #[derive(Debug, Clone, Copy)]
 struct PutOff {
     times: u32,
     until: DateTime<Utc>,
 }
 
-/// Who goes next, between two scans of the folder. Pure.
+/// The order of deliveries between two scans of the folder. Pure.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    /// Due, by lane, oldest first.
+    /// Records that are due, by lane, oldest first.
     ready: [BTreeMap<SessionId, Waiting>; LANES],
-    /// Not due yet, by time.
+    /// Records that are not due yet, by time.
     later: BTreeMap<(DateTime<Utc>, SessionId), Waiting>,
     under_way: HashMap<SessionId, (Lane, Waiting)>,
-    /// Records that fail here would otherwise be the oldest for ever, and tried for ever.
+    /// Records that fail on this machine. Without a pause they would stay the oldest and be tried
+    /// again and again.
     put_off: HashMap<SessionId, PutOff>,
-    /// Records whose recording is said to have come since they were scanned: their time on disk
-    /// does not count.
+    /// Records whose egress has ended since the scan: they are due now, whatever the file says.
     hurried: HashSet<SessionId>,
 }
 
 impl Schedule {
-    /// Starts over from what a scan has found. What is in progress stays so.
+    /// Replaces the waiting records by the result of a scan. Deliveries in progress stay.
     pub(super) fn replace(&mut self, waiting: Vec<Waiting>, now: DateTime<Utc>) {
         self.ready = Default::default();
         self.later.clear();
@@ -494,8 +494,8 @@ impl Schedule {
         });
     }
 
-    /// An egress has ended: what waits for its recording is due at once, and what looks for it just
-    /// now is due again.
+    /// These egresses have ended: records that wait for their recordings are due at once, and those
+    /// being processed now are due again afterwards.
     pub(super) fn hurry(&mut self, ended: &[EgressMark], now: DateTime<Utc>) {
         let waits = |next: &Waiting| next.egress.is_some_and(|egress| ended.contains(&egress));
         let under_way = self.under_way.iter().filter(|(_, (_, next))| waits(next));
@@ -515,7 +515,7 @@ impl Schedule {
         }
     }
 
-    /// Whether a record that goes now does so before its time on disk.
+    /// Whether a record that is delivered now was hurried. Clears the mark.
     pub(super) fn is_hurried(&mut self, id: &SessionId) -> bool {
         self.hurried.remove(id)
     }
@@ -555,8 +555,8 @@ impl Schedule {
         None
     }
 
-    /// Takes the next record whose recording the CRM does not take and whose call data has waited
-    /// for that long enough: it goes as call data.
+    /// Takes the next record whose recording cannot be uploaded at present and whose call data has
+    /// waited long enough. It counts in the lane of call data.
     pub(super) fn next_released(
         &mut self,
         now: DateTime<Utc>,
@@ -574,8 +574,8 @@ impl Schedule {
                 && let Some(mut next) = held.remove(&id)
             {
                 let pending = next.pending.clone();
-                // Once: if it comes back to wait for the CRM, a scan of its file says how it
-                // stands.
+                // Only once: if the record has to wait for the CRM again, the next scan sets a new
+                // time.
                 next.release_at = None;
                 self.under_way.insert(id, (lane, next));
                 return Some(pending);
@@ -584,20 +584,20 @@ impl Schedule {
         None
     }
 
-    /// How many are in progress in lanes like this.
+    /// Number of deliveries in progress in the lanes that `like` selects.
     pub(super) fn under_way(&self, like: impl Fn(Lane) -> bool) -> usize {
         let lanes = self.under_way.values();
         lanes.filter(|(lane, _)| like(*lane)).count()
     }
 
-    /// What was in progress has ended, and it is not for this schedule to try it again.
+    /// A delivery has ended, and this schedule does not try it again.
     pub(super) fn done(&mut self, id: &SessionId) {
         self.under_way.remove(id);
         self.put_off.remove(id);
         self.hurried.remove(id);
     }
 
-    /// What was in progress is to be sent at this time.
+    /// A delivery has ended and is tried again at `due`.
     pub(super) fn again(&mut self, id: &SessionId, due: DateTime<Utc>, now: DateTime<Utc>) {
         self.put_off.remove(id);
         if let Some((_, mut next)) = self.under_way.remove(id) {
@@ -606,7 +606,7 @@ impl Schedule {
         }
     }
 
-    /// What was in progress has only to be sent, and waits for the CRM.
+    /// A delivery has ended whose record only has to be sent to `endpoint`, and waits for the CRM.
     pub(super) fn held(&mut self, id: &SessionId, endpoint: Endpoint, now: DateTime<Utc>) {
         if let Some((_, next)) = self.under_way.get_mut(id) {
             next.need = Need::Send(endpoint);
@@ -614,8 +614,8 @@ impl Schedule {
         self.again(id, now, now);
     }
 
-    /// What was in progress could not be worked on here, or was turned away by the CRM: the others
-    /// go first.
+    /// A delivery failed on this machine, or the CRM rejected it regardless of its content: other
+    /// records go first.
     pub(super) fn put_off(&mut self, id: &SessionId, backoff: Backoff, now: DateTime<Utc>) {
         let times = self.put_off.get(id).map_or(0, |state| state.times) + 1;
         let until = later(now, backoff.pause(times, 1.0, None));
@@ -626,23 +626,23 @@ impl Schedule {
         self.put_off.insert(id.clone(), PutOff { times, until });
     }
 
-    /// When the next of those that are not due yet is.
+    /// When the next waiting record becomes due.
     pub(super) fn next_due(&self) -> Option<DateTime<Utc>> {
         self.later.keys().next().map(|(due, _)| *due)
     }
 
-    /// How many are due and wait for room.
+    /// Number of records that are due and wait for room.
     pub(super) fn ready(&self) -> usize {
         self.ready.iter().map(BTreeMap::len).sum()
     }
 
-    /// Whether any of those has only this to be sent.
+    /// Whether a due record only has to be sent to this endpoint.
     pub(super) fn has_to_send(&self, endpoint: Endpoint) -> bool {
         let mut lanes = Lane::IN_ORDER.into_iter();
         lanes.any(|lane| lane.sends() == Some(endpoint) && !self.ready[lane.index()].is_empty())
     }
 
-    /// How many are not due yet.
+    /// Number of records that are not due yet.
     pub(super) fn later(&self) -> usize {
         self.later.len()
     }
@@ -713,7 +713,7 @@ mod tests {
         assert!(schedule.next(now(), search_only).is_none());
         assert_eq!(schedule.ready(), 2);
 
-        // It has found its recording while the CRM is away.
+        // Its recording was found while the CRM is down.
         schedule.held(&next.session_id, Endpoint::CallData, now());
         assert!(schedule.next(now(), search_only).is_none());
         assert_eq!(take_all(&mut schedule, now()), ["c", "a", "b"]);
@@ -747,7 +747,7 @@ mod tests {
         assert_eq!(take(&mut schedule, 61).as_deref(), Some("a"));
         let call_data = |lane: Lane| lane.sends() == Some(Endpoint::CallData);
         assert_eq!(schedule.under_way(call_data), 2);
-        // Its call data is there, its recording still has to go: it is not released again.
+        // Its call data is sent, its recording still has to be uploaded: it is not released again.
         schedule.held(&"a".parse().unwrap(), Endpoint::Upload, seconds(61));
         assert_eq!(take(&mut schedule, 61).as_deref(), Some("b"));
         assert_eq!(take(&mut schedule, 9000), None);
@@ -755,7 +755,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_breaks_here_steps_back_even_when_the_folder_says_it_is_due() {
+    fn a_record_that_fails_here_is_put_off_even_when_the_folder_says_it_is_due() {
         let backoff = Backoff {
             first: Duration::from_secs(10),
             max: Duration::from_secs(600),
@@ -777,7 +777,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_under_way_is_not_taken_twice() {
+    fn a_delivery_in_progress_is_not_started_twice() {
         let mut schedule = Schedule::default();
         schedule.replace(vec![waiting("a", 0, -9000, true)], now());
         let id = schedule.next(now(), |_, _| true).unwrap().session_id;
@@ -800,13 +800,14 @@ mod tests {
             &[EgressMark::of_room("b"), EgressMark::of_id("EG_b")],
             now(),
         );
-        // Neither a scan of the folder nor the time on disk takes it back.
+        // Neither a scan of the folder nor the due time in the file undoes it.
         schedule.replace(all(), now());
         let next = schedule.next(now(), |_, _| true).unwrap().session_id;
         assert_eq!(next.as_str(), "b");
         assert!(schedule.is_hurried(&next) && !schedule.is_hurried(&next));
 
-        // The end comes while the record is scanned, which may have been a moment too early.
+        // The egress ends while the record is being processed, which may have been a moment too
+        // early.
         schedule.hurry(&[EgressMark::of_id("b")], now());
         schedule.again(&next, seconds(30), now());
         assert_eq!(take_all(&mut schedule, now()), ["b"]);

@@ -1,9 +1,9 @@
 //! Which answers with a 2xx status are receipts. Pure: no sockets, no clock.
 //!
-//! Many servers answer 200 to everything and say in the body what came of it. A refusal that is
-//! taken for a receipt loses a call, a receipt that is taken for a refusal costs a repetition with
-//! the same idempotency key; so under the default rule nothing in an answer may say no, and the
-//! settings say what else to make of answers that this reads wrongly.
+//! Many servers answer 200 to everything and tell the result in the body. Taking a refusal for a
+//! receipt loses a call; taking a receipt for a refusal costs one repetition with the same
+//! idempotency key. So under the default rule an answer counts as a receipt only if nothing in it
+//! says no. The settings correct this for servers whose answers it reads wrongly.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -14,14 +14,12 @@ use serde_json::{Map, Value};
 pub struct ReceiptConfig {
     /// Which answers 2xx are receipts.
     pub rule: ReceiptRule,
-    /// What a JSON answer must have to be one, as a JSON pointer (RFC 6901) and a value, such as
-    /// `/result/code=0`. One of them is enough; empty: nothing.
+    /// What a JSON answer must contain to be a receipt, as a JSON pointer (RFC 6901) and a value,
+    /// such as `/result/code=0`. One match is enough; empty: no requirement.
     pub require: Vec<String>,
-    /// Names of fields that say nothing about it, such as `errors` of a CRM that lists warnings
-    /// there.
+    /// Names of fields that are ignored, such as `errors` of a CRM that lists warnings there.
     pub ignore: Vec<String>,
-    /// Texts of which one in an answer makes it a receipt, whatever else it says; upper and lower
-    /// case are the same.
+    /// Texts that make an answer a receipt, whatever else it contains. Case does not matter.
     pub texts: Vec<String>,
 }
 
@@ -29,16 +27,16 @@ pub struct ReceiptConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReceiptRule {
-    /// Those in which nothing says no.
+    /// Answers in which nothing says no.
     #[default]
     Strict,
-    /// All but web pages and JSON that broke off: the status alone counts.
+    /// All answers except HTML pages and truncated JSON: only the status counts.
     Status,
 }
 
 /// Longest text that is taken for a message; a longer one is an echo of what was sent.
 pub(super) const MESSAGE_CHARS: usize = 300;
-/// How deep answers are looked into. An object in a text is a level, too.
+/// How many levels of an answer are read. JSON inside a text counts as a level, too.
 const DEPTH: u8 = 5;
 
 /// Fields that say yes or no, as [`plain`] names.
@@ -54,7 +52,7 @@ const YES_OR_NO: &[&str] = &[
     "isaccepted",
     "wassuccessful",
 ];
-/// Fields that are there when something went wrong.
+/// Fields that describe an error.
 const ERRORS: &[&str] = &[
     "error",
     "errors",
@@ -81,7 +79,7 @@ const ERRORS: &[&str] = &[
     "isfailed",
     "isfault",
 ];
-/// Fields that tell how it stands, in a word or as an HTTP status.
+/// Fields with the result as a word or an HTTP status.
 const STATES: &[&str] = &[
     "status",
     "state",
@@ -96,7 +94,7 @@ const STATES: &[&str] = &[
     "resultcode",
     "level",
 ];
-/// Fields with a sentence for people.
+/// Fields with a message for people.
 const MESSAGES: &[&str] = &[
     "message",
     "messages",
@@ -109,9 +107,9 @@ const MESSAGES: &[&str] = &[
     "statustext",
     "statusmessage",
 ];
-/// Fields that what was made is known by.
+/// Fields with the id of what was created.
 const IDS: &[&str] = &["id", "_id", "callid", "uuid", "recordid", "insertedid"];
-/// What was sent, when a CRM answers with a copy of it. A caller may well have spoken of an error.
+/// Fields that echo the request. They are not read: a caller may have spoken of an error.
 const ECHOES: &[&str] = &[
     "transcription",
     "transcript",
@@ -127,7 +125,7 @@ const ECHOES: &[&str] = &[
     "input",
     "echo",
 ];
-/// Words of failure, looked for in messages, states and texts.
+/// Words that mean failure in messages, states and texts.
 const FAILURES: &[&str] = &[
     "error",
     "fail",
@@ -182,7 +180,7 @@ const FAILURES: &[&str] = &[
     "suspended",
     "unreachable",
 ];
-/// Phrases with such a word in them that speak of none.
+/// Phrases that contain such a word and do not mean failure.
 const NO_FAILURES: &[&str] = &[
     "no errors",
     "no error",
@@ -195,7 +193,7 @@ const NO_FAILURES: &[&str] = &[
     "0 failed",
     "error-free",
 ];
-/// States that are a refusal as a whole word.
+/// Words that mean refusal when they are the whole text or state.
 const NO_WORDS: &[&str] = &[
     "no",
     "false",
@@ -215,7 +213,7 @@ const NO_WORDS: &[&str] = &[
     "cancelled",
     "canceled",
 ];
-/// Words of which one makes a sentence a receipt.
+/// A sentence with one of these words is a receipt.
 const YES_WORDS: &[&str] = &[
     "ok",
     "okay",
@@ -250,19 +248,19 @@ const YES_WORDS: &[&str] = &[
     "exists",
 ];
 
-/// What came with status 2xx.
+/// An answer with a 2xx status.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Said<'a> {
-    /// The answer, where it is JSON; of one that was not read to its end, the fields that were.
+    /// The answer if it is JSON; of a truncated one, the fields that were complete.
     pub json: Option<&'a Value>,
     pub text: &'a str,
-    /// There was more than was read.
+    /// Whether the body was longer than the limit.
     pub cut: bool,
-    /// The status of the call as it was sent: an answer that repeats what was sent has it too.
+    /// The status of the call that was sent. An answer that echoes it does not report a result.
     pub sent_status: Option<&'a str>,
 }
 
-/// Whether it is a receipt; if not, what says so, as the end of a sentence.
+/// Whether the answer is a receipt. The error says what is against it, as the end of a sentence.
 pub(super) fn check(config: &ReceiptConfig, said: Said<'_>) -> Result<(), String> {
     if is_named(config, said.text) {
         return Ok(());
@@ -299,7 +297,7 @@ pub(super) fn check(config: &ReceiptConfig, said: Said<'_>) -> Result<(), String
     }
 }
 
-/// Whether the settings name a text that stands in this answer.
+/// Whether the answer contains one of the configured texts.
 pub(super) fn is_named(config: &ReceiptConfig, answer: &str) -> bool {
     let lower = answer.to_lowercase();
     let mut texts = config.texts.iter().filter(|text| !text.trim().is_empty());
@@ -330,7 +328,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// `affirmed`: what stands around it has said yes.
+    /// `affirmed`: the object around this value has said yes.
     fn value(&self, value: &Value, depth: u8, affirmed: bool) -> Result<(), String> {
         match value {
             // As good as an empty body.
@@ -376,7 +374,7 @@ impl Reader<'_> {
             if STATES.contains(&field) {
                 let echoes =
                     made && self.sent_status.is_some() && value.as_str() == self.sent_status;
-                // Inside of what was made, a state may be that of the call.
+                // Inside the created object, a state may be that of the call.
                 let of_the_call = affirmed_around && value.is_string();
                 if state_says_no(field, value, affirmed) && !echoes && !of_the_call {
                     return no();
@@ -416,7 +414,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Whether one of its fields says yes by itself.
+    /// Whether one of the object's fields says yes.
     fn affirms(&self, fields: &Map<String, Value>) -> bool {
         fields.iter().any(|(name, value)| {
             let field = plain(name);
@@ -444,7 +442,7 @@ impl Reader<'_> {
     }
 }
 
-/// A field's name without the ways in which names are written.
+/// A field's name in one spelling: lower case, without separators.
 fn plain(name: &str) -> String {
     let keep = |c: &char| !matches!(c, '-' | ' ' | '.');
     let lower: String = name.chars().filter(keep).collect();
@@ -455,7 +453,7 @@ fn plain(name: &str) -> String {
     }
 }
 
-/// JSON that stands in a text: some gateways wrap what the server said.
+/// JSON inside a text: some gateways wrap the server's answer.
 fn encoded(text: &str) -> Option<Value> {
     let text = text.trim();
     text.starts_with(['{', '[', '"'])
@@ -463,7 +461,7 @@ fn encoded(text: &str) -> Option<Value> {
         .flatten()
 }
 
-/// A field that ought to say yes, and does not.
+/// Whether the value of a yes-or-no field is a no.
 fn says_no(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -477,7 +475,7 @@ fn says_no(value: &Value) -> bool {
     }
 }
 
-/// Whether a field for errors tells of one.
+/// Whether the value of an error field describes an error.
 fn is_something(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -510,7 +508,7 @@ fn state_says_no(field: &str, value: &Value, affirmed: bool) -> bool {
     let number_says_no = |number: f64| {
         number < 0.0
             || (400.0..600.0).contains(&number)
-            // Where 0 is good, it is called a code.
+            // In a field called a code, 0 usually means success.
             || (number == 0.0 && !affirmed && !field.ends_with("code"))
     };
     match value {
@@ -534,20 +532,20 @@ fn state_says_no(field: &str, value: &Value, affirmed: bool) -> bool {
 }
 
 fn speaks_of_failure(message: &str) -> bool {
-    // Four bytes a character at most; counting those of a long text would be in vain.
+    // A character has at most four bytes, so a longer text need not be counted.
     if message.len() > 4 * MESSAGE_CHARS || message.chars().count() > MESSAGE_CHARS {
         return false;
     }
     let mut message = format!(" {}", message.to_lowercase().replace('_', " "));
     for phrase in NO_FAILURES {
-        // As words of their own: "10 errors" has "0 errors" in it.
+        // Whole words only: "10 errors" contains "0 errors".
         message = message.replace(&format!(" {phrase}"), " ");
     }
     FAILURES.iter().any(|word| message.contains(word))
 }
 
-/// An answer that is a text: nothing, one word that is no refusal, or a sentence that says yes and
-/// nothing else.
+/// Whether a text is a receipt: empty, one word that is no refusal, or a sentence that only says
+/// yes.
 fn text(text: &str) -> Result<(), String> {
     let text = text.trim();
     let lower = text.to_lowercase();
@@ -583,11 +581,12 @@ fn excerpt(value: &Value) -> String {
     }
 }
 
-/// The fields of an object that was not read to its end, as far as they were.
+/// The complete fields of a truncated JSON object.
 pub(super) fn beginning(bytes: &[u8]) -> Option<Value> {
     use serde::de::{Deserializer as _, MapAccess, Visitor};
 
-    /// Fills what it is given, because a reader that meets the broken end answers nothing but that.
+    /// Fills a map from outside, because the deserializer returns only an error at the truncated
+    /// end.
     struct Beginning<'a>(&'a mut Map<String, Value>);
 
     impl<'de> Visitor<'de> for Beginning<'_> {
@@ -616,7 +615,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Judged under these rules, after a call with the status `busy`.
+    /// Checks an answer under these rules, for a call with the status `busy`.
     fn judged(config: &ReceiptConfig, body: &str) -> Result<(), String> {
         let json = serde_json::from_str(body).ok();
         let said = Said {
@@ -703,7 +702,7 @@ mod tests {
             r#"{"status": 201, "statusText": "Created"}"#,
             r#"{"success": true, "message": "lead has an invalid email, call saved"}"#,
             r#"{"id": 7, "message": "saved, agent not found"}"#,
-            // The call as it was sent.
+            // Echoes of the call.
             r#"{"_id": "7", "status": "busy", "callDetails": {"status": "failed"}}"#,
             r#"{"success": true, "data": {"status": "failed", "lead": {"error": "no"}}}"#,
             r#"{"transcript": "it failed with an error, success: false"}"#,
@@ -712,7 +711,7 @@ mod tests {
         ] {
             assert_eq!(judged(&ReceiptConfig::default(), body), Ok(()), "{body}");
         }
-        // Without anything made, it is not the call's status that is told.
+        // Without a created object, the status is not that of the call.
         assert!(judged(&ReceiptConfig::default(), r#"{"status": "busy"}"#).is_err());
     }
 
@@ -752,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_answer_that_is_too_long_the_beginning_has_to_say_yes() {
+    fn a_truncated_answer_is_a_receipt_only_if_it_says_yes() {
         for (body, receipt) in [
             (r#"{"success":true,"echo":""#, true),
             (r#"{"success":false,"echo":""#, false),
@@ -773,8 +772,7 @@ mod tests {
     }
 
     proptest! {
-        /// A field that says no is seen wherever it stands among others, and however its name is
-        /// written.
+        /// A field that says no is found at any place and in any spelling of its name.
         #[test]
         fn a_no_is_never_overlooked(
             name in prop::sample::select(vec!["success", "Success", "is_success", "OK", "is-ok"]),

@@ -1,4 +1,4 @@
-//! Signing requests, so that the CRM can tell ours from anybody's and an old one from a new one.
+//! Signs requests, so that the CRM can authenticate them and reject replays.
 //!
 //! The header that `crm.signature_header` names gets `t=<seconds since 1970>,v1=<hex>`, where `v1`
 //! is HMAC-SHA256 (RFC 2104) with the secret over four lines, joined by `\n`: the seconds, the path
@@ -12,7 +12,7 @@ use reqwest::header::{HeaderName, HeaderValue};
 
 use crate::settings::Secret;
 
-/// SHA-256 of what is sent, fed piece by piece.
+/// Incremental SHA-256 of the content.
 pub(super) struct ContentDigest(digest::Context);
 
 impl ContentDigest {
@@ -24,13 +24,13 @@ impl ContentDigest {
         self.0.update(bytes);
     }
 
-    /// In lower-case hex.
+    /// The digest in lower-case hex.
     pub(super) fn finish(self) -> String {
         hex(self.0.finish().as_ref())
     }
 }
 
-/// Signs requests with one secret. Prints without it.
+/// Signs requests with one secret. `Debug` hides the secret.
 pub(super) struct Signer {
     header: HeaderName,
     key: hmac::Key,
@@ -50,7 +50,7 @@ impl Signer {
         }
     }
 
-    /// The header of one request. `content` is its digest in hex.
+    /// The signature header of one request. `content` is the digest of its content in hex.
     pub(super) fn sign(
         &self,
         at: DateTime<Utc>,

@@ -1,19 +1,19 @@
-//! Takes markdown, HTML and SSML out of text that is to be spoken, as the text is written. Pure.
+//! Removes markdown, HTML and SSML from text that is to be spoken, while the text streams in. Pure.
 //!
-//! What a person would not say goes: code blocks, images, tags, comments, footnotes, what is struck
-//! out. What a person would say stays: the words of links, the cells of tables as a list, the
-//! content of elements. Marks within a sentence (emphasis, headings, emoji) are left to
+//! Removed is what a person would not say: code blocks, images, tags, comments, footnotes, struck
+//! out text. Kept is what a person would say: the words of links, the cells of tables as a list,
+//! the content of elements. Marks within a sentence (emphasis, headings, emoji) are left to
 //! `speech_text::speakable`, which sees whole sentences.
 //!
-//! Text without markup goes on at once. Only from a mark on text is held back, until it is clear
-//! what it is.
+//! Text without markup is returned at once. Only from a markup character on is text held back,
+//! until its meaning is clear.
 
-/// The longest tag, link or struck out text, bytes. What is longer is text.
+/// The longest tag, link or struck out text, bytes. Anything longer counts as text.
 const MAX_MARK_BYTES: usize = 400;
-/// The longest address of a link or an image, bytes; images may be in it.
+/// The longest URL of a link or an image, bytes; it may be a data URL with the image.
 const MAX_ADDRESS_BYTES: usize = 8 * 1024;
 
-/// Elements whose content nobody says.
+/// Elements whose content is not spoken.
 const SILENT: &[&str] = &[
     "del", "head", "math", "script", "strike", "style", "svg", "template", "title",
 ];
@@ -51,12 +51,12 @@ const LINES: &[&str] = &[
 /// Code blocks in these languages hold words.
 const WORDS: &[&str] = &["markdown", "md", "plain", "plaintext", "text", "txt"];
 
-/// Takes the markup out of one text.
+/// Removes the markup from one text.
 #[derive(Debug)]
 pub struct Markup {
-    /// Text that is not decided yet.
+    /// Text that is held back.
     held: String,
-    /// Nothing but spaces has come on this line.
+    /// Whether the current line has only spaces so far.
     at_line_start: bool,
     fence: Option<Fence>,
     /// The element whose content is left out.
@@ -67,7 +67,8 @@ pub struct Markup {
 #[derive(Debug)]
 struct Fence {
     mark: &'static str,
-    /// Whether it holds words; unknown until its first line when its language is not told.
+    /// Whether it contains words; if its language is not named, that is unknown until its first
+    /// line.
     is_spoken: Option<bool>,
 }
 
@@ -82,11 +83,11 @@ impl Default for Markup {
     }
 }
 
-/// What stands at the beginning of a text, with its length in bytes.
+/// The markup at the beginning of a text, with its length in bytes.
 enum Mark {
-    /// The next characters will tell.
+    /// More characters are needed to decide.
     Wait,
-    /// Nothing but text.
+    /// Only text.
     Text(usize),
     /// To be replaced by this.
     Instead(usize, String),
@@ -95,13 +96,13 @@ enum Mark {
 }
 
 impl Markup {
-    /// Takes more text and returns what of it is to be spoken.
+    /// Takes more text and returns what is to be spoken.
     pub fn push(&mut self, more: &str) -> String {
         self.held.push_str(more);
         self.read(false)
     }
 
-    /// The rest, at the end of the text.
+    /// Returns the rest at the end of the text.
     pub fn finish(&mut self) -> String {
         self.read(true)
     }
@@ -127,7 +128,7 @@ impl Markup {
         self.held.drain(..len).collect()
     }
 
-    /// The content of a silent element.
+    /// Drops the content of a silent element.
     fn leave_out(&mut self, last: bool) -> bool {
         let close = format!("</{}", self.silent.as_deref().unwrap_or_default());
         let end = self
@@ -146,7 +147,7 @@ impl Markup {
                 false
             }
             None => {
-                // Only what may be the beginning of its end is of interest.
+                // Only a possible beginning of its end tag is kept.
                 let mut keep = self
                     .held
                     .rfind("</")
@@ -160,7 +161,7 @@ impl Markup {
         }
     }
 
-    /// What depends on the line as a whole: code blocks and tables.
+    /// Handles markup of whole lines: code blocks and tables.
     fn line_start(&mut self, last: bool, out: &mut String) -> bool {
         let line_end = self.held.find('\n').map(|at| at + 1);
         let whole = line_end.or(last.then_some(self.held.len()));
@@ -180,7 +181,7 @@ impl Markup {
             self.take(end);
             self.fence = match self.fence {
                 Some(_) => None,
-                // A block on one line is over.
+                // A block on one line is closed already.
                 None if language.contains(mark) => None,
                 None => Some(Fence {
                     mark,
@@ -282,7 +283,7 @@ impl Markup {
             && name == "sub"
             && let Some((_, alias)) = inside.split_once("alias=")
         {
-            // SSML: how the content is to be said.
+            // SSML: how to pronounce the content.
             let quote = alias.chars().next().unwrap_or_default();
             out.push_str(
                 alias[quote.len_utf8().min(alias.len())..]
@@ -304,7 +305,7 @@ fn spoken(text: &str) -> String {
     markup.push(text) + &markup.finish()
 }
 
-/// Whether a line of a code block is said rather than run.
+/// Whether a line of a code block is a sentence and not code.
 fn is_sentence(line: &str) -> bool {
     let line = line.trim();
     line.contains(' ')
@@ -312,7 +313,7 @@ fn is_sentence(line: &str) -> bool {
         && !line.contains(['{', '}', '[', ']', '<', '>', '=', ';', '$', '|', '\\', '#'])
 }
 
-/// How far to wait for the end of a mark.
+/// Waits for the end of a mark within `limit` bytes.
 fn wait_or(text: &str, limit: usize, last: bool, otherwise: Mark) -> Mark {
     if last || text.len() > limit || text.contains('\n') {
         otherwise
@@ -321,7 +322,7 @@ fn wait_or(text: &str, limit: usize, last: bool, otherwise: Mark) -> Mark {
     }
 }
 
-/// A tag, a comment, or an address in angle brackets. "5 < 6" is none of them.
+/// A tag, a comment, or a URL in angle brackets. "5 < 6" is none of them.
 fn tag(text: &str, last: bool) -> Mark {
     let inside = &text[1..];
     if let Some(comment) = inside.strip_prefix("!--") {
@@ -364,7 +365,7 @@ fn tag(text: &str, last: bool) -> Mark {
 }
 
 /// Whether the content of angle brackets begins like a tag: a name and attributes with values. Two
-/// words in a row are none.
+/// words in a row are no tag.
 fn may_be_tag(content: &str) -> bool {
     let mut rest = content.trim_start_matches(['/', '?', '!']);
     rest = rest.trim_start_matches(|c: char| {
@@ -449,7 +450,7 @@ fn entity(text: &str, last: bool) -> Mark {
     Mark::Instead(name_len + 2, c.to_string())
 }
 
-/// `![alt](address)`: nobody says what cannot be seen.
+/// `![alt](address)`: images are not spoken.
 fn image(text: &str, last: bool) -> Mark {
     match text[1..].chars().next() {
         None if !last => Mark::Wait,
@@ -491,8 +492,8 @@ fn link(text: &str, last: bool) -> Mark {
     }
 }
 
-/// Length of the bracketed text at the beginning of `text`; none when the line, or `limit` bytes,
-/// end before it does.
+/// Length of the bracketed text at the beginning of `text`; `None` if it is not closed within the
+/// line or `limit` bytes.
 fn closing(text: &str, open: char, close: char, limit: usize) -> Option<usize> {
     let mut depth = 0_u32;
     for (at, c) in text.char_indices() {
@@ -512,7 +513,7 @@ fn closing(text: &str, open: char, close: char, limit: usize) -> Option<usize> {
     None
 }
 
-/// `~~text~~`: it does not hold any more.
+/// `~~text~~`: struck out text is dropped.
 fn struck_out(text: &str, last: bool) -> Mark {
     let Some(inside) = text.strip_prefix("~~") else {
         return match text.len() {
@@ -558,7 +559,7 @@ fn escaped(text: &str, last: bool) -> Mark {
     }
 }
 
-/// Sources in brackets of their own, as OpenAI's models write them: 【1†source】.
+/// Citations of OpenAI's models: 【1†source】.
 fn between(text: &str, close: char, last: bool) -> Mark {
     let first = text.chars().next().map_or(1, char::len_utf8);
     match text
@@ -595,7 +596,7 @@ mod tests {
                 "| Plan | Price |\n|---|:--:|\n| **Small** | [20](x) |\nThat is all.",
                 "Plan, Price\n\n**Small**, 20\nThat is all.",
             ),
-            ("Look:\n```json\n{\"a\": 1}\n```\nDone.", "Look:\n\n\nDone."),
+            ("See:\n```json\n{\"a\": 1}\n```\nDone.", "See:\n\n\nDone."),
             ("```\nlet x = 1;\n```\nDone.", "\n\nDone."),
             ("```text\nWe open at nine.\n```", "\nWe open at nine.\n\n"),
             ("```\nWe open at nine.\n```", "\nWe open at nine.\n\n"),

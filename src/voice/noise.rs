@@ -1,42 +1,42 @@
-//! Keeps bytes that are no sound out of the caller's ear. Pure.
+//! Blocks bytes that are no audio from being played to the caller. Pure.
 //!
 //! A synthesiser that sends MP3, floats or a web page where samples are expected sends noise at
-//! full volume. What such bytes have in common is that they are loud and their samples know nothing
-//! of each other, or all lie on one side of zero. No voice and no music does that for long: where a
-//! voice hisses like noise it is soft, and where it is loud its samples follow each other. So loud,
-//! clipped and sung speech passes, and so does music; measured on speech overdriven by 18 dB, the
-//! longest stretch that looks like noise has 120 ms.
+//! full volume. Such bytes are loud, and their samples are uncorrelated or all on one side of zero.
+//! Voices and music are not like that for long: noisy parts of speech are soft, and the samples of
+//! loud parts are correlated. So loud, clipped and sung speech passes, and so does music; in speech
+//! overdriven by 18 dB, the longest stretch that looks like noise lasts 120 ms.
 
-/// What is checked together, in windows a second: 20 ms.
+/// Windows per second: each has 20 ms.
 const WINDOWS_PER_S: u32 = 50;
 
-/// Softer than this hurts nobody: -10 dBFS, as a mean square. Random bytes have -4.8 dBFS.
+/// Softer audio always passes: -10 dBFS, as a mean square. Random bytes have -4.8 dBFS.
 const LOUD: f64 = 10_362.0 * 10_362.0;
 
-/// So many windows of noise in a row are no sound: 140 ms …
+/// This many noisy windows in a row mean that it is no audio: 140 ms …
 const MAX_IN_A_ROW: u32 = 7;
 
-/// … and as many of the last [`RECENT`] are none either.
+/// … and so do this many of the last [`RECENT`].
 const MAX_OF_RECENT: u32 = 10;
 
 /// Half a second.
 const RECENT: u32 = 25;
 
-/// The sound is none.
+/// The bytes are no audio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IsNoise;
 
-/// Looks at the sound of one sentence. Windows that look like noise wait until the next ones tell.
+/// Checks the audio of one sentence. Windows that look like noise are held back until the next ones
+/// decide.
 #[derive(Debug)]
 pub(super) struct NoiseGuard {
     window: usize,
-    /// Less than a window.
+    /// Samples of an incomplete window.
     pending: Vec<i16>,
-    /// Windows that look like noise.
+    /// Windows that look like noise, held back.
     held: Vec<i16>,
     /// One bit for each of the last windows, the newest lowest: set if it looked like noise.
     noisy: u32,
-    /// Some window was sound.
+    /// Whether any window was audio.
     has_sound: bool,
 }
 
@@ -51,7 +51,7 @@ impl NoiseGuard {
         }
     }
 
-    /// Takes sound and returns what may be heard.
+    /// Takes samples and returns those that may be played.
     pub(super) fn push(&mut self, sound: &[i16]) -> Result<Vec<i16>, IsNoise> {
         self.pending.extend_from_slice(sound);
         let mut audible = Vec::with_capacity(self.pending.len());
@@ -75,7 +75,7 @@ impl NoiseGuard {
         Ok(audible)
     }
 
-    /// Returns what is left at the end of the sentence.
+    /// Returns the remaining samples at the end of the sentence.
     pub(super) fn finish(&mut self) -> Result<Vec<i16>, IsNoise> {
         if !self.has_sound && (!self.held.is_empty() || looks_like_noise(&self.pending)) {
             return Err(IsNoise);
@@ -86,15 +86,15 @@ impl NoiseGuard {
     }
 }
 
-/// Whether a whole sound is taken for noise.
+/// Whether a complete piece of audio is classified as noise.
 pub(super) fn is_noise(sound: &[i16], sample_rate_hz: u32) -> bool {
     let mut guard = NoiseGuard::new(sample_rate_hz);
     guard.push(sound).is_err() || guard.finish().is_err()
 }
 
-/// Loud, and either without any order (the difference of neighbours has as much energy as they
-/// have; it has twice as much in white noise) or on one side of zero (half of the energy is the
-/// mean's).
+/// Loud, and either uncorrelated (the difference of neighbours has at least as much energy as the
+/// samples; in white noise it has twice as much) or on one side of zero (at least half of the
+/// energy is in the mean).
 fn looks_like_noise(window: &[i16]) -> bool {
     let count = window.len() as f64;
     let values = || window.iter().map(|sample| f64::from(*sample));
@@ -115,7 +115,8 @@ mod tests {
 
     const RATE: u32 = 24_000;
 
-    /// What can be heard of a sound that comes in pieces, and whether it was taken for noise.
+    /// Number of samples that pass when audio arrives in pieces, and whether it was classified as
+    /// noise.
     fn heard(sound: &[i16], piece: usize) -> (usize, bool) {
         let mut guard = NoiseGuard::new(RATE);
         let mut audible = 0;
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_sound_are_not_heard() {
+    fn bytes_that_are_no_audio_are_not_played() {
         let mp3 = include_bytes!("../../tests/fixtures/cases/speech-as-mp3/speech.mp3");
         let page = "<html><head><title>502 Bad Gateway</title></head></html>\n".repeat(100);
         let floats: Vec<u8> = speech()

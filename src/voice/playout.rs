@@ -1,9 +1,9 @@
-//! What the caller has heard of one reply.
+//! Tracks what the caller has heard of one reply.
 //!
-//! The sound of a reply passes through a [`Playout`]: the synthesiser's end puts it in, sentence by
-//! sentence, the player's end takes it out in frames. In between it is known at every sample which
-//! sentence it belongs to, so that a reply that is cut off can be written down up to the word that
-//! was heard. Pure: [`Track`] beside it adds the waiting.
+//! The audio of a reply passes through a [`Playout`]: the synthesiser pushes it sentence by
+//! sentence, the player takes it in frames. Each sample is assigned to its sentence, so that of an
+//! interrupted reply exactly the words that were heard are recorded. Pure: [`Track`] adds the
+//! waiting.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,68 +13,67 @@ use tokio::sync::Notify;
 
 use crate::providers::tts::WordTime;
 
-/// Sound that waits to be played; more is not fetched from the synthesiser.
+/// Limit of buffered audio; no more is fetched from the synthesiser.
 const MAX_WAITING: Duration = Duration::from_secs(8);
 
-/// Sound that was given to the output and may have to be given again after a pause. More than the
-/// output ever queues.
+/// Audio that was sent to the output and is kept in case it must be sent again after a pause. More
+/// than the output ever queues.
 const KEPT: Duration = Duration::from_secs(1);
 
-/// Speech is about this fast; used for a sentence of which not all the sound is there yet.
+/// Approximate speaking rate; used for a sentence whose audio is not complete yet.
 const CHARS_PER_SECOND: f64 = 15.0;
 
 /// One sentence of the reply.
 #[derive(Debug, Clone, PartialEq)]
 struct Sentence {
     text: String,
-    /// The round of the model that it came from; each round of tools begins another.
+    /// The step of the model that it came from; each round of tool calls begins a new one.
     step: usize,
     /// Samples so far.
     samples: u64,
-    /// All its sound is there.
+    /// Whether all its audio is buffered.
     complete: bool,
-    /// For each word that the voice has told about: where it ends in the text, and the sample in
-    /// its middle.
+    /// For each word with a reported time: where it ends in the text, and the sample in its middle.
     words: Vec<(usize, u64)>,
 }
 
-/// Whether sound may leave for the output.
+/// Whether audio may be sent to the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlayMode {
     /// Not yet: the turn is not over.
     Held,
     /// Yes.
     Playing,
-    /// Not now: the caller speaks.
+    /// Paused: the caller is speaking.
     Paused,
 }
 
-/// What was heard of one step of a reply.
+/// The heard part of one step of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeardText {
-    /// The words, as far as they were played.
+    /// The words that were played.
     pub text: String,
     /// Whether that is all of them.
     pub whole: bool,
 }
 
-/// The sound of one reply that is being played.
+/// The audio of one reply that is being played.
 #[derive(Debug)]
 pub struct Playout {
     rate: u32,
     sentences: Vec<Sentence>,
     waiting: VecDeque<i16>,
-    /// The last sound that was taken, for [`Playout::rewind`].
+    /// The last samples that were taken, for [`Playout::rewind`].
     taken_tail: VecDeque<i16>,
     /// Samples taken by the player.
     taken: u64,
-    /// Nothing more will be put in.
+    /// No more audio will be pushed.
     finished: bool,
     mode: PlayMode,
 }
 
 impl Playout {
-    /// An empty one, held, for an output of `rate` samples a second.
+    /// An empty playout in mode `Held`, for an output of `rate` samples per second.
     pub fn new(rate: u32) -> Self {
         Self {
             rate: rate.max(1),
@@ -87,7 +86,7 @@ impl Playout {
         }
     }
 
-    /// The sound that follows belongs to this sentence.
+    /// The audio that follows belongs to this sentence.
     pub fn begin_sentence(&mut self, text: String, step: usize) {
         self.end_sentence();
         self.sentences.push(Sentence {
@@ -99,8 +98,8 @@ impl Playout {
         });
     }
 
-    /// When words of the sentence are said. Words that are not in its text are passed over: a voice
-    /// may tell how it has read a number.
+    /// Adds the times at which words of the sentence are spoken. Words that are not in its text are
+    /// skipped: a voice may report how it has read a number.
     pub fn add_words(&mut self, words: &[WordTime]) {
         let rate = f64::from(self.rate);
         let Some(sentence) = self.sentences.last_mut() else {
@@ -116,7 +115,7 @@ impl Playout {
                 continue;
             };
             let end = from + at + spoken.len();
-            // The sign after a word is said with it.
+            // Punctuation after a word belongs to it.
             let is_sign = |c: char| !c.is_whitespace() && !c.is_alphanumeric();
             let rest = &sentence.text[end..];
             let end = end + rest.len() - rest.trim_start_matches(is_sign).len();
@@ -125,14 +124,14 @@ impl Playout {
         }
     }
 
-    /// All sound of the sentence is there.
+    /// All audio of the sentence has been pushed.
     pub fn end_sentence(&mut self) {
         if let Some(sentence) = self.sentences.last_mut() {
             sentence.complete = true;
         }
     }
 
-    /// Puts sound in.
+    /// Pushes samples.
     pub fn push(&mut self, sound: &[i16]) {
         if let Some(sentence) = self.sentences.last_mut() {
             sentence.samples += sound.len() as u64;
@@ -140,7 +139,7 @@ impl Playout {
         }
     }
 
-    /// Nothing more will be put in.
+    /// No more audio will be pushed.
     pub fn finish(&mut self) {
         self.end_sentence();
         self.finished = true;
@@ -151,8 +150,8 @@ impl Playout {
         self.waiting.len() as u64 >= self.samples_in(MAX_WAITING)
     }
 
-    /// Takes the next `count` samples into `frame`, or fewer at the end of the reply, filled up
-    /// with silence. False while there is nothing to take.
+    /// Takes the next `count` samples into `frame`; at the end of the reply the last frame is
+    /// padded with silence. False while there is nothing to take.
     pub fn take(&mut self, count: usize, frame: &mut Vec<i16>) -> bool {
         frame.clear();
         if self.mode != PlayMode::Playing
@@ -172,7 +171,7 @@ impl Playout {
         true
     }
 
-    /// Puts back what was taken but has not left the output, because that was cleared.
+    /// Restores samples that were taken but not played, because the output was cleared.
     pub fn rewind(&mut self, unheard: Duration) {
         let back = (self.samples_in(unheard) as usize).min(self.taken_tail.len());
         for sample in self.taken_tail.drain(self.taken_tail.len() - back..).rev() {
@@ -181,12 +180,12 @@ impl Playout {
         self.taken -= back as u64;
     }
 
-    /// Everything has been put in and taken out.
+    /// Whether all audio has been pushed and taken.
     pub fn is_drained(&self) -> bool {
         self.finished && self.waiting.is_empty()
     }
 
-    /// Whether there is any sound.
+    /// Whether there is any audio.
     pub fn has_sound(&self) -> bool {
         self.sentences.iter().any(|sentence| sentence.samples > 0)
     }
@@ -196,12 +195,12 @@ impl Playout {
         self.mode
     }
 
-    /// Lets the player take, or stops it.
+    /// Sets whether the player may take.
     pub fn set_mode(&mut self, mode: PlayMode) {
         self.mode = mode;
     }
 
-    /// The sentences that have begun to be played, with `queued` of the sound still in the output.
+    /// The sentences whose playback has begun, with `queued` of the audio still in the output.
     pub fn begun(&self, queued: Duration) -> impl Iterator<Item = &str> {
         let heard = self.heard_samples(queued);
         let mut start = 0;
@@ -212,7 +211,7 @@ impl Playout {
         })
     }
 
-    /// The words that were heard, by step, while `queued` of the sound was still in the output.
+    /// The words that were heard, by step, with `queued` of the audio still in the output.
     pub fn heard(&self, queued: Duration) -> Vec<HeardText> {
         let heard = self.heard_samples(queued);
         let mut steps: Vec<HeardText> = Vec::new();
@@ -256,7 +255,7 @@ impl Playout {
         steps
     }
 
-    /// Sound that has left the output, with `queued` still in it.
+    /// Duration of the audio that was played, with `queued` still in the output.
     pub fn position(&self, queued: Duration) -> Duration {
         Duration::from_secs_f64(self.heard_samples(queued) as f64 / f64::from(self.rate))
     }
@@ -278,7 +277,7 @@ fn push_words(text: &mut String, more: &str) {
     text.push_str(more);
 }
 
-/// The words of which more than half was said when `share` of the sound was played.
+/// The words of which more than half was spoken when `share` of the audio was played.
 fn first_words(text: &str, share: f64) -> &str {
     let chars = text.chars().count() as f64;
     let said = share.clamp(0.0, 1.0) * chars;
@@ -306,14 +305,14 @@ fn first_words(text: &str, share: f64) -> &str {
     text[..end].trim_end()
 }
 
-/// A [`Playout`] that can be waited for. Its lock is held for one method at a time and never across
-/// an await.
+/// A shared [`Playout`] with async waiting. Its lock is held for one method at a time and never
+/// across an await.
 #[derive(Debug)]
 pub struct Track {
     playout: Mutex<Playout>,
-    /// Something has changed that the player waits for.
+    /// Wakes the player.
     for_player: Notify,
-    /// Something has changed that the synthesiser waits for.
+    /// Wakes the synthesiser.
     for_writer: Notify,
 }
 
@@ -327,20 +326,20 @@ impl Track {
         }
     }
 
-    /// Looks at the playout.
+    /// Locks the playout.
     pub fn lock(&self) -> MutexGuard<'_, Playout> {
-        // Every method leaves the playout whole, so that a panic elsewhere does not make it
+        // Every method leaves the playout consistent, so a panic elsewhere does not make it
         // unusable.
         self.playout.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what the player may do.
+    /// Changes the mode.
     pub fn set_mode(&self, mode: PlayMode) {
         self.lock().set_mode(mode);
         self.for_player.notify_one();
     }
 
-    /// Puts sound in, and waits while there is enough.
+    /// Pushes samples, and waits while the buffer is full.
     pub async fn push(&self, sound: &[i16]) {
         self.lock().push(sound);
         self.for_player.notify_one();
@@ -349,7 +348,7 @@ impl Track {
         }
     }
 
-    /// Nothing more will be put in.
+    /// No more audio will be pushed.
     pub fn finish(&self) {
         self.lock().finish();
         self.for_player.notify_one();
@@ -402,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_written_down_to_the_word_that_was_heard() {
+    fn an_interrupted_reply_is_recorded_up_to_the_word_that_was_heard() {
         let mut playout = playing();
         playout.begin_sentence("We open at nine.".to_owned(), 0);
         playout.push(&[1; 1_600]);

@@ -1,10 +1,10 @@
-//! From the synthesiser's sample rate to the output's, by a polyphase filter: a windowed sinc, one
-//! branch for each phase.
+//! Resamples from the synthesiser's sample rate to the output's with a polyphase filter: a windowed
+//! sinc, one branch for each phase.
 
 use std::f64::consts::PI;
 
-/// Length of each branch. With 16 taps the images of speech lie some 60 dB down, which is below
-/// what Opus keeps.
+/// Length of each branch. With 16 taps the images of speech are about 60 dB down, which is below
+/// what Opus encodes.
 const TAPS: usize = 16;
 
 /// The largest number of phases; rates that need more do not occur in audio.
@@ -25,8 +25,8 @@ pub struct Resampler {
 }
 
 impl Resampler {
-    /// From `from_hz` to `to_hz`. Rates without a small common ratio are rounded to the nearest
-    /// that has one.
+    /// A resampler from `from_hz` to `to_hz`. Rates without a small common ratio are rounded to the
+    /// nearest that has one.
     pub fn new(from_hz: u32, to_hz: u32) -> Self {
         let (from, to) = (from_hz.max(1), to_hz.max(1));
         let divisor = gcd(from, to);
@@ -37,7 +37,7 @@ impl Resampler {
             up = MAX_PHASES;
         }
         let (up, down) = (up as usize, down as usize);
-        // Going down, the filter has to keep below the lower of both Nyquist rates.
+        // When downsampling, the cutoff must be below the lower Nyquist frequency.
         let cutoff = (up as f64 / down as f64).min(1.0) * if up == down { 1.0 } else { 0.94 };
         let centre = (TAPS / 2) as f64;
         let mut branches = Vec::with_capacity(up * TAPS);
@@ -86,11 +86,12 @@ impl Resampler {
         }
         let used = start.min(self.history.len());
         self.history.drain(..used);
-        // Going down by a large factor may want to skip samples that are not there yet.
+        // When downsampling by a large factor, samples that have not arrived yet may have to be
+        // skipped.
         self.phase += (start - used) * self.up;
     }
 
-    /// Appends what the filter still holds at the end of a stream.
+    /// Appends the remaining output at the end of a stream.
     pub fn finish(&mut self, output: &mut Vec<i16>) {
         if self.up != self.down {
             self.push(&[0; TAPS / 2], output);
@@ -126,7 +127,7 @@ mod tests {
     fn error_db(from: u32, to: u32, hz: f64) -> f64 {
         let mut resampler = Resampler::new(from, to);
         let mut output = Vec::new();
-        // Pieces of odd sizes, as they come from a network.
+        // Chunks of odd sizes, as from a network.
         for piece in tone(hz, from, 0.5).chunks(331) {
             resampler.push(piece, &mut output);
         }

@@ -1,12 +1,12 @@
-//! From what the model writes to what is spoken: sentences, without markup and pictures. Pure.
+//! Converts the model's text to spoken sentences, without markup and emoji. Pure.
 
 use super::markup::Markup;
 
-/// Shorter sentences are spoken together with the next one: a synthesiser needs some words to find
-/// its melody.
+/// Shorter sentences are joined with the next one: a synthesiser needs some words for a natural
+/// intonation.
 const MIN_SENTENCE_CHARS: usize = 20;
 
-/// The first one is what the caller waits for.
+/// The limit for the first sentence, because the caller waits for it.
 const MIN_FIRST_CHARS: usize = 8;
 
 /// The first sentence may be cut at a comma, once this much of it is there.
@@ -34,7 +34,7 @@ const CALENDAR: &[&str] = &[
     "ven", "sam", "janv", "févr", "avr", "juil", "déc", "gen", "gio",
 ];
 
-/// The sentences of a text, as they are spoken. Pieces go in, whole sentences come out.
+/// Turns a stream of text into spoken sentences.
 #[derive(Debug, Default)]
 pub struct Speech {
     markup: Markup,
@@ -48,7 +48,7 @@ impl Speech {
         self.said(|splitter| splitter.push(&text))
     }
 
-    /// The rest, at the end of the text.
+    /// Returns the rest at the end of the text.
     pub fn finish(&mut self) -> Vec<String> {
         let text = self.markup.finish();
         self.said(|splitter| {
@@ -95,7 +95,7 @@ impl SentenceSplitter {
         sentences
     }
 
-    /// The rest, at the end of the text.
+    /// Returns the rest at the end of the text.
     pub fn finish(&mut self) -> Option<String> {
         self.searched = 0;
         let rest = std::mem::take(&mut self.text);
@@ -132,8 +132,8 @@ impl SentenceSplitter {
                     let closed = rest.trim_start_matches([
                         '"', '\'', '”', '’', ')', ']', '*', '_', '.', '!', '?', '…',
                     ]);
-                    // Without a space after it this may be the middle of a number, an address or an
-                    // abbreviation; the next piece of the text will tell.
+                    // Without a space after it this may be inside a number, a URL or an
+                    // abbreviation; the next piece of text decides.
                     closed.starts_with(char::is_whitespace)
                         && chars >= min
                         && !(c == '.' && is_abbreviation(&self.text[..at], closed.trim_start()))
@@ -175,7 +175,7 @@ impl SentenceSplitter {
     }
 }
 
-/// Length in Latin letters' worth: scripts without spaces say about twice as much with one.
+/// Length in Latin letters: a letter of a script without spaces counts as two.
 fn wide_chars(text: &str) -> usize {
     text.chars()
         .map(|c| if c >= '\u{2e80}' { 2 } else { 1 })
@@ -204,7 +204,7 @@ fn is_abbreviation(before: &str, after: &str) -> bool {
         }
         _ => {}
     }
-    // "No. 5" is a number, "No." an answer; the next character tells.
+    // "No. 5" is a number, "No." an answer; the next character decides.
     if word.eq_ignore_ascii_case("no") {
         return after.is_empty() || after.starts_with(|c: char| c.is_ascii_digit());
     }
@@ -220,10 +220,10 @@ fn is_abbreviation(before: &str, after: &str) -> bool {
     CALENDAR.contains(&word) || ABBREVIATIONS.contains(&word.to_lowercase().as_str())
 }
 
-/// What a sentence sounds like: markdown and emoji are taken out, links keep their text.
+/// The spoken form of a sentence: markdown and emoji are removed, links keep their text.
 pub fn speakable(sentence: &str) -> String {
     let mut text = sentence.trim();
-    // Block marks at the beginning of a line.
+    // Markdown block marks at the beginning of a line.
     loop {
         let stripped = text.trim_start_matches(['#', '>']).trim_start();
         let stripped = ["- ", "* ", "+ ", "• "]
@@ -253,7 +253,7 @@ pub fn speakable(sentence: &str) -> String {
             before.is_some_and(char::is_alphanumeric) && rest.starts_with(char::is_alphanumeric);
         match c {
             '`' => {}
-            // What parts the cells of a table.
+            // Separators of table cells.
             '|' => {
                 spoken.truncate(spoken.trim_end().len());
                 if !spoken.is_empty() {
@@ -294,7 +294,7 @@ fn is_invisible(c: char) -> bool {
         || matches!(c, '\u{ad}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
-/// Emoji and the marks that glue them together.
+/// Emoji and the characters that join them.
 fn is_picture(c: char) -> bool {
     matches!(c,
         '\u{200d}' | '\u{20e3}' | '\u{2190}'..='\u{21ff}' | '\u{2300}'..='\u{23ff}' | '\u{2500}'..='\u{27bf}'

@@ -1,8 +1,8 @@
-//! Tells tones and music from voices. Pure.
+//! Distinguishes tones and music from voices. Pure.
 //!
-//! The detector of speech takes both for a voice, because they are periodic, too. Two things tell
-//! them apart, measured on 26 minutes of prompts by five speakers, on espeak's voices, and on hold
-//! music:
+//! The speech detector takes both for a voice, because they are periodic, too. Two properties
+//! distinguish them, measured on 26 minutes of prompts by five speakers, on espeak's voices, and on
+//! hold music:
 //!
 //! - *A tone is thin.* A voice fills the band of the telephone: its formants and its breath lie
 //!   between its harmonics, 45 dB below them at most. A beep, a key or a chord is a few lines with
@@ -30,50 +30,51 @@ const NOTE_SPAN: usize = 1_024;
 /// The band that every telephone passes, in Hz.
 const BAND_HZ: (u32, u32) = (250, 3_750);
 
-/// A line so far below the strongest one counts as nothing. G.711 adds noise 38 dB below the sound,
-/// spread over all lines: 62 dB below.
+/// A line this far below the strongest one counts as absent. G.711 adds noise 38 dB below the
+/// sound, spread over all lines: 62 dB below.
 const RANGE_DB: f32 = 45.0;
 
 /// Three tones with three harmonics each fill 0.4 of the band, a vowel 0.6 and more.
 const FILLED: f32 = 0.45;
 
-/// The strongest line of a sound that is too soft to be judged, in dB over an amplitude of one.
+/// A strongest line below this is too soft to be classified, in dB over an amplitude of one.
 const TOO_SOFT_DB: f32 = 45.0;
 
-/// Where notes are looked for, in Hz: below, the harmonics of a voice do not move far enough.
+/// The band in which notes are detected, in Hz: below it, the harmonics of a voice do not move far
+/// enough.
 const NOTES_HZ: (u32, u32) = (800, 3_500);
 
-/// A line stands out when it is so far above the mean of its surroundings …
+/// A line is a peak when it is this far above the mean of its neighbours …
 const STANDS_OUT_DB: f32 = 6.0;
 
-/// … which are so many lines to either side …
+/// … which are this many lines to either side …
 const SURROUNDINGS: usize = 8;
 
-/// … and not further than this below the strongest.
+/// … and at most this far below the strongest.
 const FAINT_DB: f32 = 10.0;
 
-/// A line that stands out in so many of the last [`NOTE_WINDOWS`] windows stays in place.
+/// A line that is a peak in this many of the last [`NOTE_WINDOWS`] windows is a note.
 const NOTE_STAYS: u8 = 12;
 
 /// 256 ms.
 const NOTE_WINDOWS: usize = 16;
 
-/// What a window sounds like.
+/// The classification of a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Texture {
     /// A few lines with nothing between them.
     pub(super) is_tone: bool,
-    /// Lines that have stayed in place for a while.
+    /// Peaks that have stayed in place for a while.
     pub(super) is_note: bool,
 }
 
-/// Judges a stream of sound, window by window.
+/// Classifies an audio stream, window by window.
 pub(super) struct ToneDetector {
     /// The last [`NOTE_SPAN`] samples.
     sound: Vec<i16>,
     tones: Spectrum,
     notes: Spectrum,
-    /// Which lines stood out in each of the last windows, and how often each did.
+    /// Which lines were peaks in each of the last windows, and how often each was one.
     standing_out: VecDeque<Vec<bool>>,
     counts: Vec<u8>,
 }
@@ -90,7 +91,7 @@ impl ToneDetector {
         }
     }
 
-    /// Takes the next window, which is not longer than a span.
+    /// Classifies the next window, which is not longer than a span.
     pub(super) fn hear(&mut self, window: &[i16]) -> Texture {
         self.sound.drain(..window.len());
         self.sound.extend_from_slice(window);
@@ -100,7 +101,7 @@ impl ToneDetector {
         }
     }
 
-    /// Forgets what it has heard.
+    /// Resets all state.
     pub(super) fn reset(&mut self) {
         self.sound.fill(0);
         self.standing_out.clear();
@@ -153,10 +154,10 @@ fn lines(band_hz: (u32, u32), span: usize) -> (usize, usize) {
     (line(band_hz.0), line(band_hz.1))
 }
 
-/// Levels of a sound's lines.
+/// Computes the levels of spectral lines.
 struct Spectrum {
     fft: Arc<dyn RealToComplex<f32>>,
-    /// Hann's.
+    /// The Hann window.
     weights: Vec<f32>,
     input: Vec<f32>,
     output: Vec<Complex<f32>>,
@@ -180,7 +181,7 @@ impl Spectrum {
         }
     }
 
-    /// In dB over a sine with an amplitude of one. `sound` has the length of the span.
+    /// Levels in dB over a sine with an amplitude of one. `sound` has the length of the span.
     fn levels(&mut self, sound: &[i16]) -> &[f32] {
         for ((input, sample), weight) in self.input.iter_mut().zip(sound).zip(&self.weights) {
             *input = f32::from(*sample) * weight;

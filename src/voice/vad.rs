@@ -1,8 +1,8 @@
-//! Hears where speech begins and ends, and keeps its sound for recognition.
+//! Detects where speech begins and ends, and keeps its samples for recognition.
 //!
-//! Time is counted in samples received, not by a clock, so that the same sound gives the same
-//! segments however it arrives. Knows nothing of turns: a pause and an end are facts about the
-//! sound.
+//! Time is counted in received samples, not by a clock, so that the same audio gives the same
+//! segments however it arrives. Independent of turns: a pause and an end are properties of the
+//! audio.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,59 +13,59 @@ use super::INPUT_SAMPLE_RATE_HZ;
 use super::config::VadConfig;
 use super::tones::{Texture, ToneDetector};
 
-/// What earshot takes at a time: 16 ms.
+/// Samples in one window of the earshot detector: 16 ms.
 const WINDOW: usize = 256;
 
-/// Sound whose level has stayed within [`STEADY_DB`] over this many windows (320 ms) is a tone or a
-/// noise: no speaker holds a level.
+/// Audio whose level has stayed within [`STEADY_DB`] over this many windows (320 ms) is a tone or
+/// noise: no speaker keeps a level for so long.
 const STEADY_WINDOWS: usize = 20;
 
 /// White noise spreads over 1.5 dB or so in windows of this length, a tone over less, speech over
 /// ten and more.
 const STEADY_DB: f32 = 2.0;
 
-/// Below this level nothing is there to be steady.
+/// Below this level a steady level means silence, not a tone.
 const AUDIBLE_DB: f32 = 20.0;
 
-/// Speech begins when that many of the last [`ONSET_WINDOWS`] were loud and no tone. A tone begins
-/// and ends with a click, in which it is none for up to two windows.
+/// Speech begins when this many of the last [`ONSET_WINDOWS`] were loud and not tonal. A tone
+/// begins and ends with a click, which is not tonal for up to two windows.
 const ONSET_FULL_WINDOWS: u32 = 3;
 
 /// See [`ONSET_FULL_WINDOWS`].
 const ONSET_WINDOWS: u32 = 8;
 
-/// A window so far below the loudest of the last ones says nothing: the score stays high for a
-/// while after a tone has ended.
+/// A window this far below the loudest recent one is ignored: the score stays high for a while
+/// after a tone has ended.
 const FAINT_BELOW_DB: f32 = 25.0;
 
-/// With tones or notes in this share of a segment, its words may be made up. Speech has 0.18 or
-/// less in three of four segments.
+/// With tones or notes in at least this share of a segment, the recogniser may invent words. Three
+/// of four segments of speech have 0.18 or less.
 const PERHAPS_MUSIC_SHARE: f32 = 0.18;
 
-/// With notes in this one, it has no words. Of 77 prompts before music 15 dB softer none was taken
-/// for that, before music 10 dB softer one.
+/// With notes in at least this share, a segment contains no speech. Of 77 prompts over music 15 dB
+/// softer none was misclassified, over music 10 dB softer one.
 const MUSIC_SHARE: f32 = 0.5;
 
-/// Sound so far below the loudest of the speech is silence, whatever the score: it takes 100 ms to
-/// come down after the last sound.
+/// Audio this far below the loudest part of the speech is silence, whatever the score: the score
+/// takes 100 ms to fall after the end of speech.
 const QUIET_BELOW_SPEECH_DB: f32 = 30.0;
 
-/// The longest that the score may take to come down.
+/// The longest time that the score takes to fall.
 const HANGOVER_MS: u64 = 160;
 
-/// The score also takes some windows to rise. Sound so far above the line's quietest belongs to the
-/// speech that it becomes …
+/// The score also takes some windows to rise. Audio this far above the noise floor belongs to the
+/// speech that follows …
 const ONSET_ABOVE_LINE_DB: f32 = 12.0;
 
 /// … as far back as this.
 const MAX_ONSET_WINDOWS: usize = 6;
 
-/// Something that the detector has heard. Positions count samples since the beginning.
+/// An event of the detector. Positions count samples since the beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VadEvent {
     /// Speech has begun.
     Started {
-        /// Where its first sound is.
+        /// Position of its first sample.
         onset: u64,
     },
     /// The speaker pauses.
@@ -74,31 +74,31 @@ pub enum VadEvent {
     Resumed,
     /// The speech is over.
     Ended {
-        /// Where its last sound is.
+        /// Position of its last sample.
         end: u64,
     },
 }
 
-/// What is being heard.
+/// The state of the detector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum VadState {
     Silence,
-    /// Speech-like, too short yet to be speech.
+    /// Speech-like, but too short to be speech yet.
     Onset {
-        /// Since when the score says so.
+        /// Position from which the score is high.
         at: u64,
-        /// Since when the level does.
+        /// Position from which the level is high.
         loud_from: u64,
     },
     Speech,
-    /// Silent since then, too short yet for an end.
+    /// Silence since that position, too short to end the speech yet.
     Gap {
         since: u64,
         reported: bool,
     },
 }
 
-/// The windows of a segment, by what was heard in them.
+/// The windows of a segment, counted by their content.
 #[derive(Debug, Default)]
 struct Windows {
     all: u32,
@@ -112,30 +112,30 @@ pub struct Vad {
     config: VadConfig,
     early_pause: u64,
     state: VadState,
-    /// Samples that have been judged.
+    /// Samples that have been processed.
     position: u64,
-    /// Samples that wait for a full window.
+    /// Samples of an incomplete window.
     pending: Vec<i16>,
-    /// The sound before `position`: the prefix of a speech to come, or the prefix and all of the
-    /// one that is in progress.
+    /// The samples before `position`: the prefix of the next speech, or the prefix and all of the
+    /// current one.
     sound: Vec<i16>,
     /// Position of the first sample in `sound`.
     sound_from: u64,
-    /// End of the last segment; the next one does not reach back over it.
+    /// End of the last segment; the next one does not start before it.
     last_end: u64,
     /// Levels of the last windows.
     levels: VecDeque<f32>,
     tones: ToneDetector,
     /// One bit for each of the last windows, the newest lowest: set if it was a tone.
     tonal: u32,
-    /// Likewise: set if it was loud and no tone.
+    /// Likewise: set if it was loud and not tonal.
     full: u32,
     segment: Windows,
     /// The loudest window of the speech in progress.
     loudest: f32,
-    /// Where the sound fell silent, by its level.
+    /// Position where the level fell to silence.
     quiet_since: Option<u64>,
-    /// Judges the windows; replaced in tests that are about time and not about sound.
+    /// Scores the windows; replaced in tests that are about timing.
     #[cfg(test)]
     scores: Option<VecDeque<f32>>,
 }
@@ -170,7 +170,7 @@ impl Vad {
         }
     }
 
-    /// Takes sound of any length and appends what it means to `events`.
+    /// Processes samples of any number and appends the events to `events`.
     pub fn push(&mut self, mut sound: &[i16], events: &mut Vec<VadEvent>) {
         while !sound.is_empty() {
             let take = (WINDOW - self.pending.len()).min(sound.len());
@@ -190,12 +190,12 @@ impl Vad {
         }
     }
 
-    /// Samples received so far, judged or not.
+    /// Samples received so far, processed or not.
     pub fn position(&self) -> u64 {
         self.position + self.pending.len() as u64
     }
 
-    /// Whether speech is in progress; a pause belongs to it.
+    /// Whether speech is in progress, including its pauses.
     pub fn in_speech(&self) -> bool {
         matches!(self.state, VadState::Speech | VadState::Gap { .. })
     }
@@ -208,14 +208,14 @@ impl Vad {
         }
     }
 
-    /// The sound of the segment that is in progress or has just ended, with what came before it and
-    /// the silence after it.
+    /// The samples of the segment that is in progress or has just ended, with its prefix and the
+    /// silence after it.
     pub fn segment(&self) -> Arc<[i16]> {
         self.sound.as_slice().into()
     }
 
-    /// Looks for tones and notes in the pending window. True if there has been nothing but a tone
-    /// for a while.
+    /// Searches for tones and notes in the pending window. True if there has been only a tone for a
+    /// while.
     fn is_lasting_tone(&mut self) -> bool {
         let Texture { is_tone, is_note } = self.tones.hear(&self.pending);
         let loudest = self.levels.iter().copied().fold(f32::MIN, f32::max);
@@ -231,17 +231,17 @@ impl Vad {
         self.tonal.trailing_ones() as usize >= STEADY_WINDOWS
     }
 
-    /// Whether that segment is music, and there is nothing to be recognised in it.
+    /// Whether that segment is music, without speech to recognise.
     pub fn is_music(&self) -> bool {
         self.segment.notes as f32 > MUSIC_SHARE * self.segment.all as f32
     }
 
-    /// Whether much of that segment is tones or notes, so that its words may be made up.
+    /// Whether much of that segment is tones or notes, so that the recogniser may invent words.
     pub fn may_be_music(&self) -> bool {
         self.segment.tones_or_notes as f32 > PERHAPS_MUSIC_SHARE * self.segment.all as f32
     }
 
-    /// Forgets everything that was learnt about this line, and any speech in progress.
+    /// Resets all state, including any speech in progress.
     pub fn reset(&mut self) {
         self.detector.reset();
         self.levels.clear();
@@ -260,7 +260,7 @@ impl Vad {
         self.detector.predict_i16(&self.pending)
     }
 
-    /// Takes the level of the pending window. True if the sound is steady.
+    /// Measures the level of the pending window. True if the level is steady.
     fn measure(&mut self) -> bool {
         let energy: f32 = self
             .pending
@@ -291,7 +291,7 @@ impl Vad {
         self.levels.len() == STEADY_WINDOWS && low > AUDIBLE_DB && high - low < STEADY_DB
     }
 
-    /// Whatever was taken for speech has been a tone for a while.
+    /// Handles a steady level: what counted as speech is a tone or noise.
     fn steady(&mut self, events: &mut Vec<VadEvent>) {
         self.position += WINDOW as u64;
         if self.in_speech() {
@@ -307,7 +307,7 @@ impl Vad {
         let from = self.position;
         self.position += WINDOW as u64;
         if self.in_speech() && self.sound_from < self.last_end {
-            // The segment before this one was cut off by its length, and has been fetched by now.
+            // The previous segment was cut at its maximum length and has been fetched by now.
             self.drop_before(self.last_end);
         }
         let starts = score >= self.config.activation_threshold;
@@ -332,7 +332,7 @@ impl Vad {
             }
             VadState::Speech => {
                 if !goes_on {
-                    // The score comes down slowly; the level tells when the silence began.
+                    // The score falls slowly; the level tells when the silence began.
                     let earliest = from.saturating_sub(samples(HANGOVER_MS));
                     let since = self.quiet_since.unwrap_or(from).clamp(earliest, from);
                     self.state = VadState::Gap {
@@ -357,8 +357,8 @@ impl Vad {
             if self.position - self.sound_from.max(self.last_end)
                 >= samples(self.config.max_segment_ms)
             {
-                // A speaker without a pause, or a noisy line: what there is goes to recognition,
-                // the rest is another segment.
+                // A speaker without a pause, or a noisy line: the segment so far goes to
+                // recognition, and a new one begins.
                 let at = self.position;
                 self.end(at, events);
                 self.state = VadState::Speech;
@@ -370,7 +370,7 @@ impl Vad {
         }
     }
 
-    /// Windows before the present one, without a gap, that are louder than the line.
+    /// Consecutive windows before the present one that are above the noise floor.
     fn loud_windows(&self) -> u64 {
         let line = self.levels.iter().copied().fold(f32::MAX, f32::min);
         let before = self.levels.iter().rev().skip(1).take(MAX_ONSET_WINDOWS);
@@ -410,23 +410,23 @@ impl Vad {
         }
     }
 
-    /// The sound stays until the next window, so that whoever hears of the end can fetch it.
+    /// The samples stay until the next window, so that the receiver of the event can fetch them.
     fn end(&mut self, end: u64, events: &mut Vec<VadEvent>) {
         self.state = VadState::Silence;
         self.last_end = self.position;
         events.push(VadEvent::Ended { end });
     }
 
-    /// Keeps what may be the prefix of the next speech.
+    /// Drops all but the possible prefix of the next speech.
     fn trim(&mut self) {
-        // The sound of a segment that has just ended is kept for its reader.
+        // The samples of a segment that has just ended are kept for its reader.
         if self.last_end == self.position {
             return;
         }
         let keep = samples(self.config.prefix_ms)
             + samples(self.config.min_speech_ms)
             + ((MAX_ONSET_WINDOWS + 1) * WINDOW) as u64;
-        // Moving the tail down costs time; twice the need makes it rare.
+        // Moving the tail costs time; waiting for twice the size makes it rare.
         if self.sound.len() as u64 > 2 * keep {
             self.drop_before(self.position - keep);
         }
@@ -436,7 +436,7 @@ impl Vad {
         let drop = (position.saturating_sub(self.sound_from) as usize).min(self.sound.len());
         self.sound.drain(..drop);
         self.sound_from += drop as u64;
-        // A long speech leaves a long buffer behind; the next one is likely to be short.
+        // Release the buffer of a long speech; the next one is probably short.
         if self.sound.capacity() > 8 * self.sound.len().max(samples(1_000) as usize) {
             self.sound.shrink_to(samples(2_000) as usize);
         }

@@ -1,27 +1,27 @@
-//! What can be told from the words alone: how many they are, whether the sentence is over, whether
-//! somebody merely agrees. Pure; a model could take its place.
+//! Properties of a transcript's words: their number, whether the sentence is complete, whether they
+//! are only a backchannel. Pure; a model could replace it.
 
 /// What the end of a transcript says about the end of the turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// It ends like a sentence.
+    /// It ends like a complete sentence.
     Complete,
     /// It could end here.
     Open,
-    /// It stops in mid phrase.
+    /// It stops in the middle of a phrase.
     Unfinished,
 }
 
-/// Words after which nobody stops on purpose.
+/// Words that do not end a sentence.
 const NEVER_LAST: &[&str] = &[
     "a", "also", "an", "and", "as", "at", "because", "but", "for", "from", "if", "is", "my", "of",
     "or", "our", "so", "the", "their", "to", "uh", "um", "with", "your",
 ];
 
-/// Reads the end of `text`.
+/// Classifies the end of `text`.
 pub fn ending(text: &str) -> Ending {
     let text = text.trim_end();
-    // An ellipsis is three dots to some recognisers, and not the end of a sentence to any.
+    // Some recognisers write an ellipsis as three dots; it never ends a sentence.
     if text.ends_with("...") || text.ends_with('…') {
         return Ending::Unfinished;
     }
@@ -44,7 +44,7 @@ pub fn ending(text: &str) -> Ending {
     }
 }
 
-/// Number of words. Scripts that do not part their words count by letter.
+/// Number of words. In scripts without spaces each letter counts.
 pub fn word_count(text: &str) -> usize {
     text.split(|c: char| !(c.is_alphanumeric() || c == '\''))
         .filter(|word| !word.is_empty())
@@ -110,8 +110,8 @@ mod tests {
             ("नमस्ते जी", 2),
             ("请等一下", 4),
         ] {
-            // Devanagari has marks between its letters that are not alphanumeric to everybody; at
-            // least its words are not lost.
+            // Devanagari has combining marks that are not alphanumeric; its words must still be
+            // counted.
             assert!(
                 word_count(text) >= expected,
                 "{text:?} has {}",

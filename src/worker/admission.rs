@@ -1,4 +1,4 @@
-//! Which calls the worker may take: exact slots, decided without waiting for anything.
+//! Decides which calls the worker accepts, by exact slots and without waiting.
 //!
 //! A slot is reserved when a job is accepted, not when it arrives, so two offers in the same
 //! instant cannot both get the last one. Time is an argument; nothing here knows about sockets,
@@ -21,21 +21,21 @@ pub(super) const ASSIGNMENT_TIMEOUT: Duration = Duration::from_millis(7500);
 /// available.
 const LOAD_WITH_ROOM: f64 = 0.69;
 
-/// What becomes of an offered job.
+/// The decision about an offered job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
     Accept,
     Decline(DeclineReason),
 }
 
-/// Why a job is declined; said in the log.
+/// Why a job is declined, for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DeclineReason {
     Full,
     Draining,
-    /// No record could be written.
+    /// The disk is full or not writable.
     Disk,
-    /// The job runs here already.
+    /// The job already runs on this worker.
     Duplicate,
 }
 
@@ -50,14 +50,14 @@ impl DeclineReason {
     }
 }
 
-/// What becomes of an assigned job.
+/// The decision about an assigned job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Assigned {
-    /// Start it; the slot is its own until [`Admission::release`].
+    /// Start it; it keeps its slot until [`Admission::release`].
     Run,
     /// It was assigned before.
     Duplicate,
-    /// It was not accepted, or so long ago that its slot went to another.
+    /// It was not accepted, or its reservation expired and no slot is free.
     NoSlot,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Pressure {
     pub memory: f64,
 }
 
-/// What the server is told.
+/// The status report for the server.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Report {
     pub full: bool,
@@ -78,9 +78,9 @@ pub(super) struct Report {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slot {
-    /// Accepted; the assignment must come until then.
+    /// Accepted; the assignment must arrive before `until`.
     Reserved { until: Instant },
-    /// Assigned; its process is starting, running or being tidied up.
+    /// Assigned; its process is starting, running or being cleaned up.
     Running,
 }
 
@@ -89,10 +89,11 @@ enum Slot {
 pub(super) struct Admission {
     max_calls: usize,
     draining: bool,
-    /// The disk takes no records.
+    /// Whether records cannot be written.
     disk_refuses: bool,
     slots: HashMap<String, Slot>,
-    /// Calls that an earlier worker left running on this machine: they use it as much as ours do.
+    /// Calls of an earlier worker that still run on this machine: they use as much of it as the
+    /// others.
     inherited: HashSet<SessionId>,
 }
 
@@ -132,8 +133,8 @@ impl Admission {
         Decision::Accept
     }
 
-    /// Takes an assignment. One that comes after its slot was given up is still taken while there
-    /// is room, because to the server the job is ours.
+    /// Decides about an assignment. One that arrives after its reservation expired is still
+    /// accepted if a slot is free, because the server counts the job as assigned to this worker.
     pub(super) fn assign(&mut self, job_id: &str) -> Assigned {
         match self.slots.get(job_id) {
             Some(Slot::Running) => return Assigned::Duplicate,
@@ -147,12 +148,12 @@ impl Admission {
         Assigned::Run
     }
 
-    /// Gives a slot back. Unknown jobs change nothing.
+    /// Frees a slot. Unknown jobs change nothing.
     pub(super) fn release(&mut self, job_id: &str) {
         self.slots.remove(job_id);
     }
 
-    /// Gives up the slots whose assignment has not come in time, and says which.
+    /// Frees the slots whose assignment has not arrived in time, and returns their jobs.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<String> {
         let late = |slot: &Slot| matches!(slot, Slot::Reserved { until } if *until <= now);
         self.slots
@@ -161,7 +162,7 @@ impl Admission {
             .collect()
     }
 
-    /// When [`Admission::expire`] has something to do next.
+    /// When the next reservation expires.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         let until = |slot: &Slot| match slot {
             Slot::Reserved { until } => Some(*until),
@@ -175,8 +176,8 @@ impl Admission {
         self.draining = true;
     }
 
-    /// Takes no new jobs while the disk takes no records. Those accepted before may still be
-    /// assigned: they fail less often than a call that nobody answers.
+    /// Accepts no new jobs while records cannot be written. Jobs accepted before may still be
+    /// assigned: a call without a record is better than one that nobody answers.
     pub(super) fn set_disk_refuses(&mut self, refuses: bool) {
         self.disk_refuses = refuses;
     }
@@ -186,7 +187,7 @@ impl Admission {
         self.inherited = running;
     }
 
-    /// How many calls were accepted or are running here, those of an earlier worker not counted.
+    /// Number of calls that were accepted or are running, without those of an earlier worker.
     pub(super) fn own_calls(&self) -> usize {
         self.slots.len()
     }
@@ -194,8 +195,8 @@ impl Admission {
     pub(super) fn report(&self, pressure: Pressure) -> Report {
         let full = self.draining || self.disk_refuses || !self.has_room();
         let taken = self.occupied() as f64 / self.max_calls.max(1) as f64;
-        // Beyond its limit a resource makes this worker the last choice, not an impossible one:
-        // only slots refuse calls.
+        // A resource at its limit makes this worker the last choice, but only full slots refuse
+        // calls.
         let busiest = taken.max(pressure.cpu).max(pressure.memory).clamp(0.0, 1.0);
         Report {
             full,
@@ -367,7 +368,7 @@ mod tests {
     }
 
     #[derive(Debug, Clone)]
-    enum Step {
+    enum Action {
         Offer(u8),
         Assign(u8),
         Release(u8),
@@ -376,33 +377,33 @@ mod tests {
         Drain,
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn action() -> impl Strategy<Value = Action> {
         prop_oneof![
-            6 => (0..12u8).prop_map(Step::Offer),
-            6 => (0..12u8).prop_map(Step::Assign),
-            4 => (0..12u8).prop_map(Step::Release),
-            3 => (0..9000u16).prop_map(Step::Wait),
-            1 => (0..4u8).prop_map(Step::Inherit),
-            1 => Just(Step::Drain),
+            6 => (0..12u8).prop_map(Action::Offer),
+            6 => (0..12u8).prop_map(Action::Assign),
+            4 => (0..12u8).prop_map(Action::Release),
+            3 => (0..9000u16).prop_map(Action::Wait),
+            1 => (0..4u8).prop_map(Action::Inherit),
+            1 => Just(Action::Drain),
         ]
     }
 
     proptest! {
-        /// Whatever order things come in: never more calls than slots, never a job twice, and the
-        /// report agrees with the decisions.
+        /// In any order of events: never more calls than slots, never a job twice, and the report
+        /// agrees with the decisions.
         #[test]
-        fn never_more_calls_than_slots(max_calls in 1..6usize, steps in prop::collection::vec(step(), 0..200)) {
+        fn never_more_calls_than_slots(max_calls in 1..6usize, actions in prop::collection::vec(action(), 0..200)) {
             let mut now = Instant::now();
             let mut admission = Admission::new(max_calls);
-            // What a server and a machine would see, kept apart from the code under test.
+            // The expected state, kept independently of the code under test.
             let mut running: HashSet<u8> = HashSet::new();
             let mut accepted: HashMap<u8, Instant> = HashMap::new();
             let mut inherited = 0;
             let mut draining = false;
-            for step in steps {
+            for action in actions {
                 let full = admission.report(IDLE).full;
-                match step {
-                    Step::Offer(job) => {
+                match action {
+                    Action::Offer(job) => {
                         let known = accepted.contains_key(&job);
                         let decision = admission.offer(now, &format!("AJ_{job}"));
                         if running.contains(&job) {
@@ -416,7 +417,7 @@ mod tests {
                             accepted.insert(job, now + ASSIGNMENT_TIMEOUT);
                         }
                     }
-                    Step::Assign(job) => {
+                    Action::Assign(job) => {
                         let assigned = admission.assign(&format!("AJ_{job}"));
                         prop_assert_eq!(assigned == Assigned::Duplicate, running.contains(&job));
                         if assigned == Assigned::Run {
@@ -426,27 +427,27 @@ mod tests {
                             prop_assert!(!accepted.contains_key(&job), "an accepted job is run");
                         }
                     }
-                    Step::Release(job) => {
+                    Action::Release(job) => {
                         // The worker releases calls that it ran, and no others.
                         if running.remove(&job) {
                             admission.release(&format!("AJ_{job}"));
                         }
                     }
-                    Step::Wait(milliseconds) => {
+                    Action::Wait(milliseconds) => {
                         now += Duration::from_millis(milliseconds.into());
                         let expired: HashSet<String> = admission.expire(now).into_iter().collect();
                         let late: HashSet<u8> = accepted.extract_if(|_, until| *until <= now).map(|(job, _)| job).collect();
                         prop_assert_eq!(expired, late.iter().map(|job| format!("AJ_{job}")).collect::<HashSet<_>>());
                     }
-                    Step::Inherit(count) => {
-                        // Known at the start of a worker, and fewer as time goes on.
+                    Action::Inherit(count) => {
+                        // Set at the start of a worker, and only decreasing afterwards.
                         if running.is_empty() && accepted.is_empty() || usize::from(count) <= inherited {
                             inherited = count.into();
                             let ids = (0..count).map(|n| format!("session_20261121_023000_00000{n}").parse().unwrap());
                             admission.set_inherited(ids.collect());
                         }
                     }
-                    Step::Drain => {
+                    Action::Drain => {
                         draining = true;
                         admission.drain();
                     }

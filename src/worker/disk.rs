@@ -1,8 +1,8 @@
-//! Watches the disk of the data folder: a worker that cannot write records takes no new calls, and
-//! says why.
+//! Monitors the disk of the data folder: a worker that cannot write records takes no new calls, and
+//! logs why.
 //!
-//! Also where old recordings are deleted, if the settings ask for it. A disk that hangs holds up
-//! this task and nothing else.
+//! Also deletes old recordings, if the settings ask for it. A disk that hangs blocks only this
+//! task.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,29 +17,29 @@ use crate::store::{StorageConfig, Store};
 
 /// How often the disk is checked. A call writes some kilobytes a second, far less than
 /// `storage.min_free_mb` in this time.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How long a check may take.
-const LOOK_LIMIT: Duration = Duration::from_secs(20);
-/// How often recordings are deleted that are too old or too many.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often recordings over their age or size limit are deleted.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 /// The same, while the disk is too full.
 const TIDY_EVERY_WHEN_FULL: Duration = Duration::from_secs(60);
 
-/// What a check of the disk found.
+/// The result of a check of the disk.
 #[derive(Debug)]
-struct Look {
+struct DiskCheck {
     free_bytes: Result<u64, String>,
     writable: Result<(), String>,
 }
 
 /// Why no call may be taken, as a sentence; `None` when one may. A worker that has stopped for lack
-/// of space goes on when there is a tenth more than the limit, so that it does not waver.
-fn problem(look: &Look, min_free_bytes: u64, was_full: bool) -> Option<String> {
-    if let Err(error) = &look.writable {
+/// of space resumes at 110 % of the limit, so that it does not flap.
+fn problem(check: &DiskCheck, min_free_bytes: u64, was_full: bool) -> Option<String> {
+    if let Err(error) = &check.writable {
         return Some(format!("the data folder can not be written: {error}"));
     }
-    // Where the system does not tell, writing is what counts.
-    let free = *look.free_bytes.as_ref().ok()?;
+    // If the free space is unknown, only writing counts.
+    let free = *check.free_bytes.as_ref().ok()?;
     let enough = match was_full {
         true => min_free_bytes.saturating_add(min_free_bytes / 10),
         false => min_free_bytes,
@@ -53,13 +53,13 @@ fn problem(look: &Look, min_free_bytes: u64, was_full: bool) -> Option<String> {
     })
 }
 
-/// Watches until nobody listens. Sends the problem whenever it changes.
+/// Checks until all receivers are dropped. Sends the problem whenever it changes.
 pub(super) async fn watch(
     store: Store,
     config: StorageConfig,
     problems: watch::Sender<Option<String>>,
 ) {
-    let mut ticks = interval(LOOK_EVERY);
+    let mut ticks = interval(CHECK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut tidy_at = Instant::now();
     loop {
@@ -68,13 +68,13 @@ pub(super) async fn watch(
             () = problems.closed() => return,
         }
         let was_full = problems.borrow().is_some();
-        let found = match timeout(LOOK_LIMIT, look(&store)).await {
+        let found = match timeout(CHECK_TIMEOUT, check(&store)).await {
             Ok(found) => found,
-            Err(_) => Look {
+            Err(_) => DiskCheck {
                 free_bytes: Err(String::new()),
                 writable: Err(format!(
                     "it did not answer within {} s",
-                    LOOK_LIMIT.as_secs()
+                    CHECK_TIMEOUT.as_secs()
                 )),
             },
         };
@@ -109,13 +109,13 @@ pub(super) async fn watch(
     }
 }
 
-async fn look(store: &Store) -> Look {
+async fn check(store: &Store) -> DiskCheck {
     let store = store.clone();
-    let looked = spawn_blocking(move || Look {
+    let checked = spawn_blocking(move || DiskCheck {
         free_bytes: store.free_bytes().map_err(|error| error.to_string()),
         writable: store.probe().map_err(|error| error.to_string()),
     });
-    looked.await.unwrap_or_else(|panic| Look {
+    checked.await.unwrap_or_else(|panic| DiskCheck {
         free_bytes: Err(panic.to_string()),
         writable: Err(panic.to_string()),
     })
@@ -127,7 +127,7 @@ async fn tidy(store: &Store, config: StorageConfig) {
     match tidied {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => {
-            error!(%error, "delivered recordings could not be looked through for deletion")
+            error!(%error, "failed to search for delivered recordings to delete")
         }
         Err(panic) => error!(error = %panic, "the deletion of delivered recordings failed"),
     }
@@ -138,9 +138,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_that_fills_up_and_is_emptied_is_told_once_each_way() {
+    fn a_disk_that_fills_up_and_is_emptied_is_reported_once_each_time() {
         let limit = 200_000_000;
-        let look = |megabytes: u64| Look {
+        let check = |megabytes: u64| DiskCheck {
             free_bytes: Ok(megabytes * 1_000_000),
             writable: Ok(()),
         };
@@ -154,26 +154,26 @@ mod tests {
             (220, false),
             (201, false),
         ] {
-            let problem = problem(&look(megabytes), limit, full);
+            let problem = problem(&check(megabytes), limit, full);
             full = problem.is_some();
             assert_eq!(full, expected, "{megabytes} MB: {problem:?}");
         }
-        let sentence = problem(&look(7), limit, false).unwrap();
+        let sentence = problem(&check(7), limit, false).unwrap();
         assert!(
             sentence.contains("7 MB left") && sentence.contains("storage.min_free_mb (200)"),
             "{sentence}"
         );
-        assert_eq!(problem(&look(0), 0, false), None, "switched off");
+        assert_eq!(problem(&check(0), 0, false), None, "switched off");
     }
 
     #[test]
     fn a_disk_that_cannot_be_written_takes_no_calls_however_much_is_free() {
-        let look = Look {
+        let check = DiskCheck {
             free_bytes: Ok(u64::MAX),
             writable: Err("Read-only file system".to_owned()),
         };
-        assert!(problem(&look, 0, false).unwrap().contains("Read-only"));
-        let unknown = Look {
+        assert!(problem(&check, 0, false).unwrap().contains("Read-only"));
+        let unknown = DiskCheck {
             free_bytes: Err("not implemented".to_owned()),
             writable: Ok(()),
         };

@@ -1,5 +1,5 @@
-//! What operators and orchestrators ask the worker over HTTP: is it alive, does it take calls, how
-//! is it doing. And what LiveKit tells it there: its webhooks.
+//! The worker's HTTP endpoints: liveness, readiness, status and metrics for operators and
+//! orchestrators, and the receiver of LiveKit's webhooks.
 //!
 //! The pages read the worker's status and change nothing. Liveness and readiness differ on purpose:
 //! a worker that has lost its server must not be restarted, because it may be holding calls.
@@ -25,8 +25,8 @@ use super::run::WorkerStatus;
 use super::{metrics, wire};
 use crate::recording::webhook::{EgressEnded, WebhookRefused, Webhooks};
 
-/// How often the metrics are tidied: without it, the samples of histograms that nobody asks for
-/// would pile up.
+/// How often the metrics are compacted: otherwise histogram samples would accumulate while nobody
+/// scrapes them.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long requests in progress may take when the worker stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,25 +36,25 @@ const MAX_WEBHOOK_BYTES: usize = 256 * 1024;
 /// How long a webhook may take to arrive; LiveKit itself gives up after less.
 const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why there is no page.
+/// Why the HTTP server cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// Somebody else has the port, or the address is not ours.
+    /// The port is in use, or the address is not one of this machine.
     #[error(
         "cannot listen on {address} (worker.http_bind) for health and metrics: {source}; choose another address, port 0 takes any free one"
     )]
     Bind {
-        /// What was asked for.
+        /// The requested address.
         address: SocketAddr,
         /// The system's reason.
         source: std::io::Error,
     },
-    /// The listener broke.
+    /// The listener failed.
     #[error("the page for health and metrics (worker.http_bind) stopped: {0}")]
     Serve(std::io::Error),
 }
 
-/// The page, bound and not yet serving.
+/// The HTTP server, bound and not yet serving.
 #[derive(Debug)]
 pub struct HttpServer {
     listener: TcpListener,
@@ -68,11 +68,10 @@ struct Page {
 }
 
 impl HttpServer {
-    /// Takes the address. Do this before anything else starts, so that a taken port is said at
+    /// Binds the address. Do this before anything else starts, so that a port in use is reported at
     /// once.
     ///
-    /// # Errors
-    /// When the address cannot be had.
+    /// # Errors When the address cannot be bound.
     pub async fn bind(address: SocketAddr) -> Result<Self, HttpError> {
         let bind = async {
             let listener = TcpListener::bind(address).await?;
@@ -83,16 +82,14 @@ impl HttpServer {
             .map_err(|source| HttpError::Bind { address, source })
     }
 
-    /// Where it listens; the real port when 0 was asked for.
+    /// The address it listens on; the real port when 0 was requested.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves until `stop`. `extra` comes first: its routes win over ours (a page at `/`, for
-    /// example).
+    /// Serves until `stop`. Routes in `extra` take precedence (a page at `/`, for example).
     ///
-    /// # Errors
-    /// When the listener breaks.
+    /// # Errors When the listener fails.
     pub async fn serve(
         self,
         status: watch::Receiver<WorkerStatus>,
@@ -115,7 +112,7 @@ impl HttpServer {
             axum::serve(self.listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
         let stopped = async {
             stop.cancelled().await;
-            // Long-lived connections of the extra routes must not hold up the end.
+            // Long-lived connections of the extra routes must not delay the shutdown.
             tokio::time::sleep(STOP_TIMEOUT).await;
         };
         tokio::select! {
@@ -136,8 +133,8 @@ fn routes(status: watch::Receiver<WorkerStatus>, metrics: Option<PrometheusHandl
         .with_state(Page { status, metrics })
 }
 
-/// Where LiveKit sends its webhooks: `POST /webhook`. What they tell of recordings goes to `ended`;
-/// when that is full it is dropped, because the recordings are looked for anyway.
+/// `POST /webhook`, for LiveKit's webhooks. Ended egresses go to `ended`; when that is full they
+/// are dropped, because recordings are found by scans anyway.
 pub fn webhook_route(webhooks: Webhooks, ended: mpsc::Sender<EgressEnded>) -> Router {
     Router::new()
         .route("/webhook", post(hear_webhook))
@@ -149,7 +146,7 @@ async fn hear_webhook(
     headers: HeaderMap,
     body: Body,
 ) -> (StatusCode, String) {
-    // Nobody gets memory who does not even claim to be LiveKit.
+    // Do not buffer a body from a client without an authorization header.
     let Some(authorization) = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
@@ -208,7 +205,7 @@ async fn worker(State(page): State<Page>) -> Json<serde_json::Value> {
         "agent_name": status.agent_name,
         "worker_type": "JT_ROOM",
         "active_jobs": status.active_jobs,
-        // As many digits as an f32 has.
+        // Rounded to the precision of an f32.
         "worker_load": (f64::from(status.load) * 1e4).round() / 1e4,
         "sdk_version": env!("CARGO_PKG_VERSION"),
         "protocol_version": wire::PROTOCOL_VERSION,

@@ -1,7 +1,7 @@
 //! The worker's metrics: their names, and the figures of its own process.
 //!
-//! Names that LiveKit's own workers have are theirs
-//! (`livekit-agents/livekit/agents/telemetry/metrics.py`), so that dashboards carry over.
+//! Metrics that LiveKit's own workers have use their names
+//! (`livekit-agents/livekit/agents/telemetry/metrics.py`), so that dashboards work for both.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -21,15 +21,14 @@ const THREADS: &str = "process_threads";
 const OPEN_FILES: &str = "process_open_fds";
 const RESIDENT_BYTES: &str = "process_resident_memory_bytes";
 
-/// From a call that nobody answered to one of an hour.
+/// Duration of a call: from one that nobody answered to one of an hour.
 const CALL_BUCKETS_S: [f64; 9] = [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
-/// From assignment to joined: tens of milliseconds when all is well.
+/// From assignment to joined: normally tens of milliseconds.
 const JOIN_BUCKETS_S: [f64; 9] = [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 10.0];
 
-/// Makes this process keep metrics, and returns what renders them. Once per process.
+/// Installs the metrics recorder of this process and returns its renderer. Call once per process.
 ///
-/// # Errors
-/// When metrics are kept already.
+/// # Errors When a recorder is installed already.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(CALL_DURATION.into()), &CALL_BUCKETS_S)?
@@ -73,14 +72,14 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
-/// Brings the figures of the worker's state up to date.
+/// Updates the metrics of the worker's state.
 pub(super) fn set_state(registered: bool, active_jobs: usize, load: f32) {
     gauge!(REGISTERED).set(if registered { 1.0 } else { 0.0 });
     gauge!(ACTIVE_JOBS).set(active_jobs as f64);
     gauge!(WORKER_LOAD).set(f64::from(load));
 }
 
-/// Brings the figures of this process up to date. Where there is no `/proc` they are left out.
+/// Updates the metrics of this process. Without `/proc` they are left out.
 pub(super) fn set_process_figures() {
     let entries = |path: &str| {
         std::fs::read_dir(path)
@@ -91,7 +90,7 @@ pub(super) fn set_process_figures() {
         gauge!(THREADS).set(threads);
     }
     if let Some(files) = entries("/proc/self/fd") {
-        // One of them is the listing itself.
+        // The listing itself has one file open.
         gauge!(OPEN_FILES).set(files - 1.0);
     }
     if let Some(bytes) = resident_bytes_of(std::process::id()) {

@@ -5,8 +5,8 @@
 //! one task that decides, fed by events; `registration` keeps the connection to the server;
 //! `admission` counts slots; `process` follows one call's process from its start to its record;
 //! `abandoned` ends the rooms of calls that died; `disk` watches the room for records; `orphans`
-//! looks after calls that an earlier worker left, `unwritten` after records that could not be
-//! written; `wire` alone knows the worker protocol; `http` and `metrics` show the worker to
+//! takes care of calls that an earlier worker left, `unwritten` of records that could not be
+//! written; only `wire` knows the worker protocol; `http` and `metrics` show the worker to
 //! operators.
 
 mod abandoned;

@@ -1,8 +1,8 @@
-//! How busy the machine is, or the container's share of it: read from `/proc` and from the control
+//! Load of the machine, or of the container's share of it: read from `/proc` and from the control
 //! group (version 2).
 //!
-//! Where a file is missing (another system, no control group), its part of the answer is 0: the
-//! slots alone decide then.
+//! If a file is missing (another system, no control group), its part of the result is 0: then only
+//! the slots decide.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::admission::Pressure;
 
-/// Samples the machine; the CPU's share is that of the time since the sample before.
+/// Samples the machine. The CPU load is the mean since the previous sample.
 #[derive(Debug)]
 pub(super) struct PressureGauge {
     root: PathBuf,
@@ -42,7 +42,7 @@ impl PressureGauge {
         std::fs::read_to_string(self.root.join(Path::new(path))).ok()
     }
 
-    /// A few small reads of files that live in memory.
+    /// Samples now. Reads a few small files that are in memory.
     pub(super) fn sample(&mut self, now: Instant) -> Pressure {
         let cpu = self.host_cpu().max(self.group_cpu(now));
         let memory = self.host_memory().max(self.group_memory());

@@ -1,8 +1,8 @@
-//! The connection to the LiveKit server: opened, registered, watched, and opened again for as long
-//! as the worker lives.
+//! The connection to the LiveKit server: opens it, registers, monitors it, and reconnects for as
+//! long as the worker lives.
 //!
-//! It decides nothing about jobs. What the server says becomes a [`LinkEvent`], what the worker
-//! says goes into the outbox that comes with [`LinkEvent::Up`]. Each connection has an outbox of
+//! It decides nothing about jobs. Messages of the server become [`LinkEvent`]s; messages of the
+//! worker go into the outbox that comes with [`LinkEvent::Up`]. Each connection has an outbox of
 //! its own, so nothing that was meant for one reaches the next.
 
 use std::time::Duration;
@@ -26,18 +26,18 @@ use crate::settings::LiveKitSettings;
 
 /// How long opening the socket may take, with name look-up and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the server may take to answer a registration. It waits as long for ours
-/// (`RegisterTimeout`).
+/// How long the server may take to answer a registration. The server waits as long for the
+/// registration (`RegisterTimeout`).
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The server pings every 10 s; without any frame for three of these the connection is dead,
 /// whatever TCP says.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-/// How often we send the protocol's own ping, so that a middlebox or a server that has forgotten us
-/// is noticed.
+/// How often the worker sends the protocol's own ping, to notice a middlebox or a server that has
+/// dropped the connection.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// A message that cannot be written for this long means a dead connection.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long we wait for the server's half of a close.
+/// How long the worker waits for the server's half of a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The wait before a new attempt grows by this much with each failure…
 const BACKOFF_STEP: Duration = Duration::from_secs(1);
@@ -45,36 +45,36 @@ const BACKOFF_STEP: Duration = Duration::from_secs(1);
 /// that was restarted dispatches a room once, when its first caller is back, and to nobody if no
 /// worker is registered by then.
 const BACKOFF_LIMIT: Duration = Duration::from_secs(2);
-/// Up to this much is added to every wait, so that the workers of a restarted server do not all
-/// come at once.
+/// A random part up to this is added to every wait, so that the workers of a restarted server do
+/// not all reconnect at once.
 const BACKOFF_JITTER: Duration = Duration::from_secs(1);
-/// A connection that held this long was a good one: the next attempt comes at once.
+/// After a connection that lasted this long, the next attempt is made at once.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// The server's own limit for one message (`agent_signal_message_size_limit`).
 const MAX_MESSAGE_BYTES: usize = 2 * 1024 * 1024;
-/// Messages that wait for a slow socket. A worker says a handful a second.
+/// Messages that may wait for a slow socket. A worker sends a few per second.
 const OUTBOX_MESSAGES: usize = 256;
 
-/// A message in transit to the server.
+/// An outgoing message to the server.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     pub message: ToServer,
-    /// Told when the message has been written to the socket; dropped when it could not be.
+    /// Notified when the message has been written to the socket; dropped when that failed.
     pub written: Option<oneshot::Sender<()>>,
 }
 
 pub(super) type Outbox = mpsc::Sender<Outgoing>;
 
-/// What happens on the connection.
+/// An event of the connection.
 #[derive(Debug)]
 pub(super) enum LinkEvent {
-    /// Registered; speak through the outbox until [`LinkEvent::Down`].
+    /// Registered; send through the outbox until [`LinkEvent::Down`].
     Up { worker_id: String, outbox: Outbox },
-    /// The server said something.
+    /// A message from the server.
     Said(FromServer),
-    /// The connection is gone and another one will be made. These statuses were not sent over it.
+    /// The connection is lost and will be reopened. These statuses were not sent over it.
     Down { why: String, unsent: Vec<JobStatus> },
-    /// It could not be made, for a reason that is not the one before.
+    /// Connecting failed, for a reason that differs from the previous one.
     Refused { why: String },
 }
 
@@ -174,7 +174,7 @@ impl Registration {
         let config = WebSocketConfig::default()
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES));
-        // Without Nagle's algorithm: an answer of forty bytes must not wait for company.
+        // Without Nagle's algorithm: a small answer must not wait for more data.
         let opening = tokio_tungstenite::connect_async_with_config(request, Some(config), true);
         let (socket, _response) = timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| {
             LinkError::timeout("the connection could not be opened", CONNECT_TIMEOUT)
@@ -224,8 +224,8 @@ impl Connection {
         })?
     }
 
-    /// Carries messages both ways until the connection ends. `None`: `stop` asked for the end,
-    /// everything is written and closed.
+    /// Forwards messages in both directions until the connection ends. `None`: `stop` was
+    /// cancelled, everything is written and closed.
     async fn serve(
         mut self,
         mut inbox: mpsc::Receiver<Outgoing>,
@@ -234,7 +234,7 @@ impl Connection {
     ) -> Option<LinkEvent> {
         let mut unsent = Vec::new();
         let outcome = self.carry(&mut inbox, &mut unsent, events, stop).await;
-        // From here on the worker's own attempts to send fail, and it keeps what it cannot send.
+        // From here on sending fails, and the worker keeps messages that it cannot send.
         inbox.close();
         match outcome {
             Ok(()) => {
@@ -335,15 +335,15 @@ impl Connection {
     }
 }
 
-/// A job's status must reach the server even if this connection does not carry it; everything else
-/// is said anew on the next one.
+/// A job's status must reach the server even if this connection fails; all other messages are
+/// created anew on the next one.
 fn keep_status(message: ToServer, unsent: &mut Vec<JobStatus>) {
     if let ToServer::JobStatus(status) = message {
         unsent.push(status);
     }
 }
 
-/// Reads a frame. `None`: nothing that concerns the worker.
+/// Reads a frame. `None`: it contains no message for the worker.
 fn understand(frame: Message) -> Result<Option<FromServer>, LinkError> {
     match frame {
         Message::Binary(bytes) => match wire::decode(&bytes) {
@@ -358,8 +358,8 @@ fn understand(frame: Message) -> Result<Option<FromServer>, LinkError> {
                 .filter(|frame| !frame.reason.is_empty())
                 .map(|frame| frame.reason.to_string()),
         )),
-        // Pings are answered by the WebSocket library; the server answers in the encoding that we
-        // use, which is binary.
+        // The WebSocket library answers pings; the server uses the encoding of the worker, which is
+        // binary.
         _ => Ok(None),
     }
 }
@@ -388,7 +388,7 @@ impl LinkError {
         Self::Timeout { what, limit }
     }
 
-    /// What an operator should read: what is wrong, and where to look.
+    /// A message for the operator: what is wrong, and where to start.
     fn sentence(&self, host: &str) -> String {
         let Self::Socket(error) = self else {
             return format!("cannot register at {host} (LIVEKIT_URL): {self}");
@@ -430,7 +430,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_come_at_once_at_first_and_never_rarer_than_every_three_seconds() {
+    fn the_first_attempt_is_immediate_and_later_ones_at_most_three_seconds_apart() {
         assert_eq!(backoff(0, 0), Duration::ZERO);
         assert_eq!(backoff(1, 0), Duration::from_secs(1));
         assert_eq!(backoff(5, 0), Duration::from_secs(2));
@@ -462,7 +462,7 @@ mod tests {
         );
     }
 
-    /// A server that registers every worker and then says no more; it goes on reading.
+    /// A server that registers every worker, then only reads.
     async fn silent_server() -> std::net::SocketAddr {
         use livekit_protocol as proto;
         use prost::Message as _;
@@ -523,7 +523,7 @@ mod tests {
         );
 
         stop.cancel();
-        // It may be telling that the server does not take another connection.
+        // The task may be blocked on sending the event about the refused connection.
         drop(events);
         link.await.unwrap();
     }

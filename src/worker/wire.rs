@@ -12,14 +12,14 @@ use prost::Message as _;
 use serde::Serialize;
 use url::Url;
 
-/// The version of the worker protocol that we speak, as the `/worker` page shows it too.
+/// The implemented version of the worker protocol, which the `/worker` page shows too.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
 
-/// How long a worker token is good for. It is checked when the socket opens and never again; each
-/// connection has a fresh one.
+/// Lifetime of a worker token. It is checked only when the socket opens; each connection gets a new
+/// one.
 const TOKEN_LIFETIME_S: i64 = 3600;
 
-/// Clocks of two machines differ: the token is valid from a little earlier on.
+/// Tolerance for different clocks: the token is valid from this much earlier on.
 const CLOCK_SKEW_S: i64 = 10;
 
 /// What the worker sends.
@@ -49,7 +49,7 @@ pub(super) enum ToServer {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Availability {
     pub job_id: String,
-    /// How the agent will join; `None` declines, so that the server may ask another worker.
+    /// How the agent will join; `None` declines the job, so that the server may ask another worker.
     pub accept: Option<AgentParticipant>,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct AgentParticipant {
     pub attributes: HashMap<String, String>,
 }
 
-/// How a job stands.
+/// The status of a job.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct JobStatus {
     pub job_id: String,
@@ -82,18 +82,18 @@ pub(crate) enum FromServer {
         worker_id: String,
         server_version: String,
     },
-    /// Can you take this job?
+    /// An availability request for this job.
     Offer(Job),
-    /// Take it.
+    /// The job is assigned to this worker.
     Assignment(Assignment),
-    /// End it.
+    /// The job is to end.
     Termination {
         job_id: String,
     },
     Pong,
-    /// The server is about to stop and wants us to register elsewhere.
+    /// The server is about to stop; the worker must register elsewhere.
     GoAway,
-    /// Something that this version of the protocol does not know.
+    /// A message that this version of the protocol does not define.
     Unknown,
 }
 
@@ -121,7 +121,7 @@ impl std::fmt::Debug for Job {
 #[derive(Clone, PartialEq)]
 pub(crate) struct Assignment {
     pub job: Job,
-    /// Where to join; LiveKit Cloud names it, a server of one's own does not.
+    /// Where to join. LiveKit Cloud sets it, a self-hosted server does not.
     pub url: Option<String>,
     pub token: String,
 }
@@ -292,7 +292,7 @@ pub(super) fn agent_url(livekit_url: &str) -> Result<Url, BadLiveKitUrl> {
 /// The server's address as rooms are joined there.
 pub(super) fn websocket_url(livekit_url: &str) -> Result<Url, BadLiveKitUrl> {
     let bad = |problem: String| BadLiveKitUrl {
-        // A password in an address is nobody's business.
+        // Never show a password in the URL.
         url: Url::parse(livekit_url)
             .ok()
             .filter(|url| url.password().is_some() || !url.username().is_empty())

@@ -1,5 +1,5 @@
-//! What CRMs, and what stands in front of them, answer: which answers are receipts, where the
-//! recording's URL is, and what happens to the records when nobody is let in.
+//! Answers of CRMs and of proxies in front of them: which are receipts, where the recording's URL
+//! is, and what happens to the records when all requests are rejected.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::delivery::{ID, World, delivered, sound};
 use crate::support::crm::{Answer, SIGNATURE};
 use crate::support::data::{CALLER, at};
 
-/// A file of an example that came from outside.
+/// An example file from `tests/fixtures/cases`.
 fn case(name: &str) -> Vec<u8> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cases");
     let path = folder.join(name);
@@ -93,7 +93,7 @@ fn answer_of(line: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn an_upload_that_is_answered_in_any_of_these_ways_is_done_and_the_call_follows_at_once() {
+async fn an_upload_with_any_of_these_answers_is_done_and_the_call_follows_at_once() {
     const URL: &str = "https://crm.example.com/files/1.ogg";
     let answers = case_text("upload-answer-without-json/answers.txt");
     let mut cases: Vec<(String, Answer, Value)> = answers
@@ -144,7 +144,7 @@ async fn an_upload_that_is_answered_in_any_of_these_ways_is_done_and_the_call_fo
         let sent = &world.crm.call_data()[0].body["callDetails"];
         let (found, wanted) = (sent["recordingUrl"].as_str(), url.as_str());
         assert_eq!(found.is_some(), wanted.is_some(), "{what}: {found:?}");
-        // A path is meant on the CRM's own host.
+        // A path is relative to the CRM's own host.
         assert!(
             found
                 .unwrap_or_default()
@@ -161,9 +161,9 @@ async fn an_upload_that_is_answered_in_any_of_these_ways_is_done_and_the_call_fo
 }
 
 #[tokio::test]
-async fn a_recording_that_does_not_get_through_holds_the_call_for_ten_minutes_and_follows() {
-    // In an encoding that nobody asked for; as a page; as nothing at all; and a disk that does not
-    // give the file.
+async fn a_recording_that_cannot_be_uploaded_delays_the_call_data_for_ten_minutes_and_follows() {
+    // An unsupported content encoding, an HTML page, an empty answer, and a file that cannot be
+    // read.
     let unreadable = Answer::Raw(
         200,
         vec![("content-encoding", "br".to_owned())],
@@ -213,7 +213,7 @@ async fn a_recording_that_does_not_get_through_holds_the_call_for_ten_minutes_an
 #[tokio::test]
 async fn calls_go_on_while_the_crm_takes_no_recordings_at_all() {
     let mut world = World::new().await;
-    // Longer than the test: once shut, it stays so.
+    // Longer than the test: once open, the breaker stays open.
     world.config.first_backoff_ms = 600_000;
     world.config.max_backoff_s = 600;
     world.config.breaker_max_pause_s = 600;
@@ -231,7 +231,7 @@ async fn calls_go_on_while_the_crm_takes_no_recordings_at_all() {
     let pass = || async { uploader.pass(PassOptions::default()).await.unwrap() };
     assert_eq!(pass().await, held_back(30));
     let tried = world.crm.uploads().len();
-    // Those that were under way when it shut come to their ends.
+    // Requests that were in progress when it opened come to their ends.
     assert!((3..=3 * world.config.parallel).contains(&tried), "{tried}");
     world.advance(599);
     assert_eq!(pass().await.call_data_sent, 0);
@@ -255,7 +255,7 @@ async fn calls_go_on_while_the_crm_takes_no_recordings_at_all() {
 }
 
 #[tokio::test]
-async fn ten_minutes_at_a_shut_door_fail_no_record() {
+async fn rejected_credentials_for_ten_minutes_fail_no_record() {
     let token = case("token-expired-for-a-while/answer.json");
     for (status, body) in [
         (401, token.clone()),
@@ -282,8 +282,8 @@ async fn ten_minutes_at_a_shut_door_fail_no_record() {
             passes += 1;
             world.advance(60);
         }
-        // Each pass is a new process, which has to find out; what it has under way then comes to
-        // its end.
+        // Each pass is a new process with a closed breaker; its requests in progress come to their
+        // ends.
         let requests = world.crm.uploads().len() + world.crm.call_data().len();
         assert!(requests <= passes * 4 * world.config.parallel, "{requests}");
         let error = listed_error(&world);
@@ -319,7 +319,7 @@ async fn a_new_key_is_tried_at_once() {
 }
 
 #[tokio::test]
-async fn a_record_that_alone_is_turned_away_for_an_hour_fails_and_holds_nobody_up() {
+async fn a_record_that_alone_is_rejected_for_an_hour_fails_and_blocks_no_other() {
     let world = World::new().await;
     let bad = "session_20261121_090000_000000";
     world.data.finished_call(bad, Some(CALLER));
@@ -337,7 +337,7 @@ async fn a_record_that_alone_is_turned_away_for_an_hour_fails_and_holds_nobody_u
         let id = format!("session_20261121_100000_{others:06x}");
         world.data.finished_call(&id, Some(CALLER));
         others += 1;
-        // As long as the process lives, it lets the others go first.
+        // Within one process, other records go first.
         let uploader = world.uploader();
         uploader.pass(PassOptions::default()).await.unwrap();
         assert!(world.is_archived(&id), "{id}");
@@ -353,7 +353,7 @@ async fn a_record_that_alone_is_turned_away_for_an_hour_fails_and_holds_nobody_u
     );
 }
 
-/// The status and the `Location` of an answer as it went over the line.
+/// The status and the `Location` of a raw HTTP answer.
 fn redirect_of(text: &str) -> (u16, String) {
     let status = text
         .split(' ')
@@ -393,8 +393,8 @@ async fn a_redirect_that_keeps_the_method_is_followed_on_the_same_host() {
     assert_eq!((calls.len(), &calls[0].body), (2, &calls[1].body));
     world.data.assert_nothing_left_over();
 
-    // Elsewhere, in a circle, or with a method that forgets the body: the records wait, and a
-    // person hears where it leads.
+    // Redirects to another host, in a loop, or with a status that drops the body: the records wait,
+    // and the error names the target.
     for (status, there, said) in [
         (
             308,
@@ -419,7 +419,7 @@ async fn a_redirect_that_keeps_the_method_is_followed_on_the_same_host() {
 }
 
 #[tokio::test]
-async fn all_that_failed_can_be_tried_again_at_once_or_the_part_that_is_meant() {
+async fn failed_records_can_be_retried_all_at_once_or_by_filter() {
     let world = World::new().await;
     *world.now.lock().unwrap() = at(10_000);
     for (number, caller) in [(0, CALLER), (1, CALLER), (2, "+15550100999")] {

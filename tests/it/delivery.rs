@@ -1,5 +1,5 @@
-//! Calls on their way to the CRM: what it gets, what happens when it misbehaves, and what is on
-//! disk afterwards.
+//! Delivery to the CRM: what it receives, what happens when it misbehaves, and what is on disk
+//! afterwards.
 
 use std::collections::HashMap;
 use std::fs;
@@ -25,7 +25,7 @@ use voicebot::upload::{
 };
 
 pub(crate) const ID: &str = "session_20261121_100000_aaaaaa";
-/// More than the pieces in which a recording is read.
+/// More than one chunk of a recording.
 const SOUND_BYTES: usize = 300_000;
 
 /// A data folder, a CRM, an uploader between them, and a clock that only the test moves.
@@ -40,7 +40,7 @@ pub(crate) struct World {
     pub(crate) signature_header: &'static str,
 }
 
-/// The server's egress API as a table.
+/// A fake Egress API with fixed reports.
 #[derive(Default)]
 pub(crate) struct FakeEgress {
     pub(crate) by_id: Mutex<HashMap<String, EgressReport>>,
@@ -367,7 +367,7 @@ async fn a_half_delivered_record_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn what_may_pass_is_tried_again_later_and_only_what_is_missing() {
+async fn temporary_failures_are_retried_later_for_the_missing_parts_only() {
     let world = World::new().await;
     world.recorded_call(ID);
     world
@@ -580,7 +580,7 @@ async fn one_of_the_two_parts_is_enough_where_the_operator_says_so() {
         (&json!("uploaded"), &json!("failed"), &json!("too large"))
     );
 
-    // What may pass is not given up for it, and two refusals are a refusal.
+    // A part that may still succeed is not given up, and two refusals are a refusal.
     let other = "session_20261121_100000_bbbbbb";
     world.recorded_call(other);
     world.crm.answer_call_data([
@@ -607,7 +607,7 @@ fn delivered_without_call_data() -> PassStats {
 }
 
 #[tokio::test]
-async fn a_page_of_something_in_between_is_no_receipt() {
+async fn an_html_page_of_a_proxy_is_no_receipt() {
     let world = World::new().await;
     world.data.finished_call(ID, Some(CALLER));
     world
@@ -686,7 +686,7 @@ async fn an_egress_is_waited_for_and_found_by_its_manifest() {
         ]
     );
 
-    // The manifest is there, the file is still empty: not done.
+    // The manifest exists, but the file is still empty: it counts as incomplete.
     world.manifest("EG_1", "recordings/a.ogg", "/elsewhere/recordings/a.ogg");
     world.data.write("recordings/a.ogg", "");
     world.advance(5);
@@ -713,10 +713,10 @@ async fn a_recording_that_never_turns_up_is_waited_for_ten_minutes_and_no_longer
     let world = World::new().await;
     world.egress_call(ID, "EG_1");
     let started = *world.now.lock().unwrap();
-    let mut looks = 0;
+    let mut passes = 0;
     while world.pass().await.call_data_sent == 0 {
-        assert!(looks < 100, "it ends");
-        looks += 1;
+        assert!(passes < 100, "it ends");
+        passes += 1;
         world.advance(10);
     }
     let waited = *world.now.lock().unwrap() - started;
@@ -729,11 +729,11 @@ async fn a_recording_that_never_turns_up_is_waited_for_ten_minutes_and_no_longer
     assert_eq!(recording["state"], "missing");
     assert!(recording["last_error"].as_str().unwrap().contains("EG_1"));
 
-    // It is looked for now and then for a day, and then no more.
-    let mut looks = 0;
+    // It is searched for at intervals for a day, and then no more.
+    let mut passes = 0;
     while !world.is_archived(ID) {
-        assert!(looks < 100, "it ends");
-        looks += 1;
+        assert!(passes < 100, "it ends");
+        passes += 1;
         world.advance(1800);
         world.pass().await;
     }
@@ -820,7 +820,7 @@ async fn a_refused_update_is_shown_to_an_operator_and_sent_again_at_his_word() {
 }
 
 #[tokio::test]
-async fn every_way_an_egress_names_its_file_leads_to_it() {
+async fn a_file_is_found_by_every_form_of_name_that_an_egress_gives_it() {
     for (filename, location, prefix) in [
         ("recordings/a.ogg", "", ""),
         ("/recordings/a.ogg", "", ""),
@@ -865,7 +865,7 @@ async fn a_manifest_can_not_send_other_files_of_the_machine() {
         assert!(world.is_archived(ID), "{name}");
         assert!(world.crm.uploads().is_empty(), "{name}");
     }
-    // A record's own words are no better.
+    // The path in a record is checked in the same manner.
     let world = World::new().await;
     world.recorded_call(ID);
     let path = format!("call_metadata/metadata_{ID}.json");
@@ -949,7 +949,7 @@ async fn a_call_that_nobody_recorded_is_delivered_at_once() {
 }
 
 #[tokio::test]
-async fn one_bad_record_holds_nobody_up() {
+async fn one_bad_record_blocks_no_other() {
     let mut world = World::new().await;
     world.config.parallel = 1;
     world.data.write(
@@ -1157,7 +1157,7 @@ async fn a_crm_that_is_down_is_asked_a_few_times_not_once_for_each_record() {
         .answer_call_data((0..60).map(|_| Answer::Say(503, json!("down"))));
     let stats = world.pass().await;
     assert_eq!(stats.retrying + stats.held_back, 60, "{stats:?}");
-    // Those that were under way when it opened come to their ends.
+    // Requests that were in progress when it opened come to their ends.
     let limit = 10 + 2 * world.config.parallel;
     assert!((10..=limit).contains(&world.crm.call_data().len()));
     let untouched = world.data.json(&format!(
@@ -1181,7 +1181,7 @@ async fn the_running_task_comes_back_after_an_outage_and_delivers_everything() {
             world.data.finished_call(&id, None);
         }
     }
-    // A record that cannot be claimed here is in nobody's way.
+    // A record that cannot be claimed here does not block others.
     fs::create_dir_all(
         world
             .data
@@ -1216,7 +1216,7 @@ async fn the_running_task_comes_back_after_an_outage_and_delivers_everything() {
     );
 }
 
-/// What `upload/signature.rs` promises, computed here with another library.
+/// The signature that `upload/signature.rs` specifies, computed with another library.
 fn signature_over(signature: &str, path: &str, key: &str, content: &[u8]) -> String {
     let (time, _) = signature.split_once(',').expect("time and signature");
     let seconds = time.strip_prefix("t=").expect("the time");

@@ -1,5 +1,5 @@
-//! Disks that are full, read-only or somebody else's, clocks that jump, and recordings that are
-//! deleted to make room.
+//! Disks that are full, read-only or owned by another user, clocks that jump, and recordings that
+//! are deleted to free space.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -20,14 +20,14 @@ const ID: &str = "session_20261121_100000_aaaaaa";
 const OTHER: &str = "session_20261121_110000_bbbbbb";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A small disk of its own, where this machine lets us mount one.
+/// A small file system, if this machine permits mounting one.
 struct SmallDisk {
     folder: PathBuf,
     _parent: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// `None`, with the reason printed, where that is not permitted.
+    /// `None`, with the reason printed, if that is not permitted.
     fn mount(kilobytes: u32) -> Option<Self> {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("disk");
@@ -63,7 +63,7 @@ impl SmallDisk {
         assert!(status.unwrap().success(), "remount,{mode}");
     }
 
-    /// Takes all the room that is left, to the last byte.
+    /// Fills the disk to the last byte.
     fn fill(&self) -> PathBuf {
         let path = self.folder.join("filler");
         let mut file = File::create(&path).unwrap();
@@ -98,7 +98,7 @@ fn contents(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     all
 }
 
-/// A call in progress that has said two things.
+/// A call in progress with two conversation items.
 fn talking(store: &Store, id: &str) -> (session::SharedSession, voicebot::store::JournalLock) {
     store.begin(&call_start(id), &[]).unwrap();
     let (session, lock) = store.open_session(&session_id(id)).unwrap();
@@ -198,7 +198,7 @@ fn a_disk_that_becomes_read_only_is_named_and_read_on() {
     let (session, lock) = talking(&store, OTHER);
     session::lock(&session).set_outcome(hangup());
     store.finish(&session, lock).unwrap();
-    // It holds its journal open, also when that is gone.
+    // It keeps its journal open, even when that is deleted.
     drop(session);
     drop(talking(&store, ID));
     let before = contents(&disk.folder);
@@ -257,7 +257,7 @@ fn somebody_else_looks_at_the_folder() {
 
 #[test]
 fn wrong_permissions_are_named_and_stop_nothing_else() {
-    /// The user who owns nothing.
+    /// The user `nobody`, who owns no files.
     const NOBODY: u32 = 65534;
     let data = DataFolder::new();
     data.finished_call(ID, Some(CALLER));
@@ -288,7 +288,7 @@ fn wrong_permissions_are_named_and_stop_nothing_else() {
             "--nocapture",
         ])
         .env(FOLDER, root);
-    // Permissions are nothing to root.
+    // Root ignores permissions.
     if rustix::process::geteuid().is_root() {
         child.uid(NOBODY).gid(NOBODY);
     }

@@ -1,8 +1,8 @@
-//! Delivery while everything goes wrong: a CRM that misbehaves by a seeded plan, and uploaders that
-//! are killed at random moments.
+//! Delivery under faults: a CRM that misbehaves by a seeded plan, and uploaders that are killed at
+//! random moments.
 //!
-//! `VOICEBOT_TEST_CALLS` (2000), `VOICEBOT_TEST_KILLS` (200) and `VOICEBOT_TEST_SEED` change its
-//! size and its course.
+//! `VOICEBOT_TEST_CALLS` (2000), `VOICEBOT_TEST_KILLS` (200) and `VOICEBOT_TEST_SEED` set the
+//! number of calls and kills, and the seed.
 
 use std::collections::HashMap;
 use std::fs;
@@ -21,16 +21,17 @@ use voicebot::session::{
     self, CallMetadata, ConversationItem, RecordingMetadata, RecordingSource, RecordingState,
 };
 
-/// Calls are spread over so many days, and so many numbers call on each of them.
+/// Number of days that the calls are spread over.
 const DAYS: u64 = 40;
 const NUMBERS: u64 = 10;
-/// Workers on the folder at the same time, each killed as often as the other.
+/// Workers on the folder at the same time, killed in turn.
 const WORKERS: u64 = 2;
-/// A worker lives until the CRM has got a random number of requests up to this, of either worker.
+/// A worker lives until the CRM has received a random number of requests up to this, from all
+/// workers.
 const REQUESTS_OF_A_LIFE: u64 = 50;
 /// Or this long: a worker that is killed before its first request counts too.
 const LONGEST_LIFE: Duration = Duration::from_millis(1500);
-/// The end of everything, even on a busy machine.
+/// Timeout of the whole test, even on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(600);
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -81,20 +82,20 @@ fn finished_calls(count: u64, random: &mut StdRng) -> (DataFolder, HashMap<Strin
     (data, sounds)
 }
 
-/// What a record of the original tells of its recording.
+/// What a record of the original says about its recording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     /// Its path.
     Path,
     /// Its path on another machine.
     PathElsewhere,
-    /// Its path as Windows has it.
+    /// A Windows path.
     PathOnWindows,
-    /// The id of an egress that has left a manifest.
+    /// The id of an egress that wrote a manifest.
     Manifest,
-    /// The id of an egress that nobody knows any more.
+    /// The id of an egress that no longer exists on the server.
     Lost,
-    /// There was none.
+    /// No recording.
     Nothing,
 }
 
@@ -109,8 +110,8 @@ impl Told {
     ];
 }
 
-/// A backlog as the original left it a year ago, copied here just now: the records and files are
-/// new, the calls are not. Answers with what each record tells, and the bytes of its recording.
+/// A backlog of the original from a year ago that was just copied here: the files are new, the
+/// calls are not. Returns what each record says, and the bytes of its recording.
 fn backlog(count: u64, random: &mut StdRng) -> (DataFolder, HashMap<String, (Told, Vec<u8>)>) {
     let data = DataFolder::in_memory();
     let mut calls = HashMap::new();
@@ -118,7 +119,7 @@ fn backlog(count: u64, random: &mut StdRng) -> (DataFolder, HashMap<String, (Tol
         let start = chrono::Utc::now() - TimeDelta::days(365 + (number % DAYS) as i64);
         let iso = |second: i64| {
             let time = start + TimeDelta::seconds(second);
-            // As Python writes an aware time and a Z behind it.
+            // Python's format of an aware time, followed by a Z.
             format!("{}+00:00Z", time.format("%Y-%m-%dT%H:%M:%S%.6f"))
         };
         let id = format!("session_{}_{number:06x}", start.format("%Y%m%d_%H%M%S"));
@@ -216,7 +217,7 @@ impl World {
             let mut worker = self.uploader();
             let requests = self.crm.requests() + random.random_range(0..REQUESTS_OF_A_LIFE);
             self.crm.wait_for_requests(requests, LONGEST_LIFE).await;
-            // Not always at the very moment of a request.
+            // A random delay after the request.
             let moment = Duration::from_micros(random.random_range(0..20_000));
             let _ = tokio::time::timeout(moment, worker.wait()).await;
             let running = worker.try_wait().expect("it can be asked").is_none();
@@ -243,7 +244,7 @@ impl World {
             .unwrap_or_else(|_| panic!("{what} within {DEADLINE:?}; {} left", self.records_left()));
     }
 
-    /// What killed processes leave: their half-written files and their claims.
+    /// Files left by killed processes: temporary files and claims.
     fn strays(&self) -> Vec<String> {
         let claims = self.data.files("call_metadata/.claims");
         let folders = ["call_metadata", "processed_metadata", "conversations"];
@@ -254,7 +255,7 @@ impl World {
         claims.into_iter().chain(temporaries).collect()
     }
 
-    /// Makes every temporary file so old that it can be nobody's.
+    /// Ages every temporary file, so that it counts as abandoned.
     fn age_temporaries(&self) {
         let long_ago = SystemTime::now() - Duration::from_secs(7200);
         for folder in ["call_metadata", "processed_metadata", "conversations"] {
@@ -336,7 +337,7 @@ async fn a_backlog_of_a_year_ago_is_delivered_each_call_once_and_each_recording_
     let world = World {
         data,
         crm: BadCrm::start(HOSTILE, seed).await,
-        // Long enough for the second look at a file, even between kills.
+        // Long enough for the second scan of a file, even between kills.
         settings: &[
             ("VOICEBOT__RECORDING__WAIT_S", "8"),
             ("VOICEBOT__RECORDING__LATE_S", "10"),
@@ -366,7 +367,7 @@ async fn a_backlog_of_a_year_ago_is_delivered_each_call_once_and_each_recording_
         let id = call.key.strip_suffix("/call_data").expect("the key");
         let (told, sound) = &calls[id];
         assert_eq!(call.body["transcription"]["session_id"], *id, "{call_id}");
-        // The CRM may have heard of the recording in a second message.
+        // The recording's URL may have come with the update.
         let latest = books.updates.get(call_id).unwrap_or(&call.body);
         let details = &latest["callDetails"];
         let record = world

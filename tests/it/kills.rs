@@ -1,5 +1,5 @@
-//! Processes of calls are killed at random moments, hundreds of times: what they had been told is
-//! kept, is there afterwards.
+//! Processes of calls are killed at random moments, hundreds of times: everything that the store
+//! had confirmed is still on disk.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -13,15 +13,15 @@ use serde_json::{Value, json};
 use voicebot::session::{self, CallMetadata, CallStatus, ConversationItem, Outcome, SessionEvent};
 use voicebot::store::Store;
 
-/// Kills in one run. Each has its seed, so a failure names the one to look at.
+/// Kills in one run. Each has its own seed, which a failure names.
 const KILLS: u64 = 300;
 /// Names the data folder for [`calls_until_killed`], which is a process of its own.
 const FOLDER: &str = "VOICEBOT_TEST_KILLS_FOLDER";
 /// Its seed.
 const SEED: &str = "VOICEBOT_TEST_KILLS_SEED";
 
-/// Tells the test what the store has taken. The dot ends the line: a line without it was cut off by
-/// the kill.
+/// Reports to the test what the store has confirmed. A line without the dot at its end was
+/// truncated by the kill.
 fn tell(line: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line} .").unwrap();
@@ -62,7 +62,7 @@ fn calls_until_killed() {
                     store.save_lead(&session, lead).unwrap()
                 ));
             } else {
-                // Long enough that some lines span pages.
+                // Long enough that some lines span memory pages.
                 let words = format!("word {items} {}", "x".repeat(random.random_range(0..3000)));
                 session::lock(&session).commit_item(ConversationItem::user(words, at(1)));
                 tell(&format!("item {id} {items}"));
@@ -75,7 +75,7 @@ fn calls_until_killed() {
     }
 }
 
-/// What one call's process has been told.
+/// What the store has confirmed to one call's process.
 #[derive(Debug, Default)]
 struct Told {
     items: usize,
@@ -83,8 +83,8 @@ struct Told {
     record: bool,
 }
 
-/// Lets a process hold calls until it has told so much and is somewhere behind that, kills it, and
-/// returns what it had been told.
+/// Lets a process hold calls until it has reported a number of lines, kills it at a random moment
+/// after that, and returns what it has reported.
 fn kill_one(folder: &Path, seed: u64) -> BTreeMap<String, Told> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
@@ -115,12 +115,12 @@ fn kill_one(folder: &Path, seed: u64) -> BTreeMap<String, Told> {
             }
             ["lead", id, path, "."] => told.get_mut(id).unwrap().leads.push(path.to_owned()),
             ["record", id, "."] => told.get_mut(id).unwrap().record = true,
-            // The test harness speaks, too.
+            // Output of the test harness.
             _ => continue,
         }
         count += 1;
         if count >= lines_before && !killed {
-            // Anywhere in what it does next.
+            // A random moment of its next work.
             for spin in 0..spins {
                 std::hint::black_box(spin);
             }
@@ -166,7 +166,7 @@ fn nothing_that_was_acknowledged_is_lost_whenever_a_call_is_killed() {
             }
             let conversation = data.json(record.files.conversation.as_deref().unwrap());
             let said = conversation["conversation_items"].as_array().unwrap();
-            // At most the one that was just being told of is more.
+            // At most one more item, whose report was interrupted.
             assert!(
                 (told.items..=told.items + 1).contains(&said.len()),
                 "{context}"

@@ -1,5 +1,5 @@
-//! Calls over lines on which UDP stops or never worked: the sound has to find another way by
-//! itself. Those through a TURN server need coturn; `tests/interop/turn/run.py` runs them.
+//! Calls over networks on which UDP stops or never worked: media must switch to another route by
+//! itself. Tests with a TURN server need coturn; `tests/interop/turn/run.py` runs them.
 
 #[path = "../../crates/libwebrtc/tests/coturn/mod.rs"]
 mod coturn;
@@ -24,13 +24,13 @@ use tokio::time::timeout;
 
 const KEY: &str = "devkey";
 const SECRET: &str = "a secret that is long enough for tests";
-/// Far more than anything here takes, on a busy machine as well.
+/// Timeout, far more than any step takes even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const RATE_HZ: u32 = 16_000;
 const FRAME: usize = RATE_HZ as usize / 100;
 /// Above what a codec leaves of silence, below the square wave that is played.
 const LOUD: i16 = 600;
-/// So many frames of 10 ms one after the other are sound, and not the rest of a buffer.
+/// This many consecutive frames of 10 ms count as sound; fewer may be the rest of a buffer.
 const ENOUGH: usize = 50;
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -38,7 +38,7 @@ async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     result.unwrap_or_else(|_| panic!("{what} did not come in time"))
 }
 
-/// A server with lines before it, on which `bad` is to get the weather.
+/// A server behind simulated networks, where the participant `bad` gets the faults.
 async fn lined_server(rtc_tcp: bool) -> (RoomServer, Lines) {
     let lines = Lines::new(1);
     let options = Options {
@@ -112,7 +112,7 @@ async fn hum(room: &Room) {
     });
 }
 
-async fn ear(events: &mut UnboundedReceiver<RoomEvent>) -> NativeAudioStream {
+async fn audio_from(events: &mut UnboundedReceiver<RoomEvent>) -> NativeAudioStream {
     let subscribed = async {
         loop {
             if let RoomEvent::TrackSubscribed {
@@ -127,17 +127,17 @@ async fn ear(events: &mut UnboundedReceiver<RoomEvent>) -> NativeAudioStream {
     within("the track of the other", subscribed).await
 }
 
-/// Waits until sound has been heard, or its absence, without a break.
-async fn hears(ear: &mut NativeAudioStream, sound: bool) {
+/// Waits until there was sound, or silence, without interruption for [`ENOUGH`] frames.
+async fn hears(audio: &mut NativeAudioStream, sound: bool) {
     let mut run = 0;
     while run < ENOUGH {
-        let frame = ear.next().await.expect("the track goes on");
+        let frame = audio.next().await.expect("the track goes on");
         let loud = frame.data.iter().any(|sample| sample.abs() > LOUD);
         run = if loud == sound { run + 1 } else { 0 };
     }
 }
 
-/// Until the statistics, which are made every second, say that one is used.
+/// Waits until the statistics, which are updated every second, report a relay candidate.
 async fn sends_from_a_relay(room: &Room) {
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     loop {
@@ -158,20 +158,23 @@ async fn sends_from_a_relay(room: &Room) {
 }
 
 #[tokio::test]
-async fn sound_goes_on_over_tcp_both_ways_when_udp_stops_in_mid_call() {
+async fn sound_goes_on_over_tcp_in_both_directions_when_udp_stops_in_mid_call() {
     let (server, lines) = lined_server(true).await;
     let (clear, mut at_clear) = join(&server, "clear", &[]).await;
     lines.admit("bad");
     let (bad, mut at_bad) = join(&server, "bad", &[]).await;
     hum(&clear).await;
     hum(&bad).await;
-    let (mut down, mut up) = (ear(&mut at_bad).await, ear(&mut at_clear).await);
+    let (mut down, mut up) = (
+        audio_from(&mut at_bad).await,
+        audio_from(&mut at_clear).await,
+    );
     within("sound at first", hears(&mut down, true)).await;
     within("sound at first", hears(&mut up, true)).await;
     assert!(lines.tally("bad").sent > 0, "the sound came over the line");
     lines.set("bad", cut());
     within("the silence", hears(&mut down, false)).await;
-    // Nothing comes over UDP any more, so this has come over TCP.
+    // No UDP packet arrives any more, so this came over TCP.
     within("sound over TCP", hears(&mut down, true)).await;
     within("sound over TCP", hears(&mut up, true)).await;
     let tally = lines.tally("bad");
@@ -187,7 +190,7 @@ async fn where_udp_is_blocked_a_call_is_made_over_tcp() {
     lines.admit("bad");
     lines.set("bad", cut());
     let (_bad, mut at_bad) = join(&server, "bad", &[]).await;
-    let mut down = ear(&mut at_bad).await;
+    let mut down = audio_from(&mut at_bad).await;
     within("sound over TCP", hears(&mut down, true)).await;
     let tally = lines.tally("bad");
     assert!(tally.sent > 0 && tally.lost == tally.sent, "{tally:?}");
@@ -206,10 +209,13 @@ async fn sound_goes_on_through_a_relay_when_udp_stops_in_mid_call() {
         let (bad, mut at_bad) = join(&server, "bad", &[relay]).await;
         hum(&clear).await;
         hum(&bad).await;
-        let (mut down, mut up) = (ear(&mut at_bad).await, ear(&mut at_clear).await);
+        let (mut down, mut up) = (
+            audio_from(&mut at_bad).await,
+            audio_from(&mut at_clear).await,
+        );
         within("sound at first", hears(&mut down, true)).await;
         within("sound at first", hears(&mut up, true)).await;
-        // What the TURN server sends is not cut.
+        // The network of the TURN server keeps working.
         lines.admit("relayed");
         lines.set("bad", cut());
         within("the silence", hears(&mut down, false)).await;

@@ -1,5 +1,5 @@
-//! The copy of all calls in MongoDB: what is in it after faults. The destination is a table that
-//! fails as a test tells it to; the real server is judged by `tests/interop/mongodb`.
+//! The copy of all calls in MongoDB: its content after faults. The destination is a table that
+//! fails on demand; `tests/interop/mongodb` tests against the real server.
 
 #![cfg(feature = "mongodb")]
 
@@ -19,9 +19,9 @@ struct Table(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     sessions: BTreeMap<String, CallDocuments>,
-    /// Each call that was taken, by whether it was said to be new.
+    /// The value of `is_new` for each accepted call.
     puts: Vec<bool>,
-    /// Calls that are taken before it goes down.
+    /// Number of calls that are accepted before it goes down.
     up_for: Option<usize>,
     /// Sessions whose id ends in this are refused.
     refuses: Option<&'static str>,
@@ -69,7 +69,7 @@ fn id(number: usize) -> String {
     format!("session_20261121_100000_{number:06x}")
 }
 
-/// That many calls that wait. They are made from one record: what is tested is how many there are.
+/// Creates `count` waiting calls from one record: only their number matters.
 fn calls(data: &DataFolder, count: usize) {
     data.finished_call(&id(0), Some(CALLER));
     let mut record = data.json(&format!("call_metadata/metadata_{}.json", id(0)));
@@ -109,7 +109,7 @@ async fn each_call_is_written_once_and_once_more_after_each_change() {
     let data = DataFolder::new();
     let table = Table::default();
     calls(&data, 3);
-    // A call that runs is none of them.
+    // A running call is not copied.
     let running = data.running_call(&id(9), None);
     let mut mirror = mirror(&data, &table);
     assert_eq!(pass(&mut mirror).await, wrote(3));
@@ -162,12 +162,12 @@ async fn an_outage_in_the_middle_is_caught_up_and_costs_few_repetitions() {
     let mut second = mirror(&data, &table);
     while pass(&mut second).await.behind > 0 {}
     assert_eq!(table.state().sessions.len(), CALLS);
-    // What was under way when it went down was perhaps written and not noted.
+    // Writes in progress when it went down may have succeeded without being stored in the progress.
     assert!(table.puts() <= CALLS + 8, "{} puts", table.puts());
 }
 
 #[tokio::test]
-async fn a_lost_memory_costs_a_second_writing_and_nothing_else() {
+async fn a_lost_progress_file_causes_a_second_write_and_nothing_else() {
     let data = DataFolder::new();
     let table = Table::default();
     calls(&data, 5);

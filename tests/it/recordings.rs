@@ -1,5 +1,5 @@
-//! Where the recording of a call is in the end: found in every place, waited for, given up, and
-//! found late.
+//! The search for the recording of a call: found in every place, waited for, given up, and found
+//! late.
 
 use std::fs;
 use std::process::{Output, Stdio};
@@ -34,11 +34,11 @@ const ID: &str = "session_20261121_100000_aaaaaa";
 const SECRET: &str = "a secret of at least thirty-two bytes";
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// The server's egress API as a list.
+/// A fake Egress API with a list of reports.
 #[derive(Default)]
 struct FakeEgress {
     reports: Mutex<Vec<EgressReport>>,
-    /// It does not answer.
+    /// Whether it answers no query.
     silent: AtomicBool,
     asked: Notify,
 }
@@ -58,7 +58,7 @@ impl EgressDirectory for FakeEgress {
     }
 }
 
-/// One call's record, and who looks for its recording.
+/// One call's record, and the resolver that searches for its recording.
 struct Search {
     data: DataFolder,
     egress: Arc<FakeEgress>,
@@ -67,7 +67,7 @@ struct Search {
 }
 
 impl Search {
-    /// A call whose own process wrote this about its recording.
+    /// A call whose process wrote this about its recording.
     fn new(recording: Option<RecordingMetadata>) -> Self {
         let data = DataFolder::new();
         let (session, lock) = data.running_call(ID, Some(CALLER));
@@ -86,7 +86,7 @@ impl Search {
         }
     }
 
-    /// A call that asked for an egress and got this one, or no answer.
+    /// A call that requested an egress and got this id, or no answer.
     fn egress(id: Option<&str>) -> Self {
         Self::new(Some(RecordingMetadata {
             egress_id: id.map(str::to_owned),
@@ -101,8 +101,9 @@ impl Search {
         }))
     }
 
-    /// Looks so many seconds after ten o'clock, and notes what came of it as the delivery does.
-    async fn look(&mut self, second: i64) -> Resolution {
+    /// Scans this many seconds after ten o'clock, and writes the result into the record as the
+    /// delivery does.
+    async fn scan(&mut self, second: i64) -> Resolution {
         let directory: Arc<dyn EgressDirectory> = self.egress.clone();
         let resolver = RecordingResolver::new(
             self.data.store.clone(),
@@ -120,15 +121,15 @@ impl Search {
     }
 
     async fn found(&mut self, second: i64) -> FoundRecording {
-        match self.look(second).await {
+        match self.scan(second).await {
             Resolution::Found(found) => found,
             other => panic!("not found: {other:?}"),
         }
     }
 
-    /// Why it is waited for, and for how long until the next look.
+    /// Why it is waited for, and the seconds until the next scan.
     async fn waits(&mut self, second: i64) -> (String, i64) {
-        match self.look(second).await {
+        match self.scan(second).await {
             Resolution::Wait {
                 why, scan_again, ..
             } => (why, (scan_again - at(second)).num_seconds()),
@@ -169,7 +170,7 @@ fn failed(reason: &str) -> EgressProgress {
 }
 
 #[tokio::test]
-async fn a_file_of_which_nobody_says_that_it_is_whole_is_looked_at_twice() {
+async fn a_file_without_a_reported_end_is_scanned_twice() {
     let mut search = Search::new(None);
     search.record.files.recording = Some("recordings/a.ogg".to_owned());
     search.data.write("recordings/a.ogg", "");
@@ -205,9 +206,9 @@ async fn a_file_that_is_smaller_than_the_server_says_is_still_on_its_way() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_still_looked_for_and_found_late() {
+async fn a_missing_recording_is_still_searched_for_and_found_late() {
     let mut search = Search::egress(Some("EG_1"));
-    // The longer it is waited for, the longer the pauses.
+    // Pauses grow with the waiting time.
     let mut pauses = Vec::new();
     for second in [60, 64, 100, 400, 650] {
         pauses.push(search.waits(second).await.1);
@@ -215,11 +216,11 @@ async fn what_is_missing_is_still_looked_for_and_found_late() {
     assert_eq!(
         pauses,
         [1, 1, 10, 30, 10],
-        "the last look is at the end of the wait"
+        "the last scan is at the end of the wait"
     );
     let Resolution::Missing {
         why, scan_again, ..
-    } = search.look(660).await
+    } = search.scan(660).await
     else {
         panic!("ten minutes are over");
     };
@@ -250,12 +251,12 @@ async fn what_is_missing_is_still_looked_for_and_found_late() {
 
 const DAY: i64 = 24 * 3600;
 
-/// Looks when it was planned, from this second on, until it is given up. Answers after how many
+/// Scans at the planned times, from this second on, until the search ends. Returns after how many
 /// seconds that was.
 async fn given_up_after(search: &mut Search, from: i64) -> i64 {
     let mut second = from;
     for _ in 0..1000 {
-        second = match search.look(second).await {
+        second = match search.scan(second).await {
             Resolution::Wait { scan_again, .. } => scan_again,
             Resolution::Missing {
                 scan_again: Some(scan_again),
@@ -274,7 +275,7 @@ async fn given_up_after(search: &mut Search, from: i64) -> i64 {
 }
 
 #[tokio::test]
-async fn after_a_day_of_looking_nobody_looks_any_more_however_long_ago_the_call_was() {
+async fn the_search_ends_after_a_day_however_long_ago_the_call_was() {
     for first_scan in [60, DAY, 365 * DAY, -DAY] {
         let mut search = Search::egress(Some("EG_1"));
         let took = given_up_after(&mut search, first_scan).await;
@@ -283,7 +284,7 @@ async fn after_a_day_of_looking_nobody_looks_any_more_however_long_ago_the_call_
 }
 
 #[tokio::test]
-async fn a_file_is_found_however_long_ago_the_call_was_and_whoever_did_not_look() {
+async fn a_file_is_found_however_long_ago_the_call_was_and_however_long_no_scan_was_made() {
     for first_scan in [61, 601, DAY, 365 * DAY] {
         let mut search = Search::new(None);
         search.record.files.recording = Some("recordings/a.ogg".to_owned());
@@ -294,7 +295,7 @@ async fn a_file_is_found_however_long_ago_the_call_was_and_whoever_did_not_look(
         assert_eq!(search.found(first_scan + 2).await.size, 5);
     }
 
-    // A record that tells of no time at all.
+    // A record without any time.
     let mut search = Search::new(None);
     search.record.timestamps = Default::default();
     search.record.files.recording = Some("recordings/a.ogg".to_owned());
@@ -304,7 +305,7 @@ async fn a_file_is_found_however_long_ago_the_call_was_and_whoever_did_not_look(
 }
 
 #[tokio::test]
-async fn a_file_that_came_while_nobody_looked_is_looked_at_twice_though_all_limits_are_over() {
+async fn a_file_that_appeared_between_scans_is_scanned_twice_even_after_all_limits() {
     // The worker was down, or the clock jumped.
     for second_scan in [2 * DAY, 56 * 365 * DAY] {
         let mut search = Search::new(None);
@@ -314,7 +315,7 @@ async fn a_file_that_came_while_nobody_looked_is_looked_at_twice_though_all_limi
         search.data.write("recordings/a.ogg", "some");
         for (second, content) in [(second_scan, "some"), (second_scan + 3600, "some more")] {
             search.data.write("recordings/a.ogg", content);
-            let Resolution::Missing { scan_again, .. } = search.look(second).await else {
+            let Resolution::Missing { scan_again, .. } = search.scan(second).await else {
                 panic!("the wait is over");
             };
             assert!(scan_again.is_some(), "it may still grow");
@@ -324,7 +325,7 @@ async fn a_file_that_came_while_nobody_looked_is_looked_at_twice_though_all_limi
 }
 
 #[tokio::test]
-async fn two_looks_that_are_hurried_are_no_proof_that_a_file_is_whole() {
+async fn two_hurried_scans_are_no_proof_that_a_file_is_whole() {
     let mut search = Search::new(None);
     search.record.files.recording = Some("recordings/a.ogg".to_owned());
     search.data.write("recordings/a.ogg", "some");
@@ -341,11 +342,11 @@ async fn a_server_that_can_not_be_asked_does_not_cost_the_recording() {
     search.egress.silent.store(true, Ordering::Relaxed);
     let (mut second, mut missing_since) = (61, None);
     while second < 3 * DAY {
-        let next = match search.look(second).await {
+        let next = match search.scan(second).await {
             Resolution::Wait { scan_again, .. } => scan_again,
             Resolution::Missing { scan_again, .. } => {
                 missing_since.get_or_insert(second);
-                scan_again.expect("nobody has been able to look yet")
+                scan_again.expect("no scan has got an answer yet")
             }
             other => panic!("not missing: {other:?}"),
         };
@@ -353,15 +354,15 @@ async fn a_server_that_can_not_be_asked_does_not_cost_the_recording() {
     }
     let held = missing_since.expect("the call data is not held for three days");
     assert!((660..720).contains(&held), "{held}");
-    // Neither is it waited for without end.
+    // The wait is bounded, too.
     let took = given_up_after(&mut search, second).await;
     assert!((4 * DAY - 7200..4 * DAY + 7200).contains(&took), "{took}");
 
     let mut search = Search::egress(Some("EG_1"));
     search.egress.silent.store(true, Ordering::Relaxed);
-    search.look(61).await;
+    search.scan(61).await;
     for day in 1..4 {
-        search.look(day * DAY).await;
+        search.scan(day * DAY).await;
     }
     search.egress.silent.store(false, Ordering::Relaxed);
     search.server_knows(report(EgressProgress::Done, "/out/recordings/a.ogg"));
@@ -373,7 +374,7 @@ async fn a_server_that_can_not_be_asked_does_not_cost_the_recording() {
 async fn what_has_failed_is_over_at_once_unless_its_backup_is_there() {
     let mut search = Search::egress(Some("EG_1"));
     search.server_knows(report(failed("Start signal not received"), ""));
-    let Resolution::Failed { why, evidence } = search.look(61).await else {
+    let Resolution::Failed { why, evidence } = search.scan(61).await else {
         panic!("it has failed");
     };
     assert!(why.contains("Start signal not received"), "{why}");
@@ -406,8 +407,8 @@ async fn what_has_failed_is_over_at_once_unless_its_backup_is_there() {
 }
 
 #[tokio::test]
-async fn what_a_failed_egress_has_left_is_taken_when_it_is_there_and_sound() {
-    // It says that it has written the file, and failed afterwards.
+async fn the_file_of_a_failed_egress_is_used_when_it_exists_and_is_playable() {
+    // It reports the file as written, and failed afterwards.
     let sound = ogg();
     let mut search = Search::egress(Some("EG_1"));
     let mut left = report(failed("closing failed"), "/out/recordings/a.ogg");
@@ -428,7 +429,7 @@ async fn what_a_failed_egress_has_left_is_taken_when_it_is_there_and_sound() {
             .is_some_and(|error| error.contains("closing failed"))
     );
 
-    // It names what it was asked for alone.
+    // It names only the requested file.
     let asked_for = EgressReport {
         files: vec![EgressFile {
             filename: "recordings/b.ogg".to_owned(),
@@ -442,22 +443,22 @@ async fn what_a_failed_egress_has_left_is_taken_when_it_is_there_and_sound() {
     assert!(search.waits(61).await.0.contains("may still grow"));
     assert_eq!(search.found(63).await.duration, Some(1));
 
-    // What is there cannot be listened to, or there is nothing.
+    // The file is not playable, or there is none.
     for bytes in [Some(&b"no sound"[..]), None] {
         let mut search = Search::egress(Some("EG_1"));
         search.server_knows(asked_for.clone());
         if let Some(bytes) = bytes {
             search.data.write("recordings/b.ogg", bytes);
         }
-        let Resolution::Failed { why, .. } = search.look(63).await else {
+        let Resolution::Failed { why, .. } = search.scan(63).await else {
             panic!("there is nothing to be had");
         };
         assert!(why.contains("Service terminated"), "{why}");
     }
 }
 
-/// A call that asked for a file with its name, whose egress has failed and tells of no file; these
-/// bytes are there.
+/// A call that requested a file with its name, whose egress failed without reporting a file; the
+/// file has these bytes.
 fn left_by_a_failed_egress(bytes: &[u8]) -> Search {
     let search = Search::new(Some(RecordingMetadata {
         egress_id: Some("EG_1".to_owned()),
@@ -473,10 +474,10 @@ fn left_by_a_failed_egress(bytes: &[u8]) -> Search {
 }
 
 #[tokio::test]
-async fn the_file_that_the_call_asked_for_is_taken_though_its_egress_has_failed() {
+async fn the_requested_file_is_used_though_its_egress_has_failed() {
     let mut search = left_by_a_failed_egress(b"no sound");
     search.waits(61).await;
-    let Resolution::Failed { why, .. } = search.look(63).await else {
+    let Resolution::Failed { why, .. } = search.scan(63).await else {
         panic!("it cannot be listened to");
     };
     assert!(why.contains("Service terminated"), "{why}");
@@ -507,14 +508,14 @@ fn ogg() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_no_file_is_said_to_be_none() {
+async fn output_that_is_no_file_is_reported_as_none() {
     let mut search = Search::egress(Some("EG_1"));
     search.server_knows(EgressReport {
         no_file: Some("a playlist of 12 segments".to_owned()),
         files: Vec::new(),
         ..report(EgressProgress::Done, "")
     });
-    let Resolution::Failed { why, .. } = search.look(61).await else {
+    let Resolution::Failed { why, .. } = search.scan(61).await else {
         panic!("it will not turn up");
     };
     assert!(why.contains("a playlist of 12 segments"), "{why}");
@@ -528,7 +529,7 @@ async fn a_recording_that_is_not_where_it_should_be_is_waited_for_with_the_place
     elsewhere.files[0].filename = "recordings/a.ogg".to_owned();
     elsewhere.ended_at = Some(at(60));
     search.server_knows(elsewhere);
-    // A shared folder has a moment.
+    // A shared folder may show the file late.
     assert!(!search.waits(62).await.0.contains("/recordings/a.ogg"));
     let (why, _) = search.waits(66).await;
     assert!(
@@ -557,7 +558,7 @@ async fn a_folder_outside_the_data_folder_has_recordings_and_gives_away_nothing_
     std::os::unix::fs::symlink(secret.path(), path("day/link.ogg")).expect("a link");
     let manifest = |name: &str| {
         let manifest = json!({ "egress_id": "EG_1", "files": [{ "filename": name }] });
-        // Beside the file that was asked for.
+        // Beside the requested file.
         fs::write(path("day/EG_1.json"), manifest.to_string()).expect("a manifest");
     };
     for name in [
@@ -574,7 +575,7 @@ async fn a_folder_outside_the_data_folder_has_recordings_and_gives_away_nothing_
     assert_eq!(found.name, path("day/a.ogg").display().to_string());
     assert_eq!(found.evidence, RecordingEvidence::Manifest);
 
-    // The record is written, read and looked up again when the delivery goes on later.
+    // The record is saved, and searched again when the delivery goes on later.
     fs::remove_file(path("day/EG_1.json")).expect("it was there");
     let bytes = serde_json::to_vec(&search.record).expect("a record");
     search.record = CallRecord::from_json(&bytes, &session_id(ID)).expect("a record");
@@ -582,7 +583,7 @@ async fn a_folder_outside_the_data_folder_has_recordings_and_gives_away_nothing_
 }
 
 #[tokio::test]
-async fn an_egress_whose_id_was_lost_is_found_by_its_room_and_no_other_calls_is() {
+async fn an_egress_whose_id_was_lost_is_found_by_its_room_but_never_that_of_another_call() {
     let mut search = Search::egress(None);
     search.data.write("recordings/a.ogg", "ours");
     search.data.write("recordings/old.ogg", "theirs");
@@ -596,7 +597,7 @@ async fn an_egress_whose_id_was_lost_is_found_by_its_room_and_no_other_calls_is(
     *search.egress.reports.lock().unwrap() = vec![earlier, ours];
     assert_eq!(search.found(63).await.name, "recordings/a.ogg");
 
-    // The room's own id tells better than the time.
+    // The room's id is more precise than the time.
     let mut search = Search::egress(None);
     search.data.write("recordings/a.ogg", "ours");
     search.record.room.sid = Some("RM_ours".to_owned());
@@ -605,7 +606,7 @@ async fn an_egress_whose_id_was_lost_is_found_by_its_room_and_no_other_calls_is(
             room_id: room_id.to_owned(),
             ..report(EgressProgress::Done, "recordings/a.ogg")
         });
-        let resolution = search.look(61).await;
+        let resolution = search.scan(61).await;
         assert_eq!(
             matches!(resolution, Resolution::Found(_)),
             found,
@@ -626,7 +627,7 @@ async fn a_recording_that_works_is_waited_for_though_another_of_its_room_has_fai
 }
 
 #[tokio::test]
-async fn the_file_that_the_call_asked_for_is_found_without_anybody_who_knows_of_it() {
+async fn the_requested_file_is_found_without_manifest_or_server() {
     let mut search = Search::new(Some(RecordingMetadata {
         recording_filename: Some(format!("recordings/{ID}.ogg")),
         ..RecordingMetadata::begun(RecordingSource::Egress, RecordingState::Requested, at(1))
@@ -662,7 +663,7 @@ async fn a_manifest_gives_away_no_other_file_of_the_data_folder() {
 }
 
 #[tokio::test]
-async fn what_the_calls_process_wrote_is_here_or_lost() {
+async fn a_local_recording_is_found_or_lost() {
     let local = || {
         Some(RecordingMetadata {
             recording_filename: Some("recordings/l.ogg".to_owned()),
@@ -670,18 +671,19 @@ async fn what_the_calls_process_wrote_is_here_or_lost() {
         })
     };
     let mut search = Search::new(local());
-    let Resolution::Failed { why, evidence } = search.look(61).await else {
+    let Resolution::Failed { why, evidence } = search.scan(61).await else {
         panic!("it is not going to turn up");
     };
     assert!(why.contains("recordings/l.ogg is not there"), "{why}");
     assert_eq!(evidence, RecordingEvidence::Call);
 
-    // Its process was killed: what is there is all there will be.
+    // Its process was killed: the file will not grow.
     let mut search = Search::new(local());
     search.data.write("recordings/l.ogg", "half");
     assert_eq!(search.found(61).await.size, 4);
 
-    // Its disk was full: what is there is better than nothing, and the record says what is wrong.
+    // Its disk was full: an incomplete recording is better than none, and the record names the
+    // fault.
     let broke_off = local()
         .map(|begun| begun.advanced(RecordingState::Failed, at(30), Some("disk full".to_owned())));
     let mut search = Search::new(broke_off);
@@ -705,7 +707,7 @@ async fn run_with_s3(
         })
         .to_string(),
     );
-    // The program has the machine's clock; the call is over, whatever the date.
+    // The program uses the machine's clock; the call is over on any date.
     let path = format!("call_metadata/metadata_{ID}.json");
     let mut record = search.data.json(&path);
     record["timestamps"]["call_end"] = json!("2020-01-01T10:00:00Z");
@@ -718,7 +720,7 @@ async fn run_with_s3(
         .env("AWS_SECRET_ACCESS_KEY", keys[1])
         .env("VOICEBOT__RECORDING__S3__BUCKETS", r#"["calls"]"#)
         .env("VOICEBOT__RECORDING__S3__ENDPOINT", endpoint)
-        // One look, then the call goes without.
+        // One scan, then the call is delivered without.
         .env("VOICEBOT__RECORDING__WAIT_S", "0")
         .env("VOICEBOT__RECORDING__LATE_S", "0")
         .current_dir(search.data.path("."))
@@ -761,7 +763,7 @@ async fn a_recording_in_s3_goes_to_the_crm_in_pieces() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_s3_is_said_and_the_call_goes_without() {
+async fn an_s3_error_is_reported_and_the_call_goes_without_its_recording() {
     let s3 = FakeS3::start().await;
     s3.put("calls/a.ogg", "sound");
     let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -813,7 +815,7 @@ async fn what_is_wrong_with_s3_is_said_and_the_call_goes_without() {
     }
 }
 
-/// The worker's page, and what its webhooks tell.
+/// The worker's HTTP server, and the events from its webhooks.
 async fn page() -> (String, mpsc::Receiver<EgressEnded>, CancellationToken) {
     let page = voicebot::worker::HttpServer::bind("127.0.0.1:0".parse().expect("an address"))
         .await
@@ -907,7 +909,7 @@ async fn a_webhook_is_heard_when_livekit_signed_it_and_tells_of_ended_egresses_o
         assert_eq!(post(Some(&signature(SECRET, &body)), &body).await, 200);
         assert_eq!(ended.try_recv().is_ok(), tells, "{name} {status}");
     }
-    // A later server's words and spelling are understood as far as they go.
+    // Unknown values and spellings of a later server are tolerated.
     let later = json!({
         "event": "egress_ended", "somethingNew": { "status": "EGRESS_ELSEWHERE" },
         "egress_info": { "egress_id": "EG_1", "room_name": "call-1", "status": "EGRESS_ELSEWHERE" },
@@ -916,7 +918,7 @@ async fn a_webhook_is_heard_when_livekit_signed_it_and_tells_of_ended_egresses_o
     assert_eq!(post(Some(&signature(SECRET, &later)), &later).await, 200);
     let told = ended.try_recv().expect("it has ended");
     assert_eq!((&*told.egress_id, &*told.room_name), ("EG_1", "call-1"));
-    // A flood is answered, and what nobody takes is dropped.
+    // A flood is answered, and events that nobody receives are dropped.
     for _ in 0..20 {
         assert_eq!(post(Some(&signature(SECRET, &good)), &good).await, 200);
     }
@@ -928,8 +930,9 @@ async fn a_webhook_is_heard_when_livekit_signed_it_and_tells_of_ended_egresses_o
     stop.cancel();
 }
 
-/// Tells a delivery whose clock stands still, and which waits for so long, that the egress has
-/// ended, after it has looked in vain. The CRM has then so many recordings and call data.
+/// Reports the end of the egress to a delivery that has scanned in vain, whose clock stands still
+/// and which waits for `wait_s`. Then the CRM must have the expected numbers of recordings and call
+/// data.
 async fn egress_ends(wait_s: u64, expected: (usize, usize)) -> FakeCrm {
     let crm = FakeCrm::start().await;
     let search = Search::egress(Some("EG_1"));
@@ -953,7 +956,7 @@ async fn egress_ends(wait_s: u64, expected: (usize, usize)) -> FakeCrm {
     let config = UploadConfig::default();
     let uploader = Uploader::new(store, config, settings, CrmSecrets::default(), resolver)
         .expect("the settings are good")
-        // Nothing that waits is ever due.
+        // No waiting record ever becomes due.
         .with_clock(Arc::new(|| at(61)))
         .hurried_by(ends);
     let delivery = tokio::spawn(uploader.run(notices, stop.clone()));

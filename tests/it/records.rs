@@ -1,4 +1,4 @@
-//! What is on disk after a call, whatever ended it.
+//! What is on disk after a call, for every kind of ending.
 
 use std::fs;
 
@@ -248,7 +248,7 @@ fn a_lead_that_was_written_just_before_the_end_is_not_lost() {
     let data = DataFolder::new();
     let (session, lock) = data.running_call(ID, Some(CALLER));
     let known = data.store.save_lead(&session, lead(ID)).unwrap();
-    // The file is whole, but the process died before the journal had its line.
+    // The file is complete, but the process died before it wrote the line of the journal.
     let unknown = format!("leads/lead_{ID}_2.json");
     data.write(&unknown, serde_json::to_vec(&lead(ID)).unwrap());
     drop((session, lock));
@@ -270,7 +270,7 @@ fn a_lead_that_was_written_just_before_the_end_is_not_lost() {
 }
 
 #[test]
-fn a_journal_that_is_no_journal_of_ours_is_kept_out_of_the_way() {
+fn an_unreadable_journal_is_quarantined() {
     let data = DataFolder::new();
     let foreign = serde_json::json!({ "at": "2026-11-21T10:00:00Z", "event": "dispatched", "session_id": "other",
         "job_id": "", "room_name": "", "call_start": "2026-11-21T10:00:00Z" });
@@ -443,7 +443,7 @@ fn the_same_number_calling_again_on_one_day_gets_an_id_of_its_own() {
             "CALL-20261121-50100123-3",
         ]
     );
-    // Without its index the day is known from the records themselves, those that are delivered too.
+    // Without its index the day is rebuilt from the waiting and delivered records.
     fs::remove_dir_all(data.path("call_metadata/.call_ids")).unwrap();
     let first = format!("metadata_{}.json", names[0]);
     fs::rename(
@@ -609,7 +609,7 @@ fn odd_metadata_files_are_told_apart_and_stop_nothing() {
             "{error}"
         );
     }
-    // As little as the original may have written.
+    // The minimum that the original may have written.
     data.write(
         "call_metadata/metadata_bare.json",
         "{\"campaign_metadata\": null, \"files\": null, \"timestamps\": null}",
@@ -687,7 +687,7 @@ fn killing_a_call_process_loses_nothing_that_was_said() {
     let items =
         data.json(record.files.conversation.as_deref().unwrap())["conversation_items"].clone();
     let items = items.as_array().unwrap();
-    // What was said is written before it is printed, so there may be one more.
+    // An item is written before it is printed, so there may be one more.
     assert!(
         items.len() == last + 1 || items.len() == last + 2,
         "{} items, {last} was the last",

@@ -35,7 +35,7 @@ fn scan(data: &DataFolder) -> ScanReport {
     let before = data.files("call_metadata");
     let mut looked = looked.unwrap();
     let report = data.store.scan(&NOW).unwrap();
-    // What was to be done is what is done, but for what lay in a record's place.
+    // A dry run reports the same as the real run, except for files in a record's place.
     for (would, did) in looked.records.iter_mut().zip(&report.records) {
         would.quarantined.clone_from(&did.quarantined);
     }
@@ -143,7 +143,7 @@ fn what_may_belong_to_two_calls_is_named_and_not_guessed() {
             "2026-11-21T10:05:00Z",
         );
     }
-    // 10:00:10, and nothing says which of the two was this number.
+    // 10:00:10, and nothing says which of the two calls had this number.
     data.write("recordings/number-_15550100123-1795255210.ogg", "sound");
     data.write(
         "leads/l.json",
@@ -223,7 +223,7 @@ fn calls_with_records_or_journals_and_young_files_are_left_alone() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named_and_stops_nothing() {
+fn unreadable_files_are_named_and_stop_nothing() {
     let data = DataFolder::new();
     let session = "session_20261121_100000_aaaaaa";
     conversation(
@@ -345,7 +345,7 @@ fn scanned_calls_are_filed_under_the_campaign_of_a_named_persona() {
     assert_eq!(ids, ["c-7", "v-3", "roofs"]);
 }
 
-/// What the disk, or somebody else, has made of a file.
+/// Damage to a file.
 #[derive(Debug, Clone)]
 enum Damage {
     None,
@@ -384,10 +384,10 @@ fn damage() -> impl Strategy<Value = Damage> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever state the files are in: no panic, nothing is lost, every refusal names its file,
-    /// and the sound call beside them gets its record.
+    /// For any damage: no panic, nothing is lost, every refusal names its file, and the undamaged
+    /// call beside them gets its record.
     #[test]
-    fn damaged_files_are_named_and_kept_and_hold_nobody_up(damages in prop::collection::vec(damage(), 6)) {
+    fn damaged_files_are_named_and_kept_and_block_no_others(damages in prop::collection::vec(damage(), 6)) {
         const JOURNAL: &str = "session_20261121_100000_aaaaaa";
         let data = DataFolder::new();
         drop(data.running_call(JOURNAL, Some(CALLER)));
@@ -434,7 +434,7 @@ proptest! {
                 "{path} is lost"
             );
         }
-        // A journal that is gone is in its record, whole.
+        // A removed journal is completely in its record.
         let aside = fs::read(data.path(&format!("{journal}.unreadable")));
         let record = data.path(&format!("call_metadata/metadata_{JOURNAL}.json")).exists();
         prop_assert!(record || aside.as_ref().is_ok_and(|kept| *kept == left));

@@ -1,5 +1,5 @@
-//! The worker between a LiveKit server and its calls: the server is played by the test, each call
-//! by a few lines of shell.
+//! The worker between a LiveKit server and its calls: the server is a fake in the test, each call
+//! is a shell script.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -20,8 +20,8 @@ use voicebot::settings::{LiveKitSettings, Secret};
 use voicebot::store::Store;
 use voicebot::worker::{CallProgram, HttpServer, Worker, WorkerConfig, WorkerError, WorkerStatus};
 
-/// What every scripted call begins with: it says that it is ready and reads its job. `record` does
-/// what the worker sees of a call that has written its record: its journal is gone.
+/// The beginning of every scripted call: it reports that it is ready and reads its job. `record`
+/// removes the journal, as a call does once its record is written.
 const OPENING: &str = r#"
 say() { printf '%s\n' "$1"; }
 say '{"message":"ready"}'
@@ -33,10 +33,10 @@ wait_for_end() { mkfifo "$DATA/end"; say '{"message":"joined"}'; say '{"message"
 finish() { say '{"message":"finishing","success":true,"error":null}'; read -r answer; say "$answer" > "$DATA/answer"; }
 "#;
 
-/// Holds a call until the test ends it, then ends it as a good call does.
+/// Holds a call until the test ends it, then ends it normally.
 const GOOD_CALL: &str = "wait_for_end; record; finish";
 
-/// A worker between the two.
+/// A worker with its fake server and scripted calls.
 struct World {
     server: AgentServer,
     data: TempDir,
@@ -114,10 +114,10 @@ impl World {
         }
     }
 
-    /// Lets the call that `wait_for_end` holds go on.
+    /// Releases the call that waits in `wait_for_end`.
     async fn end_call(&self) {
         let pipe = self.data.path().join("end");
-        // Opening waits for the script, which opens the other end.
+        // Opening blocks until the script opens the other end.
         spawn_blocking(move || {
             writeln!(File::options().write(true).open(pipe).unwrap(), "end").unwrap()
         })
@@ -143,7 +143,7 @@ impl World {
             .collect()
     }
 
-    /// Stops the worker and sees to it that nothing is left of its calls.
+    /// Stops the worker and checks that nothing is left of its calls.
     async fn stopped(self) {
         // It may have stopped already.
         let _ = self.stop.send(()).await;
@@ -206,7 +206,7 @@ async fn two_jobs_at_once_and_one_slot_are_one_call() {
     );
     server.assign("AJ_1").await;
     server.assign("AJ_1").await;
-    // An assignment that nobody accepted: it gets no call, but a record and an answer.
+    // An assignment without an accepted offer: it gets no call, but a record and an answer.
     server.assign("AJ_3").await;
     let (status, error) = server.job_status("AJ_3").await;
     assert_eq!(status, JobStatus::JsFailed);
@@ -229,7 +229,7 @@ async fn calls_go_on_while_the_server_is_away_and_their_end_is_told_afterwards()
     assert_eq!(server.job_status("AJ_1").await.0, JobStatus::JsRunning);
     drop(server);
 
-    // It comes back, and tells which calls it holds.
+    // The worker reconnects and reports the calls that it holds.
     let (mut server, _) = world.server.worker().await;
     assert_eq!(server.migrated_jobs().await, ["AJ_1"]);
     server.worker_status(true, 1).await;
@@ -275,7 +275,7 @@ async fn a_draining_worker_lets_its_calls_end_and_takes_no_new_ones() {
 #[tokio::test]
 async fn a_second_signal_ends_calls_at_once_and_a_third_one_kills_what_is_left() {
     let obedient = r#"read -r order; say "$order" > "$DATA/order"; record; finish"#;
-    // Hears nothing any more.
+    // Ignores all requests to stop.
     let stubborn = "while :; do sleep 1; done";
     let script = format!(
         r#"say '{{"message":"joined"}}'; say '{{"message":"running"}}'
@@ -311,8 +311,7 @@ async fn a_second_signal_ends_calls_at_once_and_a_third_one_kills_what_is_left()
     world.stopped().await;
 }
 
-/// Runs one job whose call comes to a bad end, and returns what the server and the record say of
-/// it.
+/// Runs one job whose call fails, and returns its status at the server and its record.
 async fn bad_end(world: &mut World) -> (String, Value) {
     let (mut server, _) = world.server.worker().await;
     server.dispatch("AJ_1").await;
@@ -380,7 +379,7 @@ async fn a_call_that_comes_while_the_disk_is_away_gets_its_record_when_it_is_bac
     world.notified().await;
     assert_eq!(world.records(), [] as [Value; 0]);
     fs::rename(&away, &folder).unwrap();
-    // Tried again every few seconds, and once more before the worker ends.
+    // Retried every few seconds, and once more before the worker ends.
     world.stop.send(()).await.unwrap();
     let stopped = timeout(DEADLINE, &mut world.worker).await.unwrap();
     stopped.unwrap().unwrap();
@@ -394,7 +393,7 @@ async fn a_call_that_comes_while_the_disk_is_away_gets_its_record_when_it_is_bac
 
 #[tokio::test]
 async fn a_call_that_never_gets_ready_is_killed_and_has_a_record() {
-    // Lives and says nothing.
+    // Lives without reporting that it is ready.
     let mut world = World::new(
         1,
         |_| CallProgram::new("/bin/sleep", [OsString::from("60")]),
@@ -456,7 +455,7 @@ async fn calls_that_a_killed_worker_left_are_counted_until_they_end_and_then_rec
     let mut held = None;
     let prepare = |store: &Store| {
         store.begin(&earlier_call(id.as_str()), &[]).unwrap();
-        // As its process does for as long as it lives.
+        // Holds the journal as a live process does.
         held = Some(store.open_session(&id).unwrap());
     };
     let server = AgentServer::start().await;
@@ -581,7 +580,7 @@ async fn a_worker_that_cannot_write_records_takes_no_calls_until_it_can() {
     server.worker_status(false, 0).await;
     server.offer("AJ_2").await;
     assert!(server.answer("AJ_2").await.available);
-    // Two requests: nobody waits for the assignment.
+    // A second request to stop: the worker does not wait for the assignment.
     world.stop.send(()).await.unwrap();
     world.stopped().await;
 }
@@ -630,7 +629,7 @@ async fn the_page_says_how_the_worker_is() {
     assert_eq!(about["active_jobs"], 1);
     assert_eq!(about["protocol_version"], 1);
     let (_, text) = get("/metrics").await;
-    // The values are those of every worker of this test process.
+    // The metrics are shared by all workers of this test process.
     for name in [
         "lk_agents_active_job_count ",
         "lk_agents_child_process_count ",

@@ -1,8 +1,8 @@
-//! How a call and its leads look in MongoDB. Pure.
+//! The documents of a call and its leads in MongoDB. Pure.
 //!
-//! A session has the ids and times that people search by at the top, as MongoDB's own types, and
-//! below them the record and the conversation as their files have them. What comes from outside is
-//! fitted: MongoDB does not take every key that JSON has.
+//! A session document starts with the ids and times that people search by, as MongoDB types; the
+//! contents of the record and conversation files follow. Keys from outside are converted, because
+//! MongoDB does not accept every key of JSON.
 
 use ::mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
 use chrono::{DateTime, Utc};
@@ -11,8 +11,8 @@ use serde_json::{Map, Number, Value};
 use crate::ledger::search::{FoundCall, Standing, WholeCall};
 use crate::session::{CallRecord, CampaignIds, RecordStatus, SessionId, time};
 
-/// Values that lie deeper than this are kept as their JSON text: MongoDB allows 100 levels, of
-/// which some are ours.
+/// Values nested deeper than this are stored as their JSON text: MongoDB allows 100 levels, some of
+/// which the document itself uses.
 const DEEPEST: usize = 60;
 
 /// A call, ready to be written.
@@ -73,7 +73,7 @@ pub fn documents(
     CallDocuments { session, leads }
 }
 
-/// An egress's id without the `EG_` that some write and some do not.
+/// An egress's id without the prefix `EG_`, which not every source has.
 fn bare_egress_id(id: &str) -> &str {
     id.strip_prefix("EG_").unwrap_or(id)
 }
@@ -116,7 +116,7 @@ fn date(time: DateTime<Utc>) -> BsonDateTime {
     BsonDateTime::from_millis(time.timestamp_millis())
 }
 
-/// A JSON value as MongoDB takes it.
+/// A JSON value as BSON that MongoDB accepts.
 fn bson_of(value: &Value, depth: usize) -> Bson {
     match value {
         Value::Null => Bson::Null,
@@ -159,7 +159,7 @@ fn key_as_it_was(key: &str) -> String {
     key.replace('\u{ff0e}', ".").replace('\u{2400}', "\0")
 }
 
-/// The way back.
+/// The inverse of [`bson_of`].
 fn json_of(value: &Bson) -> Value {
     match value {
         Bson::Boolean(value) => Value::Bool(*value),
@@ -175,12 +175,12 @@ fn json_of(value: &Bson) -> Value {
             .into(),
         Bson::DateTime(at) => DateTime::from_timestamp_millis(at.timestamp_millis())
             .map_or(Value::Null, |at| time::format(at).into()),
-        // We write nothing else.
+        // No other type is written.
         _ => Value::Null,
     }
 }
 
-/// Reads a call as it was written. `database` names where it comes from.
+/// Reads a call back from its documents. `database` is the name of the database, for messages.
 ///
 /// # Errors
 /// The rest of a sentence that begins with the session's id.
@@ -332,8 +332,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever somebody puts into the campaign's metadata: the server has no reason to refuse
-        /// it.
+        /// For any campaign metadata, the document has no key or depth that the server refuses.
         #[test]
         fn every_key_and_depth_fits(keys in prop::collection::vec("[$.a\0]{0,4}", 1..100)) {
             let nested = keys.iter().fold(json!(1), |inner, key| json!({ key: inner, "list": [key] }));

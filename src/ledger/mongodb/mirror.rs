@@ -1,8 +1,8 @@
-//! Keeps the copy complete: finds the calls that are not in it as they are now, and writes them.
+//! Keeps the copy complete: finds the calls that are missing or outdated in it, and writes them.
 //!
-//! There is no queue that could overflow or be lost. What is missing is the difference between the
-//! records on disk and what [`Progress`] remembers, and it is taken in batches, so a copy that is
-//! ten thousand calls behind needs no more memory than one that is ten behind. Writing a call twice
+//! There is no queue that could overflow or be lost. The missing calls are the difference between
+//! the records on disk and [`Progress`]. They are written in batches, so a copy that is ten
+//! thousand calls behind needs no more memory than one that is ten behind. Writing a call twice
 //! changes nothing, so a process may be killed at any instruction.
 
 use std::collections::HashMap;
@@ -27,8 +27,8 @@ use crate::store::{CallFile, Place, Store, StoreError};
 
 /// How often the folders are checked. A scan of folders in which nothing has changed costs
 /// microseconds.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Calls that one pass takes on at most.
+const SCAN_EVERY: Duration = Duration::from_secs(5);
+/// Calls that one pass writes at most.
 const BATCH: usize = 500;
 /// Calls that are written at the same time.
 const PARALLEL: usize = 8;
@@ -36,37 +36,36 @@ const PARALLEL: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// See [`FIRST_PAUSE`].
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How long the last pass may take before a worker that was told to stop ends.
+/// How long the last pass may take when the worker stops.
 const LAST_PASS: Duration = Duration::from_secs(5);
-/// A folder that changed less than this before it was listed may change again within one tick of
-/// its clock.
+/// A folder that changed less than this before it was listed may change again without a new
+/// modification time.
 const CLOCK_TICK: Duration = Duration::from_secs(2);
-/// How often archived files are read one by one: they hardly ever change where they are.
-const FULL_LOOK_EVERY: Duration = Duration::from_secs(600);
-/// When this many calls in a row are refused and none is taken, the fault is not in the calls.
+/// How often archived files are checked one by one: they rarely change.
+const FULL_SCAN_EVERY: Duration = Duration::from_secs(600);
+/// When this many calls in a row are refused and none is accepted, the server counts as
+/// unavailable.
 const ALL_REFUSED: usize = 20;
 
 /// Why a call was not written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PutError {
-    /// Nothing can be written at present.
+    /// The server accepts no writes at present.
     Down(String),
-    /// This call is not taken, however often it is tried.
+    /// This call is refused permanently.
     Refused(String),
 }
 
-/// Where calls are written to.
+/// A database that calls are written to.
 pub trait Destination: Send + Sync {
-    /// Writes a call, or writes it over. Doing it twice changes nothing. `is_new`: as far as is
-    /// known the destination does not have it.
+    /// Inserts or replaces a call. Idempotent. `is_new`: the destination probably does not have it.
     fn put(
         &self,
         call: CallDocuments,
         is_new: bool,
     ) -> impl Future<Output = Result<(), PutError>> + Send;
 
-    /// Which one it is: host and database, without user and password. What was written is
-    /// remembered for each by itself.
+    /// Host and database, without user and password. Progress is stored separately for each name.
     fn name(&self) -> &str;
 }
 
@@ -75,9 +74,9 @@ pub struct Mirror<D> {
     store: Store,
     destination: D,
     progress: Option<Arc<Mutex<Progress>>>,
-    /// What is not tried again as it is: files that cannot be read, calls that were refused.
+    /// Calls that are not retried until their files change: unreadable or refused.
     left_alone: HashMap<SessionId, Stamp>,
-    /// When the folders had last changed at the last scan that left nothing to do.
+    /// Modification times of the folders at the last scan that left nothing to do.
     seen: Option<[SystemTime; 2]>,
     full_scan: Option<Instant>,
 }
@@ -90,16 +89,16 @@ impl<D: Destination> fmt::Debug for Mirror<D> {
     }
 }
 
-/// What is to be written.
+/// The calls to be written.
 struct Behind {
     batch: Vec<(CallFile, SessionId, Stamp)>,
     count: u64,
 }
 
-/// What came of one call.
+/// The result for one call.
 enum Written {
     Yes,
-    /// It has moved on; it is met again.
+    /// Its file has moved to the next folder; a later scan finds it there.
     Gone,
     LeftAlone(SessionId, Stamp, String),
     Down(String),
@@ -118,18 +117,18 @@ impl<D: Destination> Mirror<D> {
         }
     }
 
-    /// Where it writes to.
+    /// The destination.
     pub fn destination(&self) -> &D {
         &self.destination
     }
 
-    /// Writes what is missing until `stop`, and once more then.
+    /// Writes missing calls until `stop`, and once more after it.
     pub async fn run(mut self, stop: CancellationToken) {
         info!(
             destination = self.destination.name(),
             "calls are also written to MongoDB"
         );
-        let mut pause = LOOK_EVERY;
+        let mut pause = SCAN_EVERY;
         let mut down = false;
         loop {
             let pass = tokio::select! {
@@ -152,7 +151,7 @@ impl<D: Destination> Mirror<D> {
                     }
                     let longer = if down { pause * 2 } else { FIRST_PAUSE };
                     down = true;
-                    // Many workers that wait for one server do not come back in the same moment.
+                    // A random part, so that many workers do not retry at the same moment.
                     let spread = 0.75 + rand::random::<f64>() / 2.0;
                     (longer.min(LONGEST_PAUSE).mul_f64(spread), false)
                 }
@@ -165,7 +164,7 @@ impl<D: Destination> Mirror<D> {
                         );
                     }
                     down = false;
-                    (LOOK_EVERY, pass.behind > 0 && pass.written > 0)
+                    (SCAN_EVERY, pass.behind > 0 && pass.written > 0)
                 }
                 Err(error) => {
                     error!(%error, "the copy in MongoDB is not kept at present");
@@ -180,13 +179,13 @@ impl<D: Destination> Mirror<D> {
                 () = sleep(pause) => {}
             }
         }
-        // The last record of a worker that stops may be younger than the last scan.
+        // The last record may have been written after the last scan.
         if !down && timeout(LAST_PASS, self.pass()).await.is_err() {
             warn!("MongoDB took too long; the rest is written by the next start");
         }
     }
 
-    /// Writes everything that is missing, as far as it goes now.
+    /// Writes all missing calls, as far as that is possible now.
     ///
     /// # Errors
     /// As [`Mirror::pass`].
@@ -206,11 +205,10 @@ impl<D: Destination> Mirror<D> {
         }
     }
 
-    /// Writes what is missing, at most one batch of it.
+    /// Writes at most one batch of the missing calls.
     ///
-    /// # Errors
-    /// When the folders cannot be listed or what was written cannot be remembered. That MongoDB is
-    /// down is no error.
+    /// # Errors When the folders cannot be listed or the progress cannot be stored. An unavailable
+    /// MongoDB is no error.
     pub async fn pass(&mut self) -> Result<MirrorPass, MongoError> {
         let Some(progress) = self.progress().await? else {
             return Ok(MirrorPass {
@@ -223,7 +221,7 @@ impl<D: Destination> Mirror<D> {
             return Ok(MirrorPass::default());
         }
         let scanned = SystemTime::now();
-        let behind = self.look(progress.clone()).await?;
+        let behind = self.scan(progress.clone()).await?;
         metrics::gauge!("voicebot_mongodb_behind").set(behind.count as f64);
         let mut pass = MirrorPass {
             behind: behind.count,
@@ -305,28 +303,28 @@ impl<D: Destination> Mirror<D> {
 
     fn full_scan_is_due(&self) -> bool {
         self.full_scan
-            .is_none_or(|last| last.elapsed() >= FULL_LOOK_EVERY)
+            .is_none_or(|last| last.elapsed() >= FULL_SCAN_EVERY)
     }
 
-    async fn look(&mut self, progress: Arc<Mutex<Progress>>) -> Result<Behind, MongoError> {
+    async fn scan(&mut self, progress: Arc<Mutex<Progress>>) -> Result<Behind, MongoError> {
         let full = self.full_scan_is_due();
         if full {
             self.full_scan = Some(Instant::now());
         }
         let store = self.store.clone();
         let left_alone = std::mem::take(&mut self.left_alone);
-        let (looked, left_alone) = blocking(move || {
-            let looked = look(&store, &lock(&progress), &left_alone, full);
-            (looked, left_alone)
+        let (scanned, left_alone) = blocking(move || {
+            let scanned = scan(&store, &lock(&progress), &left_alone, full);
+            (scanned, left_alone)
         })
         .await;
         self.left_alone = left_alone;
-        looked.map_err(|error| MongoError::Unusable(error.to_string()))
+        scanned.map_err(|error| MongoError::Unusable(error.to_string()))
     }
 }
 
-/// Which calls are not written as they are now. Blocks on the disk.
-fn look(
+/// Lists the calls that are missing or outdated in the copy. Blocks on the disk.
+fn scan(
     store: &Store,
     progress: &Progress,
     left_alone: &HashMap<SessionId, Stamp>,
@@ -345,7 +343,7 @@ fn look(
             if archived && !full && progress.is_archived(&id) {
                 return;
             }
-            // One that is gone has moved on and is met in the archive.
+            // A file that is gone has moved on and is found in the archive.
             let Some((modified, bytes)) = store.changed(&file) else {
                 return;
             };
@@ -362,7 +360,7 @@ fn look(
     Ok(behind)
 }
 
-/// Reads a call, writes it, and remembers that.
+/// Reads a call, writes it, and stores that in the progress.
 async fn write<D: Destination>(
     store: &Store,
     destination: &D,
@@ -396,7 +394,7 @@ async fn write<D: Destination>(
     Ok(Written::Yes)
 }
 
-/// The call of a file that is still there, as documents.
+/// The documents of a call; `None` if its file is gone.
 fn read(store: &Store, file: &CallFile) -> Result<Option<CallDocuments>, String> {
     match FoundCall::open_here(store, file) {
         Ok(Some(call)) => {
@@ -416,11 +414,11 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs what waits for the disk where it holds nothing else up.
+/// Runs blocking disk work on a thread for it.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        // Only a panic or the end of the runtime gets here, and both are not ours to swallow.
+        // Only a panic or the shutdown of the runtime ends here; neither may be hidden.
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => std::future::pending().await,

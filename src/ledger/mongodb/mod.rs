@@ -1,12 +1,12 @@
-//! The copy of all calls in MongoDB: `sessions` and `leads`, for those who search there.
+//! The copy of all calls in MongoDB, in the collections `sessions` and `leads`, for searches.
 //!
-//! The worker writes it, from the records and leads on disk, and no call process ever does. The
-//! files stay what counts: when MongoDB is down, calls, files and delivery do not notice, and what
-//! is missing is written when it is back. Built with the feature `mongodb` (the default) and used
-//! when `MONGODB_URI` is set.
+//! Only the worker writes it, from the records and leads on disk; call processes never do. The
+//! files are authoritative: when MongoDB is down, calls, files and delivery go on, and missing
+//! calls are written when it is back. Built with the feature `mongodb` (the default) and used when
+//! `MONGODB_URI` is set.
 //!
-//! [`Mirror`] finds out what is missing and writes it; `Progress` is what it remembers on disk;
-//! `document` is how a call looks there; `server` alone knows the driver.
+//! [`Mirror`] finds missing calls and writes them; `Progress` stores on disk what was written;
+//! `document` defines the documents; only `server` uses the driver.
 
 #[cfg(feature = "mongodb")]
 mod document;
@@ -30,7 +30,7 @@ pub use mirror::{Destination, Mirror, PutError};
 #[cfg(feature = "mongodb")]
 pub use server::{MongoServer, catch_up, look_up, ping, start};
 
-/// The variable with the address, user and password.
+/// The environment variable with address, user and password.
 pub const URI_VARIABLE: &str = "MONGODB_URI";
 
 /// Section `mongodb` of the configuration. The address is not in it: it holds a password and comes
@@ -38,7 +38,7 @@ pub const URI_VARIABLE: &str = "MONGODB_URI";
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MongoConfig {
-    /// Database that `sessions` and `leads` are kept in.
+    /// The database with `sessions` and `leads`.
     pub database: String,
 }
 
@@ -68,44 +68,44 @@ impl MongoConfig {
     }
 }
 
-/// Why MongoDB cannot be used. None of the texts has the address's user or password in it.
+/// Why MongoDB cannot be used. The messages never contain user or password.
 #[derive(Debug, Error)]
 pub enum MongoError {
-    /// The address is not one.
+    /// The address is invalid.
     #[error(
         "MONGODB_URI is not an address of MongoDB: {0}; it looks like mongodb://user:password@host:27017/ or mongodb+srv://user:password@host/, with special characters in user and password percent-encoded"
     )]
     BadUri(String),
-    /// It does not answer, or not as it should.
+    /// It does not answer, or with an error.
     #[error("{0}")]
     Unusable(String),
-    /// What has been written already cannot be remembered.
+    /// The progress cannot be stored.
     #[error("failed to keep {path}, which says what is in MongoDB already: {source}")]
     Progress {
         /// The file.
         path: std::path::PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The feature is not there.
+    /// The program was built without the feature.
     #[error(
         "MONGODB_URI is set, but this program was built without MongoDB (cargo feature mongodb)"
     )]
     NotBuilt,
 }
 
-/// What a pass did.
+/// The result of a pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct MirrorPass {
     /// Calls written.
     pub written: u64,
-    /// Calls that were not taken and are left alone until their files change.
+    /// Calls that were refused and are not retried until their files change.
     pub refused: u64,
     /// Calls that are still to be written.
     pub behind: u64,
     /// Why the pass ended early.
     pub down: Option<String>,
-    /// Another process writes the calls of this folder, so this one did nothing.
+    /// Whether another process writes the calls of this folder, so that this one did nothing.
     pub elsewhere: bool,
 }
 

@@ -1,8 +1,8 @@
-//! What is in MongoDB already, remembered on disk: one line for each file that was written, with a
-//! stamp of the file as it was.
+//! Stores on disk which calls are in MongoDB: one line for each written file, with a stamp of its
+//! state.
 //!
-//! The file may be lost or cut off at any time: what it does not tell is written once more, and
-//! writing a call twice changes nothing. That is why it is not synced.
+//! The file may be lost or truncated at any time: calls that are not in it are written again, which
+//! changes nothing. So it is not synced.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -13,11 +13,11 @@ use std::time::SystemTime;
 
 use crate::session::SessionId;
 
-/// Lines that may be out of date before the file is written anew.
+/// Outdated lines that are tolerated before the file is rewritten.
 const SPARE_LINES: usize = 10_000;
 
-/// A file's state: another one after every change. Archived files have odd stamps, so that they can
-/// be told without reading the disk.
+/// A stamp of a file's state, which differs after every change. Stamps of archived files are odd,
+/// so that they are recognised without reading the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp(u64);
 
@@ -38,19 +38,20 @@ fn hash_of(value: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// What is written, by session. 16 bytes a call, so a hundred thousand calls are a few megabytes.
+/// The written calls by session, 16 bytes each: a hundred thousand calls take a few megabytes.
 #[derive(Debug)]
 pub(super) struct Progress {
     path: PathBuf,
     file: File,
     written: HashMap<u64, Stamp>,
     lines: usize,
-    /// Held as long as this process writes: two workers on one folder need not both do it.
+    /// Held as long as this process writes, so that only one of several workers on a folder does.
     _lock: File,
 }
 
 impl Progress {
-    /// Opens the memory for one destination in `folder`. `None`: another process writes to it.
+    /// Opens the progress file for one destination in `folder`. `None`: another process writes to
+    /// it.
     pub(super) fn open(folder: &Path, destination: &str) -> io::Result<Option<Self>> {
         fs::create_dir_all(folder)?;
         let name = format!("{:016x}", hash_of(&destination));
@@ -74,7 +75,7 @@ impl Progress {
                 written.insert(session, stamp);
             }
         }
-        // A line that a crash tore must not swallow the next one.
+        // A truncated last line must not be joined to the next one.
         file.write_all(b"\n")?;
         Ok(Some(Self {
             path,
@@ -89,23 +90,23 @@ impl Progress {
         &self.path
     }
 
-    /// Whether the session was written as it is now.
+    /// Whether the session was written in its present state.
     pub(super) fn is_written(&self, id: &SessionId, stamp: Stamp) -> bool {
         self.written.get(&hash_of(id)) == Some(&stamp)
     }
 
-    /// Whether the session was written at any time.
+    /// Whether the session was ever written.
     pub(super) fn knows(&self, id: &SessionId) -> bool {
         self.written.contains_key(&hash_of(id))
     }
 
-    /// Whether it was written from the archive, where it hardly ever changes.
+    /// Whether it was written from the archive, where it rarely changes.
     pub(super) fn is_archived(&self, id: &SessionId) -> bool {
         let stamp = self.written.get(&hash_of(id));
         stamp.is_some_and(|stamp| stamp.is_archived())
     }
 
-    /// Remembers that the session was written with that stamp.
+    /// Stores that the session was written with that stamp.
     pub(super) fn note(&mut self, id: &SessionId, stamp: Stamp) -> io::Result<()> {
         let session = hash_of(id);
         self.written.insert(session, stamp);
@@ -117,7 +118,7 @@ impl Progress {
         Ok(())
     }
 
-    /// One line for each session, instead of one for each change.
+    /// Rewrites the file with one line for each session.
     fn write_anew(&mut self) -> io::Result<()> {
         let temporary = self.path.with_extension("tmp");
         let mut out = BufWriter::new(File::create(&temporary)?);
@@ -138,7 +139,7 @@ fn append_to(path: &Path) -> io::Result<File> {
 
 fn read_line(line: &[u8]) -> Option<(u64, Stamp)> {
     let line = std::str::from_utf8(line).ok()?;
-    // A line that was cut off is shorter.
+    // A truncated line is shorter.
     let (session, stamp) = line.split_once(' ').filter(|_| line.len() == 33)?;
     let number = |text| u64::from_str_radix(text, 16).ok();
     Some((number(session)?, Stamp(number(stamp)?)))
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_remembered_by_the_next_process_and_for_this_destination_only() {
+    fn progress_is_kept_for_the_next_process_and_for_this_destination_only() {
         let folder = tempfile::tempdir().unwrap();
         let mut progress = Progress::open(folder.path(), "a").unwrap().unwrap();
         assert!(
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_that_was_cut_off_or_overwritten_forgets_that_line_and_no_other() {
+    fn a_truncated_or_overwritten_progress_file_loses_only_that_line() {
         let folder = tempfile::tempdir().unwrap();
         let mut progress = Progress::open(folder.path(), "a").unwrap().unwrap();
         for number in 0..3 {

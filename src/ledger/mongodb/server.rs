@@ -1,5 +1,5 @@
-//! The driver: connection, indexes, writing, searching, and what its errors mean. Nothing else
-//! knows its types but BSON's.
+//! The driver: connection, indexes, writes, searches and errors. Only this file uses its types,
+//! apart from BSON.
 
 use std::time::Duration;
 
@@ -23,12 +23,12 @@ use crate::store::Store;
 
 /// How long a server may take to be found and connected to.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
-/// How long one call may take to be written, or a question to be answered.
+/// Timeout for writing one call and for one query.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
-/// Calls that one question gives at most.
+/// Calls that one query returns at most.
 const MOST_FOUND: i64 = 200;
 
-/// Codes of a server that is not able to write at present, or does not let us:
+/// Error codes of a server that cannot accept writes at present, or refuses our credentials:
 /// <https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml>.
 const DOWN_CODES: [i32; 21] = [
     6,             // HostUnreachable
@@ -54,21 +54,22 @@ const DOWN_CODES: [i32; 21] = [
     24,            // LockTimeout
 ];
 
-/// The code for an `_id` that is there already.
+/// The error code for an `_id` that exists already.
 const DUPLICATE_KEY: i32 = 11000;
 
-/// The code for a collection that nobody has written to yet.
+/// The error code for a collection that does not exist yet.
 const NAMESPACE_NOT_FOUND: i32 = 26;
 
-/// A database with `sessions` and `leads`. Connected when it is first needed, so that a server that
-/// is down at the start is no fault.
+/// A database with `sessions` and `leads`. Connects when first used, so that a server that is down
+/// at the start is no error.
 pub struct MongoServer {
     uri: Secret,
     database: String,
-    /// Hosts and database, for people.
+    /// Hosts and database, for messages.
     name: String,
     connected: OnceCell<Connected>,
-    /// Whoever only searches needs no right to make indexes.
+    /// Set once the indexes exist. They are created before the first write only, so that searching
+    /// needs no right to create indexes.
     indexed: OnceCell<()>,
 }
 
@@ -80,8 +81,7 @@ struct Connected {
 impl MongoServer {
     /// A database at an address.
     ///
-    /// # Errors
-    /// When the address is not one. Nothing is connected yet.
+    /// # Errors When the address is invalid. Does not connect.
     pub fn new(uri: Secret, config: &MongoConfig) -> Result<Self, MongoError> {
         let parsed = ConnectionString::parse(uri.expose())
             .map_err(|error| MongoError::BadUri(without_secrets(&error, &uri)))?;
@@ -127,10 +127,9 @@ impl MongoServer {
             .await
     }
 
-    /// Finds the calls that `query` names.
+    /// Finds the calls that match `query`.
     ///
-    /// # Errors
-    /// When the server cannot be asked.
+    /// # Errors When the server cannot be queried.
     pub async fn find(&self, query: &Query) -> Result<Vec<WholeCall>, MongoError> {
         let asked = async {
             let connected = self.connected().await?;
@@ -138,7 +137,7 @@ impl MongoServer {
             if calls.is_empty()
                 && let Some(digits) = query.digits()
             {
-                // No index helps with the end of a number, so this comes last.
+                // No index supports the end of a number, so this query is the last one.
                 let ending = doc! { "numbers": { "$regex": format!("{digits}$") } };
                 calls = connected.find(ending).await?;
             }
@@ -173,8 +172,8 @@ impl MongoServer {
         )
     }
 
-    /// What an error means, for whoever can do something about it. The driver's texts have hosts in
-    /// them, and no passwords but perhaps in what they repeat of the address, which is not shown.
+    /// Describes an error for the operator. The driver's messages name hosts, and may repeat parts
+    /// of the address with the password; such messages are not shown.
     fn sentence(&self, error: &Error) -> String {
         let name = &self.name;
         match error.kind.as_ref() {
@@ -219,7 +218,7 @@ impl Destination for MongoServer {
             self.indexed
                 .get_or_try_init(|| connected.create_indexes())
                 .await?;
-            // Leads first: whoever finds a session finds its leads.
+            // Leads first: when a session is found, its leads exist.
             for lead in call.leads {
                 write(&connected.leads, lead, is_new).await?;
             }
@@ -279,8 +278,8 @@ impl Connected {
     }
 }
 
-/// Writes a document, or writes it over. What is new is inserted: a replacement that finds nothing
-/// to replace makes some servers read the whole collection.
+/// Inserts or replaces a document. New ones are inserted, because a replacement without a match
+/// makes some servers read the whole collection.
 async fn write(
     collection: &Collection<Document>,
     document: Document,
@@ -300,7 +299,7 @@ async fn write(
         .map(|_| ())
 }
 
-/// The server's own code for an error, if it is the server's.
+/// The server's code of an error, if the error comes from the server.
 fn code_of(error: &Error) -> Option<i32> {
     match error.kind.as_ref() {
         ErrorKind::Command(command) => Some(command.code),
@@ -309,8 +308,7 @@ fn code_of(error: &Error) -> Option<i32> {
     }
 }
 
-/// An index on each key that has none of ours yet. FerretDB breaks off when it is asked for what is
-/// there already.
+/// Creates the missing indexes. FerretDB fails when it is asked for an index that exists.
 async fn create_missing(collection: &Collection<Document>, keys: &[&str]) -> Result<(), Error> {
     let there = match collection.list_index_names().await {
         Ok(names) => names,
@@ -336,10 +334,10 @@ async fn create_missing(collection: &Collection<Document>, keys: &[&str]) -> Res
     Ok(())
 }
 
-/// Sessions that are called this.
+/// A filter for sessions with this id.
 fn by_id(query: &Query) -> Document {
     let text = query.text();
-    let mut ways: Vec<Document> = [
+    let mut alternatives: Vec<Document> = [
         "_id",
         "call_id",
         "job_id",
@@ -351,12 +349,12 @@ fn by_id(query: &Query) -> Document {
     .into_iter()
     .map(|key| doc! { key: text })
     .collect();
-    ways.push(doc! { "egress_id": query.bare() });
-    ways.extend(query.digits().map(|digits| doc! { "numbers": digits }));
-    doc! { "$or": ways }
+    alternatives.push(doc! { "egress_id": query.bare() });
+    alternatives.extend(query.digits().map(|digits| doc! { "numbers": digits }));
+    doc! { "$or": alternatives }
 }
 
-/// The part of the driver's long description of all servers that says why there is none.
+/// The part of the driver's long description that says why no server is available.
 fn reason_in(message: &str) -> &str {
     for (sign, reason) in [
         (
@@ -381,14 +379,14 @@ fn reason_in(message: &str) -> &str {
     "no server answers as it should"
 }
 
-/// The driver's own text, unless it repeats something of the address's user and password.
+/// The driver's message, unless it repeats a part of user or password.
 fn without_secrets(error: &Error, uri: &Secret) -> String {
     let text = error.kind.to_string();
     let after_scheme = uri.expose().split_once("://").map_or("", |(_, rest)| rest);
     let Some((credentials, _)) = after_scheme.rsplit_once('@') else {
         return text;
     };
-    // A password with characters that are not encoded is cut by the driver where these stand.
+    // The driver splits a password at characters that should have been percent-encoded.
     let repeats = |piece: &str| piece.len() > 1 && text.contains(piece);
     if credentials
         .split([':', '@', '/', '?', '&', '=', '%', ','])
@@ -400,10 +398,9 @@ fn without_secrets(error: &Error, uri: &Secret) -> String {
     }
 }
 
-/// Begins to write the calls of `store` to MongoDB, until `stop`. `None`: `MONGODB_URI` is not set.
+/// Starts writing the calls of `store` to MongoDB, until `stop`. `None`: `MONGODB_URI` is not set.
 ///
-/// # Errors
-/// When `MONGODB_URI` is not an address. A server that does not answer is no error.
+/// # Errors When `MONGODB_URI` is invalid. A server that does not answer is no error.
 pub fn start(
     config: &MongoConfig,
     store: &Store,
@@ -416,11 +413,10 @@ pub fn start(
     Ok(Some(tokio::spawn(mirror.run(stop))))
 }
 
-/// Writes every call of `store` that MongoDB does not have as it is now. `None`: `MONGODB_URI` is
+/// Writes every call of `store` that is missing or outdated in MongoDB. `None`: `MONGODB_URI` is
 /// not set.
 ///
-/// # Errors
-/// When `MONGODB_URI` is not an address, or what is written cannot be remembered.
+/// # Errors When `MONGODB_URI` is invalid, or the progress cannot be stored.
 pub async fn catch_up(
     config: &MongoConfig,
     store: &Store,
@@ -436,8 +432,7 @@ pub async fn catch_up(
 
 /// Finds calls in MongoDB. `None`: `MONGODB_URI` is not set.
 ///
-/// # Errors
-/// When `MONGODB_URI` is not an address or its server cannot be asked.
+/// # Errors When `MONGODB_URI` is invalid or its server cannot be queried.
 pub async fn look_up(
     config: &MongoConfig,
     query: &Query,
@@ -448,10 +443,9 @@ pub async fn look_up(
     }
 }
 
-/// Whether MongoDB can be used; its name. `None`: `MONGODB_URI` is not set.
+/// Tests whether MongoDB can be used; returns its name. `None`: `MONGODB_URI` is not set.
 ///
-/// # Errors
-/// When `MONGODB_URI` is not an address or its server cannot be used.
+/// # Errors When `MONGODB_URI` is invalid or its server cannot be used.
 pub async fn ping(config: &MongoConfig) -> Result<Option<String>, MongoError> {
     let Some(server) = MongoServer::from_env(config)? else {
         return Ok(None);

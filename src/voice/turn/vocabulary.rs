@@ -69,7 +69,7 @@ pub enum Input {
         text: String,
         /// The recogniser's own estimate.
         confidence: Option<f32>,
-        /// Whether they will change.
+        /// Whether they are final and will not change any more.
         is_final: bool,
     },
     /// Words that no segment waits for: the detector has missed their speech, or they come late.
@@ -251,7 +251,7 @@ pub enum Output {
         segment: SegmentId,
         /// All its words so far.
         text: String,
-        /// Whether they will change.
+        /// Whether they are final and will not change any more.
         is_final: bool,
     },
     /// The agent goes on after an interruption without words.

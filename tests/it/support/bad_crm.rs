@@ -1,8 +1,8 @@
-//! A CRM that misbehaves by a seeded plan, and keeps exact books: what it has taken, and what it
-//! should never have been sent.
+//! A CRM that misbehaves by a seeded plan, and records exactly what it has accepted and what it
+//! should never have received.
 //!
-//! It speaks HTTP/1.1 by hand, one request a connection, because its faults are below what a server
-//! library would let it do.
+//! It implements HTTP/1.1 itself, one request per connection, because a server library would not
+//! permit its faults.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
@@ -39,23 +39,23 @@ pub enum Fault {
     NoHttpBefore,
     DripsAfter,
     DripsForEverAfter,
-    /// Status 200, and a body that says that nothing was taken.
+    /// Status 200, and a body that says that nothing was accepted.
     SaysNoBefore,
-    /// The key is not accepted, or a proxy has nobody behind it.
+    /// The credentials are rejected, or a proxy has no server behind it.
     Says401Before,
     Says404Before,
     /// A bare URL for a recording, nothing at all for a call.
     SaysLittleAfter,
-    /// Packed, with a mark in front.
+    /// Compressed, and with a byte order mark.
     PacksAfter,
-    /// To the same place with a slash behind it.
+    /// To the same URL with a trailing slash.
     RedirectsBefore,
 }
 
-/// How often each fault happens, in shares of the whole.
+/// Weight of each fault.
 type Plan = &'static [(Fault, u32)];
 
-/// A CRM on a bad day.
+/// An unreliable CRM.
 pub const UNRELIABLE: Plan = &[
     (Fault::None, 64),
     (Fault::HangsBefore, 1),
@@ -75,8 +75,8 @@ pub const UNRELIABLE: Plan = &[
     (Fault::DripsForEverAfter, 1),
 ];
 
-/// One that also says no in every way, shuts its doors, sends elsewhere, and says little when it
-/// has taken something.
+/// A CRM that also refuses with status 200, rejects credentials, redirects, and gives short answers
+/// after accepting something.
 pub const HOSTILE: Plan = &[
     (Fault::None, 56),
     (Fault::HangsBefore, 1),
@@ -101,7 +101,7 @@ pub const HOSTILE: Plan = &[
     (Fault::PacksAfter, 3),
     (Fault::RedirectsBefore, 3),
 ];
-/// Ways of saying no with status 200.
+/// Bodies of refusals with status 200.
 const NOES: [&str; 5] = [
     r#"{"success":false,"message":"database unavailable"}"#,
     r#"{"status":"error"}"#,
@@ -122,7 +122,7 @@ impl Fault {
         Self::None
     }
 
-    /// Whether the CRM takes what comes, whatever it says then.
+    /// Whether the CRM accepts the request, whatever it answers.
     fn takes(self) -> bool {
         matches!(
             self,
@@ -139,25 +139,25 @@ impl Fault {
     }
 }
 
-/// A call as it was taken.
+/// An accepted call.
 #[derive(Debug, Clone)]
 pub struct TakenCall {
     pub key: String,
     pub body: Value,
 }
 
-/// What was taken, and what was wrong.
+/// Everything that was accepted, and every violation.
 #[derive(Debug, Default)]
 pub struct Books {
     /// By idempotency key.
     pub recordings: HashMap<String, Bytes>,
     /// By the CRM's id of the call.
     pub calls: HashMap<String, TakenCall>,
-    /// Calls that were sent once more with the URL of their recording, by the CRM's id of the call.
+    /// Updates with the URL of a recording, by the CRM's id of the call.
     pub updates: HashMap<String, Value>,
     /// How often each fault happened.
     pub faults: BTreeMap<Fault, u32>,
-    /// Things that were sent again although the CRM had them.
+    /// Number of requests that were repeated although the CRM had accepted them.
     pub repeated: u32,
     pub complaints: Vec<String>,
 }
@@ -172,7 +172,7 @@ struct Inside {
 pub struct BadCrm {
     pub base_url: String,
     inside: Arc<Mutex<Inside>>,
-    /// How many whole requests have come.
+    /// Number of complete requests.
     requests: watch::Receiver<u64>,
     task: JoinHandle<()>,
 }
@@ -205,7 +205,7 @@ impl BadCrm {
         }
     }
 
-    /// What is in the books so far; they begin anew.
+    /// Takes the books and starts new ones.
     pub fn take_books(&self) -> Books {
         std::mem::take(&mut self.inside.lock().unwrap().books)
     }
@@ -214,7 +214,7 @@ impl BadCrm {
         *self.requests.borrow()
     }
 
-    /// Waits until so many whole requests have come, or for so long.
+    /// Waits until this many complete requests have come, at most for `at_most`.
     pub async fn wait_for_requests(&self, number: u64, at_most: Duration) {
         let mut requests = self.requests.clone();
         let come = requests.wait_for(|count| *count >= number);
@@ -247,7 +247,7 @@ async fn serve(inside: Arc<Mutex<Inside>>, count: watch::Sender<u64>, mut stream
         reset(stream);
         return;
     }
-    // Broken off: the uploader was killed.
+    // Incomplete: the uploader was killed.
     let Some(request) = read_request(&mut stream).await else {
         return;
     };
@@ -259,8 +259,8 @@ async fn serve(inside: Arc<Mutex<Inside>>, count: watch::Sender<u64>, mut stream
         (Fault::Says503, _) => plain(503, "", "busy"),
         (Fault::Says429, _) => later(&inside),
         (Fault::SaysNoBefore, _) => {
-            let way = inside.lock().unwrap().random.random_range(0..NOES.len());
-            plain(200, "", NOES[way])
+            let index = inside.lock().unwrap().random.random_range(0..NOES.len());
+            plain(200, "", NOES[index])
         }
         (Fault::Says401Before, _) => plain(401, "", r#"{"message":"token expired"}"#),
         (Fault::Says404Before, _) => plain(404, "", "<html>nobody behind</html>"),
@@ -278,7 +278,7 @@ async fn serve(inside: Arc<Mutex<Inside>>, count: watch::Sender<u64>, mut stream
     let bytes = answer.as_bytes();
     match fault {
         Fault::HangsBefore | Fault::HangsAfter => {
-            // Until the other side gives up.
+            // Until the client closes the connection.
             let _ = stream.read(&mut [0; 1]).await;
         }
         Fault::ResetBefore | Fault::ResetAfter => reset(stream),
@@ -348,10 +348,10 @@ fn reset(stream: TcpStream) {
     let _ = stream.set_zero_linger();
 }
 
-/// The three ways of `Retry-After`.
+/// An answer with one of the three forms of `Retry-After`.
 fn later(inside: &Mutex<Inside>) -> String {
-    let way = inside.lock().unwrap().random.random_range(0..3);
-    let header = match way {
+    let kind = inside.lock().unwrap().random.random_range(0..3);
+    let header = match kind {
         0 => "Retry-After: 0\r\n".to_owned(),
         1 => "Retry-After: 1\r\n".to_owned(),
         _ => {
@@ -363,8 +363,8 @@ fn later(inside: &Mutex<Inside>) -> String {
     plain(429, &header, "too many")
 }
 
-/// Puts what came into the books, once, and says so: what is there already is answered as the first
-/// time, or as a duplicate.
+/// Stores a request in the books once and returns the answer: a repetition gets the first answer
+/// again, or that of a duplicate.
 fn take(inside: &Mutex<Inside>, request: &Request) -> String {
     let mut guard = inside.lock().unwrap();
     let inside = &mut *guard;

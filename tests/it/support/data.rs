@@ -11,10 +11,10 @@ use voicebot::session::{
 };
 use voicebot::store::{JournalLock, Store};
 
-/// The number of the made-up caller (a range that is reserved for fiction).
+/// The caller's number, from a range that is reserved for fiction.
 pub const CALLER: &str = "+15550100123";
 
-/// A data folder that goes away with the test.
+/// A data folder that is deleted after the test.
 pub struct DataFolder {
     folder: tempfile::TempDir,
     pub store: Store,
@@ -27,8 +27,8 @@ impl DataFolder {
         Self { folder, store }
     }
 
-    /// In memory where the system has such a folder, for tests that write thousands of files: no
-    /// test cuts the power, so nothing is lost by syncs that cost nothing.
+    /// In memory if the system has such a folder, for tests that write thousands of files: syncs
+    /// are then fast, and no test cuts the power.
     pub fn in_memory() -> Self {
         let folder = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
@@ -72,7 +72,7 @@ impl DataFolder {
         names
     }
 
-    /// A call that has been answered and talks.
+    /// A running call that was answered.
     pub fn running_call(&self, id: &str, number: Option<&str>) -> (SharedSession, JournalLock) {
         let start = call_start(id);
         self.store.begin(&start, &[]).expect("the journal begins");
@@ -97,7 +97,7 @@ impl DataFolder {
         (session, lock)
     }
 
-    /// A call that has ended in the ordinary way. Returns its metadata file.
+    /// A call that has ended normally. Returns its metadata file.
     pub fn finished_call(&self, id: &str, number: Option<&str>) -> PathBuf {
         let (session, lock) = self.running_call(id, number);
         session::lock(&session).set_outcome(hangup());
@@ -106,8 +106,7 @@ impl DataFolder {
             .expect("the record is written")
     }
 
-    /// Nothing is left that a killed or careless process leaves: no journal, no temporary file, no
-    /// claim.
+    /// Checks that no journal, temporary file or claim is left.
     pub fn assert_nothing_left_over(&self) {
         self.assert_no_journals_or_temporaries();
         if self.path("call_metadata/.claims").exists() {
@@ -115,7 +114,7 @@ impl DataFolder {
         }
     }
 
-    /// A record that still waits keeps the file by which it is claimed; nothing else is left.
+    /// Checks that no journal or temporary file is left; waiting records keep their lock files.
     pub fn assert_no_journals_or_temporaries(&self) {
         for folder in [
             "call_metadata",
@@ -134,7 +133,7 @@ impl DataFolder {
     }
 }
 
-/// Ten in the morning and so many seconds.
+/// Ten in the morning plus `seconds`.
 pub fn at(seconds: i64) -> DateTime<Utc> {
     "2026-11-21T10:00:00Z"
         .parse::<DateTime<Utc>>()

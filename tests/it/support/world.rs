@@ -1,5 +1,5 @@
-//! A whole world for a call: a room server and a CRM in the test's process, the real program as the
-//! worker with a process for each call, and what is left of all of it on disk.
+//! A complete environment for a call: a room server and a CRM in the test's process, the real
+//! program as worker and call processes, and the data folder.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -25,28 +25,28 @@ use tokio::time::timeout;
 use crate::support::crm::{FakeCrm, Upload};
 use crate::support::live_caller::LiveCaller;
 
-/// How long anything may take that should happen. Far more than it needs: the machine may be busy.
+/// Timeout for every expected event, far more than it needs: the machine may be busy.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 const API_KEY: &str = "devkey";
 const API_SECRET: &str = "secret";
-/// The name that calls are dispatched to.
+/// The agent name for dispatches.
 pub const AGENT_NAME: &str = "tester";
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_voicebot");
 
-/// The number of the telephone that calls.
+/// The caller's telephone number.
 pub const PHONE: &str = "+15550100142";
 
 /// Recorded lines of the caller.
 pub const SHORT_LINE: &str = "goodbye.wav";
 pub const LONG_LINE: &str = "hello.wav";
-/// What the scripted recogniser takes everything for. It tells lines by their lengths, which a busy
-/// machine may change.
+/// The transcript that the scripted recogniser returns for everything. It recognises lines by their
+/// lengths, which a busy machine may change.
 pub const WORDS: &str = "Some words.";
 
 /// What the agent says first.
 pub const GREETING: &str = "Hello.";
-/// What the agent answers to anything that a script has no answer for.
+/// The agent's answer where a script has none.
 pub const ANSWER: &str = "Yes.";
 
 /// A conversation for the scripted providers; `agent` is a list of its lines.
@@ -59,7 +59,7 @@ pub fn script(agent: Value) -> Value {
     })
 }
 
-/// What a room server runs on.
+/// The runtime of a room server.
 fn machine() -> Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -68,12 +68,11 @@ fn machine() -> Runtime {
         .expect("threads")
 }
 
-/// Waits until `look` gives something. For what tells nobody that it has changed: files and
-/// processes.
-pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+/// Polls until `poll` returns something. For files and processes, which send no notification.
+pub async fn eventually<T>(what: &str, mut poll: impl AsyncFnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
     loop {
-        if let Some(found) = look().await {
+        if let Some(found) = poll().await {
             return found;
         }
         assert!(Instant::now() < end, "no {what} within {DEADLINE:?}");
@@ -81,16 +80,16 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
     }
 }
 
-/// A call as it has arrived at the CRM and was archived.
+/// A delivered and archived call.
 #[derive(Debug)]
 pub struct Delivered {
     /// The archived record.
     pub record: Value,
-    /// What the CRM got.
+    /// The call data that the CRM received.
     pub call: Value,
     /// The conversation file.
     pub conversation: Value,
-    /// The recording, if the CRM got one.
+    /// The recording, if the CRM received one.
     pub recording: Option<Upload>,
 }
 
@@ -124,12 +123,12 @@ impl Delivered {
     }
 }
 
-/// Everything around the program.
+/// The environment of the program.
 pub struct World {
     server: Option<RoomServer>,
-    /// What the server runs on, so that it can be switched off.
+    /// The server's runtime, so that it can be shut down.
     machine: Option<Runtime>,
-    /// As it was started, and where it listens.
+    /// The server's options with its address.
     options: Options,
     pub crm: FakeCrm,
     folder: TempDir,
@@ -137,13 +136,12 @@ pub struct World {
 }
 
 impl World {
-    /// A world in which the agent plays `agent`, with these settings besides.
+    /// A world in which the agent follows the script `agent`, with these additional settings.
     pub async fn new(agent: Value, settings: &[(&str, &str)]) -> Self {
         Self::with(agent, settings, |_, _| {}).await
     }
 
-    /// The same, around a server that is started differently; `change` gets the data folder as
-    /// well.
+    /// The same, with other options of the server; `change` also gets the data folder.
     pub async fn with(
         agent: Value,
         settings: &[(&str, &str)],
@@ -187,9 +185,9 @@ impl World {
             ("VOICEBOT__RECORDING__MODE", "off".into()),
             ("VOICEBOT__UPLOAD__FIRST_BACKOFF_MS", "100".into()),
             ("VOICEBOT__WORKER__HTTP_BIND", "127.0.0.1:0".into()),
-            // The machine may be busy with other tests; a server gives nothing to a busy worker.
+            // The machine may be busy with other tests; a server assigns no jobs to a busy worker.
             ("VOICEBOT__WORKER__REPORT_LOAD", "0.1".into()),
-            // A busy machine leaves holes in the caller's sound; they are no ends of turns.
+            // A busy machine causes gaps in the caller's audio, which must not end a turn.
             ("VOICEBOT__VOICE__VAD__MIN_SILENCE_MS", "600".into()),
             ("VOICEBOT__LOG__LEVEL", "info,voicebot=debug".into()),
         ]
@@ -214,17 +212,18 @@ impl World {
         self.server.as_ref().expect("the server is there")
     }
 
-    /// The room server sends everybody away and stops.
+    /// The room server disconnects all participants and stops.
     pub async fn server_goes_away(&mut self) {
         let server = self.server.take().expect("the server is there");
         server.shutdown().await;
     }
 
-    /// The room server is gone without a word, and then there is another one at its address, which
-    /// knows nothing.
+    /// The room server dies without closing connections, and a new one without its state starts at
+    /// the same address.
     pub async fn server_is_restarted(&mut self) {
         let stopped = self.machine.take().expect("the machine runs");
-        // Nothing of it may run when the server is dropped, which says goodbye.
+        // Its runtime must be down before the server is dropped, since dropping it closes
+        // connections properly.
         let off = spawn_blocking(move || stopped.shutdown_timeout(DEADLINE));
         off.await.expect("the machine is off");
         drop(self.server.take());
@@ -237,7 +236,7 @@ impl World {
         self.machine = Some(machine);
     }
 
-    /// From now on, everything of the program goes to the server by this address.
+    /// Makes the program reach the server at this URL from now on.
     pub fn server_is_reached_by(&mut self, url: String) {
         self.settings.insert("LIVEKIT_URL".into(), url);
     }
@@ -251,7 +250,7 @@ impl World {
         self.folder.path().canonicalize().expect("the folder")
     }
 
-    /// The program with this world's settings and nothing else in its environment.
+    /// The program with this world's settings as its only environment.
     pub fn program(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
         command
@@ -270,12 +269,12 @@ impl World {
         self.data().join("worker.log")
     }
 
-    /// What workers and calls have logged, one JSON object a line.
+    /// The log of workers and calls, one JSON object per line.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// What the journals of the calls that run hold.
+    /// The contents of the journals of running calls.
     pub fn journal(&self) -> String {
         let journals = files(&self.data().join("conversations"), "jsonl");
         let texts = journals.iter().flat_map(fs::read_to_string);
@@ -288,7 +287,7 @@ impl World {
             .count()
     }
 
-    /// Starts a worker and waits until it takes calls.
+    /// Starts a worker and waits until it accepts calls.
     pub async fn worker(&self) -> Worker {
         let before = self.registrations();
         let log = fs::File::options()
@@ -369,7 +368,7 @@ impl World {
         AgentDispatchClient::with_api_key(&self.api(), API_KEY, API_SECRET)
     }
 
-    /// Asks for the agent in a room. Gives back the dispatch's id.
+    /// Dispatches the agent to a room. Returns the dispatch's id.
     pub async fn dispatch(&self, room: &str, metadata: Value) -> String {
         let metadata = match metadata {
             Value::Null => String::new(),
@@ -385,14 +384,14 @@ impl World {
         dispatch.expect("the dispatch is made").id
     }
 
-    /// A caller and the agent in a room; the greeting has been said, and the agent has the caller's
-    /// sound.
+    /// A caller and the agent in a room; the greeting was played, and the agent receives the
+    /// caller's audio.
     pub async fn call(&self, room: &str) -> LiveCaller {
         let mut caller = self.caller(room).await;
         self.dispatch(room, Value::Null).await;
         caller.agent_has_said(1).await;
         caller
-            .until("ear for the caller", |seen| seen.is_heard)
+            .until("audio stream of the caller", |seen| seen.is_heard)
             .await;
         caller
     }
@@ -444,8 +443,7 @@ impl World {
         all
     }
 
-    /// Waits until so many calls have arrived at the CRM and are archived; in the order of their
-    /// beginnings.
+    /// Waits until this many calls are delivered and archived; returns them by their start.
     pub async fn delivered(&self, calls: usize) -> Vec<Delivered> {
         let records = self.archived(calls).await;
         let calls = records.iter().map(|record| self.delivered_call(record));
@@ -478,7 +476,7 @@ impl World {
         }
     }
 
-    /// The processes of calls that run now, whoever their parent is.
+    /// The running processes of calls, with any parent.
     pub fn call_processes(&self) -> Vec<Pid> {
         let mine = format!("VOICEBOT__DATA_DIR={}", self.data().display());
         let has = |file: PathBuf, wanted: &str| {
@@ -501,7 +499,7 @@ impl World {
             .collect()
     }
 
-    /// The process of the one call that runs.
+    /// The process of the only running call.
     pub fn the_call_process(&self) -> Pid {
         match self.call_processes()[..] {
             [process] => process,
@@ -509,7 +507,7 @@ impl World {
         }
     }
 
-    /// Stops the worker politely and checks that nothing is left over.
+    /// Stops the worker gracefully and checks that nothing is left over.
     pub async fn nothing_is_left(self, mut worker: Worker) {
         worker.terminate();
         let status = worker.ended().await;
@@ -560,7 +558,7 @@ impl Drop for World {
             machine.shutdown_background();
         }
         for process in self.call_processes() {
-            // It may have ended meanwhile.
+            // The process may have ended meanwhile.
             let _ = rustix::process::kill_process(process, Signal::KILL);
         }
         if std::thread::panicking() {
@@ -601,7 +599,7 @@ impl Worker {
     }
 }
 
-/// The files with this extension in a folder that may not be there.
+/// The files with this extension in a folder that may not exist.
 pub fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(folder)
         .into_iter()

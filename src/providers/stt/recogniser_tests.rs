@@ -63,6 +63,7 @@ async fn server(faults: Vec<Fault>) -> Server {
             let fault = faults.next().unwrap_or(Fault::None);
             // One after the other: a session has one connection at a time.
             tokio::spawn(async move {
+                #[expect(clippy::result_large_err, reason = "the library asks for this type")]
                 let refuse = |_: &server::Request, response: server::Response| match fault {
                     Fault::Refuses(status) => {
                         let mut refusal = server::ErrorResponse::new(None);

@@ -2,7 +2,7 @@
 """Fails when a home-made word stands where the field has a standard term: in names, comments, logs and documents.
 
     words.py                  the folders that are free of such words and stay so (ROOTS)
-    words.py src tests/it     other folders or files
+    words.py docs README.md   other folders or files
 
 Names are split first (`next_beat` and `NextBeat` are "next beat"), and only whole words count: "trail" is not in "trailer". A word that is right at one
 place is allowed by what stands beside it, in its own pattern, or for one file in ALLOWED.
@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 
-ROOTS = ["crates", "fuzz"]
+ROOTS = ["crates", "fuzz", "src", "tests/it"]
 SUFFIXES = (".rs", ".py", ".md", ".toml", ".js", ".html", ".dict", ".txt")
 
 # Pattern of the words, standard term, and why. The pattern is matched against text whose names are split into words in lower case.

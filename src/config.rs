@@ -115,7 +115,7 @@ impl Default for LogConfig {
     }
 }
 
-/// How a log line looks.
+/// The form of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -156,6 +156,10 @@ pub enum ConfigError {
 impl Config {
     /// Reads the settings: defaults, then the file, then the environment. `file`: the one named on
     /// the command line.
+    ///
+    /// # Errors
+    /// When a file that was named is not there, and for unknown keys and wrong values: all of them,
+    /// a sentence each.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let named = file
             .map(Path::to_owned)
@@ -217,6 +221,9 @@ impl Config {
     }
 
     /// The LiveKit server's address and keys, for the commands that need them.
+    ///
+    /// # Errors
+    /// When one of them is not set; the error names the key.
     pub fn livekit_settings(&self) -> Result<LiveKitSettings, ConfigError> {
         if self.livekit.url.is_empty() {
             let what = "the address of the LiveKit server, such as wss://my-project.livekit.cloud";

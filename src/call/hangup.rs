@@ -270,7 +270,7 @@ impl HangupCause {
                 "the connection to the LiveKit server was lost and did not come back in time (call.reconnect_wait_s)".to_owned(),
             ),
             Self::NoMedia { seconds, .. } => Some(format!(
-                "no sound arrived from the caller for {seconds} s (call.no_media_s): the SIP service, or the way from it or the caller's browser to the server, is broken"
+                "no sound arrived from the caller for {seconds} s (call.no_media_s): the SIP service, or the path from it or the caller's browser to the server, is broken"
             )),
             Self::AnotherAgent { identity } => Some(format!(
                 "another agent of this name ({identity}) was in the room before: it was dispatched more than once"

@@ -63,7 +63,7 @@ impl MediaWatch {
     }
 
     /// Takes a count.
-    pub fn look(&mut self, now: Instant, packets: Packets) -> MediaNews {
+    pub fn poll(&mut self, now: Instant, packets: Packets) -> MediaNews {
         let arrives = match packets {
             // Another track begins at zero.
             Packets::Came(count) => {
@@ -120,15 +120,15 @@ mod tests {
 
     const LIMIT: u64 = 15;
 
-    /// What a look each second tells, with the second; `packets` from the first second on.
+    /// What a poll each second tells, with the second; `packets` from the first second on.
     fn news(packets: impl IntoIterator<Item = Packets>) -> Vec<(u64, MediaNews)> {
         let start = Instant::now();
         let mut watch = MediaWatch::new(start, Some(Duration::from_secs(LIMIT)));
-        let looks = (1..).zip(packets);
+        let polls = (1..).zip(packets);
         looks
             .map(|(second, packets)| {
                 let now = start + Duration::from_secs(second);
-                (second, watch.look(now, packets))
+                (second, watch.poll(now, packets))
             })
             .filter(|(_, news)| *news != MediaNews::Nothing)
             .collect()
@@ -187,8 +187,8 @@ mod tests {
         let start = Instant::now();
         let mut watch = MediaWatch::new(start, None);
         let late = start + Duration::from_secs(3600);
-        assert_eq!(watch.look(late, Packets::NoTrack), MediaNews::Missing);
-        assert_eq!(watch.look(late, Packets::NoTrack), MediaNews::Nothing);
+        assert_eq!(watch.poll(late, Packets::NoTrack), MediaNews::Missing);
+        assert_eq!(watch.poll(late, Packets::NoTrack), MediaNews::Nothing);
         assert!(watch.is_missing(late) && !watch.ever());
     }
 }

@@ -57,6 +57,9 @@ pub enum CallProcessError {
 
 impl CallParts {
     /// Everything that a call needs, from the settings and the environment.
+    ///
+    /// # Errors
+    /// When the data folder cannot be used, or a provider's settings are wrong.
     pub fn from_config(config: Arc<Config>) -> Result<Self, CallProcessError> {
         let store = Store::open(&config.data_dir)?;
         let http = providers::http_client()?;
@@ -75,6 +78,9 @@ impl CallParts {
 }
 
 /// The life of a call process: says that it is ready, gets its job, holds the call.
+///
+/// # Errors
+/// When the process was not started by a worker, cannot use its settings, or cannot make a record.
 pub async fn run_process(config: Arc<Config>) -> Result<(), CallProcessError> {
     let (mut from_worker, to_worker) = ipc::child()?;
     let stop = stop_signal()?;
@@ -96,6 +102,9 @@ pub fn process_span() -> Option<&'static Span> {
 }
 
 /// Holds the one call of this process with everything that is logged meanwhile carrying its ids.
+///
+/// # Errors
+/// When the record could not be started or written. What was written by then stays in the journal.
 pub async fn hold(
     job: JobDescription,
     parts: CallParts,
@@ -117,6 +126,9 @@ pub async fn hold(
 }
 
 /// SIGTERM and SIGINT as messages. The first one ends the call at once, with its record.
+///
+/// # Errors
+/// When the system does not let this process receive signals.
 pub fn stop_signal() -> Result<mpsc::Receiver<()>, CallProcessError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(CallProcessError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CallProcessError::Signals)?;

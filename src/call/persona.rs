@@ -94,6 +94,9 @@ pub struct Persona {
 impl Persona {
     /// Reads a persona. `name` is used when the object has none. The object may be wrapped in
     /// `data`.
+    ///
+    /// # Errors
+    /// When it is no JSON object, has no instructions, or a key has a wrong value; a sentence.
     pub fn read(text: &str, name: &str) -> Result<Self, String> {
         let value: Value =
             serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;

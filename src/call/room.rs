@@ -1,5 +1,5 @@
 //! The LiveKit room as one call sees it: joined, our track published, the caller found, sound both
-//! ways, words going out.
+//! directions, words going out.
 //!
 //! The only place of `call/` that knows LiveKit's types. Connecting and closing are not safe to
 //! cancel (rust-sdks#1334, #1340), so both run as tasks of their own and only the wait for them is
@@ -242,7 +242,7 @@ fn listen(
     NativeAudioStream::with_options(track, sample_rate_hz as i32, 1, options)
 }
 
-/// The way into a room.
+/// What is needed to join a room.
 #[derive(Debug, Clone)]
 pub struct Door {
     /// The server.

@@ -111,6 +111,9 @@ pub enum CallError {
 }
 
 /// Holds the call of `job`. When this returns, the record is on disk and the room is left.
+///
+/// # Errors
+/// When the record could not be started or written. What was written by then stays in the journal.
 pub async fn run(
     job: JobDescription,
     parts: CallParts,
@@ -271,7 +274,7 @@ fn read_job_metadata(job: &JobDescription) -> Value {
     })
 }
 
-/// What the server says of the room while we are on our way there.
+/// What the server says of the room before we are in it.
 #[derive(Debug, Default)]
 struct BeforeUs {
     /// Who is in it.
@@ -280,7 +283,7 @@ struct BeforeUs {
     of_one_call: bool,
 }
 
-/// Asks the server about the room while we are still on our way there: a caller who has gone when
+/// Asks the server about the room before we are in it: a caller who has gone when
 /// we arrive has given up. Without the server's keys, or its answers, nothing is known.
 fn look_into(parts: &CallParts, room: &str) -> Option<JoinHandle<BeforeUs>> {
     let service = RoomService::new(parts.livekit.as_ref()?);
@@ -562,7 +565,7 @@ impl<'a> Call<'a> {
         });
         let mut media_polls = interval(MEDIA_POLL);
         media_polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if let Some(cause) = self.look().await {
+        if let Some(cause) = self.poll_room().await {
             return cause;
         }
         loop {
@@ -617,7 +620,7 @@ impl<'a> Call<'a> {
                 Event::Back(Some(again)) => {
                     *events = again;
                     self.is_in_the_room_again();
-                    self.look().await
+                    self.poll_room().await
                 }
                 Event::Back(None) => Some(HangupCause::RoomGone {
                     reason: DisconnectReason::ConnectionTimeout,
@@ -649,7 +652,7 @@ impl<'a> Call<'a> {
                 Event::MediaPoll => self.poll_media().await,
                 Event::Deadline => match self.deadline_passed() {
                     Some(cause) => Some(cause),
-                    None => self.look().await,
+                    None => self.poll_room().await,
                 },
             };
             if let Some(cause) = cause {
@@ -663,7 +666,8 @@ impl<'a> Call<'a> {
         Duration::from_secs(self.parts.config.call.reconnect_wait_s)
     }
 
-    /// The next moment at which [`Self::deadline_passed`] or [`Self::look`] has something to do.
+    /// The next moment at which [`Self::deadline_passed`] or [`Self::poll_room`] has something to
+    /// do.
     fn next_deadline(&self) -> Instant {
         let answered = matches!(self.stage, Stage::Answered(_) | Stage::Talking(_));
         let here = self.away.is_none() && self.link_lost.is_none();
@@ -762,11 +766,11 @@ impl<'a> Call<'a> {
                 _ => return Some(HangupCause::RoomGone { reason }),
             },
         }
-        self.look().await
+        self.poll_room().await
     }
 
     /// Looks at everybody who is here and does what follows from it.
-    async fn look(&mut self) -> Option<HangupCause> {
+    async fn poll_room(&mut self) -> Option<HangupCause> {
         let parties = self.room.parties();
         if let Some(elder) = party::elder_agent(&self.room.us(), &parties) {
             return Some(HangupCause::AnotherAgent {
@@ -1102,7 +1106,7 @@ impl<'a> Call<'a> {
         {
             // Somebody who writes is there, microphone or not.
             self.microphone_until = Some(Instant::now());
-            let cause = self.look().await;
+            let cause = self.poll_room().await;
             if cause.is_some() {
                 return cause;
             }
@@ -1134,7 +1138,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Looks whether anything arrives from the caller.
+    /// Checks whether anything arrives from the caller.
     async fn poll_media(&mut self) -> Option<HangupCause> {
         let Stage::Talking(talk) = &mut self.stage else {
             return None;
@@ -1149,7 +1153,7 @@ impl<'a> Call<'a> {
         };
         let now = Instant::now();
         let missing_s = talk.media.missing_for(now).as_secs();
-        let news = talk.media.look(now, packets);
+        let news = talk.media.poll(now, packets);
         let soundless = talk.media.is_soundless(now);
         if soundless != talk.soundless {
             let told = talk
@@ -1158,7 +1162,7 @@ impl<'a> Call<'a> {
                     arrives: !soundless,
                 })
                 .is_ok();
-            // A conversation that is full of commands is told with the next look.
+            // A conversation that is full of commands is told with the next poll.
             if told {
                 talk.soundless = soundless;
             }

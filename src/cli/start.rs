@@ -21,7 +21,7 @@ use crate::upload::PassOptions;
 use crate::worker::{self, CallProgram, HttpServer, Worker};
 
 /// How long the last delivery may take before a worker that was told to stop ends.
-const LAST_LOOK: Duration = Duration::from_secs(10);
+const LAST_PASS: Duration = Duration::from_secs(10);
 /// Ends of egresses that may wait to be heard by the delivery. What comes when it is full is
 /// dropped: recordings are looked for anyway.
 const EGRESS_ENDS: usize = 64;
@@ -96,9 +96,9 @@ pub async fn run(
     stop.cancel();
     if let Some(delivery) = delivery {
         delivery.await?;
-        // The last record of a worker that stops may be younger than the delivery's last look.
+        // The last record of a worker that stops may be younger than the delivery's last scan.
         let last_scan = super::uploads::uploader(&config, &store)?;
-        match timeout(LAST_LOOK, last_scan.pass(PassOptions::default())).await {
+        match timeout(LAST_PASS, last_scan.pass(PassOptions::default())).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => warn!(%error, "records may be waiting for the next start"),
             Err(_) => warn!("records wait for the next start: the CRM took too long"),

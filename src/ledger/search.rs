@@ -383,7 +383,7 @@ impl Query {
     }
 
     /// Whether a file with these bytes may be meant. An id stands in a file as it is; what could be
-    /// written in another way is read.
+    /// written in another form is read.
     fn may_be_in(&self, bytes: &[u8]) -> bool {
         let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '/');
         if self.digits.is_some() || !self.text.chars().all(plain) {
@@ -465,10 +465,10 @@ pub fn find(store: &Store, query: &Query) -> Result<SearchResult, StoreError> {
             Place::Waiting => &mut result.scanned.waiting,
             Place::Archived => &mut result.scanned.archived,
         } += 1;
-        let opened = match look(store, query, &file) {
-            Look::Open => FoundCall::open(store, &file),
-            Look::Broken(problem) => Some(Err(problem)),
-            Look::Not => None,
+        let opened = match sniff(store, query, &file) {
+            Sniffed::Open => FoundCall::open(store, &file),
+            Sniffed::Broken(problem) => Some(Err(problem)),
+            Sniffed::Not => None,
         };
         match opened {
             Some(Ok(call)) if query.names(&call) => result.take(call),
@@ -483,27 +483,27 @@ pub fn find(store: &Store, query: &Query) -> Result<SearchResult, StoreError> {
 }
 
 /// What a first scan of a file tells.
-enum Look {
+enum Sniffed {
     Open,
     Not,
     Broken(Unreadable),
 }
 
-/// Looks whether the file has the id in it at all: parsing a hundred thousand records takes ten
+/// Checks whether the file has the id in it at all: parsing a hundred thousand records takes ten
 /// times as long.
-fn look(store: &Store, query: &Query, file: &CallFile) -> Look {
+fn sniff(store: &Store, query: &Query, file: &CallFile) -> Sniffed {
     if file.place == Place::Journal {
-        return Look::Open;
+        return Sniffed::Open;
     }
     match store.read_call_file(file) {
-        Ok(None) => Look::Open,
-        Ok(Some(bytes)) if query.may_be_in(&bytes) => Look::Open,
+        Ok(None) => Sniffed::Open,
+        Ok(Some(bytes)) if query.may_be_in(&bytes) => Sniffed::Open,
         Ok(Some(bytes)) => {
             let text = bytes.trim_ascii();
             if text.starts_with(b"{") && text.ends_with(b"}") {
-                return Look::Not;
+                return Sniffed::Not;
             }
-            Look::Broken(Unreadable {
+            Sniffed::Broken(Unreadable {
                 file: file.relative(),
                 problem: format!(
                     "the record {} is not whole JSON",
@@ -511,7 +511,7 @@ fn look(store: &Store, query: &Query, file: &CallFile) -> Look {
                 ),
             })
         }
-        Err(error) => Look::Broken(Unreadable {
+        Err(error) => Sniffed::Broken(Unreadable {
             file: file.relative(),
             problem: error.to_string(),
         }),

@@ -178,7 +178,7 @@ pub enum TimelineEvent {
         /// As it came, shortened.
         response: Value,
     },
-    /// The CRM has refused the call; an operator has to look.
+    /// The CRM has refused the call; an operator has to decide.
     Refused {
         /// What was refused, and why.
         error: Option<String>,

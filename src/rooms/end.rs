@@ -22,7 +22,7 @@ const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// The same, when the server was away: its SIP service goes on trying, and the caller listens to
 /// nothing, for longer.
 const ASK_AWAY_LIMIT: Duration = Duration::from_secs(120);
-/// The pause between two looks.
+/// The pause between two polls.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long the server that is back may take to have another agent in the room where somebody
 /// waits. A worker registers again within 3 s and is given a job at once.
@@ -60,8 +60,8 @@ pub enum LostAgent {
 
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// Look again.
+enum Verdict {
+    /// Poll again.
     Wait,
     /// The server does not answer.
     GiveUp,
@@ -89,14 +89,14 @@ impl RoomWatch {
     }
 
     /// The server has not answered.
-    fn unanswered(&mut self, now: Instant) -> Step {
+    fn unanswered(&mut self, now: Instant) -> Verdict {
         let limit = match self.agent {
             LostAgent::CutOff => ASK_AWAY_LIMIT,
             LostAgent::Died | LostAgent::NeverCame => ASK_LIMIT,
         };
         match now - self.began >= limit {
-            true => Step::GiveUp,
-            false => Step::Wait,
+            true => Verdict::GiveUp,
+            false => Verdict::Wait,
         }
     }
 
@@ -109,32 +109,32 @@ impl RoomWatch {
         parties: &[Party],
         somebody_waits: bool,
         delete: bool,
-    ) -> Step {
+    ) -> Verdict {
         let after = after_death(&room.agent_identity, &room.agent_name, parties, delete);
         match self.agent {
-            LostAgent::Died => return Step::Act(after),
-            LostAgent::NeverCame if somebody_waits => return Step::Act(after),
+            LostAgent::Died => return Verdict::Act(after),
+            LostAgent::NeverCame if somebody_waits => return Verdict::Act(after),
             // The room may have been made for somebody who is still to come.
-            LostAgent::NeverCame => return Step::Act(AfterDeath::Leave),
+            LostAgent::NeverCame => return Verdict::Act(AfterDeath::Leave),
             LostAgent::CutOff => {}
         }
         if after != AfterDeath::DeleteRoom {
             // An agent that was cut off the server takes out by itself. After a restart it may only
             // stand in the server's list, and a request to remove it is not answered.
-            return Step::Act(AfterDeath::Leave);
+            return Verdict::Act(AfterDeath::Leave);
         }
         let first_answer = *self.first_answer.get_or_insert(now);
         if somebody_waits {
             let since = *self.somebody_waits_since.get_or_insert(now);
             return match now - since >= AGENT_WAIT {
-                true => Step::Act(AfterDeath::DeleteRoom),
-                false => Step::Wait,
+                true => Verdict::Act(AfterDeath::DeleteRoom),
+                false => Verdict::Wait,
             };
         }
         self.somebody_waits_since = None;
         match now - first_answer >= CALLER_WAIT {
-            true => Step::Act(AfterDeath::Leave),
-            false => Step::Wait,
+            true => Verdict::Act(AfterDeath::Leave),
+            false => Verdict::Wait,
         }
     }
 }
@@ -151,18 +151,18 @@ pub async fn end_room(
 ) -> Result<AfterDeath, RoomServiceError> {
     let mut room_watch = RoomWatch::new(Instant::now(), room.agent);
     loop {
-        let looked = look(service, room).await;
+        let polled = poll(service, room).await;
         let now = Instant::now();
-        let step = match &looked {
+        let verdict = match &polled {
             Ok(Some((parties, somebody_waits))) => {
                 room_watch.answered(now, room, parties, *somebody_waits, delete)
             }
-            Ok(None) => Step::Act(AfterDeath::Leave),
+            Ok(None) => Verdict::Act(AfterDeath::Leave),
             Err(_) => room_watch.unanswered(now),
         };
-        let acted = match (step, looked) {
-            (Step::Act(what), _) => act(service, room, what).await.map(|()| what),
-            (Step::GiveUp, Err(error)) => return Err(error),
+        let acted = match (verdict, polled) {
+            (Verdict::Act(what), _) => act(service, room, what).await.map(|()| what),
+            (Verdict::GiveUp, Err(error)) => return Err(error),
             (_, Err(error)) => Err(error),
             (_, Ok(_)) => {
                 sleep(PAUSE).await;
@@ -171,7 +171,7 @@ pub async fn end_room(
         };
         match acted {
             Ok(done) => return Ok(done),
-            Err(error) if room_watch.unanswered(now) == Step::GiveUp => return Err(error),
+            Err(error) if room_watch.unanswered(now) == Verdict::GiveUp => return Err(error),
             Err(error) => {
                 debug!(%error, "the room of an agent that is gone is not ended yet");
                 sleep(PAUSE).await;
@@ -182,7 +182,7 @@ pub async fn end_room(
 
 /// Everybody in the room, and whether a caller waits there; `None`: it has ended, or another room
 /// has its name.
-async fn look(
+async fn poll(
     service: &RoomService,
     room: &DesertedRoom,
 ) -> Result<Option<(Vec<Party>, bool)>, RoomServiceError> {
@@ -254,21 +254,21 @@ mod tests {
         }
     }
 
-    /// What a look tells: `None`, no answer; a letter for each who is there: the dead agent, the
+    /// What a poll tells: `None`, no answer; a letter for each who is there: the dead agent, the
     /// other one, the caller, a caller of whom only the list knows.
     type Seen = Option<&'static str>;
 
-    /// When the watch ended, s, and how; a look each second.
-    fn watch(agent: LostAgent, seen: impl IntoIterator<Item = (u64, Seen)>) -> (u64, Step) {
+    /// When the watch ended, s, and how; a poll each second.
+    fn watch(agent: LostAgent, seen: impl IntoIterator<Item = (u64, Seen)>) -> (u64, Verdict) {
         let room = room(agent);
         let start = Instant::now();
         let mut room_watch = RoomWatch::new(start, agent);
-        let looks = seen
+        let polls = seen
             .into_iter()
             .flat_map(|(seconds, seen)| std::iter::repeat_n(seen, seconds as usize));
-        for (second, seen) in (0..).zip(looks) {
+        for (second, seen) in (0..).zip(polls) {
             let now = start + Duration::from_secs(second);
-            let step = match seen {
+            let verdict = match seen {
                 None => room_watch.unanswered(now),
                 Some(letters) => {
                     let parties: Vec<Party> = letters
@@ -283,8 +283,8 @@ mod tests {
                     room_watch.answered(now, &room, &parties, letters.contains('c'), true)
                 }
             };
-            if step != Step::Wait {
-                return (second, step);
+            if verdict != Verdict::Wait {
+                return (second, verdict);
             }
         }
         panic!("it never ended");
@@ -294,12 +294,15 @@ mod tests {
     fn a_caller_whose_agent_died_is_hung_up_on_at_once() {
         use AfterDeath::{DeleteRoom, Leave, RemoveAgent};
         for (seen, expected) in [
-            (vec![(1, Some("dc"))], (0, Step::Act(DeleteRoom))),
-            (vec![(1, Some(""))], (0, Step::Act(DeleteRoom))),
-            (vec![(3, None), (1, Some("c"))], (3, Step::Act(DeleteRoom))),
-            (vec![(1, Some("doc"))], (0, Step::Act(RemoveAgent))),
-            (vec![(1, Some("oc"))], (0, Step::Act(Leave))),
-            (vec![(60, None)], (10, Step::GiveUp)),
+            (vec![(1, Some("dc"))], (0, Verdict::Act(DeleteRoom))),
+            (vec![(1, Some(""))], (0, Verdict::Act(DeleteRoom))),
+            (
+                vec![(3, None), (1, Some("c"))],
+                (3, Verdict::Act(DeleteRoom)),
+            ),
+            (vec![(1, Some("doc"))], (0, Verdict::Act(RemoveAgent))),
+            (vec![(1, Some("oc"))], (0, Verdict::Act(Leave))),
+            (vec![(60, None)], (10, Verdict::GiveUp)),
         ] {
             assert_eq!(watch(LostAgent::Died, seen.clone()), expected, "{seen:?}");
         }
@@ -309,10 +312,10 @@ mod tests {
     fn a_room_that_the_agent_could_not_join_is_ended_for_whoever_waits_there() {
         use AfterDeath::{DeleteRoom, Leave};
         for (seen, expected) in [
-            (vec![(1, Some("c"))], (0, Step::Act(DeleteRoom))),
-            (vec![(1, Some(""))], (0, Step::Act(Leave))),
-            (vec![(1, Some("oc"))], (0, Step::Act(Leave))),
-            (vec![(60, None)], (10, Step::GiveUp)),
+            (vec![(1, Some("c"))], (0, Verdict::Act(DeleteRoom))),
+            (vec![(1, Some(""))], (0, Verdict::Act(Leave))),
+            (vec![(1, Some("oc"))], (0, Verdict::Act(Leave))),
+            (vec![(60, None)], (10, Verdict::GiveUp)),
         ] {
             assert_eq!(
                 watch(LostAgent::NeverCame, seen.clone()),
@@ -329,16 +332,16 @@ mod tests {
             // The server is still away, then the caller is there alone.
             (
                 vec![(40, None), (60, Some("c"))],
-                (48, Step::Act(DeleteRoom)),
+                (48, Verdict::Act(DeleteRoom)),
             ),
             // A new agent comes in time.
             (
                 vec![(40, None), (5, Some("c")), (1, Some("co"))],
-                (45, Step::Act(Leave)),
+                (45, Verdict::Act(Leave)),
             ),
             (
                 vec![(1, Some("dc")), (1, Some("dco"))],
-                (1, Step::Act(Leave)),
+                (1, Verdict::Act(Leave)),
             ),
             // The list of before the restart is no caller.
             (
@@ -348,18 +351,21 @@ mod tests {
                     (2, Some("dc")),
                     (1, Some("doc")),
                 ],
-                (44, Step::Act(Leave)),
+                (44, Verdict::Act(Leave)),
             ),
-            (vec![(28, None), (60, Some("dl"))], (48, Step::Act(Leave))),
+            (
+                vec![(28, None), (60, Some("dl"))],
+                (48, Verdict::Act(Leave)),
+            ),
             // The caller comes later than the server, and finds nobody.
             (
                 vec![(10, None), (12, Some("")), (60, Some("c"))],
-                (30, Step::Act(DeleteRoom)),
+                (30, Verdict::Act(DeleteRoom)),
             ),
             // Nobody comes.
-            (vec![(10, None), (60, Some(""))], (30, Step::Act(Leave))),
-            (vec![(10, None), (60, Some("d"))], (30, Step::Act(Leave))),
-            (vec![(300, None)], (120, Step::GiveUp)),
+            (vec![(10, None), (60, Some(""))], (30, Verdict::Act(Leave))),
+            (vec![(10, None), (60, Some("d"))], (30, Verdict::Act(Leave))),
+            (vec![(300, None)], (120, Verdict::GiveUp)),
         ] {
             assert_eq!(watch(LostAgent::CutOff, seen.clone()), expected, "{seen:?}");
         }

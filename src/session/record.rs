@@ -29,7 +29,7 @@ pub enum RecordStatus {
     Uploading,
     /// The CRM has confirmed everything that there was to send.
     Uploaded,
-    /// The CRM has refused; somebody should look.
+    /// The CRM has refused; an operator has to decide.
     Failed,
 }
 

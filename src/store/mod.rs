@@ -46,7 +46,7 @@ const PROCESSED: &str = "processed_metadata";
 const JOURNAL_SUFFIX: &str = ".journal.jsonl";
 /// Ends the name of a file that nobody can read and that lay where one was needed. It is kept for a
 /// person.
-const SET_ASIDE_SUFFIX: &str = ".unreadable";
+const QUARANTINE_SUFFIX: &str = ".unreadable";
 
 /// Why something could not be kept or read.
 #[derive(Debug, Error)]
@@ -308,7 +308,7 @@ impl Store {
                 // The call is whole without this: whoever finds the journal sees the record beside
                 // it.
                 if let Err(error) = lock.remove() {
-                    warn!(%error, "the journal of a call that has its record stays until the next look");
+                    warn!(%error, "the journal of a call that has its record stays until the next scan");
                 }
                 Ok(path)
             }
@@ -363,7 +363,7 @@ impl Store {
         let (mut session, last_written, damaged) = match self.replay(id, &self.journal_path(id)) {
             Ok(replayed) => (replayed.session, replayed.last_written, replayed.damaged),
             Err(error @ StoreError::BadJournal { .. }) => {
-                // Not of this program, or written over: kept for a person, out of the way.
+                // Not of this program, or written over: quarantined for an operator.
                 lock.quarantined()?;
                 return Err(error);
             }
@@ -372,7 +372,7 @@ impl Store {
         let mut why = why.clone();
         if damaged {
             let note = format!(
-                "part of its journal could not be read and is kept as conversations/{id}{JOURNAL_SUFFIX}{SET_ASIDE_SUFFIX}"
+                "part of its journal could not be read and is kept as conversations/{id}{JOURNAL_SUFFIX}{QUARANTINE_SUFFIX}"
             );
             why.error = Some(match why.error.take() {
                 Some(error) => format!("{error}; {note}"),
@@ -653,7 +653,7 @@ fn quarantined_file(path: &Path) -> Result<PathBuf, StoreError> {
 fn quarantine_name(path: &Path) -> PathBuf {
     let named = |number: u32| {
         let mut name = path.as_os_str().to_owned();
-        name.push(SET_ASIDE_SUFFIX);
+        name.push(QUARANTINE_SUFFIX);
         if number > 1 {
             name.push(format!("-{number}"));
         }

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-/// Longest text that a field keeps; longer is a model that has lost its way.
+/// Longest text that a field keeps; longer is a model that rambles.
 const MAX_TEXT_CHARS: usize = 1000;
 
 /// What models write when they do not know. Saving it would look like knowledge.

@@ -835,7 +835,7 @@ fn describe_metrics() {
     );
     metrics::describe_counter!(
         "voicebot_crm_breaker_openings_total",
-        "How often the CRM was given a rest because many requests in a row had failed"
+        "How often the circuit breaker has opened because many requests in a row had failed"
     );
     metrics::describe_counter!(
         "voicebot_upload_attempts_total",

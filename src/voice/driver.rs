@@ -293,7 +293,7 @@ impl Driver {
     }
 
     fn next_deadline(&self) -> Instant {
-        // Nothing to wait for is rare and short; a look once a minute costs nothing.
+        // Nothing to wait for is rare and short; a tick once a minute costs nothing.
         let far = self.began + self.now() + Duration::from_secs(60);
         let machine = self
             .machine

@@ -45,7 +45,7 @@ const FRAMES_PER_PROGRESS: u32 = 10;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The slowest speaker says this many characters a second, after a pause of this long; a voice that
-/// goes on for longer has lost its way.
+/// goes on for longer rambles.
 const SLOWEST_CHARS_PER_S: f64 = 2.0;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 

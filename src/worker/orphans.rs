@@ -22,7 +22,7 @@ use crate::store::{OrphanJournal, Store};
 
 /// How often the journals are checked while any is left. Their calls may last for an hour; nobody
 /// waits for this but a slot.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_EVERY: Duration = Duration::from_secs(1);
 
 /// A journal that nobody holds and that was written more recently than this may belong to a call
 /// whose process is just starting (its worker waits up to ten seconds for it).
@@ -32,7 +32,7 @@ const MAY_BE_STARTING: Duration = Duration::from_secs(15);
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// Follows the journals of an earlier worker to their ends. Tells which calls are running whenever
-/// that changes, and returns when nothing is left to look after.
+/// that changes, and returns when none is left.
 pub(super) async fn follow(
     store: Store,
     found: Vec<OrphanJournal>,
@@ -52,10 +52,10 @@ pub(super) async fn follow(
             "calls of an earlier worker are still running"
         );
     }
-    let mut looks = interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut polls = interval(POLL_EVERY);
+    polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !left.is_empty() {
-        looks.tick().await;
+        polls.tick().await;
         let journals = find(&store).await;
         let mut alive = HashSet::new();
         let mut still_left = HashSet::new();

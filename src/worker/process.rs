@@ -337,7 +337,7 @@ impl Call {
     }
 
     fn notify_uploader(&self) {
-        // A full inbox means that it is about to look anyway.
+        // A full inbox means that it is about to scan anyway.
         let _ = self.upload_notify.try_send(());
     }
 }

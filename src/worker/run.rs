@@ -721,7 +721,7 @@ impl Dispatcher {
         self.send_status(status, report.written);
     }
 
-    /// Whatever way the task of a call ends, its slot is free then.
+    /// However the task of a call ends, its slot is free then.
     fn call_ended(&mut self, ended: Result<(task::Id, ()), task::JoinError>) {
         let task = match &ended {
             Ok((task, ())) => *task,

@@ -626,7 +626,7 @@ async fn beeps_and_keys_ask_nobody_for_words() {
 async fn a_recogniser_that_refuses_everything_ends_the_call_with_an_apology() {
     let call = Call::start(
         Providers {
-            stt: Recogniser::requests(Arc::new(RefusingEar)),
+            stt: Recogniser::requests(Arc::new(RefusingTranscriber)),
             ..providers("", "")
         },
         None,
@@ -689,10 +689,10 @@ async fn a_voice_without_sound_or_with_noise_is_a_voice_that_is_down() {
 }
 
 /// Recognition that takes no request at all.
-struct RefusingEar;
+struct RefusingTranscriber;
 
 #[async_trait]
-impl Transcriber for RefusingEar {
+impl Transcriber for RefusingTranscriber {
     fn name(&self) -> &str {
         "refusing"
     }

@@ -143,7 +143,7 @@ enum Mode {
 }
 
 /// What to do at the beginning of `held`, in bytes of it.
-enum Look {
+enum Lexeme {
     /// The next characters will tell.
     Wait,
     Text(usize),
@@ -220,21 +220,21 @@ impl Written {
             self.text(plain);
             return candidate.is_some();
         }
-        match self.look(last) {
-            Look::Wait if !last => return false,
-            Look::Wait => self.text(self.held.chars().next().map_or(1, char::len_utf8)),
-            Look::Text(len) => self.text(len),
-            Look::Drop(len) => self.drop(len),
-            Look::Open(len, mode) => {
+        match self.lexeme(last) {
+            Lexeme::Wait if !last => return false,
+            Lexeme::Wait => self.text(self.held.chars().next().map_or(1, char::len_utf8)),
+            Lexeme::Text(len) => self.text(len),
+            Lexeme::Drop(len) => self.drop(len),
+            Lexeme::Open(len, mode) => {
                 self.drop(len);
                 self.mode = mode;
             }
-            Look::OpenWith(mode) => self.mode = mode,
-            Look::Request(len) => {
+            Lexeme::OpenWith(mode) => self.mode = mode,
+            Lexeme::Request(len) => {
                 let request: String = self.held.drain(..len).collect();
                 self.requested(&request, true);
             }
-            Look::ThoughtsBefore(len) => {
+            Lexeme::ThoughtsBefore(len) => {
                 self.drop(len);
                 self.pieces.push(Piece::ThoughtsBefore);
             }
@@ -267,70 +267,72 @@ impl Written {
     }
 
     /// What begins with the first character of `held`.
-    fn look(&self, last: bool) -> Look {
+    fn lexeme(&self, last: bool) -> Lexeme {
         let rest = self.held.as_str();
         match rest.as_bytes()[0] {
             b'<' => match tag(rest, last) {
-                Tag::Wait => Look::Wait,
-                Tag::None => Look::Text(1),
+                Tag::Wait => Lexeme::Wait,
+                Tag::None => Lexeme::Text(1),
                 Tag::Element { name, closes, len } => self.element(&name, closes, len),
                 Tag::Special { name, len } => special(&name, len),
             },
             b'[' => self.bracket(rest, last),
             b'{' => match rest[1..].trim_start().chars().next() {
-                None => Look::Wait,
+                None => Lexeme::Wait,
                 Some('"' | '\'') => json(rest, last),
-                Some(_) => Look::Text(1),
+                Some(_) => Lexeme::Text(1),
             },
             b'`' => self.fence(rest, last),
             // ◁, of Kimi's thoughts.
-            _ => match_mark(rest, "◁think▷", Mode::Thoughts).unwrap_or(Look::Text('◁'.len_utf8())),
+            _ => {
+                match_mark(rest, "◁think▷", Mode::Thoughts).unwrap_or(Lexeme::Text('◁'.len_utf8()))
+            }
         }
     }
 
-    fn element(&self, name: &str, closes: bool, len: usize) -> Look {
+    fn element(&self, name: &str, closes: bool, len: usize) -> Lexeme {
         let is_empty = self.held[..len].ends_with("/>");
         if THOUGHTS.contains(&name) {
             match (closes, is_empty) {
-                (true, _) => Look::ThoughtsBefore(len),
-                (_, true) => Look::Drop(len),
-                _ => Look::Open(len, Mode::Thoughts),
+                (true, _) => Lexeme::ThoughtsBefore(len),
+                (_, true) => Lexeme::Drop(len),
+                _ => Lexeme::Open(len, Mode::Thoughts),
             }
         } else if closes || is_empty {
-            Look::Drop(len)
+            Lexeme::Drop(len)
         } else if ANSWERS.contains(&name) && self.has_call {
             // The tool has not been run yet: this, and what follows from it, is made up.
-            Look::Open(len, Mode::Skipped)
+            Lexeme::Open(len, Mode::Skipped)
         } else if ANSWERS.contains(&name) {
-            Look::Open(
+            Lexeme::Open(
                 len,
                 Mode::ToolAnswer {
                     close: format!("</{name}>"),
                 },
             )
         } else {
-            Look::OpenWith(Mode::Request {
+            Lexeme::OpenWith(Mode::Request {
                 close: format!("</{name}>"),
             })
         }
     }
 
-    fn bracket(&self, rest: &str, last: bool) -> Look {
+    fn bracket(&self, rest: &str, last: bool) -> Lexeme {
         let to_the_end = Mode::Request {
             close: "[/TOOL_CALLS]".to_owned(),
         };
         for (mark, mode) in [("[TOOL_CALLS]", to_the_end), ("[THINK]", Mode::Thoughts)] {
-            if let Some(look) = match_mark(rest, mark, mode) {
-                return look;
+            if let Some(lexeme) = match_mark(rest, mark, mode) {
+                return lexeme;
             }
         }
         let inside = rest[1..].trim_start();
         match inside.chars().next() {
-            None => Look::Wait,
+            None => Lexeme::Wait,
             Some('{') => match inside[1..].trim_start().chars().next() {
-                None => Look::Wait,
+                None => Lexeme::Wait,
                 Some('"' | '\'') => json(rest, last),
-                Some(_) => Look::Text(1),
+                Some(_) => Lexeme::Text(1),
             },
             // A call in Python's form, as Llama 3.2 and 4 write it: [create_lead(name="Asha")]
             Some(_) => {
@@ -344,37 +346,37 @@ impl Written {
                     tools.any(|tool| tool.name.starts_with(name))
                 };
                 if after.is_empty() && may_be(name) {
-                    Look::Wait
+                    Lexeme::Wait
                 } else if after.starts_with('(') && self.is_offered(name) {
                     json(rest, last)
                 } else {
-                    Look::Text(1)
+                    Lexeme::Text(1)
                 }
             }
         }
     }
 
     /// A code block that may hold a request. Others are words, whatever becomes of them.
-    fn fence(&self, rest: &str, last: bool) -> Look {
+    fn fence(&self, rest: &str, last: bool) -> Lexeme {
         let marks = rest.len() - rest.trim_start_matches('`').len();
         if !self.line_is_blank || marks < 3 && marks < rest.len() {
-            return Look::Text(marks);
+            return Lexeme::Text(marks);
         }
         if marks == rest.len() && !last {
-            return Look::Wait;
+            return Lexeme::Wait;
         }
         let Some(end) = rest[marks..].find("```") else {
             return if last {
-                Look::Request(rest.len())
+                Lexeme::Request(rest.len())
             } else {
-                Look::Wait
+                Lexeme::Wait
             };
         };
         let len = marks + end + 3;
         if self.calls_in(&rest[..len]).is_empty() && !is_tool_fence(&rest[marks..]) {
-            Look::Text(len)
+            Lexeme::Text(len)
         } else {
-            Look::Request(len)
+            Lexeme::Request(len)
         }
     }
 
@@ -392,12 +394,12 @@ impl Written {
         }
         for mark in ["[/THINK]", "◁/think▷"] {
             match match_mark(rest, mark, Mode::Words) {
-                Some(Look::OpenWith(_)) => {
+                Some(Lexeme::OpenWith(_)) => {
                     self.drop(mark.len());
                     self.mode = Mode::Words;
                     return true;
                 }
-                Some(Look::Wait) if !last => return false,
+                Some(Lexeme::Wait) if !last => return false,
                 _ => {}
             }
         }
@@ -789,12 +791,12 @@ fn tag(text: &str, last: bool) -> Tag {
 }
 
 /// What a special token of a chat template means among words.
-fn special(name: &str, len: usize) -> Look {
-    let request = |close: String| Look::OpenWith(Mode::Request { close });
+fn special(name: &str, len: usize) -> Lexeme {
+    let request = |close: String| Lexeme::OpenWith(Mode::Request { close });
     match name {
-        "start" | "channel" => Look::Open(len, Mode::Header),
-        "begin_of_thought" | "think" | "begin_think" => Look::Open(len, Mode::Thoughts),
-        "end_of_thought" | "/think" | "end_think" => Look::ThoughtsBefore(len),
+        "start" | "channel" => Lexeme::Open(len, Mode::Header),
+        "begin_of_thought" | "think" | "begin_think" => Lexeme::Open(len, Mode::Thoughts),
+        "end_of_thought" | "/think" | "end_think" => Lexeme::ThoughtsBefore(len),
         "python_tag" => request("<|eom_id|>".to_owned()),
         "python_start" => request("<|python_end|>".to_owned()),
         "action_start" => request("<|action_end|>".to_owned()),
@@ -803,29 +805,29 @@ fn special(name: &str, len: usize) -> Look {
         "tool_call_begin" => request("tool_call_end".to_owned()),
         "tool_calls_section_begin" => request("<|tool_calls_section_end|>".to_owned()),
         "tool_calls_begin" => request("<｜tool▁calls▁end｜>".to_owned()),
-        _ if ENDS.contains(&name) => Look::Open(len, Mode::Skipped),
-        _ => Look::Drop(len),
+        _ if ENDS.contains(&name) => Lexeme::Open(len, Mode::Skipped),
+        _ => Lexeme::Drop(len),
     }
 }
 
 /// `mark` at the beginning of `text`, or what may become it.
-fn match_mark(text: &str, mark: &str, mode: Mode) -> Option<Look> {
+fn match_mark(text: &str, mark: &str, mode: Mode) -> Option<Lexeme> {
     if text.starts_with(mark) {
         Some(match mode {
-            Mode::Thoughts => Look::Open(mark.len(), mode),
-            mode => Look::OpenWith(mode),
+            Mode::Thoughts => Lexeme::Open(mark.len(), mode),
+            mode => Lexeme::OpenWith(mode),
         })
     } else {
-        mark.starts_with(text).then_some(Look::Wait)
+        mark.starts_with(text).then_some(Lexeme::Wait)
     }
 }
 
 /// JSON is never for the caller; whether it asks for a tool is seen when it is whole.
-fn json(text: &str, last: bool) -> Look {
+fn json(text: &str, last: bool) -> Lexeme {
     match balanced(text) {
-        Some(len) => Look::Request(len),
-        None if last => Look::Request(text.len()),
-        None => Look::Wait,
+        Some(len) => Lexeme::Request(len),
+        None if last => Lexeme::Request(text.len()),
+        None => Lexeme::Wait,
     }
 }
 

@@ -110,19 +110,19 @@ impl Transcriber for OpenAiSpeechToText {
             language: None,
             ..without_format
         };
-        let mut ways = vec![options, without_format, plain];
-        ways.dedup();
+        let mut forms = vec![options, without_format, plain];
+        forms.dedup();
         let mut refused = None;
-        for way in ways {
-            match self.ask(&segment, way).await {
+        for form in forms {
+            match self.ask(&segment, form).await {
                 // What is left out may be what the server did not like.
                 Err(error @ ProviderError::BadInput { .. }) => {
                     refused.get_or_insert(error);
                 }
                 Ok(transcript) => {
                     if let Some(error) = refused {
-                        self.is_verbose.store(way.is_verbose, Ordering::Relaxed);
-                        let lost = language.filter(|_| way.language.is_none());
+                        self.is_verbose.store(form.is_verbose, Ordering::Relaxed);
+                        let lost = language.filter(|_| form.language.is_none());
                         self.takes_language
                             .fetch_and(lost.is_none(), Ordering::Relaxed);
                         tracing::warn!(
@@ -136,7 +136,7 @@ impl Transcriber for OpenAiSpeechToText {
                 Err(error) => return Err(error),
             }
         }
-        Err(refused.expect("every way was refused"))
+        Err(refused.expect("every form was refused"))
     }
 
     async fn prewarm(&self) {

@@ -3,7 +3,7 @@
 //! What was asked for is raw samples, but services answer with what they have, and say so in the
 //! media type, in the bytes, in both or in neither. The bytes are believed first. Raw samples and
 //! WAV files are read, mixed to one channel and brought to one rate; everything else is named and
-//! refused. Bytes that are no samples would be noise at full volume in somebody's ear.
+//! refused. Bytes that are no samples would be noise at full volume for the caller.
 
 use crate::voice::resample::Resampler;
 

@@ -242,7 +242,7 @@ impl Store {
     }
 }
 
-/// The record of a scanned call, by way of the original's metadata, which knows no more than this
+/// The record of a scanned call, read from the original's metadata, which knows no more than this
 /// either.
 fn record_of(call: &ScannedCall, campaign: Option<&CampaignIds>) -> Result<CallRecord, StoreError> {
     let bad = |problem: String| StoreError::BadRecord {

@@ -40,7 +40,7 @@ impl Table {
             .extend(outputs.into_iter().map(|output| (self.now, output)));
     }
 
-    /// Lets time pass up to `ms` after the start; every deadline on the way is kept, and the
+    /// Lets time pass up to `ms` after the start; every deadline on the case is kept, and the
     /// caller's line stays alive.
     fn until(&mut self, ms: u64) {
         let end = Duration::from_millis(ms);
@@ -679,7 +679,7 @@ fn an_answer_without_a_sound_is_none() {
 #[test]
 fn a_goodbye_that_cannot_be_made_is_replaced_by_the_line() {
     let goodbye = LinesConfig::default().goodbye;
-    for (way, component) in [
+    for (case, component) in [
         ("fails", Component::Llm),
         ("is silent", Component::Llm),
         ("is late", Component::Llm),
@@ -695,7 +695,7 @@ fn a_goodbye_that_cannot_be_made_is_replaced_by_the_line() {
             reply,
             request: Some(CallRequest::HangUp),
         });
-        match way {
+        match case {
             "is silent" => table.input(Input::ReplyFinished { reply }),
             "is late" => table.until(15_000),
             _ => table.input(Input::ReplyFailed {
@@ -705,16 +705,16 @@ fn a_goodbye_that_cannot_be_made_is_replaced_by_the_line() {
         }
         if component == Component::Tts {
             // There is no voice to say it with.
-            assert_eq!(table.prompts().len(), 1, "{way}");
+            assert_eq!(table.prompts().len(), 1, "{case}");
         } else {
-            assert_eq!(table.prompts()[1], format!("say: {goodbye}"), "{way}");
+            assert_eq!(table.prompts()[1], format!("say: {goodbye}"), "{case}");
             let reply = table.plays();
             table.input(Input::ReplyFinished { reply });
         }
         assert_eq!(
             table.ended(),
             Some(VoiceEnd::Requested(CallRequest::HangUp)),
-            "{way}"
+            "{case}"
         );
     }
 }

@@ -164,7 +164,7 @@ async fn observer_who_came_first_is_not_the_caller() {
     let mut phone = world.telephone_joins("observed", "active", true).await;
     phone.agent_has_said(1).await;
     phone
-        .until("ear for the telephone", |seen| seen.is_heard)
+        .until("the agent hears the telephone", |seen| seen.is_heard)
         .await;
     phone.ask(SHORT_LINE).await;
     phone.hang_up().await;
@@ -195,7 +195,7 @@ async fn silent_caller_is_given_up_for_a_telephone() {
     let mut phone = world.telephone_joins("given up", "active", true).await;
     phone.agent_has_said(1).await;
     phone
-        .until("ear for the telephone", |seen| seen.is_heard)
+        .until("the agent hears the telephone", |seen| seen.is_heard)
         .await;
     phone.ask(SHORT_LINE).await;
     phone.hang_up().await;
@@ -228,7 +228,7 @@ async fn room_that_is_dispatched_twice_has_one_agent() {
     // The room and the conversation are the other one's.
     caller.agent_has_said(1).await;
     caller
-        .until("ear for the caller", |seen| seen.is_heard)
+        .until("the agent hears the caller", |seen| seen.is_heard)
         .await;
     caller.ask(SHORT_LINE).await;
     caller.hang_up().await;
@@ -268,7 +268,7 @@ async fn caller_in_a_room_that_the_agent_cannot_join_is_hung_up_on() {
     world.nothing_is_left(worker).await;
 }
 
-/// A way to the room server that holds back whoever wants to join a room, until it is opened.
+/// A proxy to the room server that holds back whoever wants to join a room, until it is opened.
 struct Gate {
     url: String,
     somebody_waits: Arc<Notify>,
@@ -377,14 +377,14 @@ async fn caller_who_gives_up_while_the_agent_joins_leaves_no_slot_taken() {
     world.nothing_is_left(worker).await;
 }
 
-/// A way to the room server that can be cut: whoever is in a room loses the connection, and nobody
-/// is let in any more. The server's other services can still be reached.
-struct Way {
+/// A proxy to the room server that can be cut: whoever is in a room loses the connection, and
+/// nobody is let in any more. The server's other services can still be reached.
+struct Proxy {
     url: String,
     cut: watch::Sender<bool>,
 }
 
-impl Way {
+impl Proxy {
     async fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
@@ -431,18 +431,18 @@ async fn conversation_goes_on_when_the_sdk_has_given_its_connection_up() {
         ("VOICEBOT__VOICE__TURN__ASK_AFTER_MS", "0"),
     ];
     let mut world = World::new(json!([]), &settings).await;
-    let way = Way::to(world.server_address()).await;
-    world.server_is_reached_by(way.url.clone());
+    let proxy = Proxy::to(world.server_address()).await;
+    world.server_is_reached_by(proxy.url.clone());
     let worker = world.worker().await;
     let mut caller = world.call("given up on").await;
     caller.ask(SHORT_LINE).await;
     let before = caller.seen();
-    way.cut.send_replace(true);
+    proxy.cut.send_replace(true);
     eventually("SDK that has given up", async || {
         world.log().contains(GIVEN_UP).then_some(())
     })
     .await;
-    way.cut.send_replace(false);
+    proxy.cut.send_replace(false);
     caller
         .until("another track of the agent", |seen| {
             seen.agent_track != before.agent_track
@@ -472,11 +472,11 @@ async fn conversation_goes_on_when_the_sdk_has_given_its_connection_up() {
 async fn caller_of_an_agent_that_does_not_come_back_is_hung_up_on() {
     let settings = [("VOICEBOT__CALL__RECONNECT_WAIT_S", "1")];
     let mut world = World::new(json!([]), &settings).await;
-    let way = Way::to(world.server_address()).await;
-    world.server_is_reached_by(way.url.clone());
+    let proxy = Proxy::to(world.server_address()).await;
+    world.server_is_reached_by(proxy.url.clone());
     let worker = world.worker().await;
     let mut caller = world.call("lost").await;
-    way.cut.send_replace(true);
+    proxy.cut.send_replace(true);
     // The record does not wait for what becomes of the caller, nor does the slot.
     let call = &world.delivered(1).await[0];
     call.ended("completed", "error", Some("CONNECTION_TIMEOUT"));

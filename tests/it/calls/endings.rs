@@ -60,7 +60,7 @@ async fn server_removes_the_agent_and_the_call_is_completed() {
         .expect("removed");
     caller.hung_up_on().await;
 
-    // Word of it comes by two ways: the room's, which says more, and the end of the job.
+    // Word of it comes from two sides: the room's, which says more, and the end of the job.
     let call = &world.delivered(1).await[0];
     let told = call.record["outcome"]["disconnect_reason"].as_str();
     assert!(

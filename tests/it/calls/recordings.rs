@@ -352,7 +352,7 @@ async fn the_greeting_waits_for_the_egress_where_that_is_wanted() {
     begins.cancel();
     caller.agent_has_said(1).await;
     caller
-        .until("ear for the caller", |seen| seen.is_heard)
+        .until("the agent hears the caller", |seen| seen.is_heard)
         .await;
     caller.ask(LONG_LINE).await;
     caller.hang_up().await;

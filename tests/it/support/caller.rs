@@ -46,11 +46,11 @@ pub fn fixture(name: &str) -> Vec<i16> {
 /// Plays what the agent says, as a track would: in real time, out of a queue.
 #[derive(Default)]
 pub struct PlayoutRecorder {
-    state: Mutex<EarState>,
+    state: Mutex<PlayoutState>,
 }
 
 #[derive(Default)]
-struct EarState {
+struct PlayoutState {
     /// When the last sound of the queue will have been played.
     until: Option<Instant>,
     /// Beginning of every frame, and whether it is loud.
@@ -60,7 +60,7 @@ struct EarState {
 const FRAME: Duration = Duration::from_millis(20);
 
 impl PlayoutRecorder {
-    fn lock(&self) -> MutexGuard<'_, EarState> {
+    fn lock(&self) -> MutexGuard<'_, PlayoutState> {
         self.state.lock().unwrap()
     }
 

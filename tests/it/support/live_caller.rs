@@ -93,7 +93,7 @@ impl LiveCaller {
         let before = self.seen();
         self.say(name).await;
         self.agent_has_said(before.replies() + 1).await;
-        // The state comes by another way than the sound, and may be faster.
+        // The state comes on another path than the sound, and may be faster.
         self.until("sound of the answer", |seen| {
             seen.loud_frames >= before.loud_frames + 10
         })

@@ -40,7 +40,7 @@ fn without_tools(messages: Vec<ChatMessage>) -> Vec<ChatMessage> {
 /// do not count, as in the templates of Mistral's models.
 ///
 /// What the agent said before the caller's first words, its greeting, is told in the system
-/// message: nothing is put into the caller's mouth.
+/// message: no words of the caller are made up.
 fn alternating(messages: Vec<ChatMessage>) -> Vec<ChatMessage> {
     #[derive(PartialEq)]
     enum Speaker {

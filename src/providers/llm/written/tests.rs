@@ -251,7 +251,7 @@ fn ordinary_text_goes_on_at_once() {
 
 #[test]
 fn code_that_is_no_request_stays_text() {
-    let text = "Look:\n```python\nprint(1)\n```\nDone.";
+    let text = "See:\n```python\nprint(1)\n```\nDone.";
     let (said, rest) = read_by(text, 4);
     assert_eq!((said.as_str(), rest.len()), (text, 0));
     let text = "Hello <speak>you</speak>";

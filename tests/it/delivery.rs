@@ -245,7 +245,7 @@ async fn the_crm_gets_the_recording_then_the_call_and_the_record_is_archived() {
                 "startTime": "2026-11-21T10:00:00.000Z", "endTime": "2026-11-21T10:01:00.000Z", "duration": 60,
                 "status": "completed", "callerNumber": CALLER, "trunkNumber": null,
                 "answerTime": "2026-11-21T10:00:00.000Z", "ringDuration": null, "callStatus": "completed",
-                "closeReason": "participant_disconnected", "disconnectReason": "CLIENT_INITIATED",
+                "closeReason": "participant_disconnected", "disconnectReason": "CLIENT_INITIATED", "error": null,
                 "sipCallId": null, "carrierCallId": null,
                 "recordingUrl": format!("https://crm.example.com/uploads/1-{ID}.ogg"),
                 "recordingDuration": null, "recordingSize": SOUND_BYTES, "recordingStartTime": null,

@@ -34,15 +34,16 @@ def keys_of(table: dict, prefix: str = "") -> set[str]:
     found = set()
     for name, value in table.items():
         found.add(prefix + name)
-        if isinstance(value, dict):
-            found |= keys_of(value, f"{prefix}{name}.")
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                found |= keys_of(inner, f"{prefix}{name}.")
     return found
 
 
 def settings() -> set[str]:
     """All keys; a unit test sees to it that each stands in this file. Those without a default are comments."""
     text = (ROOT / "config/voicebot.toml").read_text()
-    return keys_of(tomllib.loads(re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", text)))
+    return keys_of(tomllib.loads(re.sub(r"(?m)^# (\[\[|[a-z_]+ = )", r"\1", text)))
 
 
 def metrics(code: str) -> set[str]:

@@ -125,7 +125,7 @@ mod tests {
         let start = Instant::now();
         let mut watch = MediaWatch::new(start, Some(Duration::from_secs(LIMIT)));
         let polls = (1..).zip(packets);
-        looks
+        polls
             .map(|(second, packets)| {
                 let now = start + Duration::from_secs(second);
                 (second, watch.poll(now, packets))

@@ -91,7 +91,8 @@ impl Default for RecordingConfig {
 impl RecordingConfig {
     /// Checks for mistakes that a type cannot catch. The error names the key.
     ///
-    /// # Errors When a folder is not inside the data folder, or `late_s` is shorter than `wait_s`.
+    /// # Errors
+    /// When a folder is not inside the data folder, or `late_s` is shorter than `wait_s`.
     pub fn check(&self) -> Result<(), String> {
         let local = Path::new(&self.local_prefix);
         let down_only = |path: &Path| {

@@ -65,7 +65,8 @@ pub struct Proof {
 
 /// Records for two seconds. The error is a message that says what to do.
 ///
-/// # Errors When the room, the egress or its file is not available.
+/// # Errors
+/// When the room, the egress or its file is not available.
 pub async fn record_once(
     config: &RecordingConfig,
     livekit: &LiveKitSettings,

@@ -72,7 +72,8 @@ impl Default for S3Config {
 impl S3Config {
     /// Checks for mistakes that a type cannot catch. The error names the key.
     ///
-    /// # Errors When the endpoint is no URL, or a bucket's name is invalid.
+    /// # Errors
+    /// When the endpoint is no URL, or a bucket's name is invalid.
     pub fn check(&self) -> Result<(), String> {
         if let Some(bucket) = self
             .buckets
@@ -177,7 +178,8 @@ impl S3Access {
 
     /// Queries an object with HEAD. `None`: it does not exist (yet).
     ///
-    /// # Errors A message about the server, the keys or the settings.
+    /// # Errors
+    /// A message about the server, the keys or the settings.
     pub async fn head(&self, location: &S3Location) -> Result<Option<S3Object>, String> {
         let looking = async {
             let client = self.client(&location.bucket)?;

@@ -35,6 +35,7 @@ const CALLER_WAIT: Duration = Duration::from_secs(20);
 /// A room whose agent is gone without having left it in order.
 #[derive(Debug, Clone)]
 pub struct DesertedRoom {
+    /// Its name.
     pub room_name: String,
     /// Only the room with this id is meant: another of the same name may have taken its place
     /// since. `None`: the agent is gone since just now.

@@ -196,7 +196,8 @@ impl Store {
 
     /// Reads a call's file. `None` when it is gone.
     ///
-    /// # Errors When it exists and is not readable.
+    /// # Errors
+    /// When it exists and is not readable.
     pub fn read_call_file(&self, file: &CallFile) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.path(&file.relative());
         match fs::read(&path) {
@@ -222,7 +223,8 @@ impl Store {
 
     /// Replays a journal. `None` when it is gone.
     ///
-    /// # Errors When it is not readable.
+    /// # Errors
+    /// When it is not readable.
     pub fn open_journal(&self, id: &SessionId) -> Result<Option<OpenJournal>, StoreError> {
         let path = self.journal_path(id);
         if !path.exists() {

@@ -90,7 +90,8 @@ impl Store {
     /// Reads a waiting or archived record without claiming it. For display only: it may change at
     /// any time.
     ///
-    /// # Errors When it does not exist or is not readable.
+    /// # Errors
+    /// When it does not exist or is not readable.
     pub fn read_record(&self, id: &SessionId) -> Result<CallRecord, StoreError> {
         for folder in [CALL_METADATA, PROCESSED] {
             if let Some(record) = read(&self.record_path(folder, id), id)? {
@@ -226,7 +227,8 @@ impl Store {
     /// Makes a waiting or refused record due again, as an operator asked. `false` when nothing of
     /// it is left to send.
     ///
-    /// # Errors When there is no such record, another process holds it, or it cannot be written.
+    /// # Errors
+    /// When there is no such record, another process holds it, or it cannot be written.
     pub fn reset_for_retry(&self, id: &SessionId) -> Result<bool, StoreError> {
         let pending = PendingRecord::new(id.clone(), SystemTime::now());
         let Some(mut claim) = self.claim(&pending)? else {

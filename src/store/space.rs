@@ -135,7 +135,8 @@ fn is_delivered(record: &CallRecord, path: &str) -> bool {
 
 /// Free bytes on the disk of a folder, as far as this user may use them.
 ///
-/// # Errors When the system does not report it.
+/// # Errors
+/// When the system does not report it.
 pub fn free_bytes(folder: &Path) -> Result<u64, StoreError> {
     let space = rustix::fs::statvfs(folder)
         .map_err(|error| StoreError::io("ask for free space in", folder)(error.into()))?;
@@ -146,7 +147,8 @@ impl Store {
     /// Free bytes on the disk of the data folder, as far as this user may use them. If the folders
     /// are on several disks, the fullest counts.
     ///
-    /// # Errors When the system does not report it.
+    /// # Errors
+    /// When the system does not report it.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
         let mut least = u64::MAX;
         for folder in Self::folders(self.root()) {

@@ -71,7 +71,8 @@ impl HttpServer {
     /// Binds the address. Do this before anything else starts, so that a port in use is reported at
     /// once.
     ///
-    /// # Errors When the address cannot be bound.
+    /// # Errors
+    /// When the address cannot be bound.
     pub async fn bind(address: SocketAddr) -> Result<Self, HttpError> {
         let bind = async {
             let listener = TcpListener::bind(address).await?;
@@ -89,7 +90,8 @@ impl HttpServer {
 
     /// Serves until `stop`. Routes in `extra` take precedence (a page at `/`, for example).
     ///
-    /// # Errors When the listener fails.
+    /// # Errors
+    /// When the listener fails.
     pub async fn serve(
         self,
         status: watch::Receiver<WorkerStatus>,

@@ -28,7 +28,8 @@ const JOIN_BUCKETS_S: [f64; 9] = [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 10.
 
 /// Installs the metrics recorder of this process and returns its renderer. Call once per process.
 ///
-/// # Errors When a recorder is installed already.
+/// # Errors
+/// When a recorder is installed already.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(CALL_DURATION.into()), &CALL_BUCKETS_S)?

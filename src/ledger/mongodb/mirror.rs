@@ -207,7 +207,8 @@ impl<D: Destination> Mirror<D> {
 
     /// Writes at most one batch of the missing calls.
     ///
-    /// # Errors When the folders cannot be listed or the progress cannot be stored. An unavailable
+    /// # Errors
+    /// When the folders cannot be listed or the progress cannot be stored. An unavailable
     /// MongoDB is no error.
     pub async fn pass(&mut self) -> Result<MirrorPass, MongoError> {
         let Some(progress) = self.progress().await? else {

@@ -81,7 +81,8 @@ struct Connected {
 impl MongoServer {
     /// A database at an address.
     ///
-    /// # Errors When the address is invalid. Does not connect.
+    /// # Errors
+    /// When the address is invalid. Does not connect.
     pub fn new(uri: Secret, config: &MongoConfig) -> Result<Self, MongoError> {
         let parsed = ConnectionString::parse(uri.expose())
             .map_err(|error| MongoError::BadUri(without_secrets(&error, &uri)))?;
@@ -129,7 +130,8 @@ impl MongoServer {
 
     /// Finds the calls that match `query`.
     ///
-    /// # Errors When the server cannot be queried.
+    /// # Errors
+    /// When the server cannot be queried.
     pub async fn find(&self, query: &Query) -> Result<Vec<WholeCall>, MongoError> {
         let asked = async {
             let connected = self.connected().await?;
@@ -400,7 +402,8 @@ fn without_secrets(error: &Error, uri: &Secret) -> String {
 
 /// Starts writing the calls of `store` to MongoDB, until `stop`. `None`: `MONGODB_URI` is not set.
 ///
-/// # Errors When `MONGODB_URI` is invalid. A server that does not answer is no error.
+/// # Errors
+/// When `MONGODB_URI` is invalid. A server that does not answer is no error.
 pub fn start(
     config: &MongoConfig,
     store: &Store,
@@ -416,7 +419,8 @@ pub fn start(
 /// Writes every call of `store` that is missing or outdated in MongoDB. `None`: `MONGODB_URI` is
 /// not set.
 ///
-/// # Errors When `MONGODB_URI` is invalid, or the progress cannot be stored.
+/// # Errors
+/// When `MONGODB_URI` is invalid, or the progress cannot be stored.
 pub async fn catch_up(
     config: &MongoConfig,
     store: &Store,
@@ -432,7 +436,8 @@ pub async fn catch_up(
 
 /// Finds calls in MongoDB. `None`: `MONGODB_URI` is not set.
 ///
-/// # Errors When `MONGODB_URI` is invalid or its server cannot be queried.
+/// # Errors
+/// When `MONGODB_URI` is invalid or its server cannot be queried.
 pub async fn look_up(
     config: &MongoConfig,
     query: &Query,
@@ -445,7 +450,8 @@ pub async fn look_up(
 
 /// Tests whether MongoDB can be used; returns its name. `None`: `MONGODB_URI` is not set.
 ///
-/// # Errors When `MONGODB_URI` is invalid or its server cannot be used.
+/// # Errors
+/// When `MONGODB_URI` is invalid or its server cannot be used.
 pub async fn ping(config: &MongoConfig) -> Result<Option<String>, MongoError> {
     let Some(server) = MongoServer::from_env(config)? else {
         return Ok(None);

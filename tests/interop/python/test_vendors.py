@@ -124,6 +124,9 @@ FAULTS = {
 STANDINS = {"deepgram": "deepgram-listen", "deepgram_flux": "deepgram-flux", "assemblyai": "assemblyai"}
 CASES = [("deepgram", fault) for fault in FAULTS]
 CASES += [(vendor, fault) for vendor in ("deepgram_flux", "assemblyai") for fault in ("none", "closed with 1011 in mid speech")]
+# A call takes half a minute; for every change, one that is disturbed is enough.
+SHORT = ("deepgram", "closed with 1011 in mid speech")
+CASES = [pytest.param(*case, marks=[] if case == SHORT else pytest.mark.long) for case in CASES]
 
 
 @pytest.mark.parametrize(("vendor", "fault"), CASES)
@@ -138,6 +141,7 @@ async def test_no_word_is_lost_or_doubled_whatever_the_recogniser_does(worker, v
         assert len(vendors.seen(name)) > 1
 
 
+@pytest.mark.long
 async def test_the_next_recogniser_goes_on_when_the_first_refuses_the_key(worker, vendors, join, lk, room_name):
     vendors.script("deepgram-listen", faults=[{"kind": "status", "status": 401, "always": True}])
     vendors.script("deepgram-flux", hears={"utterances": list(SAID.values())})
@@ -155,7 +159,7 @@ VOICES = {
 }
 
 
-@pytest.mark.parametrize("vendor", VOICES)
+@pytest.mark.parametrize("vendor", ["elevenlabs", *(pytest.param(name, marks=pytest.mark.long) for name in ("cartesia", "deepgram"))])
 async def test_the_agent_speaks_through_a_voice_that_fails(worker, vendors, join, lk, room_name, vendor):
     name, faults = VOICES[vendor]
     vendors.script(name, says={"ms_per_character": 50}, faults=faults)

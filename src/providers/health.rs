@@ -1,12 +1,30 @@
-//! Which of a list of vendors works.
+//! Which of a list of vendors works, and asking the first of them that does.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::time::{Instant, timeout};
+
+use super::ProviderError;
 
 /// A vendor that has failed is tried last for this long, then in its place again.
 const SICK_FOR: Duration = Duration::from_secs(30);
+
+/// An answer that comes in pieces.
+type Answer<T> = BoxStream<'static, Result<T, ProviderError>>;
+
+/// How the vendors of one kind are asked.
+pub(super) struct Asking {
+    /// What they are, for logs and errors, such as "voice".
+    pub kind: &'static str,
+    /// How long one may take to its first piece while there is another.
+    pub limit: Duration,
+    /// What an answer without any piece lacks, which makes it a failure; `None`: it is an answer.
+    pub needs: Option<&'static str>,
+}
 
 /// When each vendor failed last.
 #[derive(Debug)]
@@ -40,6 +58,51 @@ impl Health {
     /// The vendor at this place works.
     pub fn works(&self, at: usize) {
         self.set(at, None);
+    }
+
+    /// The answer of the first vendor in [`Self::order`] whose first piece comes in time. The last
+    /// one is not hurried: nobody comes after it. `name` and `open` take a vendor's place.
+    ///
+    /// # Errors
+    /// That of the last vendor, or that there is none.
+    pub async fn first_answer<'a, T: Send + 'static>(
+        &self,
+        asking: &Asking,
+        name: impl Fn(usize) -> &'a str + Send + Sync,
+        open: impl Fn(usize) -> BoxFuture<'a, Result<Answer<T>, ProviderError>> + Send + Sync,
+    ) -> Result<Answer<T>, ProviderError> {
+        let Asking { kind, limit, needs } = asking;
+        let order = self.order();
+        let last = order.len().saturating_sub(1);
+        for (place, at) in order.into_iter().enumerate() {
+            if place == last {
+                return open(at).await;
+            }
+            let vendor = name(at);
+            let begun = async {
+                let mut answer = open(at).await?;
+                let first = answer.try_next().await?;
+                if let (None, Some(needed)) = (&first, needs) {
+                    let error = format!("{vendor} answered without {needed}");
+                    return Err(ProviderError::temporary(error));
+                }
+                Ok(stream::iter(first.map(Ok)).chain(answer).boxed())
+            };
+            let error = match timeout(*limit, begun).await {
+                Ok(Ok(answer)) => {
+                    self.works(at);
+                    return Ok(answer);
+                }
+                Ok(Err(error)) => error,
+                Err(_) => ProviderError::temporary(format!(
+                    "{vendor} said nothing for {} ms",
+                    limit.as_millis()
+                )),
+            };
+            tracing::warn!(vendor, %error, "the next {kind} is asked");
+            self.failed(at);
+        }
+        Err(ProviderError::config(format!("no {kind} is configured")))
     }
 
     fn set(&self, at: usize, value: Option<Instant>) {

@@ -5,16 +5,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use futures_util::{StreamExt as _, stream};
-use tokio::time::timeout;
 
 use super::{ChatModel, ChatRequest, ChatStream};
 use crate::providers::ProviderError;
-use crate::providers::health::Health;
+use crate::providers::health::{Asking, Health};
 
 /// How long a model may take to its first piece while there is another: two of them, and the
 /// synthesiser's time, are less than the 8 s after which a caller is asked to say it again.
 const FIRST_CHUNK_LIMIT: Duration = Duration::from_millis(2_500);
+
+const ASKING: Asking = Asking {
+    kind: "language model",
+    limit: FIRST_CHUNK_LIMIT,
+    needs: None,
+};
 
 /// A model that is the first of these that works.
 pub(in crate::providers) fn first_of(models: Vec<Arc<dyn ChatModel>>) -> Arc<dyn ChatModel> {
@@ -49,34 +53,9 @@ impl ChatModel for FallbackModel {
     }
 
     async fn chat(&self, request: ChatRequest) -> Result<ChatStream, ProviderError> {
-        let order = self.health.order();
-        let last = order.len().saturating_sub(1);
-        for (place, at) in order.into_iter().enumerate() {
-            let model = &self.models[at];
-            if place == last {
-                return model.chat(request).await;
-            }
-            let first = async {
-                let mut stream = model.chat(request.clone()).await?;
-                let first = stream.next().await.transpose()?;
-                Ok::<_, ProviderError>(stream::iter(first.map(Ok)).chain(stream).boxed())
-            };
-            let error = match timeout(FIRST_CHUNK_LIMIT, first).await {
-                Ok(Ok(stream)) => {
-                    self.health.works(at);
-                    return Ok(stream);
-                }
-                Ok(Err(error)) => error,
-                Err(_) => ProviderError::temporary(format!(
-                    "{} said nothing for {} ms",
-                    model.name(),
-                    FIRST_CHUNK_LIMIT.as_millis()
-                )),
-            };
-            tracing::warn!(model = model.name(), %error, "the next language model is asked");
-            self.health.failed(at);
-        }
-        Err(ProviderError::config("no language model is configured"))
+        let name = |at: usize| self.models[at].name();
+        let open = |at: usize| self.models[at].chat(request.clone());
+        self.health.first_answer(&ASKING, name, open).await
     }
 
     fn members(&self) -> &[Arc<dyn ChatModel>] {

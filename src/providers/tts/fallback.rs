@@ -4,17 +4,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt as _, join_all};
 use futures_util::{StreamExt as _, stream};
-use tokio::time::timeout;
 
 use super::{SpeechPiece, SpeechRequest, SpeechStream, TextToSpeech};
 use crate::providers::ProviderError;
-use crate::providers::health::Health;
+use crate::providers::health::{Asking, Health};
 use crate::voice::resample::Resampler;
 
 /// How long a voice may take to its first sound while there is another.
 const FIRST_SOUND_LIMIT: Duration = Duration::from_millis(2_500);
+
+const ASKING: Asking = Asking {
+    kind: "voice",
+    limit: FIRST_SOUND_LIMIT,
+    needs: Some("sound"),
+};
 
 /// A voice that is the first of these that works.
 pub(in crate::providers) fn first_of(voices: Vec<Arc<dyn TextToSpeech>>) -> Arc<dyn TextToSpeech> {
@@ -91,35 +96,9 @@ impl TextToSpeech for FallbackVoice {
     }
 
     async fn synthesize(&self, request: SpeechRequest) -> Result<SpeechStream, ProviderError> {
-        let order = self.health.order();
-        let last = order.len().saturating_sub(1);
-        for (place, at) in order.into_iter().enumerate() {
-            if place == last {
-                return self.open(at, request).await;
-            }
-            let first = async {
-                let mut sound = self.open(at, request.clone()).await?;
-                let name = self.voices[at].name();
-                let silent = || ProviderError::temporary(format!("{name} answered without sound"));
-                let first = sound.next().await.ok_or_else(silent)??;
-                Ok::<_, ProviderError>(stream::iter([Ok(first)]).chain(sound).boxed())
-            };
-            let error = match timeout(FIRST_SOUND_LIMIT, first).await {
-                Ok(Ok(sound)) => {
-                    self.health.works(at);
-                    return Ok(sound);
-                }
-                Ok(Err(error)) => error,
-                Err(_) => ProviderError::temporary(format!(
-                    "{} said nothing for {} ms",
-                    self.voices[at].name(),
-                    FIRST_SOUND_LIMIT.as_millis()
-                )),
-            };
-            tracing::warn!(voice = self.voices[at].name(), %error, "the next voice is asked");
-            self.health.failed(at);
-        }
-        Err(ProviderError::config("no voice is configured"))
+        let name = |at: usize| self.voices[at].name();
+        let open = |at: usize| self.open(at, request.clone()).boxed();
+        self.health.first_answer(&ASKING, name, open).await
     }
 
     fn last_format(&self) -> Option<String> {

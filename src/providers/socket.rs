@@ -37,6 +37,20 @@ const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 /// The longest message, bytes. A second of sound is less than 200 kB in base64.
 const MAX_MESSAGE: usize = 4 << 20;
 
+/// The key of a vendor: the value of the first of `variables` that is set.
+///
+/// # Errors
+/// When none is set; the error names the first.
+pub(super) fn vendor_key(vendor: &str, variables: &[&str]) -> Result<Secret, ProviderError> {
+    let set = variables.iter().find_map(|name| Secret::from_env(name));
+    set.ok_or_else(|| {
+        let name = variables.first().copied().unwrap_or_default();
+        ProviderError::config(format!(
+            "{name} is not set: {vendor} wants a key (environment variable)"
+        ))
+    })
+}
+
 /// Where a vendor is, and how to be let in.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Address {

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::ListenRequest;
 use super::stream::{FinalWords, Heard, Reader, Wire};
 use crate::providers::ProviderError;
-use crate::providers::socket::Address;
+use crate::providers::socket::{Address, vendor_key};
 use crate::settings::Secret;
 
 /// The key's variable.
@@ -57,11 +57,7 @@ pub(in crate::providers) struct AssemblyAi {
 
 impl AssemblyAi {
     pub fn new(config: AssemblyAiConfig) -> Result<Self, ProviderError> {
-        let key = Secret::from_env(KEY).ok_or_else(|| {
-            ProviderError::config(format!(
-                "{KEY} is not set: AssemblyAI wants a key (environment variable)"
-            ))
-        })?;
+        let key = vendor_key("AssemblyAI", &[KEY])?;
         Ok(Self {
             name: format!("assemblyai/{}", config.model),
             config,

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::ListenRequest;
 use super::stream::{FinalWords, Heard, Reader, Wire, seconds};
-use crate::providers::socket::Address;
+use crate::providers::socket::{Address, vendor_key};
 use crate::providers::{Language, ProviderError};
 use crate::settings::Secret;
 
@@ -88,11 +88,7 @@ impl Default for DeepgramFluxConfig {
 
 /// The key.
 pub(in crate::providers) fn key() -> Result<Secret, ProviderError> {
-    Secret::from_env(KEY).ok_or_else(|| {
-        ProviderError::config(format!(
-            "{KEY} is not set: Deepgram wants a key (environment variable)"
-        ))
-    })
+    vendor_key("Deepgram", &[KEY])
 }
 
 /// An address of Deepgram's, with the key.

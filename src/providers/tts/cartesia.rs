@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::stream::{Spoken, VoiceReader, VoiceWire};
 use super::{SpeechRequest, WordTime};
 use crate::providers::ProviderError;
-use crate::providers::socket::{Address, Frame};
+use crate::providers::socket::{Address, Frame, vendor_key};
 use crate::settings::Secret;
 
 /// The key's variable.
@@ -56,11 +56,7 @@ pub(in crate::providers) struct Cartesia {
 
 impl Cartesia {
     pub fn new(config: CartesiaConfig) -> Result<Self, ProviderError> {
-        let key = Secret::from_env(KEY).ok_or_else(|| {
-            ProviderError::config(format!(
-                "{KEY} is not set: Cartesia wants a key (environment variable)"
-            ))
-        })?;
+        let key = vendor_key("Cartesia", &[KEY])?;
         Ok(Self {
             name: format!("cartesia/{}", config.model),
             config,

@@ -14,7 +14,7 @@ use super::cartesia::samples;
 use super::stream::{Spoken, VoiceReader, VoiceWire};
 use super::{SpeechRequest, WordTime};
 use crate::providers::ProviderError;
-use crate::providers::socket::{Address, Frame};
+use crate::providers::socket::{Address, Frame, vendor_key};
 use crate::settings::Secret;
 
 /// The key's variable, and the other name that ElevenLabs' own tools know.
@@ -64,13 +64,7 @@ pub(in crate::providers) struct ElevenLabs {
 
 impl ElevenLabs {
     pub fn new(config: ElevenLabsConfig) -> Result<Self, ProviderError> {
-        let key = KEYS.iter().find_map(|name| Secret::from_env(name));
-        let key = key.ok_or_else(|| {
-            ProviderError::config(format!(
-                "{} is not set: ElevenLabs wants a key (environment variable)",
-                KEYS[0]
-            ))
-        })?;
+        let key = vendor_key("ElevenLabs", &KEYS)?;
         Ok(Self {
             name: format!("elevenlabs/{}", config.model),
             config,

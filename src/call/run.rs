@@ -769,7 +769,7 @@ impl<'a> Call<'a> {
         self.poll_room().await
     }
 
-    /// Looks at everybody who is here and does what follows from it.
+    /// Checks who is in the room, and acts on it: chooses the caller, or ends the call.
     async fn poll_room(&mut self) -> Option<HangupCause> {
         let parties = self.room.parties();
         if let Some(elder) = party::elder_agent(&self.room.us(), &parties) {

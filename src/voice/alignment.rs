@@ -88,7 +88,7 @@ pub(super) enum Said {
     Trouble(ProviderError),
 }
 
-/// See the module's own words.
+/// The stretches of speech that wait for words, in the order in which they were said.
 #[derive(Debug, Default)]
 pub(super) struct Alignment {
     stretches: VecDeque<Stretch>,

@@ -84,7 +84,7 @@ impl Vendor {
     }
 }
 
-/// See the module's own words.
+/// Recognition by a list of vendors, in one session that does not notice which of them listens.
 pub struct Recogniser {
     vendors: Arc<[Vendor]>,
     name: String,

@@ -37,7 +37,7 @@ const MAX_WAITING_LINES: usize = 8;
 /// for the silence that it may be: a television, or music on hold.
 const MAX_WORDLESS: u32 = 3;
 
-/// See the module's own words.
+/// The turns of one conversation: takes inputs, answers with what is to be done.
 #[derive(Debug)]
 pub struct TurnMachine {
     config: TurnConfig,

@@ -19,7 +19,7 @@ pub(super) const FAILED_AFTER_DISCONNECT: Duration = Duration::from_secs(12);
 /// How long the first connectivity checks may take.
 pub(super) const FAILED_AFTER_CHECKING: Duration = Duration::from_secs(30);
 
-/// See the module's documentation.
+/// The states of one connection, as str0m reports them and as the application was told.
 pub(super) struct States {
     /// What str0m reports of ICE.
     pub ice: EngineIceState,

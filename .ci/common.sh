@@ -43,3 +43,16 @@ speech_recordings() {
     local package
     for package in "$folder"/*.deb; do dpkg-deb -x "$package" "$folder"; done
 }
+
+# The official client's native library has been seen to abort the whole interpreter while it disconnects. Only that is tried again,
+# once; a test that fails stays failed.
+despite_an_abort() {
+    local status=0
+    "$@" || status=$?
+    if [ "$status" -eq 134 ]; then
+        echo "the official client aborted its process; once more"
+        status=0
+        "$@" || status=$?
+    fi
+    return "$status"
+}

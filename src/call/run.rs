@@ -1396,6 +1396,7 @@ impl<'a> Call<'a> {
                 });
             }
             VoiceEvent::Usage(usage) => session::lock(self.session).add_usage(usage),
+            VoiceEvent::TurnMeasured { turn, .. } => session::lock(self.session).set_turn(turn),
             // The tools note what they did themselves.
             VoiceEvent::ToolCalled { .. } => {}
             VoiceEvent::FirstAudio => info!("first sound of the agent"),

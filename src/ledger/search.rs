@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::session::{
-    CallRecord, CallStatus, ConversationItem, LeadId, RecordStatus, SessionId, sanitise,
+    CallRecord, CallStatus, ConversationItem, LeadId, RecordStatus, SessionId, TurnRecord, sanitise,
 };
 use crate::store::{CallFile, Place, Store, StoreError};
 
@@ -61,6 +61,8 @@ impl Standing {
 pub struct Live {
     /// What was said so far.
     pub items: Vec<ConversationItem>,
+    /// The turns that were answered so far.
+    pub turns: Vec<TurnRecord>,
     /// The leads so far.
     pub lead_ids: Vec<LeadId>,
     /// When the last of it was written.
@@ -159,6 +161,7 @@ impl FoundCall {
             record,
             live: Some(Live {
                 items: data.items,
+                turns: data.turns,
                 lead_ids: data.lead_ids,
                 last_written,
             }),

@@ -2,14 +2,14 @@
 //! call's record, its conversation and its leads.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 
 use super::search::{FoundCall, Standing, WholeCall};
 use crate::session::{
     Attempt, AttemptOutcome, CallDataDelivery, CallRecord, CallStatus, CloseReason, DeliveryPart,
     Direction, PartState, RecordStatus, RecordUploads, RecordingEvidence, RecordingSource,
-    RecordingState, Role, time,
+    RecordingState, Role, TurnRecord, time,
 };
 
 /// One thing that happened.
@@ -73,6 +73,12 @@ pub enum TimelineEvent {
         /// From the end of the caller's words to the first sound of this answer, ms.
         #[serde(skip_serializing_if = "Option::is_none")]
         answered_after_ms: Option<u64>,
+    },
+    /// A turn of the caller had its answer: what that took and has cost.
+    TurnAnswered {
+        /// The turn.
+        #[serde(flatten)]
+        turn: Box<TurnRecord>,
     },
     /// The caller was understood to want something.
     Intent {
@@ -321,6 +327,7 @@ impl Timeline {
                 };
                 self.at(Some(item.timestamp), said);
             }
+            self.turns(live.turns.iter().cloned());
         }
         let Some(conversation) = conversation else {
             return;
@@ -351,6 +358,16 @@ impl Timeline {
                 answered_after_ms: item["metrics"]["e2e_latency_ms"].as_u64(),
             };
             self.at(time_of(item, "timestamp"), said);
+        }
+        // A turn that is no turn, of a later version perhaps, costs no other.
+        let turns = conversation["turns"].as_array().into_iter().flatten();
+        self.turns(turns.filter_map(|turn| TurnRecord::deserialize(turn).ok()));
+    }
+
+    fn turns(&mut self, turns: impl Iterator<Item = TurnRecord>) {
+        for turn in turns {
+            let (at, turn) = (turn.answered_at, Box::new(turn));
+            self.at(Some(at), TimelineEvent::TurnAnswered { turn });
         }
     }
 

@@ -8,7 +8,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::time::{Instant, timeout};
 
-use super::ProviderError;
+use super::{ProviderError, asked};
 
 /// A vendor that has failed is tried last for this long, then in its place again.
 const SICK_FOR: Duration = Duration::from_secs(30);
@@ -75,10 +75,11 @@ impl Health {
         let order = self.order();
         let last = order.len().saturating_sub(1);
         for (place, at) in order.into_iter().enumerate() {
+            let vendor = name(at);
+            asked::served_by(vendor);
             if place == last {
                 return open(at).await;
             }
-            let vendor = name(at);
             let begun = async {
                 let mut answer = open(at).await?;
                 let first = answer.try_next().await?;
@@ -101,6 +102,7 @@ impl Health {
             };
             tracing::warn!(vendor, %error, "the next {kind} is asked");
             self.failed(at);
+            asked::fell_back();
         }
         Err(ProviderError::config(format!("no {kind} is configured")))
     }

@@ -6,6 +6,7 @@
 //! to the session that all its vendors share ([`stt::Recogniser`]). `socket` is the WebSocket that
 //! vendors share. `scripted` is a vendor without a network, for the demo and for tests.
 
+pub(crate) mod asked;
 mod error;
 mod health;
 mod language;

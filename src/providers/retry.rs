@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::time::sleep;
 
-use super::ProviderError;
+use super::{ProviderError, asked};
 use crate::voice::LimitsConfig;
 
 /// The pause before the next attempt after so many repetitions. A provider that asks for more time
@@ -41,6 +41,7 @@ pub(crate) async fn with_retries<'a, T>(
         }
         let pause = pause(limits, repetitions, &error);
         repetitions += 1;
+        asked::retried();
         tracing::debug!(repetitions, %error, "asking the provider again");
         sleep(pause).await;
     }

@@ -9,7 +9,9 @@ use serde_json::{Map, Value};
 
 use super::campaign;
 use super::time;
-use super::{CallParticipant, ConversationItem, LeadId, RecordingMetadata, SessionId, ToolUse};
+use super::{
+    CallParticipant, ConversationItem, LeadId, RecordingMetadata, SessionId, ToolUse, TurnRecord,
+};
 
 /// Changes of what a participant says about itself that are kept: a client may set its attributes
 /// for ever.
@@ -154,6 +156,10 @@ pub struct KeypadInput {
     pub typed_at: DateTime<Utc>,
 }
 
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
 /// What the providers were asked to do. Sums over the call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -176,10 +182,43 @@ pub struct Usage {
     pub tts_characters: u64,
     /// Sound that came back, in milliseconds.
     pub tts_audio_ms: u64,
+    /// Requests to the language model whose answer nobody has heard: it was begun before the turn
+    /// was over, broke off, or had no words.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub llm_requests_in_vain: u64,
+    /// Tokens sent with those, counted among `llm_prompt_tokens`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub llm_prompt_tokens_in_vain: u64,
+    /// Tokens written for those, counted among `llm_completion_tokens`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub llm_completion_tokens_in_vain: u64,
+    /// Of all tokens, those that are estimated from the length of the text: a request that is given
+    /// up tells no usage.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub llm_tokens_estimated: u64,
+    /// How often recognition was asked, or connected, again.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub stt_retries: u64,
+    /// How often another vendor of recognition has taken over.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub stt_fallbacks: u64,
+    /// How often the language model was asked again.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub llm_retries: u64,
+    /// How often the next language model of the list was asked.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub llm_fallbacks: u64,
+    /// How often the voice was asked again.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub tts_retries: u64,
+    /// How often the next voice of the list was asked.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub tts_fallbacks: u64,
 }
 
 impl Usage {
-    fn add(&mut self, more: &Usage) {
+    /// Adds another use to this one.
+    pub fn add(&mut self, more: &Usage) {
         self.llm_requests += more.llm_requests;
         self.llm_prompt_tokens += more.llm_prompt_tokens;
         self.llm_prompt_cached_tokens += more.llm_prompt_cached_tokens;
@@ -189,6 +228,16 @@ impl Usage {
         self.tts_requests += more.tts_requests;
         self.tts_characters += more.tts_characters;
         self.tts_audio_ms += more.tts_audio_ms;
+        self.llm_requests_in_vain += more.llm_requests_in_vain;
+        self.llm_prompt_tokens_in_vain += more.llm_prompt_tokens_in_vain;
+        self.llm_completion_tokens_in_vain += more.llm_completion_tokens_in_vain;
+        self.llm_tokens_estimated += more.llm_tokens_estimated;
+        self.stt_retries += more.stt_retries;
+        self.stt_fallbacks += more.stt_fallbacks;
+        self.llm_retries += more.llm_retries;
+        self.llm_fallbacks += more.llm_fallbacks;
+        self.tts_retries += more.tts_retries;
+        self.tts_fallbacks += more.tts_fallbacks;
     }
 }
 
@@ -295,6 +344,8 @@ pub enum SessionEvent {
     ToolUse(ToolUse),
     /// A provider was used.
     Usage(Usage),
+    /// A turn of the caller is answered; again, with the same number, when the answer is over.
+    Turn(TurnRecord),
     /// The agent was in the room, its track published.
     Joined {
         /// When. Not "at": that is when a journal's line was written.
@@ -362,6 +413,8 @@ pub struct CompleteSessionData {
     pub tool_uses: Vec<ToolUse>,
     /// Sums over the call.
     pub usage: Usage,
+    /// The turns that were answered, in order.
+    pub turns: Vec<TurnRecord>,
     /// When the agent was in the room.
     pub joined_at: Option<DateTime<Utc>>,
     /// The caller as the room knows the caller.
@@ -427,6 +480,7 @@ impl SessionManager {
                 keypad: Vec::new(),
                 tool_uses: Vec::new(),
                 usage: Usage::default(),
+                turns: Vec::new(),
                 joined_at: None,
                 participant: None,
                 ringing_at: None,
@@ -513,6 +567,7 @@ impl SessionManager {
             SessionEvent::Keypad(input) => data.keypad.push(input.clone()),
             SessionEvent::ToolUse(used) => data.tool_uses.push(used.clone()),
             SessionEvent::Usage(usage) => data.usage.add(usage),
+            SessionEvent::Turn(turn) => turn.put_into(&mut data.turns),
             SessionEvent::Joined { at } => {
                 data.joined_at.get_or_insert(*at);
             }
@@ -525,6 +580,7 @@ impl SessionManager {
             }
             SessionEvent::CallerReplaced => {
                 data.items.clear();
+                data.turns.clear();
                 data.answered_at = None;
             }
             SessionEvent::Outcome(outcome) => {
@@ -639,6 +695,11 @@ impl SessionManager {
     /// Adds to the sums.
     pub fn add_usage(&mut self, usage: Usage) {
         self.record(SessionEvent::Usage(usage));
+    }
+
+    /// Notes a turn that is answered; a later one with the same number replaces it.
+    pub fn set_turn(&mut self, turn: TurnRecord) {
+        self.record(SessionEvent::Turn(turn));
     }
 
     /// Notes when the agent was in the room. The first call counts.
@@ -764,6 +825,14 @@ mod tests {
                 llm_requests: 1,
                 ..Usage::default()
             })),
+            (1_u32..4, at.clone(), prop::option::of(0_u64..9_000)).prop_map(
+                |(turn, answered_at, first_frame_ms)| SessionEvent::Turn(TurnRecord {
+                    turn,
+                    answered_at,
+                    first_frame_ms,
+                    ..TurnRecord::default()
+                })
+            ),
             (text, text, at.clone()).prop_map(|(arguments, result, at)| {
                 SessionEvent::ToolUse(ToolUse::new("tool", &arguments, &result, false, at, 7))
             }),
@@ -799,6 +868,7 @@ mod tests {
                     SessionEvent::Keypad(input) => live.add_keypad_input(input),
                     SessionEvent::ToolUse(used) => live.add_tool_use(used),
                     SessionEvent::Usage(usage) => live.add_usage(usage),
+                    SessionEvent::Turn(turn) => live.set_turn(turn),
                     SessionEvent::Joined { at } => live.set_joined(at),
                     SessionEvent::Participant(participant) => live.set_participant(participant),
                     SessionEvent::Ringing { at } => live.set_ringing(at),

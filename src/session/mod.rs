@@ -17,6 +17,7 @@ mod recording;
 pub mod time;
 mod tool_use;
 mod transcript;
+mod turn;
 mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,6 +45,7 @@ pub use transcript::{
     ConversationItem, ITEM_SOURCE, Role, TranscribedItem, Transcription, TranscriptionMetadata,
     TurnMetrics,
 };
+pub use turn::{TurnRecord, TurnVendors};
 pub use watch::Watch;
 
 /// The session of a running call, shared by everything that writes to it. A std mutex, because

@@ -918,6 +918,7 @@ pub fn crm_payload(
         "transcription": transcription_for_crm(record, conversation, start, end, duration),
         "lead": lead.cloned().unwrap_or_else(|| json!({})),
         "context": record.context,
+        "usage": record.usage,
     })
 }
 

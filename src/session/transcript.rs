@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::time;
-use super::{CompleteSessionData, SessionId};
+use super::{CompleteSessionData, SessionId, TurnRecord};
 
 /// Where an item comes from, in the original's word; the CRM reads it.
 pub const ITEM_SOURCE: &str = "livekit-session";
@@ -117,6 +117,9 @@ pub struct Transcription {
     pub lead_generated: bool,
     /// How the file came to be.
     pub metadata: TranscriptionMetadata,
+    /// What each answered turn took and has cost. Not for the CRM, which gets the sums.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub turns: Vec<TurnRecord>,
 }
 
 /// An item with its source, as files and CRM name it.
@@ -157,6 +160,7 @@ impl Transcription {
                 .collect(),
             lead_generated: !session.lead_files.is_empty(),
             metadata: TranscriptionMetadata { auto_saved: true },
+            turns: session.turns.clone(),
         }
     }
 }

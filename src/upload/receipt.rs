@@ -121,6 +121,7 @@ const ECHOES: &[&str] = &[
     "caller",
     "calldetails",
     "context",
+    "usage",
     "request",
     "input",
     "echo",

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::alignment::{Alignment, Said};
+use super::meter::{Meter, TokenRate};
 use super::playout::{PlayMode, Track};
 use super::reply::{self, ReplyEvent, ReplyPipeline, Source};
 use super::turn::{
@@ -28,7 +29,7 @@ use super::{AudioFrame, Conversation, INPUT_SAMPLE_RATE_HZ, VoiceCommand, VoiceE
 use crate::providers::Component;
 use crate::providers::llm::{ChatMessage, ToolCall};
 use crate::providers::stt::{ListenRequest, SttEvent, SttInput, SttSession, marks};
-use crate::session::{ConversationItem, TurnMetrics};
+use crate::session::{ConversationItem, TurnMetrics, TurnRecord, TurnVendors, Usage};
 use crate::tools::ToolOutput;
 
 /// Events that wait for a slow reader. Beyond that, states and transcripts are dropped; items are
@@ -68,6 +69,11 @@ impl Conversation {
 struct ActiveReply {
     id: ReplyId,
     track: Arc<Track>,
+    meter: Arc<Meter>,
+    /// The model answers the caller; else a fixed line is said.
+    is_answer: bool,
+    /// The turn that it answers, once it is heard.
+    turn: Option<TurnRecord>,
     making: BoxFuture<'static, Result<(), Failure>>,
     events: mpsc::Receiver<ReplyEvent>,
     /// The tools that it waits for.
@@ -135,6 +141,13 @@ struct Driver {
     began: Instant,
     began_at: DateTime<Utc>,
     heard_once: bool,
+    /// The turns that were answered.
+    turns: u32,
+    /// The caller's words that have no answer yet: when their speech ended, when they were known,
+    /// and when it was decided that the turn is over.
+    unanswered: Option<(Option<Time>, Time, Time)>,
+    /// What was spent since the last turn was answered.
+    spent: Usage,
     end: Option<VoiceEnd>,
 }
 
@@ -183,6 +196,7 @@ impl Driver {
                 goodbye: lines.goodbye.clone(),
                 goodbye_is_own,
                 begins_in_thought: AtomicBool::new(false),
+                token_rate: TokenRate::default(),
                 voice,
                 language,
                 llm,
@@ -209,6 +223,9 @@ impl Driver {
             began: Instant::now(),
             began_at: Utc::now(),
             heard_once: false,
+            turns: 0,
+            unanswered: None,
+            spent: Usage::default(),
             end: None,
         }
     }
@@ -435,7 +452,7 @@ impl Driver {
 
     fn recognition(&mut self, event: SttEvent) {
         if let SttEvent::Usage(usage) = event {
-            return self.emit(VoiceEvent::Usage(usage));
+            return self.spend(usage, true);
         }
         let mut said = Vec::new();
         self.alignment.heard(event, &mut said);
@@ -522,7 +539,10 @@ impl Driver {
             }
             ReplyEvent::WordsReady => self.tell(Input::WordsReady { reply }),
             ReplyEvent::TtsFirstByte(took) => active.metrics.tts_ttfb_ms = Some(millis(took)),
-            ReplyEvent::Usage(usage) => self.emit(VoiceEvent::Usage(usage)),
+            ReplyEvent::Usage(usage) => {
+                let is_answer = active.is_answer;
+                self.spend(usage, is_answer);
+            }
             ReplyEvent::Trouble(failure) => {
                 self.report(failure.component.as_str(), failure.message, true)
             }
@@ -572,6 +592,81 @@ impl Driver {
         if let Some(latency) = latency {
             self.emit(VoiceEvent::TurnAnswered { latency });
         }
+        self.turn_is_heard(now);
+    }
+
+    /// The answer to a turn has begun to be heard.
+    fn turn_is_heard(&mut self, now: Time) {
+        let Some(active) = self.active.as_ref().filter(|active| active.is_answer) else {
+            return;
+        };
+        let (attempts, speech_ended) = (active.meter.attempts(), active.speech_ended);
+        self.spend(attempts, true);
+        let heard = self.stt_attempts();
+        self.spend(heard, true);
+        let Some((asked_ended, transcribed, decided)) = self.unanswered.take() else {
+            return;
+        };
+        let (began, number) = (self.began, self.turns + 1);
+        let answered_at = self.began_at + now;
+        let was_spoken = asked_ended.is_some();
+        let stt = self.stt.asked().vendor().filter(|_| was_spoken);
+        let usage = self.spent;
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        let since = |at: Time| {
+            let ended = speech_ended.or(asked_ended)?;
+            Some(millis(at.saturating_sub(ended)))
+        };
+        let at = |moment: Option<Instant>| {
+            moment.and_then(|moment| since(moment.saturating_duration_since(began)))
+        };
+        let (first_token, first_byte) = active.meter.milestones();
+        let served = |by: Option<String>, only: &str| Some(by.unwrap_or_else(|| only.to_owned()));
+        let turn = TurnRecord {
+            turn: number,
+            answered_at,
+            final_text_ms: since(transcribed),
+            end_of_turn_ms: since(decided),
+            first_token_ms: at(first_token),
+            first_byte_ms: at(first_byte),
+            first_frame_ms: since(now),
+            interrupted: false,
+            vendors: TurnVendors {
+                stt,
+                llm: served(active.meter.llm.vendor(), self.pipeline.llm.name()),
+                tts: served(active.meter.tts.vendor(), self.pipeline.tts.name()),
+            },
+            usage,
+        };
+        active.turn = Some(turn.clone());
+        self.turns = number;
+        self.emit(VoiceEvent::TurnMeasured {
+            turn,
+            is_over: false,
+        });
+    }
+
+    /// The attempts of recognition since this was asked last.
+    fn stt_attempts(&self) -> Usage {
+        let attempts = self.stt.asked().take_attempts();
+        Usage {
+            stt_retries: attempts.retries,
+            stt_fallbacks: attempts.fallbacks,
+            ..Usage::default()
+        }
+    }
+
+    /// Something was spent, for a turn of the caller or for a line of ours.
+    fn spend(&mut self, usage: Usage, for_a_turn: bool) {
+        if usage == Usage::default() {
+            return;
+        }
+        if for_a_turn {
+            self.spent.add(&usage);
+        }
+        self.emit(VoiceEvent::Usage(usage));
     }
 
     fn announce_sentences(&mut self) {
@@ -729,10 +824,16 @@ impl Driver {
         };
         let track = Arc::new(Track::new(self.pipeline.output.sample_rate_hz()));
         let (sender, events) = mpsc::channel(REPLY_EVENTS);
-        let making = reply::make(self.pipeline.clone(), source, track.clone(), sender).boxed();
+        let is_answer = matches!(source, Source::Model(_));
+        let meter = Arc::new(Meter::default());
+        let (pipeline, metered) = (self.pipeline.clone(), meter.clone());
+        let making = reply::make(pipeline, source, track.clone(), metered, sender).boxed();
         self.active = Some(ActiveReply {
             id,
             track,
+            meter,
+            is_answer,
+            turn: None,
             making,
             events,
             wanted: None,
@@ -793,9 +894,22 @@ impl Driver {
             first_sound,
             announced,
             making,
+            mut events,
+            meter,
+            is_answer,
+            turn,
             ..
         } = active;
         drop(making);
+        // What it has cost comes with its events, also with those that nobody has read.
+        while let Ok(event) = events.try_recv() {
+            if let ReplyEvent::Usage(usage) = event {
+                self.spend(usage, is_answer);
+            }
+        }
+        let had_effect = !tool_steps.is_empty() || heard.iter().any(|step| !step.text.is_empty());
+        let rest = meter.ends(&self.pipeline.token_rate, !had_effect);
+        self.spend(rest, is_answer);
         if announced > 0 {
             let segment_id = format!("reply_{}", id.0);
             self.emit(VoiceEvent::AgentTranscript {
@@ -819,7 +933,9 @@ impl Driver {
         for text in texts {
             self.remember(text, None);
         }
+        let interrupted = cut_off && !whole;
         if content.is_empty() {
+            self.turn_is_over(turn, interrupted);
             return;
         }
         let now = self.now();
@@ -827,9 +943,23 @@ impl Driver {
             metrics.stopped_speaking_at = Some(self.began_at + now);
         }
         let mut item = ConversationItem::assistant(content, self.began_at + now);
-        item.interrupted = cut_off && !whole;
+        item.interrupted = interrupted;
         item.metrics = Some(metrics);
         self.emit(VoiceEvent::ItemCommitted(item));
+        self.turn_is_over(turn, interrupted);
+    }
+
+    /// The answer to a turn is over, and what it has cost is known.
+    fn turn_is_over(&mut self, turn: Option<TurnRecord>, interrupted: bool) {
+        let Some(mut turn) = turn else {
+            return;
+        };
+        turn.interrupted = interrupted;
+        turn.usage = std::mem::take(&mut self.spent);
+        self.emit(VoiceEvent::TurnMeasured {
+            turn,
+            is_over: true,
+        });
     }
 
     /// One round of the model in the history; a request for tools never without its answers.
@@ -852,6 +982,12 @@ impl Driver {
 
     fn commit_user(&mut self, turn: UserTurn) {
         self.history.push(ChatMessage::User(turn.text.clone()));
+        let asked_ended = self.unanswered.and_then(|(ended, ..)| ended);
+        self.unanswered = Some((
+            turn.speech_ended.or(asked_ended),
+            turn.transcribed,
+            turn.decided,
+        ));
         let since_speech = |at: Time| {
             turn.speech_ended
                 .map(|ended| millis(at.saturating_sub(ended)))
@@ -889,6 +1025,7 @@ impl Driver {
                 | VoiceEvent::Keypad { .. }
                 | VoiceEvent::ToolCalled { .. }
                 | VoiceEvent::Usage(_)
+                | VoiceEvent::TurnMeasured { .. }
         );
         if must_arrive || self.outbox.len() < MAX_WAITING_EVENTS {
             self.outbox.push_back(event);

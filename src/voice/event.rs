@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::providers::Component;
-use crate::session::{ConversationItem, Usage};
+use crate::session::{ConversationItem, TurnRecord, Usage};
 use crate::tools::CallRequest;
 
 /// What the agent is doing, in the words of the `lk.agent.state` attribute.
@@ -159,6 +159,14 @@ pub enum VoiceEvent {
     TurnAnswered {
         /// End of the caller's speech to our first sound.
         latency: Duration,
+    },
+    /// What an answered turn took and has cost so far: write it down. Comes when the answer begins
+    /// to be heard, and again with the same number when it is over.
+    TurnMeasured {
+        /// The turn.
+        turn: TurnRecord,
+        /// Nothing more will come of it.
+        is_over: bool,
     },
 }
 

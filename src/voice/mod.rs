@@ -13,6 +13,7 @@ mod driver;
 mod event;
 mod lines;
 mod markup;
+mod meter;
 mod noise;
 pub mod playout;
 mod reply;

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::config::{LimitsConfig, ms};
+use super::meter::{Meter, TokenRate};
 use super::noise::{IsNoise, NoiseGuard};
 use super::playout::Track;
 use super::resample::Resampler;
@@ -63,6 +64,8 @@ pub(super) struct ReplyPipeline {
     pub goodbye_is_own: bool,
     /// The model begins its answers in mid thought; learnt from an answer that closed one.
     pub begins_in_thought: AtomicBool,
+    /// How many tokens the model makes of a text.
+    pub token_rate: TokenRate,
     pub voice: Option<String>,
     pub language: Option<Language>,
     pub llm: Arc<dyn ChatModel>,
@@ -121,14 +124,15 @@ pub(super) async fn make(
     pipeline: Arc<ReplyPipeline>,
     source: Source,
     track: Arc<Track>,
+    meter: Arc<Meter>,
     events: mpsc::Sender<ReplyEvent>,
 ) -> Result<(), Failure> {
     let (sentences, sentences_in) = mpsc::channel(SENTENCES_AHEAD);
     // One sentence that is opened or being opened, beside the one that is read.
     let (opened, opened_in) = mpsc::channel(1);
     let (_, _, _, _) = tokio::try_join!(
-        write(&pipeline, source, sentences, &events),
-        synthesise(&pipeline, sentences_in, opened, &events),
+        write(&pipeline, source, sentences, &meter, &events),
+        synthesise(&pipeline, sentences_in, opened, &meter, &events),
         fetch(&pipeline, opened_in, &track, &events),
         play(&pipeline, &track, &events),
     )?;
@@ -141,11 +145,13 @@ async fn write(
     pipeline: &ReplyPipeline,
     source: Source,
     sentences: mpsc::Sender<Sentence>,
+    meter: &Meter,
     events: &mpsc::Sender<ReplyEvent>,
 ) -> Result<(), Failure> {
     let mut writer = Writer {
         pipeline,
         sentences,
+        meter,
         events,
         step: 0,
         has_spoken: false,
@@ -182,6 +188,7 @@ struct Answer {
 struct Writer<'a> {
     pipeline: &'a ReplyPipeline,
     sentences: mpsc::Sender<Sentence>,
+    meter: &'a Meter,
     events: &'a mpsc::Sender<ReplyEvent>,
     /// Rounds of tools so far.
     step: usize,
@@ -329,15 +336,28 @@ impl Writer<'_> {
         let pipeline = self.pipeline;
         let asked = Instant::now();
         let limits = &pipeline.limits;
+        let meter = self.meter;
+        let characters = characters(&request);
         let open = || -> BoxFuture<'_, Result<_, ProviderError>> {
-            let request = request.clone();
+            let asking = pipeline.llm.chat(request.clone());
             Box::pin(async move {
-                open_stream(limits, pipeline.llm.name(), pipeline.llm.chat(request)).await
+                let taken = async {
+                    let answer = asking.await?;
+                    meter.request_begins(characters);
+                    Ok(answer)
+                };
+                open_stream(limits, pipeline.llm.name(), taken).await
             })
         };
-        let (first, mut rest) = with_retries(limits, Component::Llm, open)
-            .await
-            .map_err(AskFailure::NotAsked)?;
+        let asking = meter.llm.watch(with_retries(limits, Component::Llm, open));
+        let (first, mut rest) = match asking.await {
+            Ok(opened) => opened,
+            Err(failure) => {
+                self.request_ends(TokenUsage::default(), true).await;
+                return Err(AskFailure::NotAsked(failure));
+            }
+        };
+        meter.first_token();
         self.tell(ReplyEvent::LlmFirstToken(asked.elapsed())).await;
         let mut answer = Answer::default();
         let begins_in_thought = pipeline.begins_in_thought.load(Ordering::Relaxed);
@@ -353,8 +373,12 @@ impl Writer<'_> {
         loop {
             let is_over = next.is_none();
             let pieces = match next {
-                Some(ChatChunk::Text(text)) => written.push(&text),
+                Some(ChatChunk::Text(text)) => {
+                    meter.written(text.chars().count());
+                    written.push(&text)
+                }
                 Some(ChatChunk::ToolCall(call)) => {
+                    meter.written(call.name.len() + call.arguments.chars().count());
                     answer.calls.push(call);
                     Vec::new()
                 }
@@ -415,6 +439,7 @@ impl Writer<'_> {
                     let has_words = answer.is_spoken || self.has_spoken;
                     let says_half = is_last && !answer.text.trim().is_empty();
                     if !has_words && !says_half {
+                        self.request_ends(tokens, true).await;
                         return Err(AskFailure::BrokeOff(failure));
                     }
                     // Half an answer that the caller has heard is better finished than taken back.
@@ -436,15 +461,18 @@ impl Writer<'_> {
             )))
             .await;
         }
-        let usage = Usage {
-            llm_requests: 1,
-            llm_prompt_tokens: tokens.prompt,
-            llm_prompt_cached_tokens: tokens.prompt_cached,
-            llm_completion_tokens: tokens.completion,
-            ..Usage::default()
-        };
-        self.tell(ReplyEvent::Usage(usage)).await;
+        let is_of_use = answer.is_spoken || !answer.calls.is_empty();
+        self.request_ends(tokens, !is_of_use).await;
         Ok(answer)
+    }
+
+    /// A request to the model is over, and has cost what it has told.
+    async fn request_ends(&self, told: TokenUsage, in_vain: bool) {
+        let rate = &self.pipeline.token_rate;
+        let usage = self.meter.request_ends(rate, told, in_vain);
+        if usage != Usage::default() {
+            self.tell(ReplyEvent::Usage(usage)).await;
+        }
     }
 
     /// Says a fixed line.
@@ -476,6 +504,23 @@ impl Writer<'_> {
     }
 }
 
+/// The length of what the model is sent.
+fn characters(request: &ChatRequest) -> usize {
+    let messages = request.messages.iter().map(|message| match message {
+        ChatMessage::System(text) | ChatMessage::User(text) => text.chars().count(),
+        ChatMessage::Assistant { text, tool_calls } => {
+            let calls = tool_calls.iter();
+            let calls = calls.map(|call| call.name.len() + call.arguments.chars().count());
+            text.chars().count() + calls.sum::<usize>()
+        }
+        ChatMessage::Tool { output, .. } => output.chars().count(),
+    });
+    let tools = request.tools.iter().map(|tool| {
+        tool.name.len() + tool.description.chars().count() + tool.parameters.to_string().len()
+    });
+    messages.chain(tools).sum()
+}
+
 fn model_failure(message: String) -> Failure {
     failure(Component::Llm, ProviderError::temporary(message))
 }
@@ -486,6 +531,7 @@ async fn synthesise(
     pipeline: &ReplyPipeline,
     mut sentences: mpsc::Receiver<Sentence>,
     opened: mpsc::Sender<Opened>,
+    meter: &Meter,
     events: &mpsc::Sender<ReplyEvent>,
 ) -> Result<(), Failure> {
     let limits = &pipeline.limits;
@@ -512,7 +558,9 @@ async fn synthesise(
                 Ok((first, rest))
             })
         };
-        let (first, rest) = with_retries(limits, Component::Tts, open).await?;
+        let asking = meter.tts.watch(with_retries(limits, Component::Tts, open));
+        let (first, rest) = asking.await?;
+        meter.first_byte();
         if std::mem::take(&mut is_first) {
             send(events, ReplyEvent::TtsFirstByte(asked.elapsed())).await;
         }

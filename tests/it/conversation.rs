@@ -16,7 +16,7 @@ use voicebot::providers::scripted::{Script, Scripted};
 use voicebot::providers::stt::{Recogniser, SpeechSegment, Transcriber, Transcript};
 use voicebot::providers::tts::{SpeechRequest, SpeechStream, TextToSpeech};
 use voicebot::providers::{Component, ProviderError, Providers};
-use voicebot::session::Role;
+use voicebot::session::{Role, TurnRecord};
 use voicebot::tools::CallRequest;
 use voicebot::voice::{AgentState, TurnConfig, VoiceCommand, VoiceConfig, VoiceEnd, VoiceEvent};
 
@@ -113,8 +113,73 @@ async fn a_caller_asks_leaves_a_lead_and_says_goodbye() {
             .is_some_and(|ms| (240..330).contains(&ms)),
         "{metrics:?}"
     );
+    let turns: Vec<TurnRecord> = {
+        let log = call.log.lock().unwrap();
+        let turns = log.iter().filter_map(|(_, event)| match event {
+            VoiceEvent::TurnMeasured {
+                turn,
+                is_over: true,
+            } => Some(turn.clone()),
+            _ => None,
+        });
+        turns.collect()
+    };
+    let numbers: Vec<u32> = turns.iter().map(|turn| turn.turn).collect();
+    assert_eq!(numbers, [1, 2, 3]);
+    for (turn, answer) in turns.iter().zip([&items[2], &items[4], &items[6]]) {
+        let metrics = answer.metrics.as_ref().expect("an answer is measured");
+        assert_eq!(turn.first_frame_ms, metrics.e2e_latency_ms);
+        assert!(turn.final_text_ms <= turn.end_of_turn_ms, "{turn:?}");
+        assert!(turn.first_token_ms < turn.first_byte_ms, "{turn:?}");
+        assert!(turn.first_byte_ms <= turn.first_frame_ms, "{turn:?}");
+        // The script tells no tokens, so that they are estimated.
+        let usage = &turn.usage;
+        let tokens = usage.llm_prompt_tokens + usage.llm_completion_tokens;
+        assert!(tokens > 0 && tokens == usage.llm_tokens_estimated);
+        // Spaces between sentences are not spoken.
+        let letters = answer.content.chars().filter(|c| !c.is_whitespace());
+        assert!(usage.tts_characters >= letters.count() as u64, "{turn:?}");
+        assert!(usage.stt_audio_ms > 500, "{usage:?}");
+    }
+    // One turn has asked for a tool, and asked again with its answer.
+    assert!(turns[1].usage.llm_requests >= 2, "{:?}", turns[1]);
     assert_eq!(call.playout.holes(), 0);
     assert_eq!(call.end().await, VoiceEnd::Requested(CallRequest::HangUp));
+}
+
+/// An answer is begun in a pause of the caller, who then goes on: it is thrown away, and paid for.
+#[tokio::test(start_paused = true)]
+async fn tokens_of_an_answer_that_nobody_hears_are_counted_as_in_vain() {
+    let script = r#"{ "caller": [{ "seconds": 1, "text": "Some words." }], "agent": [], "otherwise": "Here you are.",
+                      "delays": { "stt_ms": 20, "llm_ms": 2000, "word_ms": 1, "tts_ms": 20 } }"#;
+    let script = serde_json::from_str(script).expect("the script is right");
+    let call = Call::start(from_script(script), None, VoiceConfig::default());
+    let line = fixture("goodbye.wav");
+    call.say(&line).await;
+    // The model has been asked and has not answered.
+    sleep(Duration::from_millis(700)).await;
+    call.say(&line).await;
+    call.agent_has_said(1).await;
+    let measured =
+        |event: &VoiceEvent| matches!(event, VoiceEvent::TurnMeasured { is_over, .. } if *is_over);
+    call.until("turn that is over", measured).await;
+    let turn = {
+        let log = call.log.lock().unwrap();
+        let mut turns = log.iter().filter_map(|(_, event)| match event {
+            VoiceEvent::TurnMeasured {
+                turn,
+                is_over: true,
+            } => Some(turn.clone()),
+            _ => None,
+        });
+        turns.next().expect("it was measured")
+    };
+    let usage = turn.usage;
+    assert!(usage.llm_requests_in_vain >= 1, "{usage:?}");
+    assert_eq!(usage.llm_requests, usage.llm_requests_in_vain + 1);
+    assert!(usage.llm_prompt_tokens_in_vain > 0, "{usage:?}");
+    assert!(usage.llm_prompt_tokens > usage.llm_prompt_tokens_in_vain);
+    call.abort().await;
 }
 
 #[tokio::test(start_paused = true)]

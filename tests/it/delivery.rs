@@ -264,6 +264,10 @@ async fn the_crm_gets_the_recording_then_the_call_and_the_record_is_archived() {
             },
             "lead": world.data.json(&lead_file),
             "context": {},
+            "usage": {
+                "llm_requests": 0, "llm_prompt_tokens": 0, "llm_prompt_cached_tokens": 0, "llm_completion_tokens": 0,
+                "stt_requests": 0, "stt_audio_ms": 0, "tts_requests": 0, "tts_characters": 0, "tts_audio_ms": 0,
+            },
         })
     );
     let record = world.archived();

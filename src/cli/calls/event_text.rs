@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::text::{if_known, name, plain_name};
 use crate::ledger::TimelineEvent;
-use crate::session::{AttemptOutcome, DeliveryPart, Direction, RecordingSource, Role};
+use crate::session::{AttemptOutcome, DeliveryPart, Direction, RecordingSource, Role, TurnRecord};
 
 /// What happened, and the rest of the line.
 pub fn event_text(event: &TimelineEvent) -> (&'static str, String) {
@@ -21,6 +21,7 @@ fn event_title(event: &TimelineEvent) -> &'static str {
             Role::User => "caller said",
             Role::Assistant => "agent said",
         },
+        TimelineEvent::TurnAnswered { .. } => "turn answered",
         TimelineEvent::Intent { .. } => "intent",
         TimelineEvent::ToolUsed { .. } => "tool",
         TimelineEvent::Lead { .. } => "lead",
@@ -80,6 +81,7 @@ fn event_details(event: &TimelineEvent) -> String {
             let after = after.unwrap_or_default();
             format!("{content}{cut_off}{after}{}", confidence_text(*confidence))
         }
+        Event::TurnAnswered { turn } => turn_text(turn),
         Event::Intent {
             intent,
             confidence,
@@ -154,6 +156,55 @@ fn event_details(event: &TimelineEvent) -> String {
         }
         Event::Delivered => "all of it is confirmed".to_owned(),
     }
+}
+
+/// `text 212, end of turn 300, token 512, voice 690, heard 702 ms; …`.
+fn turn_text(turn: &TurnRecord) -> String {
+    let stages = [
+        ("text", turn.final_text_ms),
+        ("end of turn", turn.end_of_turn_ms),
+        ("token", turn.first_token_ms),
+        ("voice", turn.first_byte_ms),
+        ("heard", turn.first_frame_ms),
+    ];
+    let stages: Vec<String> = stages
+        .into_iter()
+        .filter_map(|(name, ms)| Some(format!("{name} {}", ms?)))
+        .collect();
+    let mut parts = Vec::new();
+    if !stages.is_empty() {
+        parts.push(format!("after {} ms", stages.join(", ")));
+    }
+    let vendors = &turn.vendors;
+    let vendors = [&vendors.stt, &vendors.llm, &vendors.tts];
+    let vendors: Vec<&str> = vendors.into_iter().flatten().map(String::as_str).collect();
+    if !vendors.is_empty() {
+        parts.push(vendors.join(", "));
+    }
+    let usage = &turn.usage;
+    let in_vain = usage.llm_prompt_tokens_in_vain + usage.llm_completion_tokens_in_vain;
+    let in_vain = match in_vain {
+        0 => String::new(),
+        tokens => format!(" ({tokens} in vain)"),
+    };
+    parts.push(format!(
+        "{} + {} tokens{in_vain}, {:.1} s recognised, {} characters spoken",
+        usage.llm_prompt_tokens,
+        usage.llm_completion_tokens,
+        usage.stt_audio_ms as f64 / 1_000.0,
+        usage.tts_characters
+    ));
+    let again = [
+        ("recognition", usage.stt_retries, usage.stt_fallbacks),
+        ("model", usage.llm_retries, usage.llm_fallbacks),
+        ("voice", usage.tts_retries, usage.tts_fallbacks),
+    ];
+    for (what, retries, fallbacks) in again {
+        if retries + fallbacks > 0 {
+            parts.push(format!("{what}: {retries} retries, {fallbacks} fallbacks"));
+        }
+    }
+    format!("{}: {}", turn.turn, parts.join("; "))
 }
 
 fn or<'a>(text: &'a Option<String>, otherwise: &'a str) -> &'a str {

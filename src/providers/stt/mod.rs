@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::sync::mpsc;
 
+use super::asked::Asked;
 use super::{Language, ProviderError};
 use crate::session::Usage;
 use crate::voice::LimitsConfig;
@@ -211,6 +212,8 @@ pub struct SttSession {
     inputs: mpsc::Sender<SttInput>,
     events: mpsc::Receiver<SttEvent>,
     work: Option<BoxFuture<'static, ()>>,
+    /// Which vendor listens, and after how many attempts.
+    asked: Arc<Asked>,
     /// Whether it uses [`SttInput::Sound`]. Else that need not be sent.
     pub wants_sound: bool,
 }
@@ -230,8 +233,19 @@ impl SttSession {
             inputs,
             events,
             work: Some(work(inbox, outbox).boxed()),
+            asked: Arc::default(),
             wants_sound,
         }
+    }
+
+    /// The same, whose work notes in `asked` which vendor listens.
+    fn asked_by(self, asked: Arc<Asked>) -> Self {
+        Self { asked, ..self }
+    }
+
+    /// Which vendor listens, and after how many attempts.
+    pub(crate) fn asked(&self) -> &Asked {
+        &self.asked
     }
 
     /// A session that has ended.

@@ -23,6 +23,7 @@ use super::{
     Transcriber, Transcript, Word,
 };
 use crate::providers::ProviderError;
+use crate::providers::asked::{self, Asked};
 use crate::providers::retry::{pause, with_retries};
 use crate::providers::socket::{Frame, Socket};
 use crate::session::Usage;
@@ -124,8 +125,10 @@ impl SpeechToText for Recogniser {
         let streams = |vendor: &Vendor| matches!(vendor, Vendor::Stream(_));
         let wants_sound = self.vendors.iter().any(streams);
         let vendors = self.vendors.clone();
-        SttSession::new(wants_sound, move |inputs, events| {
-            Listener {
+        let asked = Arc::new(Asked::default());
+        let watch = asked.clone();
+        let session = SttSession::new(wants_sound, move |inputs, events| async move {
+            let listener = Listener {
                 sick: vec![None; vendors.len()],
                 vendors,
                 rate: request.sample_rate_hz.max(1),
@@ -138,9 +141,10 @@ impl SpeechToText for Recogniser {
                 final_to: 0,
                 has_interim: false,
                 probe: None,
-            }
-            .run()
-        })
+            };
+            watch.watch(listener.run()).await;
+        });
+        session.asked_by(asked)
     }
 
     async fn prewarm(&self) {
@@ -213,6 +217,7 @@ impl Listener {
     async fn run(mut self) {
         let mut current = 0;
         loop {
+            asked::served_by(self.vendors[current].name());
             let over = match self.vendors[current].clone() {
                 Vendor::Stream(wire) => self.stream(current, wire.as_ref()).await,
                 Vendor::Requests(vendor) => self.requests(current, &vendor).await,
@@ -239,6 +244,7 @@ impl Listener {
                                 %error,
                                 "recognition goes on with another vendor"
                             );
+                            asked::fell_back();
                             self.tell(SttEvent::Trouble(error)).await;
                             current = next;
                         }
@@ -544,6 +550,7 @@ impl Listener {
             }
             failures += 1;
             tracing::warn!(%error, "the connection to recognition is opened again");
+            asked::retried();
             self.tell(SttEvent::Trouble(error)).await;
             if self.meanwhile(sleep(wait)).await.is_none() {
                 return Over::Closed;

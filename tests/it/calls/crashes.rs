@@ -39,6 +39,9 @@ async fn killed_call_is_delivered_with_what_was_said() {
     let call = &world.delivered(1).await[0];
     call.ended("recovered", "error", None);
     assert_eq!(call.transcript(), transcript(&[WORDS]));
+    let turn = &call.conversation["turns"][0];
+    assert!(turn["first_frame_ms"].is_u64(), "{turn}");
+    assert_eq!(turn["vendors"]["llm"], "scripted");
     assert_eq!(call.call["caller"]["phoneNumber"], "+15550100166");
     assert_eq!(call.call["campaignId"], "campaign-1");
     let error = call.record["outcome"]["error"].as_str().unwrap_or_default();

@@ -14,3 +14,4 @@ mod recordings;
 mod stopping;
 mod talking;
 mod trouble;
+mod turns;

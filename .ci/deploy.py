@@ -47,13 +47,13 @@ def settings() -> set[str]:
 
 
 def metrics(code: str) -> set[str]:
-    named = re.findall(r'const [A-Z_]+: &str = "((?:lk_agents|voicebot|process)_[a-z_]+)"', code)
-    direct = re.findall(r'(?:gauge|counter|histogram)!\(\s*"([a-z_]+)"', code)
+    named = re.findall(r'const [A-Z_]+: &str = "((?:lk_agents|voicebot|process)_[a-z0-9_]+)"', code)
+    direct = re.findall(r'(?:gauge|counter|histogram)!\(\s*"([a-z0-9_]+)"', code)
     return set(named) | set(direct)
 
 
 def metrics_in(text: str) -> set[str]:
-    names = set(re.findall(r"\b(?:lk_agents|voicebot|process)_[a-z_]+[a-z]\b", text))
+    names = set(re.findall(r"\b(?:lk_agents|voicebot|process)_[a-z0-9_]+[a-z0-9]\b", text))
     return {re.sub(r"(_seconds)_(bucket|sum|count)$", r"\1", name) for name in names}
 
 

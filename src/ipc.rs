@@ -22,7 +22,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
-use crate::session::{CallStart, SessionId};
+use crate::session::{CallStart, CallStatus, SessionId, TurnMetrics, Usage};
 
 /// The longest line that either side reads. The LiveKit server accepts 512 KiB of metadata for a
 /// room or a job, JSON may escape every byte of it, and the token and the attributes come on top.
@@ -88,9 +88,35 @@ pub enum FromCall {
         /// Whose record.
         session_id: SessionId,
     },
+    /// Something to be counted in the worker's metrics. One that is lost costs a count.
+    Measured(Measurement),
     /// The room could not be joined, or was lost, and the call has done with it: somebody may be
     /// waiting there. Said last, so that the call's process need not stay for it.
     RoomLost,
+}
+
+/// Something that happened in a call and is counted by the worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "measured", rename_all = "snake_case")]
+pub enum Measurement {
+    /// How long the stages of a turn took.
+    Turn(TurnMetrics),
+    /// What a provider was asked to do, and how often again.
+    Used(Usage),
+    /// Something has failed that the conversation could not make good by asking again.
+    Failed {
+        /// `stt`, `llm`, `tts`, or what a watchdog watches.
+        component: String,
+    },
+    /// The agent was cut off.
+    Interrupted,
+    /// The agent went on after a cough or a "mhm".
+    FalseInterruption,
+    /// The call is over.
+    Ended {
+        /// What became of it.
+        call_status: CallStatus,
+    },
 }
 
 /// One call's work, as it was dispatched.

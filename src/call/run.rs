@@ -32,7 +32,9 @@ use super::room::{
     self, CallEvent, CallRoom, CallerTrack, Door, LISTEN_SAMPLE_RATE_HZ, RoomEvents,
 };
 use crate::config::Config;
-use crate::ipc::{FromCall, FromWorker, JobDescription, ShutdownReason, ToCall, ToWorker};
+use crate::ipc::{
+    FromCall, FromWorker, JobDescription, Measurement, ShutdownReason, ToCall, ToWorker,
+};
 use crate::providers::{Component, ProviderFactory};
 use crate::recording::Recorder;
 use crate::rooms::party::{self, Choice, Party, Role};
@@ -162,7 +164,7 @@ pub async fn run(
             session::lock(&session).set_joined(Utc::now());
             to_worker.send(FromCall::Joined);
             to_worker.send(FromCall::Running);
-            let mut call = Call::new(&job, &parts, &session, &mut room, &mut agent);
+            let mut call = Call::new(&job, &parts, &session, &mut room, &mut agent, &to_worker);
             let cause = call
                 .until_end(&mut events, &mut before_us, &mut from_worker, &mut stop)
                 .await;
@@ -200,6 +202,9 @@ pub async fn run(
         error: ending.error.clone(),
         call_end: Some(ended_at),
     });
+    to_worker.send(FromCall::Measured(Measurement::Ended {
+        call_status: ending.call_status,
+    }));
     let written = parts.store.finish(&session, journal);
     match &written {
         Ok(_) => {
@@ -481,6 +486,7 @@ struct Call<'a> {
     room: &'a mut CallRoom,
     agent: &'a mut Agent,
     publisher: Publisher,
+    to_worker: &'a ToWorker,
     stage: Stage,
     /// The sound of everybody who may be the caller, by identity: it may come before or after the
     /// caller is chosen.
@@ -528,6 +534,7 @@ impl<'a> Call<'a> {
         session: &'a SharedSession,
         room: &'a mut CallRoom,
         agent: &'a mut Agent,
+        to_worker: &'a ToWorker,
     ) -> Self {
         let config = &parts.config.call;
         Self {
@@ -535,6 +542,7 @@ impl<'a> Call<'a> {
             parts,
             session,
             publisher: Publisher::start(room.voice()),
+            to_worker,
             room,
             agent,
             stage: Stage::WaitingForCaller,
@@ -1383,6 +1391,12 @@ impl<'a> Call<'a> {
                 });
             }
             VoiceEvent::ItemCommitted(item) => {
+                if item.interrupted {
+                    self.measured(Measurement::Interrupted);
+                }
+                if let Some(metrics) = &item.metrics {
+                    self.measured(Measurement::Turn(metrics.clone()));
+                }
                 session::lock(self.session).commit_item(item);
             }
             VoiceEvent::Keypad { keys } => {
@@ -1395,7 +1409,10 @@ impl<'a> Call<'a> {
                     typed_at: Utc::now(),
                 });
             }
-            VoiceEvent::Usage(usage) => session::lock(self.session).add_usage(usage),
+            VoiceEvent::Usage(usage) => {
+                session::lock(self.session).add_usage(usage);
+                self.measured(Measurement::Used(usage));
+            }
             VoiceEvent::TurnMeasured { turn, .. } => session::lock(self.session).set_turn(turn),
             // The tools note what they did themselves.
             VoiceEvent::ToolCalled { .. } => {}
@@ -1404,14 +1421,24 @@ impl<'a> Call<'a> {
                 component,
                 message,
                 recoverable,
-            } => warn!(component, error = message, recoverable, "provider error"),
-            VoiceEvent::FalseInterruption => debug!("the agent went on after a false interruption"),
+            } => {
+                warn!(component, error = message, recoverable, "provider error");
+                self.measured(Measurement::Failed { component });
+            }
+            VoiceEvent::FalseInterruption => {
+                debug!("the agent went on after a false interruption");
+                self.measured(Measurement::FalseInterruption);
+            }
             VoiceEvent::TurnAnswered { latency } => info!(
                 latency_ms = latency.as_millis() as u64,
                 "the agent answered"
             ),
             VoiceEvent::UserState(state) => debug!(?state, "user state"),
         }
+    }
+
+    fn measured(&self, measurement: Measurement) {
+        self.to_worker.send(FromCall::Measured(measurement));
     }
 
     /// What the end of the conversation means. The silence of a line that is dead is not the

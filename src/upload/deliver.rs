@@ -836,6 +836,26 @@ fn endpoint_of(part: DeliveryPart) -> Endpoint {
 }
 
 /// A part's name in keys, metrics and log.
+/// Every outcome of every request is counted from 0 on.
+pub(super) fn counters_begin_at_zero() {
+    for part in [
+        DeliveryPart::Recording,
+        DeliveryPart::CallData,
+        DeliveryPart::CallDataUpdate,
+    ] {
+        for outcome in [
+            "accepted",
+            "duplicate",
+            "try_again",
+            "not_admitted",
+            "refused",
+        ] {
+            metrics::counter!("voicebot_upload_attempts_total", "part" => key_of(part), "outcome" => outcome)
+                .absolute(0);
+        }
+    }
+}
+
 fn key_of(part: DeliveryPart) -> &'static str {
     match part {
         DeliveryPart::Recording => "recording",

@@ -646,6 +646,11 @@ impl Uploader {
             Ok(scan) => {
                 let all = scan.waiting.len() as u64 + scan.resting + scan.unreadable;
                 metrics::gauge!("voicebot_records_pending").set(all as f64);
+                let ended = scan.waiting.iter().filter_map(|record| record.ended_at);
+                let oldest = ended
+                    .min()
+                    .map_or(0, |ended| (self.now() - ended).num_seconds());
+                metrics::gauge!("voicebot_records_oldest_age_seconds").set(oldest.max(0) as f64);
                 schedule.replace(scan.waiting, self.now());
             }
             Err(error) => error!(%error, "failed to scan for records"),
@@ -829,6 +834,19 @@ fn describe_metrics() {
         "voicebot_records_pending",
         "Records in call_metadata/, at the last scan"
     );
+    metrics::describe_gauge!(
+        "voicebot_records_oldest_age_seconds",
+        "Since the end of the oldest call that waits to be delivered, at the last scan; 0 for none"
+    );
+    deliver::counters_begin_at_zero();
+    for name in [
+        "voicebot_records_delivered_total",
+        "voicebot_records_failed_total",
+        "voicebot_records_unreadable_total",
+        "voicebot_crm_breaker_openings_total",
+    ] {
+        metrics::counter!(name).absolute(0);
+    }
     metrics::describe_gauge!(
         "voicebot_crm_breaker",
         "1 for the state of the circuit breaker in front of each kind of request to the CRM: closed, half_open or open"

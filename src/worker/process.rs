@@ -26,7 +26,7 @@ use super::abandoned::AbandonedRoom;
 use super::metrics as names;
 use super::unwritten::UnwrittenRecord;
 use super::wire::JobState;
-use crate::ipc::{self, FromCall, JobDescription, ShutdownReason, ToCall};
+use crate::ipc::{self, FromCall, JobDescription, Measurement, ShutdownReason, ToCall};
 use crate::phone::CountryCode;
 use crate::rooms::{DesertedRoom, LostAgent};
 use crate::session::dispatch::told_by;
@@ -249,6 +249,7 @@ impl Call {
             ),
             call_end: Some(Utc::now()),
         };
+        let call_status = outcome.call_status;
         let recovered = match has_journal {
             true => recover(&self.store, &self.job.session_id, outcome.clone()).await,
             false => Recovered::Failed,
@@ -261,6 +262,10 @@ impl Call {
             };
             // The task that writes these records lives as long as there are calls.
             let _ = self.unwritten.send(record).await;
+        }
+        if recovered != Recovered::NotNeeded {
+            // The call itself has not said how it ended.
+            names::count(&Measurement::Ended { call_status });
         }
         let label = end.label(recovered, said.final_state.as_ref());
         if said.final_state.is_none() {
@@ -561,6 +566,7 @@ impl<'a> Process<'a> {
                 );
             }
             FromCall::RecordWritten { .. } => self.call.notify_uploader(),
+            FromCall::Measured(measurement) => names::count(&measurement),
             FromCall::RoomLost => {
                 let agent = match said.joined {
                     true => LostAgent::CutOff,

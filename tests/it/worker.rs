@@ -635,6 +635,15 @@ async fn the_page_says_how_the_worker_is() {
         "lk_agents_child_process_count ",
         "lk_agents_worker_load ",
         "process_open_fds ",
+        // There before anything is counted.
+        "lk_agents_turn_e2e_latency_seconds_bucket{le=\"0.5\"} ",
+        "lk_agents_usage_llm_input_tokens_total ",
+        "voicebot_provider_errors_total{component=\"tts\"} ",
+        "voicebot_provider_fallbacks_total{component=\"stt\"} ",
+        "voicebot_interruptions_total{kind=\"real\"} ",
+        "voicebot_call_status_total{status=\"voicemail\"} ",
+        "voicebot_calls_total{outcome=\"not_ready\"} ",
+        "voicebot_job_offers_total{answer=\"declined\"} ",
     ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
     }

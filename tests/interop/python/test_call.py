@@ -9,6 +9,7 @@ import aiohttp
 import numpy as np
 import pytest_asyncio
 from livekit import api, rtc
+from prometheus_client.parser import text_string_to_metric_families
 
 from client import RATE_HZ, Ear
 from crm import Crm
@@ -75,7 +76,18 @@ async def data_dir(server, crm, tmp_path):
     }
     with Process([voicebot_binary(), "start"], tmp_path / "worker.log", environment, cwd=tmp_path) as process:
         await registered(http_bind, process)
+        (tmp_path / "http_bind").write_text(http_bind)
         yield tmp_path
+
+
+async def scraped(data_dir) -> dict[tuple, float]:
+    """The worker's metrics as Prometheus's own parser reads them: values by name and labels."""
+    address = (data_dir / "http_bind").read_text()
+    async with aiohttp.ClientSession() as http, http.get(f"http://{address}/metrics") as answer:
+        text = await answer.text()
+    families = list(text_string_to_metric_families(text))
+    assert all(family.type in ("counter", "gauge", "histogram") for family in families), text
+    return {(s.name, *sorted(s.labels.values())): s.value for family in families for s in family.samples}
 
 
 class Telephone:
@@ -142,6 +154,21 @@ async def test_a_caller_is_greeted_heard_answered_and_reported_to_the_crm(data_d
     await line.caller.until("the record to be archived", lambda: list((data_dir / "processed_metadata").glob("*.json")))
     assert not list((data_dir / "call_metadata").glob("*.json"))
     assert not list((data_dir / "conversations").glob("*.journal.jsonl"))
+
+    # What the worker has counted of it, told by the call's process.
+    counted = await scraped(data_dir)
+    assert counted["voicebot_call_status_total", "completed"] == 1
+    assert counted["voicebot_call_status_total", "voicemail"] == 0
+    assert counted["voicebot_provider_errors_total", "llm"] == 0
+    assert counted["lk_agents_usage_llm_output_tokens_total",] > 10
+    assert counted["lk_agents_usage_tts_characters_total",] > 100
+    assert counted["lk_agents_usage_stt_audio_duration_seconds_total",] >= 5
+    assert counted["voicebot_upload_attempts_total", "accepted", "call_data"] == 1
+    assert counted["voicebot_records_oldest_age_seconds",] >= 0
+    for stage in ("e2e_latency", "llm_ttft", "tts_ttfb", "transcription_delay", "end_of_turn_delay"):
+        name = f"lk_agents_turn_{stage}_seconds"
+        assert counted[f"{name}_count",] >= 3, stage
+        assert counted[f"{name}_bucket", "+Inf"] == counted[f"{name}_count",] and counted[f"{name}_sum",] > 0
 
     # What the caller's own client saw of it besides sound.
     assert "The small plan costs twenty a month" in line.words_of(line.agent)

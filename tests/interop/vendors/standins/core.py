@@ -12,7 +12,7 @@ import uuid
 
 from aiohttp import WSMsgType, web
 
-from .sound import Ears, Memory
+from .sound import Recogniser, Memory
 
 # What is kept of one script's connections, so that a long run does not fill memory.
 MAX_CONNECTIONS = 2000
@@ -437,10 +437,10 @@ class Connection(Exchange):
             )
         self.note("garbage", "sent")
 
-    def ears(self, rate: int, silence_ms: float | None) -> Ears:
+    def recogniser(self, rate: int, silence_ms: float | None) -> Recogniser:
         hears = self.script.hears
         memory = Memory() if hears.get("counter") == "connection" else self.script.memory
-        return Ears(rate, hears, memory, silence_ms, self.has_fault("double_finals"), self.has_fault("empty_finals"))
+        return Recogniser(rate, hears, memory, silence_ms, self.has_fault("double_finals"), self.has_fault("empty_finals"))
 
 
 def words_of(text: str) -> list[str]:
@@ -487,7 +487,7 @@ class Stream(Exchange):
             await self.response.write_eof()
             self.seen["closed"] = {"by": "server", "code": 1000}
         except (Ended, ConnectionResetError):
-            # A response that is cut off must not look complete.
+            # A response that is cut off must not seem complete.
             self.abort()
         return self.response
 

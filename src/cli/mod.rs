@@ -7,6 +7,7 @@ mod connect;
 mod dev;
 mod in_call;
 mod output;
+mod shell;
 mod start;
 mod uploads;
 
@@ -79,6 +80,10 @@ enum Command {
     /// Look at and push the delivery of records to the CRM
     #[command(subcommand)]
     Uploads(uploads::UploadsCommand),
+    /// Print completions for a shell
+    Completions(shell::CompletionsArguments),
+    /// Print the manual page, or write a page for each command
+    Man(shell::ManArguments),
     /// Hold the call whose job comes on stdin; started by the worker
     #[command(hide = true)]
     Call,
@@ -167,6 +172,14 @@ async fn run(command: Command, config: Arc<Config>, file: Option<PathBuf>) -> Co
         Command::Uploads(command) => uploads::run(command, &config).await,
         Command::Call => {
             crate::call::run_process(config).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions(arguments) => {
+            shell::completions(&arguments, Arguments::command(), &mut std::io::stdout())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man(arguments) => {
+            shell::manual(&arguments, Arguments::command(), &mut std::io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
         #[cfg(feature = "dev")]

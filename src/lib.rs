@@ -44,7 +44,8 @@
 //!   of this program, [`session`] only those two. Only [`cli`] and, for its section, [`config`]
 //!   import from [`call`]; only [`call`] and [`cli`] import [`config`].
 //! - LiveKit's wire types appear only in `worker::wire`, `call::room`, `rooms::service`,
-//!   [`recording`] and `cli::dev`; a vendor's JSON only in that vendor's file.
+//!   `rooms::telephony`, [`recording`], `cli::dial` and `cli::dev`; a vendor's JSON only in that
+//!   vendor's file.
 //! - A call process never talks to the CRM, the worker never touches media.
 //! - Availability is answered without waiting for anything; there are never more than `max_calls`
 //!   calls.

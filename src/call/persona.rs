@@ -356,6 +356,19 @@ impl Personas {
         Ok(Some((text, persona)))
     }
 
+    /// The persona in the file of this name, if there is one: what a dispatch may ask for.
+    pub fn named(&self, name: &str) -> Option<Persona> {
+        let is_name = |c: char| c.is_alphanumeric() || "-_ ".contains(c);
+        let persona = match !name.is_empty() && name.chars().all(is_name) {
+            true => self.read_file(name),
+            false => None,
+        };
+        if persona.is_none() {
+            warn!("the dispatch names a persona that has no file; it is looked up by the numbers");
+        }
+        persona
+    }
+
     fn read_file(&self, name: &str) -> Option<Persona> {
         let path = self.config.directory.join(format!("{name}.json"));
         let file_error = |why: String| PersonaError::File {
@@ -630,6 +643,26 @@ mod tests {
             (models.stt, models.llm.as_deref(), models.tts.as_deref()),
             (None, Some("large"), Some("warm"))
         );
+    }
+
+    #[test]
+    fn a_persona_that_is_named_is_the_file_of_that_name_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = PersonaConfig {
+            directory: folder.path().join("personas"),
+            ..Default::default()
+        };
+        std::fs::create_dir(&config.directory).unwrap();
+        let persona = r#"{"instructions": "You sell pumps."}"#;
+        std::fs::write(config.directory.join("pumps.json"), persona).unwrap();
+        std::fs::write(folder.path().join("secret.json"), persona).unwrap();
+        let http = reqwest::Client::new();
+        let personas = Personas::new(config, http, None, folder.path());
+        let found = personas.named("pumps").expect("it has a file");
+        assert_eq!(found.instructions, "You sell pumps.");
+        for name in ["", "nobody", "../secret", "..", "pumps.json", "a/b"] {
+            assert!(personas.named(name).is_none(), "{name:?}");
+        }
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ use livekit::webrtc::audio_stream::native::NativeAudioStream;
 use livekit::webrtc::stats::RtcStats;
 use livekit::{SendTextOptions, StreamTextOptions, StreamWriter as _, TextStreamWriter};
 use livekit_api::access_token::{AccessToken, Claims};
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -56,6 +57,8 @@ const TRANSCRIPTION_TOPIC: &str = "lk.transcription";
 const CHAT_TOPIC: &str = "lk.chat";
 /// Attribute with what the agent is doing.
 const AGENT_STATE: &str = "lk.agent.state";
+/// Attribute of the agent with what has come of a call that it has placed: JSON.
+pub const CALL_OUTCOME: &str = "voicebot.outcome";
 /// How long the engine may take to count packets. It answers at once, or is hung.
 const STATS_WAIT: Duration = Duration::from_millis(500);
 /// The pause between two attempts to come back into a room: the server that was restarted has all
@@ -525,6 +528,14 @@ impl RoomVoice {
         let attributes = HashMap::from([(AGENT_STATE.to_owned(), state.to_owned())]);
         if let Err(error) = self.participant.set_attributes(attributes).await {
             debug!(%error, state, "agent state could not be published");
+        }
+    }
+
+    /// Tells everybody what has come of a call that was placed from here.
+    pub async fn call_outcome(&self, outcome: &Value) {
+        let attributes = HashMap::from([(CALL_OUTCOME.to_owned(), outcome.to_string())]);
+        if let Err(error) = self.participant.set_attributes(attributes).await {
+            debug!(%error, "the outcome of the call could not be published");
         }
     }
 

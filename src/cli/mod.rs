@@ -5,6 +5,7 @@ mod check;
 mod connect;
 #[cfg(feature = "dev")]
 mod dev;
+mod dial;
 mod in_call;
 mod output;
 mod shell;
@@ -72,6 +73,8 @@ enum Command {
     Demo(dev::demo::DemoArguments),
     /// Join a room as its agent, without dispatch
     Connect(connect::ConnectArguments),
+    /// Have a worker call a number, and tell the call's story
+    Dial(dial::DialArguments),
     /// Say whether settings, servers and providers are usable
     Check(check::CheckArguments),
     /// Which calls there are, and what happened to one of them
@@ -150,7 +153,7 @@ impl Command {
         match self {
             #[cfg(feature = "dev")]
             Self::Demo(_) => false,
-            Self::Calls(_) | Self::Uploads(_) | Self::Check(_) => false,
+            Self::Calls(_) | Self::Uploads(_) | Self::Check(_) | Self::Dial(_) => false,
             _ => true,
         }
     }
@@ -167,6 +170,7 @@ async fn run(command: Command, config: Arc<Config>, file: Option<PathBuf>) -> Co
         #[cfg(feature = "dev")]
         Command::Demo(arguments) => dev::demo::run(arguments).await,
         Command::Connect(arguments) => connect::run(arguments, config).await,
+        Command::Dial(arguments) => dial::run(arguments, &config).await,
         Command::Check(arguments) => check::run(arguments, &config).await,
         Command::Calls(command) => calls::run(command, &config).await,
         Command::Uploads(command) => uploads::run(command, &config).await,

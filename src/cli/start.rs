@@ -89,7 +89,7 @@ pub async fn run(
     )?
     .with_storage(config.storage)
     .with_room_deletion(config.call.delete_room)
-    .with_country(config.call.country_code.clone());
+    .with_rules(config.dispatch_rules());
     let page = tokio::spawn(http.serve(worker.status(), Some(metrics), hears, stop.clone()));
     let result = worker.run(signals).await;
 

@@ -27,9 +27,8 @@ use super::metrics as names;
 use super::unwritten::UnwrittenRecord;
 use super::wire::JobState;
 use crate::ipc::{self, FromCall, JobDescription, ShutdownReason, ToCall};
-use crate::phone::CountryCode;
 use crate::rooms::{DesertedRoom, LostAgent};
-use crate::session::dispatch::told_by;
+use crate::session::dispatch::{DispatchRules, told_by};
 use crate::session::{CallStatus, CloseReason, Outcome, SessionEvent, SessionId};
 use crate::store::Store;
 
@@ -138,7 +137,7 @@ pub(super) struct CallReport {
 /// Everything that a call's task needs.
 pub(super) struct Call {
     pub job: JobDescription,
-    pub country: CountryCode,
+    pub rules: DispatchRules,
     pub program: CallProgram,
     pub store: Store,
     pub reports: mpsc::Sender<CallReport>,
@@ -210,7 +209,7 @@ impl Call {
     }
 
     fn told(&self) -> Vec<SessionEvent> {
-        told_by(&self.job.start(), &self.country)
+        told_by(&self.job.start(), &self.rules)
     }
 
     /// The journal comes first, so that from here on whatever happens ends in a record.

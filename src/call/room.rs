@@ -59,6 +59,14 @@ const CHAT_TOPIC: &str = "lk.chat";
 const AGENT_STATE: &str = "lk.agent.state";
 /// Attribute of the agent with what has come of a call that it has placed: JSON.
 pub const CALL_OUTCOME: &str = "voicebot.outcome";
+/// The keys of a telephone by the numbers of their events (RFC 4733, section 3.2).
+const KEYS: [char; 16] = [
+    '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', '*', '#', 'A', 'B', 'C', 'D',
+];
+/// From one key to the next, as LiveKit Agents have it (`send_dtmf.py`).
+const KEY_PAUSE: Duration = Duration::from_millis(300);
+/// A pause among keys, as long as LiveKit's `w` is.
+const LONG_PAUSE: Duration = Duration::from_millis(500);
 /// How long the engine may take to count packets. It answers at once, or is hung.
 const STATS_WAIT: Duration = Duration::from_millis(500);
 /// The pause between two attempts to come back into a room: the server that was restarted has all
@@ -531,6 +539,29 @@ impl RoomVoice {
         }
     }
 
+    /// Presses keys of the telephone at the other end, as its bridge takes them: one after the
+    /// other. `W` is a pause.
+    ///
+    /// # Errors
+    /// The rest of a sentence, when the connection is lost.
+    pub async fn press(&self, keys: &str) -> Result<(), String> {
+        for key in keys.chars() {
+            if let Some(code) = KEYS.iter().position(|known| *known == key) {
+                let packet = SipDTMF {
+                    code: code as u32,
+                    digit: key.to_string(),
+                    ..Default::default()
+                };
+                let sent = self.participant.publish_dtmf(packet).await;
+                sent.map_err(|error| format!("the connection to the room failed: {error}"))?;
+                tokio::time::sleep(KEY_PAUSE).await;
+            } else {
+                tokio::time::sleep(LONG_PAUSE).await;
+            }
+        }
+        Ok(())
+    }
+
     /// Tells everybody what has come of a call that was placed from here.
     pub async fn call_outcome(&self, outcome: &Value) {
         let attributes = HashMap::from([(CALL_OUTCOME.to_owned(), outcome.to_string())]);
@@ -726,9 +757,6 @@ pub fn call_event(event: RoomEvent) -> Option<CallEvent> {
 
 /// The key of a `SipDTMF` packet: its text, or the number of its event (RFC 4733, section 3.2).
 fn key(code: u32, text: Option<&str>) -> Option<char> {
-    const KEYS: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', '*', '#', 'A', 'B', 'C', 'D',
-    ];
     let named = text.unwrap_or_default().trim().to_ascii_uppercase();
     let mut chars = named.chars();
     match (chars.next(), chars.next()) {

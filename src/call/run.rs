@@ -38,7 +38,8 @@ use crate::providers::{Component, ProviderFactory};
 use crate::recording::Recorder;
 use crate::rooms::party::{self, Choice, Party, Role};
 use crate::rooms::{
-    Callee, DesertedRoom, LostAgent, RoomService, RoomServiceError, TelephoneError, end_room,
+    Callee, DesertedRoom, LostAgent, RoomService, RoomServiceError, TelephoneError,
+    TelephoneService, end_room,
 };
 use crate::session::dispatch::{self, numbers_metadata};
 use crate::session::{
@@ -47,7 +48,7 @@ use crate::session::{
 };
 use crate::settings::LiveKitSettings;
 use crate::store::{Store, StoreError, Unfinished};
-use crate::tools::{CallRequest, Toolbox};
+use crate::tools::{ACTION_QUEUE, CallAction, CallRequest, Toolbox, WantedAction};
 use crate::voice::{Conversation, LineSources, VoiceCommand, VoiceEnd, VoiceEvent};
 
 /// Frames of the caller's sound on the way to the conversation: half a second, then new ones are
@@ -533,6 +534,8 @@ struct Talk {
     commands: mpsc::Sender<VoiceCommand>,
     sound: CallerSound,
     events: mpsc::Receiver<VoiceEvent>,
+    /// What the model's tools want of the call.
+    actions: mpsc::Receiver<WantedAction>,
     conversation: JoinHandle<VoiceEnd>,
     media: MediaWatch,
     /// What the agent says about the call itself.
@@ -598,6 +601,7 @@ enum Event {
     Chat(CallEvent),
     Worker(Option<ToCall>),
     Voice(VoiceEvent),
+    Action(WantedAction),
     ConversationEnded(VoiceEnd),
     BeforeUs(BeforeUs),
     /// It is known who the agent is.
@@ -674,11 +678,12 @@ impl<'a> Call<'a> {
                 let linked = !self.room.is_coming_back();
                 let looking_up = self.agent.lookup.is_running();
                 let dialling = self.dialling.as_mut();
-                let (mut voice, mut ended, mut recording) = (None, None, None);
+                let (mut voice, mut ended, mut recording, mut actions) = (None, None, None, None);
                 match &mut self.stage {
                     Stage::Talking(talk) => {
                         voice = Some(&mut talk.events);
                         ended = Some(&mut talk.conversation);
+                        actions = Some(&mut talk.actions);
                     }
                     Stage::Answered(answered) => recording = answered.recording.as_mut(),
                     Stage::WaitingForCaller | Stage::Ringing(_) => {}
@@ -688,6 +693,7 @@ impl<'a> Call<'a> {
                     biased;
                     event = next_or_never(voice) => Event::Voice(event),
                     end = joined_or_never(ended) => Event::ConversationEnded(end),
+                    wanted = wanted_or_never(actions) => Event::Action(wanted),
                     event = events.recv(), if linked => Event::Room(event),
                     back = self.room.is_back() => Event::Back(back),
                     Some(message) = chats.recv() => Event::Chat(message),
@@ -707,6 +713,10 @@ impl<'a> Call<'a> {
                     None
                 }
                 Event::ConversationEnded(end) => Some(self.conversation_cause(end)),
+                Event::Action(wanted) => {
+                    self.act(wanted);
+                    None
+                }
                 Event::Room(None) => Some(HangupCause::RoomGone {
                     reason: DisconnectReason::Unknown,
                 }),
@@ -1560,6 +1570,7 @@ impl<'a> Call<'a> {
         let (audio, heard) = mpsc::channel(AUDIO_QUEUE);
         let (commands, inbox) = mpsc::channel(VOICE_QUEUE);
         let (outbox, events) = mpsc::channel(VOICE_QUEUE);
+        let (wanted, actions) = mpsc::channel(ACTION_QUEUE);
         let mut config = parts.config.voice.clone();
         let sources = LineSources::new(&config.lines, &persona.lines, persona.language.as_ref());
         config.lines = config.lines.of(&sources);
@@ -1573,11 +1584,14 @@ impl<'a> Call<'a> {
             stt: providers.stt.clone(),
             llm: providers.llm.clone(),
             tts: providers.tts.clone(),
-            tools: Arc::new(Toolbox::new(
-                self.session.clone(),
-                parts.store.clone(),
-                &parts.config.tools,
-            )),
+            tools: Arc::new(
+                Toolbox::new(
+                    self.session.clone(),
+                    parts.store.clone(),
+                    &parts.config.tools,
+                )
+                .with_call(wanted),
+            ),
             output: self.room.speaker(),
         };
         Talk {
@@ -1585,11 +1599,60 @@ impl<'a> Call<'a> {
             commands,
             sound: CallerSound::new(audio),
             events,
+            actions,
             conversation: tokio::spawn(conversation.run(heard, inbox, outbox).in_current_span()),
             media: MediaWatch::new(Instant::now(), parts.config.call.no_media()),
             lines: parts.config.call.lines(&sources),
             soundless: false,
             was_heard: false,
+        }
+    }
+
+    /// Does what a tool of the model's wants, in the background: the tool waits for its end.
+    fn act(&self, wanted: WantedAction) {
+        let Stage::Talking(talk) = &self.stage else {
+            return;
+        };
+        let WantedAction { action, done } = wanted;
+        // Whoever waits for the end may have been given up.
+        if talk.caller.role != Role::Telephone {
+            let _ = done.send(Err("the caller is not on the telephone".to_owned()));
+            return;
+        }
+        match action {
+            CallAction::Keys(keys) => {
+                info!(keys = keys.len(), "pressing keys of the telephone");
+                let voice = self.room.voice();
+                let pressing = async move {
+                    let _ = done.send(voice.press(&keys).await);
+                };
+                tokio::spawn(pressing.in_current_span());
+            }
+            CallAction::Transfer {
+                target,
+                ringing_timeout,
+            } => {
+                let Some(livekit) = &self.parts.livekit else {
+                    let why = "LIVEKIT_API_KEY and LIVEKIT_API_SECRET are not set";
+                    let _ = done.send(Err(why.to_owned()));
+                    return;
+                };
+                let service = TelephoneService::new(livekit);
+                let (room, identity) = (self.job.room_name.clone(), talk.caller.identity.clone());
+                let handing_over = async move {
+                    let handed = service.transfer(&room, &identity, &target, ringing_timeout);
+                    let result = handed.await;
+                    match &result {
+                        Ok(()) => info!("the caller is handed over"),
+                        Err(error) => warn!(
+                            error = mask_numbers(&error.message),
+                            "the caller could not be handed over"
+                        ),
+                    }
+                    let _ = done.send(result.map_err(|error| error.in_words()));
+                };
+                tokio::spawn(handing_over.in_current_span());
+            }
         }
     }
 
@@ -1833,6 +1896,17 @@ async fn dialled_or_never(dialling: Option<&mut Dialling>) -> Result<(), Telepho
 async fn ready_or_never(waiting: Option<&mut BoxFuture<'static, ()>>) {
     match waiting {
         Some(waiting) => waiting.await,
+        None => pending().await,
+    }
+}
+
+async fn wanted_or_never(actions: Option<&mut mpsc::Receiver<WantedAction>>) -> WantedAction {
+    match actions {
+        Some(actions) => match actions.recv().await {
+            Some(wanted) => wanted,
+            // The conversation is ending.
+            None => pending().await,
+        },
         None => pending().await,
     }
 }

@@ -29,6 +29,22 @@ pub struct TelephoneError {
     pub message: String,
 }
 
+impl TelephoneError {
+    /// What the network said, in few words.
+    pub fn in_words(&self) -> String {
+        match self.sip_status {
+            Some(code) => {
+                let reason = self.sip_reason.as_deref().unwrap_or_default();
+                format!("{code} {reason}").trim_end().to_owned()
+            }
+            None => match self.outcome {
+                DialOutcome::NoAnswer => "nobody answered in time".to_owned(),
+                _ => "it failed".to_owned(),
+            },
+        }
+    }
+}
+
 /// A number to be called, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Callee {

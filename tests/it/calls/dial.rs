@@ -7,7 +7,7 @@ use livekit_protocol::participant_info::Kind;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::support::world::{DEADLINE, GREETING, PHONE, World, eventually};
+use crate::support::world::{DEADLINE, GREETING, LONG_LINE, PHONE, World, eventually};
 
 const TRUNK: &[(&str, &str)] = &[("VOICEBOT__DIAL__TRUNK_ID", "ST_test")];
 const ALWAYS: &[(&str, &str)] = &[
@@ -234,5 +234,47 @@ async fn dial_tells_the_story_of_a_call_and_its_exit_code_what_came_of_it() {
     assert_eq!(call.record["persona"], "pumps");
     let metadata = &call.record["context"]["dispatch"]["metadata"];
     assert_eq!(metadata["lead"]["lead_id"], "L-7", "{metadata}");
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_pressed_and_a_transfer_that_fails_brings_the_agent_back() {
+    const STAYS: &str = "Nobody is free.";
+    let agent = json!([
+        { "when": "words", "tool": { "name": "send_dtmf", "arguments": { "keys": "12#" } } },
+        { "after_tool": "send_dtmf", "tool": { "name": "transfer_call", "arguments": { "to": "sales" } } },
+        { "after_tool": "transfer_call", "say": STAYS },
+    ]);
+    let settings = [
+        (
+            "VOICEBOT__TOOLS__ENABLED",
+            "[\"send_dtmf\", \"transfer_call\"]",
+        ),
+        (
+            "VOICEBOT__TOOLS__TRANSFER__TARGETS__SALES",
+            "tel:+15550100155",
+        ),
+    ];
+    let world = World::new(agent, &settings).await;
+    let worker = world.worker().await;
+    // The room server knows no call of this telephone, so that its transfer is refused.
+    let mut caller = world.telephone_joins("keys", "active", true).await;
+    world.dispatch("keys", Value::Null).await;
+    caller.agent_has_said(1).await;
+    caller.ask(LONG_LINE).await;
+    caller.hang_up().await;
+    let call = &world.delivered(1).await[0];
+    let uses = call.record["tool_uses"].as_array().expect("uses of tools");
+    let results: Vec<&str> = uses
+        .iter()
+        .filter_map(|used| used["result"].as_str())
+        .collect();
+    assert!(results[0].contains("pressed"), "{results:?}");
+    assert!(results[1].contains("still with you"), "{results:?}");
+    assert!(
+        call.transcript().contains(&format!("assistant: {STAYS}")),
+        "{:?}",
+        call.transcript()
+    );
     world.nothing_is_left(worker).await;
 }

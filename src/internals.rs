@@ -235,6 +235,12 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             "\u{4}{\"type\":\"chunk\",\"context_id\":\"s1\",\"data\":\"AQA=\"}\n{\"type\":\"timestamps\",\"context_id\":\"s1\",\"word_timestamps\":{\"words\":[\"We\"],\"start\":[0.0],\"end\":[0.2]}}\n{\"type\":\"done\",\"context_id\":\"s1\"}",
             "\u{5}{\"audio\":\"AQA=\",\"contextId\":\"s1\",\"alignment\":{\"chars\":[\"W\",\" \"],\"charStartTimesMs\":[0,20],\"charDurationsMs\":[20,20]}}\n{\"isFinal\":true,\"contextId\":\"s1\"}",
             "\u{6}{\"type\":\"Flushed\",\"sequence_id\":0}",
+            "\u{7}{\"message_type\":\"partial_transcript\",\"text\":\"Yes,\"}\n{\"message_type\":\"committed_transcript_with_timestamps\",\"text\":\"Yes.\",\"words\":[{\"text\":\"Yes.\",\"start\":0.5,\"end\":0.75,\"type\":\"word\",\"logprob\":-0.1}]}",
+            "\u{8}{\"type\":\"transcript\",\"text\":\" Yes.\",\"is_final\":true,\"words\":[{\"word\":\"Yes.\",\"start\":0.5,\"end\":0.75}]}\n{\"type\":\"flush_done\"}",
+            "\u{9}{\"event\":\"transcript.partial\",\"utterance_idx\":0,\"text\":\"Haan\"}\n{\"event\":\"transcript.final\",\"utterance_idx\":0,\"text\":\"Haan.\",\"start_s\":0.5,\"end_s\":0.75}",
+            "\u{a}{\"type\":\"input_audio_buffer.speech_started\",\"item_id\":\"a\",\"audio_start_ms\":500}\n{\"type\":\"input_audio_buffer.speech_stopped\",\"item_id\":\"a\",\"audio_end_ms\":900}\n{\"type\":\"conversation.item.input_audio_transcription.delta\",\"item_id\":\"a\",\"delta\":\"Yes\"}\n{\"type\":\"conversation.item.input_audio_transcription.completed\",\"item_id\":\"a\",\"transcript\":\"Yes.\"}",
+            "\u{b}{\"type\":\"conversation.item.input_audio_transcription.completed\",\"item_id\":\"a\",\"transcript\":\"Yes.\"}\n{\"type\":\"error\",\"error\":{\"type\":\"invalid_request_error\",\"code\":\"input_audio_buffer_commit_empty\"}}",
+            "\u{c}{\"type\":\"audio\",\"data\":{\"content_type\":\"audio/linear16\",\"audio\":\"AQA=\"}}\n{\"type\":\"event\",\"data\":{\"event_type\":\"final\"}}",
         ],
         "webhook" => &[
             r#"{"event":"egress_ended","egressInfo":{"egressId":"EG_1","roomName":"room","status":"EGRESS_COMPLETE"},"id":"EV_1","createdAt":"1761738000"}"#,

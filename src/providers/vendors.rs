@@ -9,14 +9,19 @@ use super::llm::openai::OpenAiChat;
 use super::llm::{ChatModel, ChatOption};
 use super::openai::Api;
 use super::stt::assemblyai::{AssemblyAi, AssemblyAiConfig};
+use super::stt::cartesia::{Ink, InkConfig};
 use super::stt::deepgram::{DeepgramConfig, DeepgramFlux, DeepgramFluxConfig, DeepgramListen};
+use super::stt::elevenlabs::{Scribe, ScribeConfig};
 use super::stt::openai::OpenAiSpeechToText;
+use super::stt::openai_realtime::{OpenAiRealtime, OpenAiRealtimeConfig};
+use super::stt::sarvam::{Sarvam, SarvamConfig};
 use super::stt::{self, Transcriber};
 use super::tts::TextToSpeech;
 use super::tts::cartesia::{Cartesia, CartesiaConfig};
 use super::tts::deepgram::{DeepgramVoice, DeepgramVoiceConfig};
 use super::tts::elevenlabs::{ElevenLabs, ElevenLabsConfig};
 use super::tts::openai::OpenAiTextToSpeech;
+use super::tts::sarvam::{SarvamVoice, SarvamVoiceConfig};
 use super::tts::stream::SocketVoice;
 use super::{ProviderError, ProvidersConfig};
 
@@ -32,6 +37,15 @@ pub enum SttVendor {
     DeepgramFlux(DeepgramFluxConfig),
     /// AssemblyAI's `/v3/ws`, which decides about turns.
     Assemblyai(AssemblyAiConfig),
+    /// ElevenLabs' Scribe.
+    Elevenlabs(ScribeConfig),
+    /// Cartesia's Ink.
+    Cartesia(InkConfig),
+    /// Sarvam's realtime recognition, of the languages of India.
+    Sarvam(SarvamConfig),
+    /// OpenAI's realtime transcription.
+    #[serde(alias = "openai-realtime")]
+    OpenaiRealtime(OpenAiRealtimeConfig),
 }
 
 /// A vendor of language models.
@@ -54,6 +68,8 @@ pub enum TtsVendor {
     Elevenlabs(ElevenLabsConfig),
     /// Deepgram's Aura.
     Deepgram(DeepgramVoiceConfig),
+    /// Sarvam's Bulbul, in the languages of India.
+    Sarvam(SarvamVoiceConfig),
 }
 
 /// `vendor = "openai"` in `[[providers.stt]]`.
@@ -164,6 +180,16 @@ impl Maker<'_> {
             SttVendor::Assemblyai(config) => {
                 stt::Vendor::Stream(Arc::new(AssemblyAi::new(config.clone())?))
             }
+            SttVendor::Elevenlabs(config) => {
+                stt::Vendor::Stream(Arc::new(Scribe::new(config.clone())?))
+            }
+            SttVendor::Cartesia(config) => stt::Vendor::Stream(Arc::new(Ink::new(config.clone())?)),
+            SttVendor::Sarvam(config) => {
+                stt::Vendor::Stream(Arc::new(Sarvam::new(config.clone())?))
+            }
+            SttVendor::OpenaiRealtime(config) => {
+                stt::Vendor::Stream(Arc::new(OpenAiRealtime::new(config.clone())?))
+            }
         })
     }
 
@@ -188,6 +214,9 @@ impl Maker<'_> {
             }
             TtsVendor::Deepgram(config) => {
                 Arc::new(SocketVoice::new(DeepgramVoice::new(config.clone())?))
+            }
+            TtsVendor::Sarvam(config) => {
+                Arc::new(SocketVoice::new(SarvamVoice::new(config.clone())?))
             }
         })
     }
@@ -238,24 +267,34 @@ impl ProvidersConfig {
 pub(crate) fn read_vendor_messages(data: &[u8]) -> Vec<String> {
     use super::socket::Frame;
     use super::stt::assemblyai::TurnReader;
+    use super::stt::cartesia::InkReader;
     use super::stt::deepgram::{FluxReader, ListenReader};
+    use super::stt::elevenlabs::ScribeReader;
+    use super::stt::openai_realtime::TranscriptionReader;
+    use super::stt::sarvam::SarvamReader;
     use super::stt::stream::Reader;
     use super::tts::cartesia::CartesiaReader;
     use super::tts::deepgram::SpeakReader;
     use super::tts::elevenlabs::ElevenLabsReader;
+    use super::tts::sarvam::SarvamVoiceReader;
     use super::tts::stream::VoiceReader;
 
     let Some((choice, data)) = data.split_first() else {
         return Vec::new();
     };
     let mut read = Vec::new();
-    let listener: Option<Box<dyn Reader>> = match choice % 7 {
+    let listener: Option<Box<dyn Reader>> = match choice % 13 {
         0 => Some(Box::new(ListenReader)),
         1 => Some(Box::new(FluxReader)),
         2 => Some(Box::new(TurnReader { wants_format: true })),
         3 => Some(Box::new(TurnReader {
             wants_format: false,
         })),
+        7 => Some(Box::new(ScribeReader)),
+        8 => Some(Box::new(InkReader::default())),
+        9 => Some(Box::new(SarvamReader::default())),
+        10 => Some(Box::new(TranscriptionReader::new(false))),
+        11 => Some(Box::new(TranscriptionReader::new(true))),
         _ => None,
     };
     if let Some(mut reader) = listener {
@@ -266,9 +305,10 @@ pub(crate) fn read_vendor_messages(data: &[u8]) -> Vec<String> {
         }
         return read;
     }
-    let mut reader: Box<dyn VoiceReader> = match choice % 7 {
+    let mut reader: Box<dyn VoiceReader> = match choice % 13 {
         4 => Box::new(CartesiaReader::new("s1")),
         5 => Box::new(ElevenLabsReader::new("s1")),
+        12 => Box::new(SarvamVoiceReader::default()),
         _ => Box::new(SpeakReader::default()),
     };
     for line in data.split(|byte| *byte == b'\n') {

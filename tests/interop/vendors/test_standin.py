@@ -3,11 +3,12 @@
 import urllib.error
 import urllib.request
 
+import aiohttp
 import numpy as np
 import pytest
 
 from standins.sound import Recogniser, Memory, decode, encode, speak
-from support import sound
+from support import chunks, sound
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,22 @@ def test_companded_sound_comes_back_as_the_nearest_value(encoding):
     tone = speak("abc", 8000, {}).samples
     back = decode(encode(tone, encoding), encoding).astype(int)
     assert np.all(np.abs(back - tone) <= np.maximum(np.abs(tone.astype(int)) * 0.04, 16))
+
+
+async def test_words_that_a_stalled_connection_keeps_to_itself_are_heard_by_the_next(control):
+    at = control("cartesia-stt")
+    at.script(hears={"utterances": ["one two three", "four"]}, faults=[{"kind": "stall", "at": {"sound_ms": 500}}])
+    url = f"{at.http}/stt/websocket?model=ink-2&encoding=pcm_s16le&sample_rate=16000"
+    headers = {"X-API-Key": at.key, "Cartesia-Version": "2025-04-16"}
+    texts = []
+    async with aiohttp.ClientSession(headers=headers) as http:
+        for _ in range(2):
+            async with http.ws_connect(url) as socket:
+                for piece in chunks(sound(1.0, 1.0)):
+                    await socket.send_bytes(piece)
+                await socket.send_str("done")
+                async for message in socket:
+                    answer = message.json()
+                    if answer["type"] == "transcript" and answer["is_final"]:
+                        texts.append(answer["text"])
+    assert texts == ["one two three"]

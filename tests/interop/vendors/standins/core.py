@@ -9,6 +9,7 @@ import base64
 import json
 import re
 import uuid
+from dataclasses import replace
 
 from aiohttp import WSMsgType, web
 
@@ -204,6 +205,7 @@ class Exchange:
         self.answer_headers: dict[str, str] = {}
         self.counts = dict.fromkeys(PLACES, 0)
         self.silent = False
+        self.recognisers: list[Recogniser] = []
         self.half_open = False
         self.fault_done = False
         headers = {name.lower(): value for name, value in request.headers.items()}
@@ -277,6 +279,9 @@ class Exchange:
         kind = self.fault["kind"]
         if kind == "stall":
             self.silent = True
+            # Nobody gets the words that are final from now on: another connection hears them.
+            for recogniser in self.recognisers:
+                recogniser.memory = replace(recogniser.memory)
         elif kind == "half_open":
             self.half_open = True
             await self.stay()
@@ -440,7 +445,11 @@ class Connection(Exchange):
     def recogniser(self, rate: int, silence_ms: float | None) -> Recogniser:
         hears = self.script.hears
         memory = Memory() if hears.get("counter") == "connection" else self.script.memory
-        return Recogniser(rate, hears, memory, silence_ms, self.has_fault("double_finals"), self.has_fault("empty_finals"))
+        # A connection that is silent from the start has told nobody anything.
+        memory = replace(memory) if self.silent else memory
+        recogniser = Recogniser(rate, hears, memory, silence_ms, self.has_fault("double_finals"), self.has_fault("empty_finals"))
+        self.recognisers.append(recogniser)
+        return recogniser
 
 
 def words_of(text: str) -> list[str]:

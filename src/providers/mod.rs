@@ -27,7 +27,7 @@ use tracing::warn;
 
 pub use error::{Component, ProviderError};
 pub use language::Language;
-use llm::{ChatModel, ChatOption};
+use llm::{ChatModel, ChatOption, ToolChoice};
 use stt::{Recogniser, SpeechToText};
 use tts::TextToSpeech;
 #[cfg(feature = "internals")]
@@ -65,6 +65,8 @@ pub struct ProvidersConfig {
     pub llm_temperature: Option<f32>,
     /// The longest answer in tokens; the model's own limit when not set.
     pub llm_max_tokens: Option<u32>,
+    /// Whether the language model uses tools.
+    pub llm_tool_choice: ToolChoice,
     /// What the server of the language model is known to refuse. Each call finds the rest out for
     /// itself, at the price of one request for each.
     pub llm_refuses: Vec<ChatOption>,
@@ -94,6 +96,7 @@ impl Default for ProvidersConfig {
             llm_model: "gpt-4.1-mini".to_owned(),
             llm_temperature: None,
             llm_max_tokens: None,
+            llm_tool_choice: ToolChoice::Auto,
             llm_refuses: Vec::new(),
             tts_model: "gpt-4o-mini-tts".to_owned(),
             tts_voice: "alloy".to_owned(),

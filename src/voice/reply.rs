@@ -25,7 +25,7 @@ use super::turn::{Failure, FailureKind};
 use super::{AudioOutput, OutputClosed, Tools};
 use crate::providers::llm::written::{Piece, Written};
 use crate::providers::llm::{
-    ChatChunk, ChatMessage, ChatModel, ChatRequest, CutShort, TokenUsage, ToolCall,
+    ChatChunk, ChatMessage, ChatModel, ChatRequest, CutShort, TokenUsage, ToolCall, ToolChoice,
 };
 use crate::providers::tts::{SpeechPiece, SpeechRequest, SpeechStream, TextToSpeech};
 use crate::providers::{Component, Language, ProviderError, retry};
@@ -203,10 +203,11 @@ impl Writer<'_> {
                 !ends_call && self.step < self.pipeline.limits.max_tool_steps as usize;
             let request = ChatRequest {
                 messages: messages.clone(),
-                tools: if may_use_tools {
-                    self.pipeline.tools.definitions()
-                } else {
-                    Vec::new()
+                // Some vendors want to know the tools of the history even if none may be used.
+                tools: self.pipeline.tools.definitions(),
+                tool_choice: match may_use_tools {
+                    true => ToolChoice::Auto,
+                    false => ToolChoice::None,
                 },
             };
             let answer = match self.ask(request, has_asked_again).await {
@@ -341,7 +342,11 @@ impl Writer<'_> {
         self.tell(ReplyEvent::LlmFirstToken(asked.elapsed())).await;
         let mut answer = Answer::default();
         let begins_in_thought = pipeline.begins_in_thought.load(Ordering::Relaxed);
-        let mut written = Written::new(&request.tools, begins_in_thought);
+        let offered = match request.tool_choice {
+            ToolChoice::None => &[][..],
+            ToolChoice::Auto | ToolChoice::Required => &request.tools,
+        };
+        let mut written = Written::new(offered, begins_in_thought);
         let mut speech = Speech::default();
         let mut tokens = TokenUsage::default();
         // Unique in the history, and nine letters or digits, as Mistral's interface wants them.

@@ -438,9 +438,9 @@ mod tests {
             begin(1, json!({ "type": "text", "text": "" })),
             delta(
                 1,
-                json!({ "type": "text_delta", "text": "Einen M\u{fc}nchner " }),
+                json!({ "type": "text_delta", "text": "Einen M\u{fc}nchner? " }),
             ),
-            delta(1, json!({ "type": "text_delta", "text": "Moment." })),
+            delta(1, json!({ "type": "text_delta", "text": "Gerne." })),
             stop(1),
             begin(
                 2,
@@ -466,8 +466,8 @@ mod tests {
             json!({ "type": "message_stop" }),
         ];
         let expected = [
-            text("Einen M\u{fc}nchner "),
-            text("Moment."),
+            text("Einen M\u{fc}nchner? "),
+            text("Gerne."),
             usage(1025, 1000, 60),
             call("toolu_1", "book", "{\"day\": \"Friday\"}"),
             call("toolu_2", "end_call", "{}"),

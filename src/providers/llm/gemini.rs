@@ -325,7 +325,7 @@ impl Answer {
                     | "SPII" => {
                         chunks.push(ChatChunk::CutShort(CutShort::Filter(reason.to_owned())));
                     }
-                    // `STOP`; and calls that the model could not write, which asking again may mend.
+                    // `STOP`; and calls that the model could not write: asking again may help.
                     _ => {}
                 }
             }
@@ -442,9 +442,9 @@ mod tests {
                 json!([{ "text": "He wants a visit.", "thought": true }]),
                 None,
             ),
-            piece(json!([{ "text": "Einen M\u{fc}nchner " }]), None),
+            piece(json!([{ "text": "Einen M\u{fc}nchner? " }]), None),
             piece(
-                json!([{ "text": "Moment." }, { "executableCode": { "code": "x" } }]),
+                json!([{ "text": "Gerne." }, { "executableCode": { "code": "x" } }]),
                 None,
             ),
             piece(
@@ -457,8 +457,8 @@ mod tests {
             last,
         ];
         let expected = [
-            text("Einen M\u{fc}nchner "),
-            text("Moment."),
+            text("Einen M\u{fc}nchner? "),
+            text("Gerne."),
             ChatChunk::Usage(TokenUsage {
                 prompt: 900,
                 prompt_cached: 800,

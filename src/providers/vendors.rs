@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::llm::anthropic::{Anthropic, AnthropicConfig};
+use super::llm::gemini::{Gemini, GeminiConfig};
 use super::llm::openai::OpenAiChat;
-use super::llm::{ChatModel, ChatOption};
+use super::llm::{ChatModel, ChatOption, ToolChoice};
 use super::openai::Api;
 use super::stt::assemblyai::{AssemblyAi, AssemblyAiConfig};
 use super::stt::cartesia::{Ink, InkConfig};
@@ -54,6 +56,10 @@ pub enum SttVendor {
 pub enum LlmVendor {
     /// Anything that speaks OpenAI's HTTP interface.
     Openai(OpenAiChatConfig),
+    /// Anthropic's `v1/messages`.
+    Anthropic(AnthropicConfig),
+    /// Gemini's `streamGenerateContent`.
+    Gemini(GeminiConfig),
 }
 
 /// A vendor of synthesis.
@@ -98,6 +104,8 @@ pub struct OpenAiChatConfig {
     pub temperature: Option<f32>,
     /// The longest answer in tokens; the model's own limit when not set.
     pub max_tokens: Option<u32>,
+    /// Whether the model uses tools.
+    pub tool_choice: ToolChoice,
     /// What the server is known to refuse.
     pub refuses: Vec<ChatOption>,
 }
@@ -134,6 +142,7 @@ impl Default for OpenAiChatConfig {
             model: ProvidersConfig::default().llm_model,
             temperature: None,
             max_tokens: None,
+            tool_choice: ToolChoice::Auto,
             refuses: Vec::new(),
         }
     }
@@ -194,9 +203,15 @@ impl Maker<'_> {
     }
 
     pub fn llm(&self, vendor: &LlmVendor) -> Result<Arc<dyn ChatModel>, ProviderError> {
-        let LlmVendor::Openai(config) = vendor;
-        let api = self.api(config.base_url.as_deref(), &config.api_key_variable)?;
-        Ok(Arc::new(OpenAiChat::new(api, config)))
+        let http = self.http.clone();
+        Ok(match vendor {
+            LlmVendor::Openai(config) => {
+                let api = self.api(config.base_url.as_deref(), &config.api_key_variable)?;
+                Arc::new(OpenAiChat::new(api, config))
+            }
+            LlmVendor::Anthropic(config) => Arc::new(Anthropic::new(http, config.clone())?),
+            LlmVendor::Gemini(config) => Arc::new(Gemini::new(http, config.clone())?),
+        })
     }
 
     pub fn tts(&self, vendor: &TtsVendor) -> Result<Arc<dyn TextToSpeech>, ProviderError> {
@@ -241,6 +256,7 @@ impl ProvidersConfig {
                 model: self.llm_model.clone(),
                 temperature: self.llm_temperature,
                 max_tokens: self.llm_max_tokens,
+                tool_choice: self.llm_tool_choice,
                 refuses: self.llm_refuses.clone(),
                 ..OpenAiChatConfig::default()
             })],

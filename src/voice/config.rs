@@ -197,6 +197,8 @@ pub struct LimitsConfig {
     pub max_tool_steps: u32,
     /// The longest reply that is spoken, in bytes of text.
     pub max_reply_bytes: usize,
+    /// About how many tokens of the conversation the model is given; the oldest turns are left out.
+    pub max_history_tokens: u64,
 }
 
 impl Default for LimitsConfig {
@@ -210,6 +212,8 @@ impl Default for LimitsConfig {
             retry_ms: 2_000,
             max_tool_steps: 3,
             max_reply_bytes: 8_192,
+            // More than half an hour of talk, and room in every model that people use.
+            max_history_tokens: 16_000,
         }
     }
 }

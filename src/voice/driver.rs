@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::alignment::{Alignment, Said};
+use super::history;
 use super::playout::{PlayMode, Track};
 use super::reply::{self, ReplyEvent, ReplyPipeline, Source};
 use super::turn::{
@@ -724,6 +725,10 @@ impl Driver {
                 messages.push(ChatMessage::System(self.instructions.clone()));
                 messages.extend(self.history.iter().cloned());
                 messages.push(ChatMessage::User(to));
+                // What is left out now will be left out of every later request.
+                let most = self.pipeline.limits.max_history_tokens;
+                let left_out = history::bound(&mut messages, most);
+                self.history.drain(..left_out);
                 Source::Model(messages)
             }
         };

@@ -11,6 +11,7 @@ mod alignment;
 mod config;
 mod driver;
 mod event;
+mod history;
 mod lines;
 mod markup;
 mod noise;

@@ -75,7 +75,8 @@ async def worker(server, vendors, tmp_path):
 
         async def start():
             http_bind = f"127.0.0.1:{free_port()}"
-            keys = [f"{vendor}_API_KEY" for vendor in ("DEEPGRAM", "CARTESIA", "ELEVENLABS", "ASSEMBLYAI", "SARVAM", "OPENAI")]
+            names = ("DEEPGRAM", "CARTESIA", "ELEVENLABS", "ASSEMBLYAI", "SARVAM", "OPENAI", "ANTHROPIC", "GEMINI")
+            keys = [f"{vendor}_API_KEY" for vendor in names]
             environment = {
                 **server.env(),
                 **{name: vendors.key for name in keys},
@@ -207,16 +208,83 @@ async def test_the_agent_speaks_through_a_voice_that_fails(worker, vendors, join
     assert " ".join(said) == " ".join(SAID.values())
 
 
+def models_of(port: int) -> dict[str, dict]:
+    """The keys of each model's entry."""
+    base = f"http://127.0.0.1:{port}"
+    return {"anthropic": {"base_url": base}, "gemini": {"base_url": base, "model": "gemini-3-flash"}}
+
+
+REPLIES = [
+    {"text": "The small plan costs ten euros a month."},
+    {
+        "text": "One moment, please.",
+        "tools": [{"name": "create_lead", "arguments": {"name": "John Smith", "email": "john.smith@example.com", "company": "Acme"}}],
+    },
+    {"text": "I have written that down."},
+    {"text": "Goodbye.", "tools": [{"name": "end_call", "arguments": {}}]},
+]
+# What a model does to its first requests; each is asked again, so that the caller hears every answer.
+MODEL_FAULTS = {
+    "none": [],
+    "429 with Retry-After, 500": [{"kind": "status", "status": 429, "retry_after": 1}, {"kind": "status", "status": 500}],
+    "429 without Retry-After": [{"kind": "status", "status": 429}],
+    "garbage": [{"kind": "garbage"}],
+    "cut before a word": [{"kind": "close", "code": 1006, "at": {"sent": 0}}],
+    "stalled before a word": [{"kind": "stall"}],
+}
+MODEL_CASES = [
+    pytest.param(vendor, fault, marks=[] if (vendor, fault) == ("anthropic", "429 with Retry-After, 500") else pytest.mark.long)
+    for vendor in ("anthropic", "gemini")
+    for fault in MODEL_FAULTS
+]
+
+
+@pytest.mark.parametrize(("vendor", "fault"), MODEL_CASES)
+async def test_a_model_answers_and_uses_tools_whatever_its_vendor_does(worker, vendors, join, lk, room_name, vendor, fault):
+    # A request that fails after it was taken has used up a reply.
+    lost = [REPLIES[0]] if fault in ("garbage", "stalled before a word") else []
+    vendors.script(vendor, replies=[*lost, *REPLIES], faults=MODEL_FAULTS[fault])
+    vendors.script("deepgram-listen", hears={"utterances": list(SAID.values())})
+    vendors.use("llm", vendor, **models_of(vendors.port)[vendor])
+    vendors.use("stt", "deepgram")
+    crm = await worker()
+    said = await talk(crm, join, lk, room_name)
+    assert " ".join(said) == " ".join(SAID.values())
+    call = await crm.call()
+    answers = [item["content"] for item in call["transcription"]["conversation_items"] if item["role"] == "assistant"]
+    for words in ("ten euros", "written that down", "Goodbye"):
+        assert any(words in answer for answer in answers), (words, answers)
+    assert len(vendors.seen(vendor)) >= len(REPLIES) + len(MODEL_FAULTS[fault])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("first", "second"), [("anthropic", "gemini"), ("gemini", "anthropic")])
+@pytest.mark.parametrize("fault", [{"kind": "stall"}, {"kind": "no_answer"}, {"kind": "status", "status": 500}, {"kind": "status", "status": 401}])
+async def test_the_next_model_answers_when_the_first_does_not(worker, vendors, join, lk, room_name, first, second, fault):
+    vendors.script(first, faults=[{**fault, "always": True}])
+    vendors.script(second, replies=REPLIES)
+    vendors.script("deepgram-listen", hears={"utterances": list(SAID.values())})
+    for vendor in (first, second):
+        vendors.use("llm", vendor, **models_of(vendors.port)[vendor])
+    vendors.use("stt", "deepgram")
+    crm = await worker()
+    said = await talk(crm, join, lk, room_name)
+    assert " ".join(said) == " ".join(SAID.values())
+    assert len(vendors.seen(second)) >= len(REPLIES)
+
+
 async def test_check_opens_each_vendor_and_says_how_long_it_took(server, vendors, tmp_path):
     vendors.script("deepgram-listen")
     vendors.script("elevenlabs-scribe", key="another")
     vendors.script("cartesia-tts", faults=[{"kind": "status", "status": 401, "always": True}])
+    vendors.script("gemini")
     vendors.use("stt", "deepgram")
     # This one refuses a key only on the open connection.
     vendors.use("stt", "elevenlabs")
     vendors.use("stt", "openai_realtime")
+    vendors.use("llm", "gemini", **models_of(vendors.port)["gemini"])
     vendors.use("tts", "cartesia")
-    keys = ("DEEPGRAM_API_KEY", "CARTESIA_API_KEY", "ELEVENLABS_API_KEY", "OPENAI_API_KEY")
+    keys = ("DEEPGRAM_API_KEY", "CARTESIA_API_KEY", "ELEVENLABS_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY")
     environment = {**server.env(), **{name: vendors.key for name in keys}}
     environment |= {"VOICEBOT_CONFIG": str(vendors.config()), "VOICEBOT__DATA_DIR": str(tmp_path)}
     with Process([voicebot_binary(), "check"], tmp_path / "check.log", environment, cwd=tmp_path) as process:
@@ -225,3 +293,4 @@ async def test_check_opens_each_vendor_and_says_how_long_it_took(server, vendors
     said = (tmp_path / "check.log").read_text()
     assert "deepgram/nova-3 opens in" in said and "openai-realtime/gpt-4o-mini-transcribe opens in" in said, said
     assert "CARTESIA_API_KEY" in said and "ELEVENLABS_API_KEY" in said and vendors.key not in said, said
+    assert "gemini/gemini-3-flash begins to answer after" in said, said

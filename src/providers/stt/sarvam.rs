@@ -104,8 +104,8 @@ pub(in crate::providers) fn language_code(language: &Language) -> Result<String,
     })
 }
 
-/// What went wrong, by the status that stands for it. The key and the settings are what a person can
-/// change.
+/// What went wrong, by the status that stands for it. The key and the settings are what a person
+/// can change.
 pub(in crate::providers) fn error(status: Option<u64>, said: &str) -> ProviderError {
     let said: String = said.chars().take(200).collect();
     match status {

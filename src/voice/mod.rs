@@ -13,6 +13,7 @@ mod driver;
 mod event;
 mod lines;
 mod markup;
+mod music;
 mod noise;
 pub mod playout;
 mod reply;

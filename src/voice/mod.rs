@@ -14,6 +14,7 @@ mod event;
 mod history;
 mod lines;
 mod markup;
+mod music;
 mod noise;
 pub mod playout;
 mod reply;

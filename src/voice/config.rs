@@ -33,11 +33,14 @@ pub struct TurnConfig {
     /// milliseconds. The answer is made meanwhile, so that this costs nothing while the providers
     /// take longer.
     pub min_endpointing_delay_ms: u64,
-    /// As `min_endpointing_delay_ms`, when the transcript ends like a whole sentence (`.`, `?`, `!`
-    /// and their like in other scripts).
+    /// As `min_endpointing_delay_ms`, when the words are a whole sentence, or a whole answer to what
+    /// the agent has asked.
     pub complete_delay_ms: u64,
-    /// As `min_endpointing_delay_ms`, when the transcript ends in the middle of a phrase ("my name
-    /// is", a comma).
+    /// As `min_endpointing_delay_ms`, when the words belong to something that is said in pieces: a
+    /// number, an e-mail address, a name letter by letter, a postal address.
+    pub dictation_delay_ms: u64,
+    /// As `min_endpointing_delay_ms`, when the words end in the middle of a phrase ("my name is", a
+    /// comma).
     pub max_endpointing_delay_ms: u64,
     /// Whether recognition and the model's answer are started before it is certain that the turn is
     /// over. Costs some requests in vain; saves their time in every turn.
@@ -110,6 +113,7 @@ impl Default for TurnConfig {
         Self {
             min_endpointing_delay_ms: 500,
             complete_delay_ms: 300,
+            dictation_delay_ms: 1_500,
             max_endpointing_delay_ms: 3_000,
             preemptive: true,
             preemptive_transcription_ms: 100,

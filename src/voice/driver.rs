@@ -222,6 +222,9 @@ impl Driver {
     ) -> VoiceEnd {
         let mut audio_open = true;
         let greeting = self.greeting.take();
+        self.tell(Input::Recogniser {
+            streams: self.stt.wants_sound,
+        });
         self.tell(Input::Started { greeting });
         let end = loop {
             if let Some(end) = self.end.take() {
@@ -828,6 +831,9 @@ impl Driver {
             return;
         }
         let now = self.now();
+        self.tell(Input::AgentSaid {
+            text: content.clone(),
+        });
         if first_sound.is_some() {
             metrics.stopped_speaking_at = Some(self.began_at + now);
         }

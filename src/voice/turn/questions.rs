@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use super::TurnMachine;
+use super::completeness::{Completeness, completeness};
 use super::state::{
     Caller, Floor, Origin, Reply, ReplyKind, Segment, Stage, ToolUse, TurnEnd, Words, joined,
 };
 use super::vocabulary::Time;
 use crate::voice::config::ms;
-use crate::voice::wording::{self, Ending};
+use crate::voice::wording;
 use crate::voice::{AgentState, UserState};
 
 impl TurnMachine {
@@ -71,16 +72,35 @@ impl TurnMachine {
         if last.origin == Origin::Typed {
             return None;
         }
-        let delay = match (last.turn_end, wording::ending(&joined(segments))) {
+        let delay = match last.turn_end {
             // It has heard how the words were said, which is more than how they are written.
-            (TurnEnd::Certain, _) => 0,
+            TurnEnd::Certain => Duration::ZERO,
             // It will say more; should it not, the longest delay of our own rules is enough.
-            (TurnEnd::Eager, _) => self.config.max_endpointing_delay_ms,
-            (TurnEnd::Unsaid, Ending::Complete) => self.config.complete_delay_ms,
-            (TurnEnd::Unsaid, Ending::Open) => self.config.min_endpointing_delay_ms,
-            (TurnEnd::Unsaid, Ending::Unfinished) => self.config.max_endpointing_delay_ms,
+            TurnEnd::Eager => ms(self.config.max_endpointing_delay_ms),
+            TurnEnd::Unsaid => self.delay_after(completeness(
+                &joined(segments),
+                self.asked,
+                self.punctuation,
+            )),
         };
-        Some(last.ended? + ms(delay))
+        Some(last.ended? + delay)
+    }
+
+    /// How long to wait after words that are as complete as that. Callers who pause for long are
+    /// given more time, up to twice as much.
+    fn delay_after(&self, words: Completeness) -> Duration {
+        let own = self.own_pause.unwrap_or_default() * 5 / 4;
+        let longest = ms(self.config.max_endpointing_delay_ms);
+        let at_least = |delay: u64| {
+            let delay = ms(delay);
+            own.min(delay * 2).min(longest).max(delay)
+        };
+        match words {
+            Completeness::Complete => ms(self.config.complete_delay_ms),
+            Completeness::Open => at_least(self.config.min_endpointing_delay_ms),
+            Completeness::Dictation => at_least(self.config.dictation_delay_ms),
+            Completeness::Unfinished => longest,
+        }
     }
 
     pub(super) fn min_interruption(&self) -> Duration {

@@ -1,7 +1,7 @@
 //! The vendors, models and options that a persona names for its own calls.
 
-use serde::de::DeserializeOwned;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::llm::ToolChoice;

@@ -123,16 +123,15 @@ fn of_sentence(words: &[String]) -> Asked {
             "flat",
         ],
     );
-    if has(
+    let is_phone = has(
         words,
         &["phone", "mobile", "telephone", "फ़ोन", "फोन", "मोबाइल"],
-    ) && is_number
-        || is_number && !is_account
-    {
-        return Asked::Phone;
-    }
-    if is_number && is_account {
-        return Asked::Number;
+    );
+    if is_number {
+        return match is_account && !is_phone {
+            true => Asked::Number,
+            false => Asked::Phone,
+        };
     }
     if has(words, &["address", "deliver", "पता", "pata", "एड्रेस"]) {
         return Asked::Address;
@@ -211,7 +210,7 @@ mod tests {
             ("Great. Is that correct? I will wait.", Asked::YesOrNo),
             ("Kya yeh sahi hai?", Asked::YesOrNo),
             ("How can I help you?", Asked::Anything),
-            ("Your parcel is on its way.", Asked::Anything),
+            ("Your order is on its way.", Asked::Anything),
             ("", Asked::Anything),
         ] {
             assert_eq!(asked(text), expected, "{text:?}");

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::TurnMachine;
+use super::asked::Asked;
 use super::completeness::{Completeness, completeness};
 use super::state::{
     Caller, Floor, Origin, Reply, ReplyKind, Segment, Stage, ToolUse, TurnEnd, Words, joined,
@@ -14,6 +15,9 @@ use super::vocabulary::Time;
 use crate::voice::config::ms;
 use crate::voice::wording;
 use crate::voice::{AgentState, UserState};
+
+/// Agreement that goes on for so many times the shortest interruption is one.
+const LONG_AGREEMENT: u32 = 3;
 
 impl TurnMachine {
     pub(super) fn agent_state(&self) -> AgentState {
@@ -77,11 +81,16 @@ impl TurnMachine {
             TurnEnd::Certain => Duration::ZERO,
             // It will say more; should it not, the longest delay of our own rules is enough.
             TurnEnd::Eager => ms(self.config.max_endpointing_delay_ms),
-            TurnEnd::Unsaid => self.delay_after(completeness(
-                &joined(segments),
-                self.asked,
-                self.punctuation,
-            )),
+            TurnEnd::Unsaid => {
+                let text = joined(segments);
+                // What is said while listening is a whole answer when nothing else is said.
+                let is_agreement = self.asked == Asked::YesOrNo
+                    && wording::is_backchannel(&text, &self.config.backchannels);
+                self.delay_after(match is_agreement {
+                    true => Completeness::Complete,
+                    false => completeness(&text, self.asked, self.punctuation),
+                })
+            }
         };
         Some(last.ended? + delay)
     }
@@ -114,13 +123,15 @@ impl TurnMachine {
             .iter()
             .filter(|segment| matches!(segment.origin, Origin::Speech | Origin::Typed))
             .any(|segment| {
-                let text = if segment.text().is_empty() {
-                    segment.interim.as_str()
+                let known = &self.config.backchannels;
+                let (text, is_agreement) = if segment.text().is_empty() {
+                    let text = segment.interim.as_str();
+                    (text, wording::may_become_backchannel(text, known))
                 } else {
-                    segment.text()
+                    let text = segment.text();
+                    (text, wording::is_backchannel(text, known))
                 };
-                wording::word_count(text) >= min_words
-                    && !wording::is_backchannel(text, &self.config.backchannels)
+                wording::word_count(text) >= min_words && !is_agreement
             })
     }
 
@@ -203,7 +214,11 @@ impl TurnMachine {
         {
             return None;
         }
-        Some(onset + self.min_interruption())
+        // Agreement does not need the agent's silence, unless it does not end.
+        let is_agreement =
+            wording::may_become_backchannel(&segment.interim, &self.config.backchannels);
+        let times = if is_agreement { LONG_AGREEMENT } else { 1 };
+        Some(onset + self.min_interruption() * times)
     }
 
     pub(super) fn false_interruption_at(&self) -> Option<Time> {

@@ -1,7 +1,7 @@
 """Whose turn it is, judged as eot-bench does: every pause of a turn is a hold but the last, which is its end. Each judge is asked at each
 pause with what was heard until then; its waits are swept, and the share of holds cut off stands against the mean delay of the ends.
 
-    bench.py            all judges, and the table
+    bench.py            all methods, and the table
     bench.py --words    on words only, without sound: the lines of every language, as written"""
 
 import argparse
@@ -85,7 +85,7 @@ def hear(turns):
     return [[(onset, end, words[f"{turn.id} {onset} {end}"]) for onset, end in found] for turn, found in zip(turns, stretches)]
 
 
-# ---- judges ----
+# ---- methods ----
 
 
 def waits_of_machine(delays, turns, heard):

@@ -294,3 +294,42 @@ async def test_check_opens_each_vendor_and_says_how_long_it_took(server, vendors
     assert "deepgram/nova-3 opens in" in said and "openai-realtime/gpt-4o-mini-transcribe opens in" in said, said
     assert "CARTESIA_API_KEY" in said and "ELEVENLABS_API_KEY" in said and vendors.key not in said, said
     assert "gemini/gemini-3-flash begins to answer after" in said, said
+
+
+HEARD = "one two three four five six seven eight."
+# Their places are in the fixture that `check` lets each vendor hear once.
+QUICK_FAULTS = {
+    "none": [],
+    "closed with 1000": [{"kind": "close", "code": 1000, "at": {"sound_ms": 500}}],
+    "closed with 1011": [{"kind": "close", "code": 1011, "at": {"sound_ms": 200}}],
+    "gone without a word": [{"kind": "close", "code": 1006, "at": {"sound_ms": 300}}],
+    "stalled": [{"kind": "stall", "at": {"sound_ms": 200}}],
+    "stalled from the start": [{"kind": "stall"}],
+    "garbage": [{"kind": "garbage", "at": {"sound_ms": 200}}],
+    "finals twice": [{"kind": "double_finals"}],
+    "slow": [{"kind": "drip", "ms": 50}],
+    "refused": [{"kind": "status", "status": 429}, {"kind": "status", "status": 500}],
+}
+QUICK_CASES = [(vendor, fault) for vendor in ("elevenlabs", "cartesia", "sarvam", "openai_realtime") for fault in QUICK_FAULTS]
+
+
+@pytest.mark.parametrize(("vendor", "fault"), QUICK_CASES)
+def test_check_hears_each_word_once_whatever_the_recogniser_does(vendors, tmp_path, vendor, fault):
+    """A session without a call, whose sound comes at once: what a busy machine can hold in a second or two."""
+    name = STANDINS[vendor]
+    vendors.script(name, hears={"utterances": [HEARD]}, faults=QUICK_FAULTS[fault])
+    vendors.script("sarvam-tts", says={"ms_per_character": 50})
+    vendors.use("stt", vendor)
+    vendors.use("tts", "sarvam")
+    keys = {f"{name}_API_KEY": vendors.key for name in ("ELEVENLABS", "CARTESIA", "SARVAM", "OPENAI")}
+    # Nobody is there: the findings about LiveKit are none of this test's.
+    livekit = {"LIVEKIT_URL": "ws://127.0.0.1:1", "LIVEKIT_API_KEY": "key", "LIVEKIT_API_SECRET": "secret"}
+    environment = {**livekit, **keys, "VOICEBOT_CONFIG": str(vendors.config()), "VOICEBOT__DATA_DIR": str(tmp_path)}
+    environment["VOICEBOT__PERSONA__DIRECTORY"] = str(REPOSITORY / "config/personas")
+    began = time.monotonic()
+    with Process([voicebot_binary(), "check"], tmp_path / "check.log", environment, cwd=tmp_path) as process:
+        process.child.wait(100)
+        process._reader.join(5)
+    print(f"{vendor}, {fault}: heard within {time.monotonic() - began:.1f} s")
+    said = (tmp_path / "check.log").read_text()
+    assert f"hears “{HEARD}”" in said and vendors.key not in said, said

@@ -108,7 +108,7 @@ pub async fn run(
     if let Some(copy) = copy {
         copy.await?;
     }
-    page.await??;
+    page.await?;
     result?;
     // Whoever reads it knows that nothing more comes.
     info!("the worker stopped");

@@ -1,7 +1,8 @@
 //! The worker's HTTP endpoints: liveness, readiness, status and metrics for operators and
 //! orchestrators, and the receiver of LiveKit's webhooks.
 //!
-//! The pages read the worker's status and change nothing. Liveness and readiness differ on purpose:
+//! They read the worker's status and change nothing; the operator's page ([`crate::page`]) is
+//! served beside them. Liveness and readiness differ on purpose:
 //! a worker that has lost its server must not be restarted, because it may be holding calls.
 
 use std::net::SocketAddr;

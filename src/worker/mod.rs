@@ -24,7 +24,7 @@ mod run;
 mod unwritten;
 pub(crate) mod wire;
 
-pub use self::metrics::install as install_metrics;
+pub use self::metrics::{install as install_metrics, resident_bytes};
 pub use config::WorkerConfig;
 pub use http::{HttpError, HttpServer, webhook_route};
 pub use process::CallProgram;

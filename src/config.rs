@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::call::config::{CallConfig, DialConfig, PersonaConfig};
 use crate::ledger::mongodb::MongoConfig;
+use crate::page::PageConfig;
 use crate::providers::ProvidersConfig;
 use crate::recording::RecordingConfig;
 use crate::session::dispatch::DispatchRules;
@@ -63,6 +64,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// The copy of all calls in MongoDB.
     pub mongodb: MongoConfig,
+    /// The operator's page.
+    pub page: PageConfig,
     /// Log output.
     pub log: LogConfig,
 }
@@ -84,6 +87,7 @@ impl Default for Config {
             upload: Default::default(),
             storage: Default::default(),
             mongodb: Default::default(),
+            page: Default::default(),
             log: Default::default(),
         }
     }

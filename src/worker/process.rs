@@ -58,9 +58,10 @@ const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a call's memory is polled.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Secrets of the delivery and the ledger, which a call has no part in: its process, which a
-/// stranger talks to, does not get them.
-const NOT_FOR_CALLS: [&str; 5] = [
+/// Secrets of the operator's page, the delivery and the ledger, which a call has no part in: its
+/// process, which a stranger talks to, does not get them.
+const NOT_FOR_CALLS: [&str; 6] = [
+    "PAGE_TOKEN",
     "CRM_TOKEN",
     "CRM_HMAC_SECRET",
     "MONGODB_URI",

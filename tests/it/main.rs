@@ -18,6 +18,7 @@ mod line;
 mod mirror;
 mod model_answers;
 mod openai_providers;
+mod page;
 mod recordings;
 mod records;
 mod scan;

@@ -18,8 +18,8 @@ pub(super) struct CompletionsArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct ManArguments {
-    /// Writes a page for each command into this folder, which is made if it is not there; without it
-    /// the program's own page goes to the terminal
+    /// Writes a page for each command into this folder, which is made if it is not there;
+    /// without it the program's own page goes to the terminal
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
 }

@@ -37,7 +37,7 @@ enum Rule {
     /// Whoever is on this machine.
     ThisMachine,
     /// Whoever has the token.
-    Token { token: Secret, key: hmac::Key },
+    Token { token: Secret, key: Box<hmac::Key> },
 }
 
 /// Why a request is refused.
@@ -79,7 +79,7 @@ impl Access {
                 ));
             }
             Some(token) => Rule::Token {
-                key: hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes()),
+                key: Box::new(hmac::Key::new(hmac::HMAC_SHA256, token.expose().as_bytes())),
                 token,
             },
             None if bind.ip().is_loopback() => Rule::ThisMachine,

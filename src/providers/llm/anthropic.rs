@@ -556,7 +556,7 @@ mod tests {
         let overloaded = json!({ "type": "error", "error": { "type": "overloaded_error", "message": "Overloaded" } });
         for (stream, expected) in [
             (
-                stream(&[overloaded.clone()]),
+                stream(std::slice::from_ref(&overloaded)),
                 "overloaded_error: Overloaded",
             ),
             ("data: {\"type\": [\n".to_owned(), "no piece"),

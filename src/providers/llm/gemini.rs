@@ -535,7 +535,7 @@ mod tests {
         let overloaded = json!({ "error": { "code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE" } });
         for (stream, expected) in [
             (
-                stream(&[overloaded.clone()]),
+                stream(std::slice::from_ref(&overloaded)),
                 "UNAVAILABLE: The model is overloaded.",
             ),
             ("data: {\"type\": [\n".to_owned(), "no piece"),

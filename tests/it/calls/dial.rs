@@ -189,13 +189,11 @@ async fn dial_tells_the_story_of_a_call_and_its_exit_code_what_came_of_it() {
     .expect("a lead");
     let hang_up = async {
         let room = eventually("room of the call", async || {
-            let said = world.journal().contains("Pumps here.").then_some(())?;
-            let rooms = world.room_names();
-            let mut rooms = rooms.into_iter().filter(|name| name.starts_with("dial-"));
-            rooms.next().map(|room| (room, said))
+            world.journal().contains("Pumps here.").then_some(())?;
+            let mut rooms = world.room_names().into_iter();
+            rooms.find(|name| name.starts_with("dial-"))
         })
-        .await
-        .0;
+        .await;
         let everybody = world.everybody_in(&room);
         let telephone = everybody
             .iter()

@@ -71,7 +71,7 @@ def check_settings(file: pathlib.Path, text: str, keys: set[str]) -> None:
 
 def check_variables(file: pathlib.Path, text: str, code: str) -> None:
     """Variables that the worker is given, or that the text names as its own."""
-    for name in set(re.findall(r"(?m)\b((?:LIVEKIT|OPENAI|CRM|PERSONA|MONGODB|AWS)_[A-Z_]+)\b(?=[=:`, ])", text)):
+    for name in set(re.findall(r"(?m)\b((?:LIVEKIT|OPENAI|CRM|PERSONA|MONGODB|AWS|PAGE)_[A-Z_]+)\b(?=[=:`, ])", text)):
         used_by_compose = f"${{{name}" in (ROOT / "deploy/compose.yaml").read_text()
         if f'"{name}"' not in code and name not in FOREIGN and not used_by_compose:
             fault(file, f"{name} is no variable that the code reads")

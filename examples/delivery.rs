@@ -41,8 +41,8 @@ use voicebot::session::{
 use voicebot::store::Store;
 use voicebot::upload::{CrmConfig, CrmSecrets, UploadConfig, Uploader};
 
-/// How often memory is looked at; the peak is the kernel's own and needs no luck.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often memory is polled; the peak is the kernel's own and needs no luck.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Parser)]
 struct Arguments {
@@ -312,20 +312,20 @@ async fn hangup(store: &Store, calls: u64, rounds: u64, recording_bytes: u64) ->
         CrmSecrets::default(),
         resolver,
     )?;
-    let (poke, pokes) = mpsc::channel(1);
+    let (notify, notified) = mpsc::channel(1);
     let stop = CancellationToken::new();
-    let task = tokio::spawn(uploader.run(pokes, stop.clone()));
+    let task = tokio::spawn(uploader.run(notified, stop.clone()));
     let mut seconds: Vec<f64> = Vec::new();
     for round in 0..rounds {
         crm.calls.lock().expect("no panic").clear();
         let began = Instant::now();
         for number in 0..calls {
-            let (store, poke) = (store.clone(), poke.clone());
+            let (store, notify) = (store.clone(), notify.clone());
             let id = session_id(round * calls + number);
             // As the calls' own processes do it: each by itself, all at once.
             std::thread::spawn(move || {
                 finish_call(&store, id, recording_bytes).expect("the record is written");
-                let _ = poke.try_send(());
+                let _ = notify.try_send(());
             });
         }
         loop {
@@ -456,7 +456,7 @@ async fn watch_to_end(worker: &mut Child) -> Outcomes<Figures> {
                 let status = status?;
                 return if status.success() { Ok(last) } else { Err(format!("the program ended with {status}").into()) };
             }
-            () = sleep(LOOK) => {}
+            () = sleep(POLL_INTERVAL) => {}
         }
     }
 }

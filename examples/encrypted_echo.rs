@@ -25,8 +25,8 @@ use livekit::{
 
 const RATE_HZ: u32 = 48_000;
 const QUEUE_MS: u32 = 100;
-/// How often the codecs are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the codecs are polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -90,9 +90,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 /// Writes with which codecs sound comes and goes.
 async fn tell_codecs(heard: RemoteAudioTrack, said: LocalAudioTrack) {
     let mut told = None;
-    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    let mut poll = tokio::time::interval(POLL_INTERVAL);
     loop {
-        look.tick().await;
+        poll.tick().await;
         let (Ok(heard), Ok(said)) = (heard.get_stats().await, said.get_stats().await) else {
             return;
         };

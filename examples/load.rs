@@ -28,7 +28,7 @@ use voicebot::caller::{self, Caller, CallerOptions, MicrophoneOptions, wav};
 use voicebot::settings::http_address;
 
 const RATE_HZ: u32 = 48_000;
-const EAR_RATE_HZ: u32 = 8_000;
+const RECORDING_RATE_HZ: u32 = 8_000;
 /// How much the microphone holds ahead, ms.
 const MICROPHONE_QUEUE_MS: u32 = 100;
 const ANSWER: Duration = Duration::from_secs(12);
@@ -131,7 +131,7 @@ impl Call {
                 queue_ms: MICROPHONE_QUEUE_MS,
                 ..MicrophoneOptions::default()
             }),
-            hearing_rate_hz: EAR_RATE_HZ,
+            hearing_rate_hz: RECORDING_RATE_HZ,
         };
         Ok(Self {
             number,

@@ -1,5 +1,5 @@
-//! What a call costs: processes with one room each and sound both ways, watched from outside and by
-//! their own statistics.
+//! What a call costs: processes with one room each and sound in both directions, watched from
+//! outside and by their own statistics.
 //!
 //!     cargo run --release --example rooms -- --processes 10 --seconds 60 --every 5
 //!
@@ -34,7 +34,7 @@ const VOICE: &[u8] = include_bytes!("../tests/fixtures/audio/lead.wav");
 const VOICE_RATE_HZ: u32 = 16_000;
 const QUEUE_MS: u32 = 100;
 /// What an agent hears with.
-const EAR_RATE_HZ: i32 = 16_000;
+const HEARING_RATE_HZ: i32 = 16_000;
 /// How long joining, an answer and leaving may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Clock ticks a second in /proc/PID/stat; part of Linux's ABI.
@@ -129,7 +129,7 @@ async fn call(arguments: &Arguments, side: Side, name: &str) -> Result<Call, Fai
                 ..
             } = event
             {
-                let mut stream = NativeAudioStream::new(track.rtc_track(), EAR_RATE_HZ, 1);
+                let mut stream = NativeAudioStream::new(track.rtc_track(), HEARING_RATE_HZ, 1);
                 tokio::spawn(async move { while stream.next().await.is_some() {} });
                 let _ = tell.send(Some(track));
             }
@@ -222,8 +222,8 @@ impl Process {
         Ok(line.ok_or_else(|| format!("process {} has ended", self.id))?)
     }
 
-    /// What it holds now, and what it has used since it was looked at before.
-    async fn look(&mut self) -> Result<Value, Failure> {
+    /// What it holds now, and what it has used since it was polled before.
+    async fn poll(&mut self) -> Result<Value, Failure> {
         self.orders.write_all(b"stats\n").await?;
         let sound = Sound::read(&self.answer().await?)?;
         let (now, used_s) = (Instant::now(), used_s(self.id)?);
@@ -298,7 +298,7 @@ async fn watch_all(arguments: &Arguments) -> Result<(), Failure> {
     while began.elapsed() < seconds {
         tick.tick().await;
         for (number, process) in processes.iter_mut().enumerate() {
-            let mut line = process.look().await?;
+            let mut line = process.poll().await?;
             line["process"] = json!(number);
             line["at_s"] = json!(began.elapsed().as_secs_f64());
             println!("{line}");

@@ -11,10 +11,12 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::call::config::{CallConfig, PersonaConfig};
+use crate::call::config::{CallConfig, DialConfig, PersonaConfig};
 use crate::ledger::mongodb::MongoConfig;
+use crate::page::PageConfig;
 use crate::providers::ProvidersConfig;
 use crate::recording::RecordingConfig;
+use crate::session::dispatch::DispatchRules;
 use crate::settings::{LiveKitSettings, Secret};
 use crate::store::StorageConfig;
 use crate::tools::ToolsConfig;
@@ -42,6 +44,8 @@ pub struct Config {
     pub worker: WorkerConfig,
     /// One call.
     pub call: CallConfig,
+    /// Calls that the agent places.
+    pub dial: DialConfig,
     /// Where personas come from.
     pub persona: PersonaConfig,
     /// Turn taking and speech.
@@ -60,6 +64,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// The copy of all calls in MongoDB.
     pub mongodb: MongoConfig,
+    /// The operator's page.
+    pub page: PageConfig,
     /// Log output.
     pub log: LogConfig,
 }
@@ -71,6 +77,7 @@ impl Default for Config {
             livekit: Default::default(),
             worker: Default::default(),
             call: Default::default(),
+            dial: Default::default(),
             persona: Default::default(),
             voice: Default::default(),
             providers: Default::default(),
@@ -80,6 +87,7 @@ impl Default for Config {
             upload: Default::default(),
             storage: Default::default(),
             mongodb: Default::default(),
+            page: Default::default(),
             log: Default::default(),
         }
     }
@@ -186,6 +194,7 @@ impl Config {
             self.mongodb.check(),
             self.tools.check(),
             self.persona.check(),
+            self.dial.check(),
             self.voice.lines.check(),
             self.recording.check(),
             self.recording.check_beside(&self.data_dir),
@@ -218,6 +227,14 @@ impl Config {
         take("LIVEKIT_AGENT_NAME", &mut self.livekit.agent_name);
         take("CRM_BASE_URL", &mut self.crm.base_url);
         take("OPENAI_BASE_URL", &mut self.providers.openai_base_url);
+    }
+
+    /// How dispatches are read.
+    pub fn dispatch_rules(&self) -> DispatchRules {
+        DispatchRules {
+            country: self.call.country_code.clone(),
+            dials: self.dial.enabled,
+        }
     }
 
     /// The LiveKit server's address and keys, for the commands that need them.

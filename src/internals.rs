@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::call::Persona;
 use crate::ipc::{self, FromCall, ToCall};
-use crate::providers::llm::read_openai_pieces;
+use crate::providers::llm::read_streams;
 use crate::providers::read_vendor_messages;
 use crate::recording::manifest::Manifest;
 use crate::recording::webhook::{WebhookRefused, Webhooks};
@@ -133,9 +133,9 @@ pub fn server_message(data: &[u8]) {
 
 /// The stream of a chat model, which must not depend on how it is cut.
 pub fn chat_stream(data: &[u8]) {
-    let whole = read_openai_pieces(data, data.len());
-    assert_eq!(whole, read_openai_pieces(data, 1));
-    assert_eq!(whole, read_openai_pieces(data, 7));
+    let whole = read_streams(data, data.len());
+    assert_eq!(whole, read_streams(data, 1));
+    assert_eq!(whole, read_streams(data, 7));
 }
 
 /// What vendors of recognition and synthesis say over their sockets: read alike each time.
@@ -222,12 +222,31 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "persona" => &[
             r#"{"data":{"name":"Asha","instructions":"Be kind.","campaigns":[{"_id":"c","voiceAgents":[{"_id":"v","greeting":"Hello"}],"client":"x"}]}}"#,
         ],
-        "chat_stream" => &[concat!(
-            ": comment\n\n",
-            "data: {\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\n",
-            "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"c1\",\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}]},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n",
-            "data: [DONE]\n\n",
-        )],
+        "chat_stream" => &[
+            concat!(
+                ": comment\n\n",
+                "data: {\"choices\":[{\"delta\":{\"content\":\"Hel\"}}]}\n\n",
+                "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"c1\",\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}]},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}\n",
+                "data: [DONE]\n\n",
+            ),
+            // Anthropic.
+            concat!(
+                "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":9,\"cache_read_input_tokens\":5,\"output_tokens\":1}}}\n\n",
+                "data: {\"type\":\"content_block_start\",\"index\":0,\"content_block\":{\"type\":\"text\",\"text\":\"\"}}\n\n",
+                "data: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"Hel\"}}\n\n",
+                "data: {\"type\":\"content_block_start\",\"index\":1,\"content_block\":{\"type\":\"tool_use\",\"id\":\"t\",\"name\":\"f\",\"input\":{}}}\n\n",
+                "data: {\"type\":\"content_block_delta\",\"index\":1,\"delta\":{\"type\":\"input_json_delta\",\"partial_json\":\"{}\"}}\n\n",
+                "data: {\"type\":\"content_block_stop\",\"index\":1}\n\n",
+                "data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"max_tokens\"},\"usage\":{\"output_tokens\":7}}\n\n",
+                "data: {\"type\":\"message_stop\"}\n\n",
+            ),
+            // Gemini.
+            concat!(
+                "data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"Hm\",\"thought\":true},{\"text\":\"Hel\"}],\"role\":\"model\"},\"index\":0}]}\r\n\r\n",
+                "data: {\"candidates\":[{\"content\":{\"parts\":[{\"functionCall\":{\"name\":\"f\",\"args\":{}},\"thoughtSignature\":\"c2ln\"}]},\"finishReason\":\"SAFETY\"}],\"usageMetadata\":{\"promptTokenCount\":3}}\r\n\r\n",
+                "data: {\"promptFeedback\":{\"blockReason\":\"SAFETY\"}}\n\n",
+            ),
+        ],
         "vendor_messages" => &[
             "\u{0}{\"type\":\"Results\",\"start\":1.5,\"duration\":2.0,\"is_final\":true,\"from_finalize\":true,\"channel\":{\"alternatives\":[{\"transcript\":\"Hello.\",\"confidence\":0.9,\"words\":[{\"word\":\"hello\",\"punctuated_word\":\"Hello.\",\"start\":1.6,\"end\":2.0}]}]}}",
             "\u{1}{\"type\":\"TurnInfo\",\"event\":\"EndOfTurn\",\"audio_window_start\":0.0,\"audio_window_end\":1.2,\"transcript\":\"Hello\",\"words\":[{\"word\":\"Hello\",\"confidence\":0.9}],\"end_of_turn_confidence\":0.5}",
@@ -235,6 +254,12 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             "\u{4}{\"type\":\"chunk\",\"context_id\":\"s1\",\"data\":\"AQA=\"}\n{\"type\":\"timestamps\",\"context_id\":\"s1\",\"word_timestamps\":{\"words\":[\"We\"],\"start\":[0.0],\"end\":[0.2]}}\n{\"type\":\"done\",\"context_id\":\"s1\"}",
             "\u{5}{\"audio\":\"AQA=\",\"contextId\":\"s1\",\"alignment\":{\"chars\":[\"W\",\" \"],\"charStartTimesMs\":[0,20],\"charDurationsMs\":[20,20]}}\n{\"isFinal\":true,\"contextId\":\"s1\"}",
             "\u{6}{\"type\":\"Flushed\",\"sequence_id\":0}",
+            "\u{7}{\"message_type\":\"partial_transcript\",\"text\":\"Yes,\"}\n{\"message_type\":\"committed_transcript_with_timestamps\",\"text\":\"Yes.\",\"words\":[{\"text\":\"Yes.\",\"start\":0.5,\"end\":0.75,\"type\":\"word\",\"logprob\":-0.1}]}",
+            "\u{8}{\"type\":\"transcript\",\"text\":\" Yes.\",\"is_final\":true,\"words\":[{\"word\":\"Yes.\",\"start\":0.5,\"end\":0.75}]}\n{\"type\":\"flush_done\"}",
+            "\u{9}{\"event\":\"transcript.partial\",\"utterance_idx\":0,\"text\":\"Haan\"}\n{\"event\":\"transcript.final\",\"utterance_idx\":0,\"text\":\"Haan.\",\"start_s\":0.5,\"end_s\":0.75}",
+            "\u{a}{\"type\":\"input_audio_buffer.speech_started\",\"item_id\":\"a\",\"audio_start_ms\":500}\n{\"type\":\"input_audio_buffer.speech_stopped\",\"item_id\":\"a\",\"audio_end_ms\":900}\n{\"type\":\"conversation.item.input_audio_transcription.delta\",\"item_id\":\"a\",\"delta\":\"Yes\"}\n{\"type\":\"conversation.item.input_audio_transcription.completed\",\"item_id\":\"a\",\"transcript\":\"Yes.\"}",
+            "\u{b}{\"type\":\"conversation.item.input_audio_transcription.completed\",\"item_id\":\"a\",\"transcript\":\"Yes.\"}\n{\"type\":\"error\",\"error\":{\"type\":\"invalid_request_error\",\"code\":\"input_audio_buffer_commit_empty\"}}",
+            "\u{c}{\"type\":\"audio\",\"data\":{\"content_type\":\"audio/linear16\",\"audio\":\"AQA=\"}}\n{\"type\":\"event\",\"data\":{\"event_type\":\"final\"}}",
         ],
         "webhook" => &[
             r#"{"event":"egress_ended","egressInfo":{"egressId":"EG_1","roomName":"room","status":"EGRESS_COMPLETE"},"id":"EV_1","createdAt":"1761738000"}"#,

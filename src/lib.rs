@@ -22,15 +22,17 @@
 //! 6. [`ledger`] finds calls again, on disk at whatever stage they are, and tells what happened to
 //!    them; `ledger::mongodb`, a task of the worker, keeps the copy of them in MongoDB.
 //!
-//! [`phone`] reads telephone numbers in every form, for calls and leads. [`rooms`] is what call and
-//! worker know alike of rooms: who is in one, and the server's API. [`cli`] has the commands; what
-//! `demo` and `dev` build around a worker is in `cli::dev`, which exists only with the feature
-//! `dev`, as does `caller`, the other side of a call for the demo, measurements and tests. Each
-//! part owns its section of the settings, [`config`] only puts them together; [`settings`] has what
-//! all of them are made of. Beside this package: `crates/libwebrtc`, the media engine under the
-//! official `livekit` crate; `crates/roomserver`, the room server for development and tests;
-//! `crates/oggopus`, Opus in Ogg files; `fuzz/`, fuzz targets, which reach what is private through
-//! `internals`, a module that is there with the feature of that name only.
+//! [`page`], a part of the worker's HTTP server, shows an operator what [`ledger`] finds, the queue
+//! and the worker; what the browser runs is in `page/web`. [`phone`] reads telephone numbers in
+//! every form, for calls and leads. [`rooms`] is what call and worker know alike of rooms: who is
+//! in one, and the server's API. [`cli`] has the commands; what `demo` and `dev` build around a
+//! worker is in `cli::dev`, which exists only with the feature `dev`, as does `caller`, the other
+//! side of a call for the demo, measurements and tests. Each part owns its section of the settings,
+//! [`config`] only puts them together; [`settings`] has what all of them are made of. Beside this
+//! package: `crates/libwebrtc`, the media engine under the official `livekit` crate;
+//! `crates/roomserver`, the room server for development and tests; `crates/oggopus`, Opus in Ogg
+//! files; `fuzz/`, fuzz targets, which reach what is private through `internals`, a module that is
+//! there with the feature of that name only.
 //!
 //! # What must stay true
 //!
@@ -44,7 +46,8 @@
 //!   of this program, [`session`] only those two. Only [`cli`] and, for its section, [`config`]
 //!   import from [`call`]; only [`call`] and [`cli`] import [`config`].
 //! - LiveKit's wire types appear only in `worker::wire`, `call::room`, `rooms::service`,
-//!   [`recording`] and `cli::dev`; a vendor's JSON only in that vendor's file.
+//!   `rooms::telephony`, [`recording`], `cli::dial` and `cli::dev`; a vendor's JSON only in that
+//!   vendor's file.
 //! - A call process never talks to the CRM, the worker never touches media.
 //! - Availability is answered without waiting for anything; there are never more than `max_calls`
 //!   calls.
@@ -65,6 +68,7 @@ pub mod config;
 pub mod internals;
 pub mod ipc;
 pub mod ledger;
+pub mod page;
 pub mod phone;
 pub mod providers;
 pub mod recording;

@@ -1,10 +1,12 @@
-//! `[call]` and `[persona]`: what can be set of a call. Imports nothing else of calls, because the
-//! settings import it.
+//! `[call]`, `[dial]` and `[persona]`: what can be set of a call. Imports nothing else of calls,
+//! because the settings import it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::phone::CountryCode;
 use crate::voice::LineSources;
@@ -164,5 +166,172 @@ impl PersonaConfig {
     /// [`Self::timeout_ms`] as a duration.
     pub fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms)
+    }
+}
+
+/// The longest that LiveKit's server waits for an answer, s, less what setting up takes
+/// (livekit-server `pkg/service/sip.go`: 80 s with `wait_until_answered`).
+const MAX_RINGING_TIMEOUT_S: u64 = 75;
+
+/// `[dial]`: calls that the agent places itself. A dispatch overrides all of it but `enabled` with
+/// its object `dial`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DialConfig {
+    /// Whether the number of a dispatch is dialled that does not say so itself (`dial`). Off where
+    /// somebody else places the calls: they would be placed twice.
+    pub enabled: bool,
+    /// LiveKit's id of the outbound trunk, `ST_…`.
+    pub trunk_id: String,
+    /// The number that is shown to the other party; empty: the trunk's.
+    pub caller_id: String,
+    /// How long a telephone may ring, s.
+    pub ringing_timeout_s: u64,
+    /// SIP headers of the INVITE.
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Default for DialConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            trunk_id: String::new(),
+            caller_id: String::new(),
+            ringing_timeout_s: 45,
+            headers: BTreeMap::new(),
+        }
+    }
+}
+
+/// What a dispatch says in its object `dial`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct DispatchedDial {
+    trunk_id: Option<String>,
+    caller_id: Option<String>,
+    ringing_timeout_s: Option<u64>,
+    headers: BTreeMap<String, String>,
+}
+
+impl DialConfig {
+    /// Checks for mistakes that a type cannot catch. The error names the key.
+    ///
+    /// # Errors
+    /// When a telephone would ring for longer than the server waits, or a header cannot be sent.
+    pub fn check(&self) -> Result<(), String> {
+        self.check_values()
+            .map_err(|problem| format!("dial.{problem}"))
+    }
+
+    /// These settings with what a dispatch says under `dial`.
+    ///
+    /// # Errors
+    /// The rest of a sentence that begins with "the job metadata": an unknown key, a wrong value,
+    /// or no trunk at all.
+    pub fn with_dispatched(&self, said: Option<&Value>) -> Result<Self, String> {
+        let said = match said {
+            None | Some(Value::Null | Value::Bool(_)) => DispatchedDial::default(),
+            Some(said) => DispatchedDial::deserialize(said)
+                .map_err(|error| format!("has a wrong dial: {error}"))?,
+        };
+        let mut all = self.clone();
+        all.trunk_id = said.trunk_id.unwrap_or(all.trunk_id);
+        all.caller_id = said.caller_id.unwrap_or(all.caller_id);
+        all.ringing_timeout_s = said.ringing_timeout_s.unwrap_or(all.ringing_timeout_s);
+        all.headers.extend(said.headers);
+        all.check_values()
+            .map_err(|problem| format!("has a wrong dial: {problem}"))?;
+        if all.trunk_id.trim().is_empty() {
+            return Err(
+                "asks for a call and names no trunk: set dial.trunk_id, or dial.trunk_id of the dispatch, to the id of an outbound trunk (ST_…)"
+                    .to_owned(),
+            );
+        }
+        Ok(all)
+    }
+
+    fn check_values(&self) -> Result<(), String> {
+        if !(1..=MAX_RINGING_TIMEOUT_S).contains(&self.ringing_timeout_s) {
+            return Err(format!(
+                "ringing_timeout_s must be from 1 to {MAX_RINGING_TIMEOUT_S}: the server waits no longer for an answer"
+            ));
+        }
+        // A token and a field value (RFC 3261, section 25.1).
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-.!%*_+`'~".contains(c);
+        for (name, value) in &self.headers {
+            if name.is_empty() || !name.chars().all(is_name) {
+                return Err(format!(
+                    "headers has {name:?}, which is no name of a header"
+                ));
+            }
+            if value.chars().any(char::is_control) {
+                return Err(format!(
+                    "headers.{name} has a line break or another control character"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_dispatch_overrides_how_its_number_is_dialled() {
+        let config = DialConfig {
+            trunk_id: "ST_ours".into(),
+            headers: BTreeMap::from([("X-Team".to_owned(), "sales".to_owned())]),
+            ..Default::default()
+        };
+        for said in [None, Some(json!(true)), Some(json!({})), Some(Value::Null)] {
+            let all = config.with_dispatched(said.as_ref()).unwrap();
+            assert_eq!(
+                (all.trunk_id.as_str(), all.ringing_timeout_s),
+                ("ST_ours", 45)
+            );
+        }
+        let said = json!({ "trunk_id": "ST_theirs", "caller_id": "+15550100001", "ringing_timeout_s": 20, "headers": { "X-Lead": "7" } });
+        let all = config.with_dispatched(Some(&said)).unwrap();
+        assert_eq!(all.trunk_id, "ST_theirs");
+        assert_eq!(all.caller_id, "+15550100001");
+        assert_eq!(all.ringing_timeout_s, 20);
+        assert_eq!(all.headers.len(), 2);
+    }
+
+    #[test]
+    fn a_call_that_cannot_be_dialled_is_refused_by_the_key() {
+        let without = DialConfig::default();
+        let with = DialConfig {
+            trunk_id: "ST_ours".into(),
+            ..Default::default()
+        };
+        for (config, said, word) in [
+            (&without, json!(true), "dial.trunk_id"),
+            (&with, json!({ "trunk_id": "" }), "dial.trunk_id"),
+            (&with, json!({ "trunk": "ST_1" }), "unknown field `trunk`"),
+            (&with, json!("yes"), "invalid type"),
+            (
+                &with,
+                json!({ "ringing_timeout_s": 0 }),
+                "ringing_timeout_s",
+            ),
+            (
+                &with,
+                json!({ "ringing_timeout_s": 76 }),
+                "ringing_timeout_s",
+            ),
+            (&with, json!({ "headers": { "X A": "1" } }), "\"X A\""),
+            (
+                &with,
+                json!({ "headers": { "X-A": "1\r\nX-B: 2" } }),
+                "headers.X-A",
+            ),
+        ] {
+            let problem = config.with_dispatched(Some(&said)).unwrap_err();
+            assert!(problem.contains(word), "{said}: {problem}");
+        }
     }
 }

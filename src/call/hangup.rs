@@ -3,7 +3,7 @@
 //! Pure: a table from causes to outcomes. Every cause has one, so that no call ends without a word
 //! about why.
 
-use crate::session::{ANOTHER_AGENT, CallStatus, CloseReason};
+use crate::session::{ANOTHER_AGENT, CallStatus, CloseReason, DialOutcome};
 
 /// Why somebody is not in the room any more: LiveKit's reasons (`livekit_models.proto`,
 /// `DisconnectReason`), and one of our own.
@@ -97,6 +97,13 @@ pub enum HangupCause {
     RoomGone {
         /// Why.
         reason: DisconnectReason,
+    },
+    /// The number that was to be dialled was not answered, or could not be dialled.
+    NotReached {
+        /// What came of it.
+        outcome: DialOutcome,
+        /// The sentence for the operator, where one is needed.
+        message: String,
     },
     /// Nobody came.
     CallerNeverCame,
@@ -201,6 +208,22 @@ impl HangupCause {
                 };
                 (close, reason.name().to_owned(), status)
             }
+            Self::NotReached { outcome, .. } => (
+                match Self::is_ours_to_mend(*outcome) {
+                    true => CloseReason::Error,
+                    false => CloseReason::ParticipantDisconnected,
+                },
+                match outcome {
+                    // LiveKit's words for what its own participant would have told.
+                    DialOutcome::Declined => DisconnectReason::UserRejected.name().to_owned(),
+                    DialOutcome::TrunkFailed => DisconnectReason::SipTrunkFailure.name().to_owned(),
+                    DialOutcome::Busy | DialOutcome::NoAnswer | DialOutcome::InvalidNumber => {
+                        DisconnectReason::UserUnavailable.name().to_owned()
+                    }
+                    DialOutcome::Answered | DialOutcome::Failed => "DIAL_FAILED".to_owned(),
+                },
+                outcome.call_status(),
+            ),
             Self::CallerNeverCame => (
                 CloseReason::JobShutdown,
                 "CALLER_NEVER_CAME".into(),
@@ -266,6 +289,9 @@ impl HangupCause {
                 Some(format!("{component} provider failed: {message}"))
             }
             Self::SetUpFailed { message } => Some(message.clone()),
+            Self::NotReached { outcome, message } if Self::is_ours_to_mend(*outcome) => {
+                Some(message.clone())
+            }
             Self::RoomGone { reason } if Self::is_lost(*reason) => Some(
                 "the connection to the LiveKit server was lost and did not come back in time (call.reconnect_wait_s)".to_owned(),
             ),
@@ -282,6 +308,27 @@ impl HangupCause {
             disconnect_reason,
             call_status,
             error,
+        }
+    }
+
+    /// Whether a number was not reached for a reason that an operator can mend.
+    fn is_ours_to_mend(outcome: DialOutcome) -> bool {
+        matches!(outcome, DialOutcome::TrunkFailed | DialOutcome::Failed)
+    }
+
+    /// What is known of a call that somebody else has placed, by how it ended before it was
+    /// answered.
+    pub fn dial_outcome(&self) -> Option<DialOutcome> {
+        match self {
+            Self::CallerLeft { reason } => match reason {
+                DisconnectReason::UserUnavailable => Some(DialOutcome::NoAnswer),
+                DisconnectReason::UserRejected => Some(DialOutcome::Declined),
+                DisconnectReason::SipTrunkFailure => Some(DialOutcome::TrunkFailed),
+                DisconnectReason::MediaFailure => Some(DialOutcome::Failed),
+                _ => None,
+            },
+            Self::NeverAnswered => Some(DialOutcome::NoAnswer),
+            _ => None,
         }
     }
 
@@ -351,6 +398,66 @@ mod tests {
             assert_eq!(ending.disconnect_reason, reason.name());
             assert!(ending.job_succeeded(), "{reason:?} is no fault of ours");
         }
+    }
+
+    #[test]
+    fn a_number_that_is_not_reached_has_its_old_word_and_livekits() {
+        for (outcome, status, reason, is_error) in [
+            (
+                DialOutcome::Busy,
+                CallStatus::Busy,
+                "USER_UNAVAILABLE",
+                false,
+            ),
+            (
+                DialOutcome::Declined,
+                CallStatus::Busy,
+                "USER_REJECTED",
+                false,
+            ),
+            (
+                DialOutcome::NoAnswer,
+                CallStatus::NoAnswer,
+                "USER_UNAVAILABLE",
+                false,
+            ),
+            (
+                DialOutcome::InvalidNumber,
+                CallStatus::Failed,
+                "USER_UNAVAILABLE",
+                false,
+            ),
+            (
+                DialOutcome::TrunkFailed,
+                CallStatus::Failed,
+                "SIP_TRUNK_FAILURE",
+                true,
+            ),
+            (DialOutcome::Failed, CallStatus::Failed, "DIAL_FAILED", true),
+        ] {
+            let message = "503 Service Unavailable".to_owned();
+            let cause = HangupCause::NotReached { outcome, message };
+            let ending = cause.ending(false);
+            assert_eq!(ending.call_status, status, "{outcome:?}");
+            assert_eq!(ending.disconnect_reason, reason, "{outcome:?}");
+            assert_eq!(ending.error.is_some(), is_error, "{outcome:?}");
+            assert_eq!(cause.leaves_behind(), LeftBehind::OurRoom);
+        }
+    }
+
+    #[test]
+    fn what_came_of_a_call_that_others_placed_is_told_by_how_its_telephone_left() {
+        let left = |reason| HangupCause::CallerLeft { reason }.dial_outcome();
+        use DisconnectReason as Reason;
+        assert_eq!(left(Reason::UserUnavailable), Some(DialOutcome::NoAnswer));
+        assert_eq!(left(Reason::UserRejected), Some(DialOutcome::Declined));
+        assert_eq!(
+            left(Reason::SipTrunkFailure),
+            Some(DialOutcome::TrunkFailed)
+        );
+        assert_eq!(left(Reason::ClientInitiated), None);
+        let rang_on = HangupCause::NeverAnswered.dial_outcome();
+        assert_eq!(rang_on, Some(DialOutcome::NoAnswer));
     }
 
     #[test]

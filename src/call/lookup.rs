@@ -28,6 +28,8 @@ pub struct Lookup {
     providers: Arc<ProviderFactory>,
     /// Those that are asked for, in the order in which they count.
     numbers: Vec<String>,
+    /// The persona that the dispatch names: it goes before all numbers.
+    named: Option<String>,
     give_up: CancellationToken,
     state: State,
     warming: AbortHandle,
@@ -44,16 +46,24 @@ impl Lookup {
         personas: Arc<Personas>,
         providers: Arc<ProviderFactory>,
         numbers: &Numbers,
+        named: Option<String>,
     ) -> Self {
         let usual = providers.usual().clone();
         let warming = tokio::spawn(async move { usual.prewarm().await }.in_current_span());
         let numbers = in_order(numbers);
         let give_up = CancellationToken::new();
-        let task = begin(&personas, &providers, numbers.clone(), &give_up);
+        let task = begin(
+            &personas,
+            &providers,
+            numbers.clone(),
+            named.clone(),
+            &give_up,
+        );
         Self {
             personas,
             providers,
             numbers,
+            named,
             give_up,
             state: State::Running(task),
             warming: warming.abort_handle(),
@@ -71,6 +81,7 @@ impl Lookup {
             &self.personas,
             &self.providers,
             numbers.clone(),
+            self.named.clone(),
             &self.give_up,
         );
         self.numbers = numbers;
@@ -140,12 +151,17 @@ fn begin(
     personas: &Arc<Personas>,
     providers: &Arc<ProviderFactory>,
     numbers: Vec<String>,
+    named: Option<String>,
     give_up: &CancellationToken,
 ) -> JoinHandle<AgentProfile> {
     let (personas, providers) = (personas.clone(), providers.clone());
     let give_up = give_up.clone().cancelled_owned();
     let look_up = async move {
-        let persona = personas.find_until(numbers, give_up).await;
+        let named = named.and_then(|name| personas.named(&name));
+        let persona = match named {
+            Some(persona) => persona,
+            None => personas.find_until(numbers, give_up).await,
+        };
         let providers = providers.for_persona(&persona.models);
         AgentProfile { persona, providers }
     };

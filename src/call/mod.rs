@@ -1,12 +1,13 @@
 //! One call: the process that the worker starts for it, from joining the room to leaving it.
 //!
-//! `run` tells the story; `room` is the LiveKit room; `media` says whether anything arrives;
-//! `lookup` finds out meanwhile who the agent is; `persona` and `hangup` answer single questions;
-//! `publish` tells the room what is said. A call never talks to the CRM: it leaves a record on disk
-//! and the worker delivers it.
+//! `run` tells the story; `dial` calls the number of a dispatch; `room` is the LiveKit room;
+//! `media` says whether anything arrives; `lookup` finds out meanwhile who the agent is; `persona`
+//! and `hangup` answer single questions; `publish` tells the room what is said. A call never talks
+//! to the CRM: it leaves a record on disk and the worker delivers it.
 
 mod caller_sound;
 pub mod config;
+mod dial;
 mod hangup;
 mod lookup;
 mod media;
@@ -30,6 +31,7 @@ use crate::store::{Store, StoreError};
 
 pub use hangup::{Ending, HangupCause};
 pub use persona::{Persona, PersonaError, Personas};
+pub use room::CALL_OUTCOME;
 pub use run::{CallError, CallParts, run};
 
 /// The bearer token for the persona source.

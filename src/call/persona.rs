@@ -85,19 +85,28 @@ pub struct Persona {
     pub lines: OwnLines,
     /// Voice for speech synthesis.
     pub voice: Option<String>,
-    /// Models of its own.
+    /// Vendors, models and options of its own.
     pub models: PersonaModels,
     /// The whole object as fetched; `campaigns[0]` in it names campaign, voice agent and client.
     pub full: Value,
 }
 
 impl Persona {
-    /// Reads a persona. `name` is used when the object has none. The object may be wrapped in
-    /// `data`.
+    /// Reads a persona from elsewhere, which may not say where keys of vendors are sent. `name` is
+    /// used when the object has none. The object may be wrapped in `data`.
     ///
     /// # Errors
     /// When it is no JSON object, has no instructions, or a key has a wrong value; a sentence.
     pub fn read(text: &str, name: &str) -> Result<Self, String> {
+        Self::read_from(text, name, false)
+    }
+
+    /// As [`Self::read`], of a file on this machine, which is trusted like the settings.
+    fn read_own(text: &str, name: &str) -> Result<Self, String> {
+        Self::read_from(text, name, true)
+    }
+
+    fn read_from(text: &str, name: &str, may_name_addresses: bool) -> Result<Self, String> {
         let value: Value =
             serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
         let value = match value.get("data") {
@@ -133,6 +142,9 @@ impl Persona {
         let lines = [Some(&value), value.pointer("/campaigns/0"), voice_agent];
         let lines = lines.into_iter().flatten().find_map(|at| at.get("lines"));
         let lines = lines.map_or_else(OwnLines::default, |lines| own_lines(lines, &mut problems));
+        let objects = [Some(&value), value.pointer("/campaigns/0"), voice_agent];
+        let objects: Vec<&Value> = objects.into_iter().flatten().collect();
+        let models = PersonaModels::read(&objects, text, may_name_addresses, &mut problems);
         Ok(Self {
             name: value
                 .get("name")
@@ -147,11 +159,7 @@ impl Persona {
             problems,
             lines,
             voice: text_of(&["voice"]),
-            models: PersonaModels {
-                stt: text_of(&["stt_model", "sttModel"]),
-                llm: text_of(&["llm_model", "llmModel"]),
-                tts: text_of(&["tts_model", "ttsModel"]),
-            },
+            models,
             full: value,
         })
     }
@@ -356,6 +364,19 @@ impl Personas {
         Ok(Some((text, persona)))
     }
 
+    /// The persona in the file of this name, if there is one: what a dispatch may ask for.
+    pub fn named(&self, name: &str) -> Option<Persona> {
+        let is_name = |c: char| c.is_alphanumeric() || "-_ ".contains(c);
+        let persona = match !name.is_empty() && name.chars().all(is_name) {
+            true => self.read_file(name),
+            false => None,
+        };
+        if persona.is_none() {
+            warn!("the dispatch names a persona that has no file; it is looked up by the numbers");
+        }
+        persona
+    }
+
     fn read_file(&self, name: &str) -> Option<Persona> {
         let path = self.config.directory.join(format!("{name}.json"));
         let file_error = |why: String| PersonaError::File {
@@ -373,9 +394,13 @@ impl Personas {
                 return None;
             }
         };
-        Persona::read(&text, name)
+        let mut persona = Persona::read_own(&text, name)
             .map_err(|why| warn!(error = %file_error(why), "persona skipped"))
-            .ok()
+            .ok()?;
+        for problem in &mut persona.problems {
+            *problem = format!("{}: {problem}", path.display());
+        }
+        Some(persona)
     }
 }
 
@@ -630,6 +655,51 @@ mod tests {
             (models.stt, models.llm.as_deref(), models.tts.as_deref()),
             (None, Some("large"), Some("warm"))
         );
+    }
+
+    #[test]
+    fn a_persona_that_is_named_is_the_file_of_that_name_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = PersonaConfig {
+            directory: folder.path().join("personas"),
+            ..Default::default()
+        };
+        std::fs::create_dir(&config.directory).unwrap();
+        let persona = r#"{"instructions": "You sell pumps."}"#;
+        std::fs::write(config.directory.join("pumps.json"), persona).unwrap();
+        std::fs::write(folder.path().join("secret.json"), persona).unwrap();
+        let http = reqwest::Client::new();
+        let personas = Personas::new(config, http, None, folder.path());
+        let found = personas.named("pumps").expect("it has a file");
+        assert_eq!(found.instructions, "You sell pumps.");
+        for name in ["", "nobody", "../secret", "..", "pumps.json", "a/b"] {
+            assert!(personas.named(name).is_none(), "{name:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn vendors_of_a_persona_file_are_used_and_a_wrong_key_is_named_with_file_and_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("15550100.json");
+        let text = "{\"instructions\": \"i\", \"providers\": {\"llm\": [\n  {\"vendor\": \"gemini\", \"base_url\": \"http://x\"},\n  {\"vendor\": \"gemini\", \"modle\": \"x\"}\n]}}";
+        std::fs::write(&file, text).unwrap();
+        let config = PersonaConfig {
+            directory: folder.path().to_owned(),
+            ..Default::default()
+        };
+        let personas = Personas::new(config, reqwest::Client::new(), None, folder.path());
+        let persona = personas.find(["+15550100"]).await;
+        assert_eq!(persona.models.llm_vendors.len(), 1);
+        let [problem] = &persona.problems[..] else {
+            panic!("{:?}", persona.problems)
+        };
+        for part in [file.to_str().unwrap(), "line 3", "modle"] {
+            assert!(problem.contains(part), "{problem}");
+        }
+        // The same from elsewhere names no address.
+        let fetched = Persona::read(text, "x").unwrap();
+        assert_eq!(fetched.models.llm_vendors.len(), 0);
+        assert!(fetched.problems[0].contains("base_url"));
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ use livekit::webrtc::audio_stream::native::NativeAudioStream;
 use livekit::webrtc::stats::RtcStats;
 use livekit::{SendTextOptions, StreamTextOptions, StreamWriter as _, TextStreamWriter};
 use livekit_api::access_token::{AccessToken, Claims};
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -56,6 +57,16 @@ const TRANSCRIPTION_TOPIC: &str = "lk.transcription";
 const CHAT_TOPIC: &str = "lk.chat";
 /// Attribute with what the agent is doing.
 const AGENT_STATE: &str = "lk.agent.state";
+/// Attribute of the agent with what has come of a call that it has placed: JSON.
+pub const CALL_OUTCOME: &str = "voicebot.outcome";
+/// The keys of a telephone by the numbers of their events (RFC 4733, section 3.2).
+const KEYS: [char; 16] = [
+    '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', '*', '#', 'A', 'B', 'C', 'D',
+];
+/// From one key to the next, as LiveKit Agents have it (`send_dtmf.py`).
+const KEY_PAUSE: Duration = Duration::from_millis(300);
+/// A pause among keys, as long as LiveKit's `w` is.
+const LONG_PAUSE: Duration = Duration::from_millis(500);
 /// How long the engine may take to count packets. It answers at once, or is hung.
 const STATS_WAIT: Duration = Duration::from_millis(500);
 /// The pause between two attempts to come back into a room: the server that was restarted has all
@@ -528,6 +539,37 @@ impl RoomVoice {
         }
     }
 
+    /// Presses keys of the telephone at the other end, as its bridge takes them: one after the
+    /// other. `W` is a pause.
+    ///
+    /// # Errors
+    /// The rest of a sentence, when the connection is lost.
+    pub async fn press(&self, keys: &str) -> Result<(), String> {
+        for key in keys.chars() {
+            if let Some(code) = KEYS.iter().position(|known| *known == key) {
+                let packet = SipDTMF {
+                    code: code as u32,
+                    digit: key.to_string(),
+                    ..Default::default()
+                };
+                let sent = self.participant.publish_dtmf(packet).await;
+                sent.map_err(|error| format!("the connection to the room failed: {error}"))?;
+                tokio::time::sleep(KEY_PAUSE).await;
+            } else {
+                tokio::time::sleep(LONG_PAUSE).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells everybody what has come of a call that was placed from here.
+    pub async fn call_outcome(&self, outcome: &Value) {
+        let attributes = HashMap::from([(CALL_OUTCOME.to_owned(), outcome.to_string())]);
+        if let Err(error) = self.participant.set_attributes(attributes).await {
+            debug!(%error, "the outcome of the call could not be published");
+        }
+    }
+
     /// The caller's words so far: a stream of its own for each state of the segment, as LiveKit's
     /// clients expect.
     pub async fn caller_words(
@@ -715,9 +757,6 @@ pub fn call_event(event: RoomEvent) -> Option<CallEvent> {
 
 /// The key of a `SipDTMF` packet: its text, or the number of its event (RFC 4733, section 3.2).
 fn key(code: u32, text: Option<&str>) -> Option<char> {
-    const KEYS: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', '*', '#', 'A', 'B', 'C', 'D',
-    ];
     let named = text.unwrap_or_default().trim().to_ascii_uppercase();
     let mut chars = named.chars();
     match (chars.next(), chars.next()) {

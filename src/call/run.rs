@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _};
 use livekit::RoomEvent;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -23,6 +23,7 @@ use tracing::{Instrument as _, debug, error, info, warn};
 
 use super::caller_sound::CallerSound;
 use super::config::CallLines;
+use super::dial::{self, Dialling};
 use super::hangup::{DisconnectReason, Ending, HangupCause, LeftBehind};
 use super::lookup::{AgentProfile, Lookup};
 use super::media::{MediaNews, MediaWatch, Packets};
@@ -38,15 +39,18 @@ use crate::ipc::{
 use crate::providers::{Component, ProviderFactory};
 use crate::recording::Recorder;
 use crate::rooms::party::{self, Choice, Party, Role};
-use crate::rooms::{DesertedRoom, LostAgent, RoomService, RoomServiceError, end_room};
+use crate::rooms::{
+    Callee, DesertedRoom, LostAgent, RoomService, RoomServiceError, TelephoneError,
+    TelephoneService, end_room,
+};
 use crate::session::dispatch::{self, numbers_metadata};
 use crate::session::{
-    self, CallMetadata, CallParticipant, Direction, KeypadInput, Numbers, Outcome, SharedSession,
-    mask,
+    self, CallMetadata, CallParticipant, Dial, DialOutcome, Direction, KeypadInput, Numbers,
+    Outcome, PlacedBy, SharedSession, mask, mask_numbers,
 };
 use crate::settings::LiveKitSettings;
 use crate::store::{Store, StoreError, Unfinished};
-use crate::tools::{CallRequest, Toolbox};
+use crate::tools::{ACTION_QUEUE, CallAction, CallRequest, Toolbox, WantedAction};
 use crate::voice::{Conversation, LineSources, VoiceCommand, VoiceEnd, VoiceEvent};
 
 /// Frames of the caller's sound on the way to the conversation: half a second, then new ones are
@@ -73,6 +77,10 @@ const STALE_RINGING: Duration = Duration::from_secs(2);
 const MAX_TYPED_EARLY: usize = 32;
 /// After an absence of this length the caller is told that we are there again.
 const NOTICED_ABSENCE: Duration = Duration::from_secs(2);
+/// How much longer than a telephone may ring its call may take to be placed, or taken back.
+const DIAL_MARGIN: Duration = Duration::from_secs(15);
+/// The longest lead that the agent is told of, bytes of JSON.
+const MAX_LEAD_BYTES: usize = 8 * 1024;
 /// How often the caller's packets are counted.
 const MEDIA_POLL: Duration = Duration::from_secs(1);
 /// How long the conversation may take to say its last words after it was told to close.
@@ -126,6 +134,12 @@ pub async fn run(
     let started = Instant::now();
     let (session, journal) = parts.store.open_session(&job.session_id)?;
     let job_metadata = read_job_metadata(&job);
+    let callee = dial::callee(
+        &parts.config.dial,
+        &job_metadata,
+        &parts.config.dispatch_rules(),
+    );
+    let job_metadata = dispatch::with_direction(job_metadata, callee.is_some());
     let numbers = Numbers::read(
         &job_metadata,
         &HashMap::new(),
@@ -134,7 +148,15 @@ pub async fn run(
     );
     session::lock(&session).set_call_metadata(numbers_metadata(&numbers));
     let mut agent = Agent {
-        lookup: Lookup::start(parts.personas.clone(), parts.providers.clone(), &numbers),
+        lookup: Lookup::start(
+            parts.personas.clone(),
+            parts.providers.clone(),
+            &numbers,
+            job_metadata
+                .get("persona")
+                .and_then(Value::as_str)
+                .map(str::to_owned),
+        ),
         numbers,
         job_metadata,
         is_noted: false,
@@ -165,6 +187,7 @@ pub async fn run(
             to_worker.send(FromCall::Joined);
             to_worker.send(FromCall::Running);
             let mut call = Call::new(&job, &parts, &session, &mut room, &mut agent, &to_worker);
+            call.to_be_called = callee;
             let cause = call
                 .until_end(&mut events, &mut before_us, &mut from_worker, &mut stop)
                 .await;
@@ -195,6 +218,7 @@ pub async fn run(
         agent.found_within(parts.config.persona.timeout()).await;
     }
     agent.note(&session);
+    note_call_of_others(&session, &cause);
     session::lock(&session).set_outcome(Outcome {
         close_reason: ending.close_reason,
         disconnect_reason: Some(ending.disconnect_reason.clone()),
@@ -217,6 +241,9 @@ pub async fn run(
         }
     }
 
+    if let Some(room) = &room {
+        tell_outcome(room, &session).await;
+    }
     // The server takes an agent that leaves before its job's final status for one that failed.
     to_worker.send(FromCall::Finishing {
         success: ending.job_succeeded(),
@@ -247,6 +274,58 @@ pub async fn run(
         });
     }
     Ok(ending)
+}
+
+/// Notes what came of a call that somebody else has placed from here, as far as its telephone told.
+fn note_call_of_others(session: &SharedSession, cause: &HangupCause) {
+    let mut session = session::lock(session);
+    let data = session.get_complete_session_data();
+    let is_telephone = data.call_metadata.call_id.is_some();
+    let is_outbound = data.call_metadata.direction == Some(Direction::Outbound);
+    if !is_telephone || !is_outbound || data.dial.is_some() {
+        return;
+    }
+    let outcome = match data.answered_at.is_some() {
+        true => Some(DialOutcome::Answered),
+        false => cause.dial_outcome(),
+    };
+    if outcome.is_some() {
+        session.set_dial(Dial {
+            placed_by: PlacedBy::Other,
+            outcome,
+            ..Default::default()
+        });
+    }
+}
+
+/// Tells whoever follows a call that we have placed what has come of it.
+async fn tell_outcome(room: &CallRoom, session: &SharedSession) {
+    let told = {
+        let session = session::lock(session);
+        let Some(dial) = session
+            .dial()
+            .filter(|dial| dial.placed_by == PlacedBy::Agent)
+        else {
+            return;
+        };
+        let end = session.outcome();
+        json!({
+            "session_id": session.session_id(),
+            "outcome": dial.outcome,
+            "sip_status": dial.sip_status,
+            "sip_reason": dial.sip_reason,
+            "call_status": end.map(|end| end.call_status),
+            "disconnect_reason": end.map(|end| &end.disconnect_reason),
+            "error": end.map(|end| &end.error),
+        })
+    };
+    let telling = room.voice();
+    if timeout(STATUS_WAIT, telling.call_outcome(&told))
+        .await
+        .is_err()
+    {
+        debug!("what has come of the call could not be told in the room");
+    }
 }
 
 /// Tries to write the record of a call for a while longer: this process knows what a full disk did
@@ -460,6 +539,8 @@ struct Talk {
     commands: mpsc::Sender<VoiceCommand>,
     sound: CallerSound,
     events: mpsc::Receiver<VoiceEvent>,
+    /// What the model's tools want of the call.
+    actions: mpsc::Receiver<WantedAction>,
     conversation: JoinHandle<VoiceEnd>,
     media: MediaWatch,
     /// What the agent says about the call itself.
@@ -487,6 +568,16 @@ struct Call<'a> {
     agent: &'a mut Agent,
     publisher: Publisher,
     to_worker: &'a ToWorker,
+    /// The number of the dispatch, until it is called.
+    to_be_called: Option<Result<Callee, String>>,
+    /// Set while the number is being called.
+    dialling: Option<Dialling>,
+    /// The telephone that is being called has left: the API is about to say why.
+    left_unsaid: Option<DisconnectReason>,
+    /// The telephone that is answered, by the word of the API: its own attribute comes later.
+    reached: Option<String>,
+    /// The conversation that waits for the telephone to be answered, with its first words ready.
+    prepared: Option<Talk>,
     stage: Stage,
     /// The sound of everybody who may be the caller, by identity: it may come before or after the
     /// caller is chosen.
@@ -516,10 +607,13 @@ enum Event {
     Chat(CallEvent),
     Worker(Option<ToCall>),
     Voice(VoiceEvent),
+    Action(WantedAction),
     ConversationEnded(VoiceEnd),
     BeforeUs(BeforeUs),
     /// It is known who the agent is.
     AgentFound,
+    /// What came of calling the number.
+    Dialled(Result<(), TelephoneError>),
     /// What is said from now on is recorded.
     Recording,
     MediaPoll,
@@ -543,6 +637,11 @@ impl<'a> Call<'a> {
             session,
             publisher: Publisher::start(room.voice()),
             to_worker,
+            to_be_called: None,
+            dialling: None,
+            left_unsaid: None,
+            reached: None,
+            prepared: None,
             room,
             agent,
             stage: Stage::WaitingForCaller,
@@ -576,6 +675,9 @@ impl<'a> Call<'a> {
         if let Some(cause) = self.poll_room().await {
             return cause;
         }
+        if let Some(cause) = self.dial() {
+            return cause;
+        }
         loop {
             let event = {
                 let deadline = self.next_deadline();
@@ -583,11 +685,13 @@ impl<'a> Call<'a> {
                 // What the lost connection still has to say is old.
                 let linked = !self.room.is_coming_back();
                 let looking_up = self.agent.lookup.is_running();
-                let (mut voice, mut ended, mut recording) = (None, None, None);
+                let dialling = self.dialling.as_mut();
+                let (mut voice, mut ended, mut recording, mut actions) = (None, None, None, None);
                 match &mut self.stage {
                     Stage::Talking(talk) => {
                         voice = Some(&mut talk.events);
                         ended = Some(&mut talk.conversation);
+                        actions = Some(&mut talk.actions);
                     }
                     Stage::Answered(answered) => recording = answered.recording.as_mut(),
                     Stage::WaitingForCaller | Stage::Ringing(_) => {}
@@ -597,6 +701,7 @@ impl<'a> Call<'a> {
                     biased;
                     event = next_or_never(voice) => Event::Voice(event),
                     end = joined_or_never(ended) => Event::ConversationEnded(end),
+                    wanted = wanted_or_never(actions) => Event::Action(wanted),
                     event = events.recv(), if linked => Event::Room(event),
                     back = self.room.is_back() => Event::Back(back),
                     Some(message) = chats.recv() => Event::Chat(message),
@@ -604,6 +709,7 @@ impl<'a> Call<'a> {
                     Some(()) = stop.recv() => Event::Stop,
                     before_us = joined_or_pending(before_us) => Event::BeforeUs(before_us),
                     () = self.agent.lookup.finish(), if looking_up => Event::AgentFound,
+                    result = dialled_or_never(dialling) => Event::Dialled(result),
                     () = ready_or_never(recording) => Event::Recording,
                     _ = media_polls.tick(), if talking => Event::MediaPoll,
                     () = sleep_until(deadline) => Event::Deadline,
@@ -615,6 +721,10 @@ impl<'a> Call<'a> {
                     None
                 }
                 Event::ConversationEnded(end) => Some(self.conversation_cause(end)),
+                Event::Action(wanted) => {
+                    self.act(wanted);
+                    None
+                }
                 Event::Room(None) => Some(HangupCause::RoomGone {
                     reason: DisconnectReason::Unknown,
                 }),
@@ -651,6 +761,7 @@ impl<'a> Call<'a> {
                     None
                 }
                 Event::AgentFound => None,
+                Event::Dialled(result) => self.dialled(result).await,
                 Event::Recording => {
                     if let Stage::Answered(answered) = &mut self.stage {
                         answered.recording = None;
@@ -666,7 +777,148 @@ impl<'a> Call<'a> {
             if let Some(cause) = cause {
                 return cause;
             }
+            self.prepare();
             self.begin_if_ready();
+        }
+    }
+
+    /// Calls the number of the dispatch, unless a telephone is here already.
+    fn dial(&mut self) -> Option<HangupCause> {
+        let callee = match self.to_be_called.take()? {
+            Ok(callee) => callee,
+            Err(message) => return Some(self.cannot_dial(message)),
+        };
+        if !matches!(self.stage, Stage::WaitingForCaller) || self.away.is_some() {
+            info!("somebody to talk to is in the room already: nothing is dialled");
+            return None;
+        }
+        let Some(livekit) = &self.parts.livekit else {
+            let message =
+                "the number cannot be called: LIVEKIT_API_KEY and LIVEKIT_API_SECRET are not set";
+            return Some(self.cannot_dial(message.to_owned()));
+        };
+        info!(
+            number = mask(&callee.number),
+            trunk = callee.trunk_id,
+            "calling the number of the dispatch"
+        );
+        session::lock(self.session).set_dial(Dial {
+            placed_by: PlacedBy::Agent,
+            trunk_id: Some(callee.trunk_id.clone()),
+            asked_at: Some(Utc::now()),
+            ..Default::default()
+        });
+        self.deadline = Instant::now() + callee.ringing_timeout + DIAL_MARGIN;
+        self.dialling = Some(Dialling::start(livekit, &self.job.room_name, callee));
+        None
+    }
+
+    fn cannot_dial(&self, message: String) -> HangupCause {
+        let outcome = DialOutcome::Failed;
+        let now = Some(Utc::now());
+        session::lock(self.session).set_dial(Dial {
+            placed_by: PlacedBy::Agent,
+            asked_at: now,
+            known_at: now,
+            outcome: Some(outcome),
+            ..Default::default()
+        });
+        HangupCause::NotReached { outcome, message }
+    }
+
+    /// What the API says about the call that we have placed.
+    async fn dialled(&mut self, result: Result<(), TelephoneError>) -> Option<HangupCause> {
+        let identity = self
+            .dialling
+            .take()
+            .map(|dialling| dialling.identity.clone());
+        let here = matches!(self.stage, Stage::Answered(_) | Stage::Talking(_));
+        let failed = match result {
+            Ok(()) => None,
+            // The telephone itself is the better witness.
+            Err(error) if here => {
+                warn!(
+                    error = mask_numbers(&error.message),
+                    "the call that is held is said to have failed"
+                );
+                None
+            }
+            Err(error) => Some(error),
+        };
+        let left = self.left_unsaid.take();
+        let failed = failed.map(|mut error| {
+            if error.sip_status.is_none()
+                && let Some(outcome) = left
+                    .map(|reason| HangupCause::CallerLeft { reason })
+                    .and_then(|cause| cause.dial_outcome())
+            {
+                error.outcome = outcome;
+            }
+            error
+        });
+        let mut dial = session::lock(self.session)
+            .dial()
+            .cloned()
+            .unwrap_or_default();
+        dial.known_at = Some(Utc::now());
+        dial.outcome = Some(
+            failed
+                .as_ref()
+                .map_or(DialOutcome::Answered, |error| error.outcome),
+        );
+        if let Some(error) = &failed {
+            dial.sip_status = error.sip_status;
+            dial.sip_reason.clone_from(&error.sip_reason);
+        }
+        session::lock(self.session).set_dial(dial);
+        match failed {
+            None => {
+                info!("the number that was called is answered");
+                if let Some(reason) = left {
+                    // They have hung up at once.
+                    self.answered = true;
+                    session::lock(self.session).set_answered(Utc::now());
+                    return Some(HangupCause::CallerLeft { reason });
+                }
+                self.reached = identity;
+                self.poll_room().await
+            }
+            Some(error) => {
+                info!(
+                    outcome = error.outcome.name(),
+                    sip_status = error.sip_status,
+                    "the number that was called is not reached"
+                );
+                Some(HangupCause::NotReached {
+                    outcome: error.outcome,
+                    message: mask_numbers(&error.message),
+                })
+            }
+        }
+    }
+
+    /// Makes the conversation ready while the telephone of somebody whom we call rings, so that its
+    /// first words are there when it is answered: until then, its line counts as lost.
+    fn prepare(&mut self) {
+        let Stage::Ringing(callee) = &self.stage else {
+            return;
+        };
+        let waits_for_us = callee.is_called_from_here() && self.link_lost.is_none();
+        let Some(profile) = self.agent.lookup.profile() else {
+            // The numbers have changed, and perhaps the persona with them.
+            self.drop_prepared();
+            return;
+        };
+        if waits_for_us && self.prepared.is_none() {
+            let talk = self.start_conversation(callee.clone(), profile);
+            let _ = talk.commands.try_send(VoiceCommand::LineLost);
+            self.prepared = Some(talk);
+        }
+    }
+
+    fn drop_prepared(&mut self) {
+        if let Some(talk) = self.prepared.take() {
+            talk.conversation.abort();
         }
     }
 
@@ -779,7 +1031,12 @@ impl<'a> Call<'a> {
 
     /// Checks who is in the room, and acts on it: chooses the caller, or ends the call.
     async fn poll_room(&mut self) -> Option<HangupCause> {
-        let parties = self.room.parties();
+        let mut parties = self.room.parties();
+        if let Some(identity) = &self.reached
+            && let Some(party) = parties.iter_mut().find(|party| party.identity == *identity)
+        {
+            party.counts_as_answered();
+        }
         if let Some(elder) = party::elder_agent(&self.room.us(), &parties) {
             return Some(HangupCause::AnotherAgent {
                 identity: elder.identity.clone(),
@@ -853,6 +1110,9 @@ impl<'a> Call<'a> {
         }
         match choice {
             Choice::Nobody => {}
+            // Nobody is talked to in place of the telephone that is being called.
+            Choice::Silent(party) | Choice::Talk(party)
+                if self.dialling.is_some() && party.role != Role::Telephone => {}
             // Whoever watches a telephone being called is not called instead when it gives up.
             Choice::Silent(_) if self.telephone_gave_up() => {}
             Choice::Silent(party) => {
@@ -869,7 +1129,11 @@ impl<'a> Call<'a> {
                 if !matches!(self.stage, Stage::Ringing(_)) {
                     info!("the caller's telephone is ringing");
                     session::lock(self.session).set_ringing(Utc::now());
-                    self.deadline = now + Duration::from_secs(self.parts.config.call.ring_wait_s);
+                    // A call of ours is over when the API says so.
+                    if self.dialling.is_none() {
+                        let limit = Duration::from_secs(self.parts.config.call.ring_wait_s);
+                        self.deadline = now + limit;
+                    }
                 }
                 self.note_participant(&party.identity);
                 self.stage = Stage::Ringing(party.clone());
@@ -910,6 +1174,11 @@ impl<'a> Call<'a> {
     fn left(&mut self, party: Party, reason: DisconnectReason) -> Option<HangupCause> {
         self.audible
             .retain(|(identity, _)| *identity != party.identity);
+        let mut dialling = self.dialling.iter();
+        if dialling.any(|dialling| dialling.identity == party.identity) {
+            self.left_unsaid = Some(reason);
+            return None;
+        }
         let is_ours = match &self.stage {
             Stage::Talking(talk) => talk.caller.identity == party.identity,
             Stage::Answered(answered) => answered.caller.identity == party.identity,
@@ -1246,12 +1515,23 @@ impl<'a> Call<'a> {
             return;
         }
         let Some(profile) = self.agent.lookup.profile() else {
+            // It was made ready for other numbers.
+            self.drop_prepared();
             return;
         };
         let caller = answered.caller.clone();
         let typed = std::mem::take(&mut answered.typed);
         let identity = caller.identity.clone();
-        let talk = self.start_conversation(caller, profile);
+        let prepared = self.prepared.take();
+        let talk = match prepared.filter(|talk| talk.caller.identity == identity) {
+            Some(mut talk) => {
+                talk.caller = caller;
+                talk.media = MediaWatch::new(Instant::now(), self.parts.config.call.no_media());
+                let _ = talk.commands.try_send(VoiceCommand::LineBack { say: None });
+                talk
+            }
+            None => self.start_conversation(caller, profile),
+        };
         self.stage = Stage::Talking(Box::new(talk));
         self.agent.note(self.session);
         self.connect_sound(&identity);
@@ -1298,12 +1578,13 @@ impl<'a> Call<'a> {
         let (audio, heard) = mpsc::channel(AUDIO_QUEUE);
         let (commands, inbox) = mpsc::channel(VOICE_QUEUE);
         let (outbox, events) = mpsc::channel(VOICE_QUEUE);
+        let (wanted, actions) = mpsc::channel(ACTION_QUEUE);
         let mut config = parts.config.voice.clone();
         let sources = LineSources::new(&config.lines, &persona.lines, persona.language.as_ref());
         config.lines = config.lines.of(&sources);
         let conversation = Conversation {
             config,
-            instructions: persona.instructions.clone(),
+            instructions: instructions(&persona.instructions, &self.agent.job_metadata),
             greeting: persona.greeting.clone(),
             goodbye: persona.goodbye.clone(),
             language: persona.language.clone(),
@@ -1311,11 +1592,14 @@ impl<'a> Call<'a> {
             stt: providers.stt.clone(),
             llm: providers.llm.clone(),
             tts: providers.tts.clone(),
-            tools: Arc::new(Toolbox::new(
-                self.session.clone(),
-                parts.store.clone(),
-                &parts.config.tools,
-            )),
+            tools: Arc::new(
+                Toolbox::new(
+                    self.session.clone(),
+                    parts.store.clone(),
+                    &parts.config.tools,
+                )
+                .with_call(wanted),
+            ),
             output: self.room.speaker(),
         };
         Talk {
@@ -1323,11 +1607,60 @@ impl<'a> Call<'a> {
             commands,
             sound: CallerSound::new(audio),
             events,
+            actions,
             conversation: tokio::spawn(conversation.run(heard, inbox, outbox).in_current_span()),
             media: MediaWatch::new(Instant::now(), parts.config.call.no_media()),
             lines: parts.config.call.lines(&sources),
             soundless: false,
             was_heard: false,
+        }
+    }
+
+    /// Does what a tool of the model's wants, in the background: the tool waits for its end.
+    fn act(&self, wanted: WantedAction) {
+        let Stage::Talking(talk) = &self.stage else {
+            return;
+        };
+        let WantedAction { action, done } = wanted;
+        // Whoever waits for the end may have been given up.
+        if talk.caller.role != Role::Telephone {
+            let _ = done.send(Err("the caller is not on the telephone".to_owned()));
+            return;
+        }
+        match action {
+            CallAction::Keys(keys) => {
+                info!(keys = keys.len(), "pressing keys of the telephone");
+                let voice = self.room.voice();
+                let pressing = async move {
+                    let _ = done.send(voice.press(&keys).await);
+                };
+                tokio::spawn(pressing.in_current_span());
+            }
+            CallAction::Transfer {
+                target,
+                ringing_timeout,
+            } => {
+                let Some(livekit) = &self.parts.livekit else {
+                    let why = "LIVEKIT_API_KEY and LIVEKIT_API_SECRET are not set";
+                    let _ = done.send(Err(why.to_owned()));
+                    return;
+                };
+                let service = TelephoneService::new(livekit);
+                let (room, identity) = (self.job.room_name.clone(), talk.caller.identity.clone());
+                let handing_over = async move {
+                    let handed = service.transfer(&room, &identity, &target, ringing_timeout);
+                    let result = handed.await;
+                    match &result {
+                        Ok(()) => info!("the caller is handed over"),
+                        Err(error) => warn!(
+                            error = mask_numbers(&error.message),
+                            "the caller could not be handed over"
+                        ),
+                    }
+                    let _ = done.send(result.map_err(|error| error.in_words()));
+                };
+                tokio::spawn(handing_over.in_current_span());
+            }
         }
     }
 
@@ -1476,6 +1809,7 @@ impl<'a> Call<'a> {
         events: &mut RoomEvents,
     ) -> (HangupCause, bool, Option<Recorder>) {
         let recorder = self.recorder.take();
+        self.drop_prepared();
         let stage = std::mem::replace(&mut self.stage, Stage::WaitingForCaller);
         let Stage::Talking(mut talk) = stage else {
             return (cause, self.answered, recorder);
@@ -1547,6 +1881,23 @@ impl<'a> Call<'a> {
     }
 }
 
+/// The persona's instructions, and the lead that the dispatch is about.
+fn instructions(persona: &str, job_metadata: &Value) -> String {
+    match job_metadata.get("lead") {
+        Some(lead @ Value::Object(_)) => {
+            let lead = lead.to_string();
+            if lead.len() > MAX_LEAD_BYTES {
+                warn!(
+                    "the lead of the dispatch is longer than {MAX_LEAD_BYTES} bytes: the agent is not told of it"
+                );
+                return persona.to_owned();
+            }
+            format!("{persona}\n\nWhat is known of the person on the line: {lead}")
+        }
+        _ => persona.to_owned(),
+    }
+}
+
 /// Whether an event means that the caller does not hear the agent any more, and why.
 fn nobody_listens(event: Option<RoomEvent>, caller: &str) -> Option<HangupCause> {
     let Some(event) = event else {
@@ -1563,9 +1914,27 @@ fn nobody_listens(event: Option<RoomEvent>, caller: &str) -> Option<HangupCause>
     }
 }
 
+async fn dialled_or_never(dialling: Option<&mut Dialling>) -> Result<(), TelephoneError> {
+    match dialling {
+        Some(dialling) => dialling.finished().await,
+        None => pending().await,
+    }
+}
+
 async fn ready_or_never(waiting: Option<&mut BoxFuture<'static, ()>>) {
     match waiting {
         Some(waiting) => waiting.await,
+        None => pending().await,
+    }
+}
+
+async fn wanted_or_never(actions: Option<&mut mpsc::Receiver<WantedAction>>) -> WantedAction {
+    match actions {
+        Some(actions) => match actions.recv().await {
+            Some(wanted) => wanted,
+            // The conversation is ending.
+            None => pending().await,
+        },
         None => pending().await,
     }
 }

@@ -14,10 +14,10 @@ use super::CommandResult;
 use crate::call::{Persona, Personas};
 use crate::config::Config;
 use crate::ledger::mongodb;
-use crate::providers::llm::{ChatMessage, ChatModel, ChatRequest};
+use crate::providers::llm::{ChatMessage, ChatModel, ChatRequest, ToolChoice};
 use crate::providers::stt::{ListenRequest, SpeechSegment, SpeechToText, hear_once};
 use crate::providers::tts::{SpeechPiece, SpeechRequest, TextToSpeech};
-use crate::providers::{self, ProviderError, Providers, Vendor};
+use crate::providers::{self, ProviderError, Providers, ProvidersConfig, Vendor};
 use crate::recording::RecordingMode;
 use crate::recording::proof;
 use crate::settings::{Secret, http_address};
@@ -87,7 +87,7 @@ pub async fn run(arguments: CheckArguments, config: &Config) -> CommandResult {
     });
     findings.extend(sound);
     if let Some(providers) = &usable {
-        findings.extend(vendors(providers, &persona).await);
+        findings.extend(vendors(&config.providers, providers, &persona).await);
     }
     findings.push(Finding {
         what: "persona",
@@ -371,7 +371,11 @@ async fn speech(providers: &Providers, persona: &Persona) -> Vec<Finding> {
 }
 
 /// Opens each vendor of the lists once.
-async fn vendors(providers: &Providers, persona: &Persona) -> Vec<Finding> {
+async fn vendors(
+    settings: &ProvidersConfig,
+    providers: &Providers,
+    persona: &Persona,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let request = ListenRequest {
         language: persona.language.clone(),
@@ -388,7 +392,12 @@ async fn vendors(providers: &Providers, persona: &Persona) -> Vec<Finding> {
             },
         });
     }
-    for model in providers.llm.members() {
+    let models = match providers.llm.members() {
+        // A list of one is that one.
+        [] if !settings.llm.is_empty() => std::slice::from_ref(&providers.llm),
+        members => members,
+    };
+    for model in models {
         let began = Instant::now();
         let name = model.name();
         findings.push(Finding {
@@ -437,6 +446,7 @@ async fn answers(model: &dyn ChatModel) -> Result<(), ProviderError> {
     let request = ChatRequest {
         messages: vec![ChatMessage::User(WORD.to_owned())],
         tools: Vec::new(),
+        tool_choice: ToolChoice::Auto,
     };
     let mut answer = model.chat(request).await?;
     match answer.next().await {

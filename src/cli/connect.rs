@@ -63,7 +63,7 @@ pub async fn run(arguments: ConnectArguments, config: Arc<Config>) -> CommandRes
     };
     store.begin(
         &job.start(),
-        &told_by(&job.start(), &config.call.country_code),
+        &told_by(&job.start(), &config.dispatch_rules()),
     )?;
     let session_id = job.session_id.clone();
     let parts = CallParts::from_config(config.clone())?;

@@ -5,8 +5,10 @@ mod check;
 mod connect;
 #[cfg(feature = "dev")]
 mod dev;
+mod dial;
 mod in_call;
 mod output;
+mod shell;
 mod start;
 mod uploads;
 
@@ -71,6 +73,8 @@ enum Command {
     Demo(dev::demo::DemoArguments),
     /// Join a room as its agent, without dispatch
     Connect(connect::ConnectArguments),
+    /// Have a worker call a number, and tell the call's story
+    Dial(dial::DialArguments),
     /// Say whether settings, servers and providers are usable
     Check(check::CheckArguments),
     /// Which calls there are, and what happened to one of them
@@ -79,6 +83,10 @@ enum Command {
     /// Look at and push the delivery of records to the CRM
     #[command(subcommand)]
     Uploads(uploads::UploadsCommand),
+    /// Print completions for a shell
+    Completions(shell::CompletionsArguments),
+    /// Print the manual page, or write a page for each command
+    Man(shell::ManArguments),
     /// Hold the call whose job comes on stdin; started by the worker
     #[command(hide = true)]
     Call,
@@ -145,7 +153,7 @@ impl Command {
         match self {
             #[cfg(feature = "dev")]
             Self::Demo(_) => false,
-            Self::Calls(_) | Self::Uploads(_) | Self::Check(_) => false,
+            Self::Calls(_) | Self::Uploads(_) | Self::Check(_) | Self::Dial(_) => false,
             _ => true,
         }
     }
@@ -162,11 +170,20 @@ async fn run(command: Command, config: Arc<Config>, file: Option<PathBuf>) -> Co
         #[cfg(feature = "dev")]
         Command::Demo(arguments) => dev::demo::run(arguments).await,
         Command::Connect(arguments) => connect::run(arguments, config).await,
+        Command::Dial(arguments) => dial::run(arguments, &config).await,
         Command::Check(arguments) => check::run(arguments, &config).await,
         Command::Calls(command) => calls::run(command, &config).await,
         Command::Uploads(command) => uploads::run(command, &config).await,
         Command::Call => {
             crate::call::run_process(config).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completions(arguments) => {
+            shell::completions(&arguments, Arguments::command(), &mut std::io::stdout())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man(arguments) => {
+            shell::manual(&arguments, Arguments::command(), &mut std::io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
         #[cfg(feature = "dev")]

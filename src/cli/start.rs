@@ -9,13 +9,16 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use url::Url;
 
 use super::CommandResult;
 use crate::config::Config;
 use crate::ipc;
 use crate::ledger::mongodb;
+use crate::page::{self, Access, PageParts};
 use crate::providers;
 use crate::recording::webhook::Webhooks;
+use crate::settings::Secret;
 use crate::store::Store;
 use crate::upload::PassOptions;
 use crate::worker::{self, CallProgram, HttpServer, Worker};
@@ -46,6 +49,7 @@ pub async fn run(
     providers::build(&config.providers, providers::http_client()?)?;
     let store = Store::open(&config.data_dir)?;
     let http = HttpServer::bind(config.worker.http_bind).await?;
+    let access = Access::new(http.address(), Secret::from_env(page::TOKEN_VARIABLE))?;
     let metrics = worker::install_metrics()?;
     let starter = if arguments.stop_with_stdin {
         Some(ipc::stdin_pipe()?)
@@ -64,12 +68,11 @@ pub async fn run(
         );
         None
     } else {
-        Some(tokio::spawn(
-            super::uploads::uploader(&config, &store)?
-                .hurried_by(egress_ends)
-                .run(notices, stop.clone()),
-        ))
+        let uploader = super::uploads::uploader(&config, &store)?.hurried_by(egress_ends);
+        let health = uploader.health();
+        Some((tokio::spawn(uploader.run(notices, stop.clone())), health))
     };
+    let (delivery, crm) = delivery.unzip();
     let webhooks = Webhooks::new(&livekit.api_key, livekit.api_secret.expose());
     let hears = worker::webhook_route(webhooks, egress_ended);
     // Stopped last: what the last delivery changes belongs into the copy too.
@@ -79,18 +82,34 @@ pub async fn run(
         .into_iter()
         .flat_map(|file| ["--config".into(), file.into_os_string()]);
     let program = CallProgram::this_binary(options)?;
+    let livekit_host = Url::parse(&livekit.url)
+        .ok()
+        .and_then(|url| url.host_str().map(str::to_owned))
+        .unwrap_or_default();
     let worker = Worker::new(
         config.worker.clone(),
         livekit,
         config.livekit.agent_name.clone(),
         store.clone(),
         program,
-        notify,
+        notify.clone(),
     )?
     .with_storage(config.storage)
     .with_room_deletion(config.call.delete_room)
-    .with_country(config.call.country_code.clone());
-    let page = tokio::spawn(http.serve(worker.status(), Some(metrics), hears, stop.clone()));
+    .with_rules(config.dispatch_rules());
+    let parts = PageParts {
+        config: config.page.clone(),
+        store: store.clone(),
+        status: worker.status(),
+        slots: config.worker.slots(),
+        storage: config.storage,
+        livekit_host,
+        resolver: super::uploads::resolver(&config, &store),
+        crm,
+        notify,
+    };
+    let shown = hears.merge(page::router(access, parts, stop.clone()));
+    let page = tokio::spawn(http.serve(worker.status(), Some(metrics), shown, stop.clone()));
     let result = worker.run(signals).await;
 
     stop.cancel();
@@ -108,7 +127,7 @@ pub async fn run(
     if let Some(copy) = copy {
         copy.await?;
     }
-    page.await??;
+    page.await?;
     result?;
     // Whoever reads it knows that nothing more comes.
     info!("the worker stopped");

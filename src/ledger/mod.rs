@@ -6,14 +6,16 @@
 
 mod mask;
 pub mod mongodb;
+mod pages;
 mod search;
 mod timeline;
 mod view;
 
 pub use mask::{masked, masked_call};
+pub use pages::{CallPage, PageMark, PageQuestion, page};
 pub use search::{
     CallFilter, FoundCall, Live, Query, Scanned, SearchResult, Standing, Unreadable, WholeCall,
-    find, list,
+    find, list, of_session,
 };
 pub use timeline::{TimelineEntry, TimelineEvent, timeline};
 pub use view::{CallDetails, CallSummary, LeadView};

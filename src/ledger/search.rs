@@ -94,7 +94,7 @@ pub struct Unreadable {
 impl FoundCall {
     /// Reads a call's file, wherever it has gone since it was listed. `None`: there is no such call
     /// any more.
-    fn open(store: &Store, file: &CallFile) -> Option<Result<Self, Unreadable>> {
+    pub(super) fn open(store: &Store, file: &CallFile) -> Option<Result<Self, Unreadable>> {
         let mut file = file.clone();
         loop {
             let unreadable = |error: StoreError| Unreadable {
@@ -264,7 +264,7 @@ pub struct CallFilter {
 }
 
 impl CallFilter {
-    fn place_counts(&self, place: Place) -> bool {
+    pub(super) fn place_counts(&self, place: Place) -> bool {
         self.standings.is_empty()
             || self
                 .standings
@@ -272,7 +272,7 @@ impl CallFilter {
                 .any(|standing| standing.place() == place)
     }
 
-    fn lets_pass(&self, call: &FoundCall) -> bool {
+    pub(super) fn lets_pass(&self, call: &FoundCall) -> bool {
         let record = &call.record;
         let standing = self.standings.is_empty() || self.standings.contains(&call.standing);
         // A call that runs has no outcome yet, whatever the record's default says.
@@ -380,7 +380,7 @@ impl Query {
     }
 
     /// The day in `CALL-YYYYMMDD-…`: such a call is looked for among those of that day.
-    fn day(&self) -> Option<NaiveDate> {
+    pub(super) fn day(&self) -> Option<NaiveDate> {
         let day = self.text.strip_prefix("CALL-")?.get(..8)?;
         NaiveDate::parse_from_str(day, "%Y%m%d").ok()
     }
@@ -485,8 +485,15 @@ pub fn find(store: &Store, query: &Query) -> Result<SearchResult, StoreError> {
     Ok(result)
 }
 
+/// The call of one session, found by its name alone.
+pub fn of_session(store: &Store, id: &SessionId) -> SearchResult {
+    let mut result = SearchResult::default();
+    result.take_session(store, id);
+    result
+}
+
 /// What a first scan of a file tells.
-enum Sniffed {
+pub(super) enum Sniffed {
     Open,
     Not,
     Broken(Unreadable),
@@ -494,7 +501,7 @@ enum Sniffed {
 
 /// Checks whether the file has the id in it at all: parsing a hundred thousand records takes ten
 /// times as long.
-fn sniff(store: &Store, query: &Query, file: &CallFile) -> Sniffed {
+pub(super) fn sniff(store: &Store, query: &Query, file: &CallFile) -> Sniffed {
     if file.place == Place::Journal {
         return Sniffed::Open;
     }

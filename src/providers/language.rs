@@ -96,6 +96,12 @@ const REPLACED: [(&str, &str); 2] = [("iw", "he"), ("in", "id")];
 /// Personas say with these that the recogniser is to find out by itself.
 const ANY: [&str; 6] = ["", "any", "auto", "detect", "multi", "multilingual"];
 
+/// Languages of India, and English, by their codes.
+const OF_INDIA: [&str; 23] = [
+    "as", "bn", "brx", "doi", "en", "gu", "hi", "kn", "kok", "ks", "mai", "ml", "mni", "mr", "ne",
+    "or", "pa", "sa", "sat", "sd", "ta", "te", "ur",
+];
+
 /// A language tag (BCP 47, RFC 5646): language, perhaps script and region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Language {
@@ -152,6 +158,18 @@ impl Language {
         }))
     }
 
+    /// The code of the language alone: that of ISO 639-1, or of three letters where there is none.
+    pub fn language(&self) -> &str {
+        self.subtags.first().map_or("", String::as_str)
+    }
+
+    /// As spoken in India (`hi-IN`, `en-IN`), for vendors that know nothing else; none for a
+    /// language that is none of India's.
+    pub fn in_india(&self) -> Option<String> {
+        let code = self.language();
+        OF_INDIA.contains(&code).then(|| format!("{code}-IN"))
+    }
+
     /// The ISO 639-1 code, for vendors that take nothing else; none for a language that has none.
     pub fn iso_639_1(&self) -> Option<&str> {
         self.subtags
@@ -206,6 +224,15 @@ mod tests {
             let language = Language::read(text).unwrap().unwrap();
             assert_eq!(language.to_string(), tag, "{text}");
             assert_eq!(language.iso_639_1(), code, "{text}");
+        }
+        for (text, expected) in [
+            ("Hindi", Some("hi-IN")),
+            ("en-GB", Some("en-IN")),
+            ("kok", Some("kok-IN")),
+            ("de", None),
+        ] {
+            let language = Language::read(text).unwrap().unwrap();
+            assert_eq!(language.in_india().as_deref(), expected, "{text}");
         }
         for text in ["", "auto", "Multi"] {
             assert_eq!(Language::read(text), Ok(None), "{text}");

@@ -12,6 +12,7 @@ mod health;
 mod language;
 pub mod llm;
 mod openai;
+mod persona;
 pub(crate) mod retry;
 pub mod scripted;
 pub(crate) mod socket;
@@ -28,7 +29,8 @@ use tracing::warn;
 
 pub use error::{Component, ProviderError};
 pub use language::Language;
-use llm::{ChatModel, ChatOption};
+use llm::{ChatModel, ChatOption, ToolChoice};
+pub use persona::PersonaModels;
 use stt::{Recogniser, SpeechToText};
 use tts::TextToSpeech;
 #[cfg(feature = "internals")]
@@ -66,6 +68,8 @@ pub struct ProvidersConfig {
     pub llm_temperature: Option<f32>,
     /// The longest answer in tokens; the model's own limit when not set.
     pub llm_max_tokens: Option<u32>,
+    /// Whether the language model uses tools.
+    pub llm_tool_choice: ToolChoice,
     /// What the server of the language model is known to refuse. Each call finds the rest out for
     /// itself, at the price of one request for each.
     pub llm_refuses: Vec<ChatOption>,
@@ -95,6 +99,7 @@ impl Default for ProvidersConfig {
             llm_model: "gpt-4.1-mini".to_owned(),
             llm_temperature: None,
             llm_max_tokens: None,
+            llm_tool_choice: ToolChoice::Auto,
             llm_refuses: Vec::new(),
             tts_model: "gpt-4o-mini-tts".to_owned(),
             tts_voice: "alloy".to_owned(),
@@ -103,34 +108,6 @@ impl Default for ProvidersConfig {
             llm: Vec::new(),
             tts: Vec::new(),
         }
-    }
-}
-
-/// The models that a persona may name for its own calls; its voice goes with each request.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PersonaModels {
-    /// Instead of `providers.stt_model`.
-    pub stt: Option<String>,
-    /// Instead of `providers.llm_model`.
-    pub llm: Option<String>,
-    /// Instead of `providers.tts_model`.
-    pub tts: Option<String>,
-}
-
-impl ProvidersConfig {
-    /// The settings for the calls of a persona with these models.
-    fn for_persona(&self, models: &PersonaModels) -> Self {
-        let mut config = self.clone();
-        for (setting, own) in [
-            (&mut config.stt_model, &models.stt),
-            (&mut config.llm_model, &models.llm),
-            (&mut config.tts_model, &models.tts),
-        ] {
-            if let Some(own) = own {
-                setting.clone_from(own);
-            }
-        }
-        config
     }
 }
 
@@ -178,15 +155,25 @@ impl ProviderFactory {
         &self.usual
     }
 
-    /// The providers of a persona with these models: the usual ones where those cannot be made.
+    /// The providers of a persona with these models: the usual one where its own cannot be made.
     pub fn for_persona(&self, models: &PersonaModels) -> Providers {
-        if *models == PersonaModels::default() {
-            return self.usual.clone();
+        let mut providers = self.usual.clone();
+        for component in [Component::Stt, Component::Llm, Component::Tts] {
+            if !models.changes(component) {
+                continue;
+            }
+            let config = self.config.for_persona(models, component);
+            match (build(&config, self.http.clone()), component) {
+                (Ok(own), Component::Stt) => providers.stt = own.stt,
+                (Ok(own), Component::Llm) => providers.llm = own.llm,
+                (Ok(own), Component::Tts) => providers.tts = own.tts,
+                (Err(error), component) => {
+                    let component = component.as_str();
+                    warn!(component, %error, "the persona's own vendors or models cannot be used");
+                }
+            }
         }
-        build(&self.config.for_persona(models), self.http.clone()).unwrap_or_else(|error| {
-            warn!(%error, "the persona's own models cannot be used");
-            self.usual.clone()
-        })
+        providers
     }
 }
 
@@ -278,7 +265,19 @@ mod tests {
         let own = factory.for_persona(&models);
         assert!(own.llm.name().contains("large"), "{}", own.llm.name());
         assert_eq!(own.stt.name(), factory.usual().stt.name());
+        assert!(Arc::ptr_eq(&own.tts, &factory.usual().tts));
         let none = factory.for_persona(&PersonaModels::default());
         assert!(Arc::ptr_eq(&none.llm, &factory.usual().llm));
+        // A vendor whose key is missing costs only itself.
+        let vendor =
+            serde_json::json!({ "vendor": "gemini", "api_key_variable": "A_KEY_THAT_NOBODY_HAS" });
+        let models = PersonaModels {
+            llm_vendors: vec![serde_json::from_value(vendor).unwrap()],
+            tts: Some("warm".into()),
+            ..PersonaModels::default()
+        };
+        let own = factory.for_persona(&models);
+        assert!(Arc::ptr_eq(&own.llm, &factory.usual().llm));
+        assert!(own.tts.name().contains("warm"), "{}", own.tts.name());
     }
 }

@@ -1,12 +1,15 @@
-//! What the three OpenAI-compatible providers share: the address, the key, the client, and what its
-//! errors mean.
+//! What providers that are asked over HTTP share: the address, the key, the client, and what its
+//! errors mean. The servers are OpenAI-compatible, or those of a vendor with an interface of its
+//! own ([`Api::of_vendor`]).
 
 use std::time::Duration;
 
+use reqwest::header::{HeaderName, HeaderValue};
 use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use super::ProviderError;
+use super::socket::vendor_key;
 use crate::settings::Secret;
 
 /// The key's variable. Servers on the own machine often want none.
@@ -25,33 +28,43 @@ pub(super) struct Refusal {
     pub body: Option<Value>,
 }
 
-/// An OpenAI-compatible server. Cheap to clone; all clones share the client's connections.
+/// One server. Cheap to clone; all clones share the client's connections.
 #[derive(Clone)]
 pub(super) struct Api {
     http: reqwest::Client,
     base: String,
     host: String,
-    key: Option<Secret>,
+    pass: Pass,
     key_name: String,
+    /// The settings that hold its address and model, for messages.
+    settings: &'static str,
+}
+
+/// How it is told the key.
+#[derive(Clone)]
+enum Pass {
+    Bearer(Option<Secret>),
+    Header(HeaderName, HeaderValue),
+}
+
+/// Host and port of `base`, which the key `setting` holds.
+fn host_of(base: &str, setting: &str) -> Result<String, ProviderError> {
+    let url = url::Url::parse(base).map_err(|error| {
+        ProviderError::config(format!("{setting} {base:?} is no address: {error}"))
+    })?;
+    match (url.host_str(), url.port()) {
+        (Some(host), Some(port)) => Ok(format!("{host}:{port}")),
+        (Some(host), None) => Ok(host.to_owned()),
+        (None, _) => Err(ProviderError::config(format!(
+            "{setting} {base:?} names no host"
+        ))),
+    }
 }
 
 impl Api {
     /// The server at `base`, which ends in `/v1`. The key is in the variable `key_name`.
     pub fn new(http: reqwest::Client, base: &str, key_name: &str) -> Result<Self, ProviderError> {
-        let url = url::Url::parse(base).map_err(|error| {
-            ProviderError::config(format!(
-                "OPENAI_BASE_URL (providers.openai_base_url) {base:?} is no address: {error}"
-            ))
-        })?;
-        let host = match (url.host_str(), url.port()) {
-            (Some(host), Some(port)) => format!("{host}:{port}"),
-            (Some(host), None) => host.to_owned(),
-            (None, _) => {
-                return Err(ProviderError::config(format!(
-                    "OPENAI_BASE_URL (providers.openai_base_url) {base:?} names no host"
-                )));
-            }
-        };
+        let host = host_of(base, "OPENAI_BASE_URL (providers.openai_base_url)")?;
         let key = Secret::from_env(key_name);
         if key.is_none() && host.ends_with("openai.com") {
             return Err(ProviderError::config(format!(
@@ -62,8 +75,40 @@ impl Api {
             http,
             base: base.trim_end_matches('/').to_owned(),
             host,
-            key,
+            pass: Pass::Bearer(key),
             key_name: key_name.to_owned(),
+            settings: "OPENAI_BASE_URL, providers.*_model",
+        })
+    }
+
+    /// The server of a vendor at `base`, which is told the key in the header `header`.
+    ///
+    /// # Errors
+    /// When none of the variables `key_names` is set, or `base` is no address.
+    pub fn of_vendor(
+        http: reqwest::Client,
+        vendor: &str,
+        base: &str,
+        header: &'static str,
+        key_names: &[&str],
+    ) -> Result<Self, ProviderError> {
+        let host = host_of(base, "base_url")?;
+        let key = vendor_key(vendor, key_names)?;
+        let is_set = |name: &&&str| Secret::from_env(name).is_some();
+        let key_name = key_names.iter().find(is_set).copied().unwrap_or_default();
+        let mut value = HeaderValue::from_str(key.expose().trim()).map_err(|_| {
+            ProviderError::config(format!(
+                "{key_name} holds characters that no key of {vendor} has"
+            ))
+        })?;
+        value.set_sensitive(true);
+        Ok(Self {
+            http,
+            base: base.trim_end_matches('/').to_owned(),
+            host,
+            pass: Pass::Header(HeaderName::from_static(header), value),
+            key_name: key_name.to_owned(),
+            settings: "base_url and model of its entry in the settings",
         })
     }
 
@@ -73,9 +118,10 @@ impl Api {
     }
 
     fn authorised(&self, request: RequestBuilder) -> RequestBuilder {
-        match &self.key {
-            Some(key) => request.bearer_auth(key.expose()),
-            None => request,
+        match &self.pass {
+            Pass::Bearer(Some(key)) => request.bearer_auth(key.expose()),
+            Pass::Bearer(None) => request,
+            Pass::Header(name, value) => request.header(name.clone(), value.clone()),
         }
     }
 
@@ -137,6 +183,12 @@ impl Api {
         ProviderError::config(format!("{} answered with {what}", self.host))
     }
 
+    /// The key is not right.
+    pub fn refuses_key(&self, status: StatusCode) -> ProviderError {
+        let (host, key_name) = (&self.host, &self.key_name);
+        ProviderError::config(format!("{host} refuses {key_name} ({status})"))
+    }
+
     async fn refused(&self, mut response: Response) -> Refusal {
         let status = response.status();
         let retry_after = response
@@ -153,17 +205,18 @@ impl Api {
         }
         let body = serde_json::from_slice(&bytes)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        let retry_after = retry_after.or_else(|| retry_delay(&body));
         let said = said(&body).map_or(String::new(), |message| format!(": {message}"));
         let host = &self.host;
         let error = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 // The message of a refused key quotes the key.
-                let key_name = &self.key_name;
-                let error = ProviderError::config(format!("{host} refuses {key_name} ({status})"));
+                let error = self.refuses_key(status);
                 return Refusal { error, body: None };
             }
             StatusCode::NOT_FOUND => ProviderError::config(format!(
-                "{host} does not know the address or the model ({status}; OPENAI_BASE_URL, providers.*_model){said}"
+                "{host} does not know the address or the model ({status}; {}){said}",
+                self.settings
             )),
             StatusCode::REQUEST_TIMEOUT
             | StatusCode::TOO_EARLY
@@ -189,6 +242,15 @@ impl Api {
             body: Some(body),
         }
     }
+}
+
+/// How long Google's services ask us to wait: `retryDelay`, such as `34.07s`, in the details of the
+/// error (google.rpc.RetryInfo).
+fn retry_delay(body: &Value) -> Option<Duration> {
+    let details = body.pointer("/error/details")?.as_array()?;
+    let delay = details.iter().find_map(|detail| detail.get("retryDelay"))?;
+    let seconds: f64 = delay.as_str()?.strip_suffix('s')?.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// The explanation in the body of an error, wherever servers put it. Checks of single fields repeat
@@ -229,6 +291,26 @@ pub(super) fn said(body: &Value) -> Option<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_pause_that_google_asks_for_is_found() {
+        let body = |delay: Value| {
+            json!({ "error": { "code": 429, "details": [{ "@type": "type.googleapis.com/google.rpc.QuotaFailure" },
+            { "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay }] } })
+        };
+        for (delay, expected) in [
+            (json!("34.5s"), Some(34_500)),
+            (json!("0s"), Some(0)),
+            (json!("-1s"), None),
+            (json!("1e300s"), None),
+            (json!("soon"), None),
+            (json!(7), None),
+        ] {
+            let expected = expected.map(Duration::from_millis);
+            assert_eq!(retry_delay(&body(delay.clone())), expected, "{delay}");
+        }
+        assert_eq!(retry_delay(&json!("busy")), None);
+    }
 
     #[test]
     fn the_explanation_of_an_error_is_found_and_nothing_that_was_said_in_it() {

@@ -5,18 +5,25 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::llm::anthropic::{Anthropic, AnthropicConfig};
+use super::llm::gemini::{Gemini, GeminiConfig};
 use super::llm::openai::OpenAiChat;
-use super::llm::{ChatModel, ChatOption};
+use super::llm::{ChatModel, ChatOption, ToolChoice};
 use super::openai::Api;
 use super::stt::assemblyai::{AssemblyAi, AssemblyAiConfig};
+use super::stt::cartesia::{Ink, InkConfig};
 use super::stt::deepgram::{DeepgramConfig, DeepgramFlux, DeepgramFluxConfig, DeepgramListen};
+use super::stt::elevenlabs::{Scribe, ScribeConfig};
 use super::stt::openai::OpenAiSpeechToText;
+use super::stt::openai_realtime::{OpenAiRealtime, OpenAiRealtimeConfig};
+use super::stt::sarvam::{Sarvam, SarvamConfig};
 use super::stt::{self, Transcriber};
 use super::tts::TextToSpeech;
 use super::tts::cartesia::{Cartesia, CartesiaConfig};
 use super::tts::deepgram::{DeepgramVoice, DeepgramVoiceConfig};
 use super::tts::elevenlabs::{ElevenLabs, ElevenLabsConfig};
 use super::tts::openai::OpenAiTextToSpeech;
+use super::tts::sarvam::{SarvamVoice, SarvamVoiceConfig};
 use super::tts::stream::SocketVoice;
 use super::{ProviderError, ProvidersConfig};
 
@@ -32,6 +39,15 @@ pub enum SttVendor {
     DeepgramFlux(DeepgramFluxConfig),
     /// AssemblyAI's `/v3/ws`, which decides about turns.
     Assemblyai(AssemblyAiConfig),
+    /// ElevenLabs' Scribe.
+    Elevenlabs(ScribeConfig),
+    /// Cartesia's Ink.
+    Cartesia(InkConfig),
+    /// Sarvam's realtime recognition, of the languages of India.
+    Sarvam(SarvamConfig),
+    /// OpenAI's realtime transcription.
+    #[serde(alias = "openai-realtime")]
+    OpenaiRealtime(OpenAiRealtimeConfig),
 }
 
 /// A vendor of language models.
@@ -40,6 +56,10 @@ pub enum SttVendor {
 pub enum LlmVendor {
     /// Anything that speaks OpenAI's HTTP interface.
     Openai(OpenAiChatConfig),
+    /// Anthropic's `v1/messages`.
+    Anthropic(AnthropicConfig),
+    /// Gemini's `streamGenerateContent`.
+    Gemini(GeminiConfig),
 }
 
 /// A vendor of synthesis.
@@ -54,6 +74,8 @@ pub enum TtsVendor {
     Elevenlabs(ElevenLabsConfig),
     /// Deepgram's Aura.
     Deepgram(DeepgramVoiceConfig),
+    /// Sarvam's Bulbul, in the languages of India.
+    Sarvam(SarvamVoiceConfig),
 }
 
 /// `vendor = "openai"` in `[[providers.stt]]`.
@@ -82,6 +104,8 @@ pub struct OpenAiChatConfig {
     pub temperature: Option<f32>,
     /// The longest answer in tokens; the model's own limit when not set.
     pub max_tokens: Option<u32>,
+    /// Whether the model uses tools.
+    pub tool_choice: ToolChoice,
     /// What the server is known to refuse.
     pub refuses: Vec<ChatOption>,
 }
@@ -118,6 +142,7 @@ impl Default for OpenAiChatConfig {
             model: ProvidersConfig::default().llm_model,
             temperature: None,
             max_tokens: None,
+            tool_choice: ToolChoice::Auto,
             refuses: Vec::new(),
         }
     }
@@ -164,13 +189,29 @@ impl Maker<'_> {
             SttVendor::Assemblyai(config) => {
                 stt::Vendor::Stream(Arc::new(AssemblyAi::new(config.clone())?))
             }
+            SttVendor::Elevenlabs(config) => {
+                stt::Vendor::Stream(Arc::new(Scribe::new(config.clone())?))
+            }
+            SttVendor::Cartesia(config) => stt::Vendor::Stream(Arc::new(Ink::new(config.clone())?)),
+            SttVendor::Sarvam(config) => {
+                stt::Vendor::Stream(Arc::new(Sarvam::new(config.clone())?))
+            }
+            SttVendor::OpenaiRealtime(config) => {
+                stt::Vendor::Stream(Arc::new(OpenAiRealtime::new(config.clone())?))
+            }
         })
     }
 
     pub fn llm(&self, vendor: &LlmVendor) -> Result<Arc<dyn ChatModel>, ProviderError> {
-        let LlmVendor::Openai(config) = vendor;
-        let api = self.api(config.base_url.as_deref(), &config.api_key_variable)?;
-        Ok(Arc::new(OpenAiChat::new(api, config)))
+        let http = self.http.clone();
+        Ok(match vendor {
+            LlmVendor::Openai(config) => {
+                let api = self.api(config.base_url.as_deref(), &config.api_key_variable)?;
+                Arc::new(OpenAiChat::new(api, config))
+            }
+            LlmVendor::Anthropic(config) => Arc::new(Anthropic::new(http, config.clone())?),
+            LlmVendor::Gemini(config) => Arc::new(Gemini::new(http, config.clone())?),
+        })
     }
 
     pub fn tts(&self, vendor: &TtsVendor) -> Result<Arc<dyn TextToSpeech>, ProviderError> {
@@ -188,6 +229,9 @@ impl Maker<'_> {
             }
             TtsVendor::Deepgram(config) => {
                 Arc::new(SocketVoice::new(DeepgramVoice::new(config.clone())?))
+            }
+            TtsVendor::Sarvam(config) => {
+                Arc::new(SocketVoice::new(SarvamVoice::new(config.clone())?))
             }
         })
     }
@@ -212,6 +256,7 @@ impl ProvidersConfig {
                 model: self.llm_model.clone(),
                 temperature: self.llm_temperature,
                 max_tokens: self.llm_max_tokens,
+                tool_choice: self.llm_tool_choice,
                 refuses: self.llm_refuses.clone(),
                 ..OpenAiChatConfig::default()
             })],
@@ -238,24 +283,34 @@ impl ProvidersConfig {
 pub(crate) fn read_vendor_messages(data: &[u8]) -> Vec<String> {
     use super::socket::Frame;
     use super::stt::assemblyai::TurnReader;
+    use super::stt::cartesia::InkReader;
     use super::stt::deepgram::{FluxReader, ListenReader};
+    use super::stt::elevenlabs::ScribeReader;
+    use super::stt::openai_realtime::TranscriptionReader;
+    use super::stt::sarvam::SarvamReader;
     use super::stt::stream::Reader;
     use super::tts::cartesia::CartesiaReader;
     use super::tts::deepgram::SpeakReader;
     use super::tts::elevenlabs::ElevenLabsReader;
+    use super::tts::sarvam::SarvamVoiceReader;
     use super::tts::stream::VoiceReader;
 
     let Some((choice, data)) = data.split_first() else {
         return Vec::new();
     };
     let mut read = Vec::new();
-    let listener: Option<Box<dyn Reader>> = match choice % 7 {
+    let listener: Option<Box<dyn Reader>> = match choice % 13 {
         0 => Some(Box::new(ListenReader)),
         1 => Some(Box::new(FluxReader)),
         2 => Some(Box::new(TurnReader { wants_format: true })),
         3 => Some(Box::new(TurnReader {
             wants_format: false,
         })),
+        7 => Some(Box::new(ScribeReader)),
+        8 => Some(Box::new(InkReader::default())),
+        9 => Some(Box::new(SarvamReader::default())),
+        10 => Some(Box::new(TranscriptionReader::new(false))),
+        11 => Some(Box::new(TranscriptionReader::new(true))),
         _ => None,
     };
     if let Some(mut reader) = listener {
@@ -266,9 +321,10 @@ pub(crate) fn read_vendor_messages(data: &[u8]) -> Vec<String> {
         }
         return read;
     }
-    let mut reader: Box<dyn VoiceReader> = match choice % 7 {
+    let mut reader: Box<dyn VoiceReader> = match choice % 13 {
         4 => Box::new(CartesiaReader::new("s1")),
         5 => Box::new(ElevenLabsReader::new("s1")),
+        12 => Box::new(SarvamVoiceReader::default()),
         _ => Box::new(SpeakReader::default()),
     };
     for line in data.split(|byte| *byte == b'\n') {

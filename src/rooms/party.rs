@@ -103,6 +103,20 @@ impl Party {
         matches!(self.role, Role::Telephone | Role::Person)
     }
 
+    /// Whether this is the telephone of somebody who is called from here: no dispatch rule has let
+    /// it in.
+    pub fn is_called_from_here(&self) -> bool {
+        self.role == Role::Telephone && self.attribute(SIP_RULE_ID).is_none()
+    }
+
+    /// Somebody who knows says that this telephone is answered: that it rings is old news.
+    pub fn counts_as_answered(&mut self) {
+        if self.rings(false) && self.attribute(SIP_CALL_STATUS) != Some("hangup") {
+            let active = "active".to_owned();
+            self.attributes.insert(SIP_CALL_STATUS.to_owned(), active);
+        }
+    }
+
     /// Whether this is a telephone that has not been answered. `agent_heard`: our track was taken a
     /// while ago.
     ///

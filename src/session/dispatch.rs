@@ -7,11 +7,15 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{CallMetadata, CallStart, Numbers, SessionEvent, without_secrets};
+use super::{CallMetadata, CallStart, Direction, Numbers, SessionEvent, without_secrets};
 use crate::phone::{self, CountryCode};
 
 /// Keys of the job metadata that belong to the campaign, beside the object `campaign_metadata`.
 const CAMPAIGN_KEYS: [&str; 4] = ["egressId", "campaignId", "voiceAgentId", "client"];
+
+/// The key of the job metadata that says whether, and how, the number is dialled: `true`, `false`,
+/// or an object.
+pub const DIAL: &str = "dial";
 
 /// How often metadata that is a JSON text is read again: dispatchers encode an object that was JSON
 /// already.
@@ -73,11 +77,41 @@ pub fn numbers_metadata(numbers: &Numbers) -> CallMetadata {
     }
 }
 
+/// How a dispatch is read, as the settings have it.
+#[derive(Debug, Clone, Default)]
+pub struct DispatchRules {
+    /// Where numbers without a country code belong.
+    pub country: CountryCode,
+    /// Numbers are dialled where the dispatch does not say otherwise.
+    pub dials: bool,
+}
+
+/// Whether the call's own process is to dial the number in the metadata: the key `dial` says so,
+/// or, where there is none, `rules` (`dial.enabled`). A call that came in is never dialled.
+pub fn is_dialled(job_metadata: &Value, rules: &DispatchRules) -> bool {
+    let wanted = match job_metadata.get(DIAL) {
+        None | Some(Value::Null) => rules.dials,
+        Some(said) => *said != json!(false),
+    };
+    let inbound = job_metadata.get("direction").and_then(Value::as_str) == Some("inbound");
+    wanted && !inbound && Numbers::told(job_metadata, &rules.country).is_some()
+}
+
+/// The same metadata with what follows from [`is_dialled`]: who called whom.
+pub fn with_direction(mut job_metadata: Value, is_dialled: bool) -> Value {
+    if is_dialled && let Some(fields) = job_metadata.as_object_mut() {
+        fields.insert("direction".to_owned(), json!(Direction::Outbound));
+    }
+    job_metadata
+}
+
 /// The events that a dispatch is: numbers and direction, persona, campaign. Metadata that is no
 /// JSON tells nothing; the call says so.
-pub fn told_by(start: &CallStart, country: &CountryCode) -> Vec<SessionEvent> {
+pub fn told_by(start: &CallStart, rules: &DispatchRules) -> Vec<SessionEvent> {
     let metadata = job_metadata(start.job_metadata.as_deref()).unwrap_or_default();
-    let numbers = Numbers::read(&metadata, &HashMap::new(), &start.room_name, country);
+    let dialled = is_dialled(&metadata, rules);
+    let metadata = with_direction(metadata, dialled);
+    let numbers = Numbers::read(&metadata, &HashMap::new(), &start.room_name, &rules.country);
     let persona = metadata.get("persona").and_then(Value::as_str);
     let mut told = vec![SessionEvent::CallMetadata(CallMetadata {
         persona: persona.map(str::to_owned),
@@ -115,7 +149,7 @@ mod tests {
             "campaign_metadata": { "campaignId": "c1", "client": "k1", "region": "x" },
         })
         .to_string();
-        let told = told_by(&job(Some(&metadata), "room"), &CountryCode::default());
+        let told = told_by(&job(Some(&metadata), "room"), &DispatchRules::default());
         let SessionEvent::CallMetadata(call) = &told[0] else {
             panic!("{told:?}");
         };
@@ -141,7 +175,7 @@ mod tests {
             },
         })
         .to_string();
-        let told = told_by(&job(Some(&metadata), "room"), &CountryCode::default());
+        let told = told_by(&job(Some(&metadata), "room"), &DispatchRules::default());
         let SessionEvent::CampaignMetadata { metadata } = &told[1] else {
             panic!("{told:?}");
         };
@@ -155,11 +189,64 @@ mod tests {
     fn metadata_that_is_no_object_leaves_the_room_name() {
         for text in [None, Some(""), Some("[]"), Some("{"), Some("hello")] {
             let job = job(text, "number-_918655066243-1698567890");
-            let told = told_by(&job, &CountryCode::default());
+            let told = told_by(&job, &DispatchRules::default());
             let [SessionEvent::CallMetadata(call)] = &told[..] else {
                 panic!("{told:?}");
             };
             assert_eq!(call.dialed_number.as_deref(), Some("+918655066243"));
+        }
+    }
+
+    #[test]
+    fn a_number_is_dialled_only_where_somebody_says_so() {
+        for (metadata, by_default, expected) in [
+            (json!({ "phone_number": "+15550100123" }), false, false),
+            (json!({ "phone_number": "+15550100123" }), true, true),
+            (
+                json!({ "phone_number": "+15550100123", "dial": null }),
+                true,
+                true,
+            ),
+            (
+                json!({ "phone_number": "+15550100123", "dial": false }),
+                true,
+                false,
+            ),
+            (
+                json!({ "phone_number": "+15550100123", "dial": true }),
+                false,
+                true,
+            ),
+            (
+                json!({ "phone_number": "+15550100123", "dial": {} }),
+                false,
+                true,
+            ),
+            (
+                json!({ "phone_number": "+15550100123", "direction": "inbound" }),
+                true,
+                false,
+            ),
+            (
+                json!({ "phone_number": "nobody", "dial": true }),
+                true,
+                false,
+            ),
+            (json!({ "dial": true }), true, false),
+            (Value::Null, true, false),
+        ] {
+            let rules = DispatchRules {
+                dials: by_default,
+                ..Default::default()
+            };
+            assert_eq!(is_dialled(&metadata, &rules), expected, "{metadata}");
+            let text = metadata.to_string();
+            let told = told_by(&job(Some(&text), "room"), &rules);
+            let SessionEvent::CallMetadata(call) = &told[0] else {
+                panic!("{told:?}");
+            };
+            let is_outbound = call.direction == Some(Direction::Outbound);
+            assert_eq!(is_outbound, expected, "{metadata}");
         }
     }
 
@@ -181,7 +268,7 @@ mod tests {
             } else {
                 "+918655066243"
             };
-            let told = told_by(&job(Some(text), "room"), &CountryCode::default());
+            let told = told_by(&job(Some(text), "room"), &DispatchRules::default());
             let [SessionEvent::CallMetadata(call)] = &told[..] else {
                 panic!("{text}: {told:?}");
             };

@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use super::campaign;
 use super::time;
 use super::{
-    CallParticipant, ConversationItem, LeadId, RecordingMetadata, SessionId, ToolUse, TurnRecord,
+    CallParticipant, ConversationItem, Dial, LeadId, RecordingMetadata, SessionId, ToolUse,
+    TurnRecord,
 };
 
 /// Changes of what a participant says about itself that are kept: a client may set its attributes
@@ -369,6 +370,8 @@ pub enum SessionEvent {
     /// Whoever was taken for the caller was somebody else, and has not said anything: what follows
     /// is the call. What was said to them is not part of it.
     CallerReplaced,
+    /// A number was dialled, or what came of it was learnt.
+    Dial(Dial),
     /// The call ended.
     Outcome(Outcome),
 }
@@ -423,6 +426,8 @@ pub struct CompleteSessionData {
     pub ringing_at: Option<DateTime<Utc>>,
     /// When the other party was first there.
     pub answered_at: Option<DateTime<Utc>>,
+    /// The call as it was placed from here.
+    pub dial: Option<Dial>,
     /// How it ended; `None` while it runs.
     pub outcome: Option<Outcome>,
 }
@@ -485,6 +490,7 @@ impl SessionManager {
                 participant: None,
                 ringing_at: None,
                 answered_at: None,
+                dial: None,
                 outcome: None,
             },
             participant_changes: 0,
@@ -583,6 +589,7 @@ impl SessionManager {
                 data.turns.clear();
                 data.answered_at = None;
             }
+            SessionEvent::Dial(dial) => data.dial = Some(dial.clone()),
             SessionEvent::Outcome(outcome) => {
                 data.outcome.get_or_insert_with(|| outcome.clone());
             }
@@ -732,6 +739,16 @@ impl SessionManager {
         }
     }
 
+    /// Notes that a number was dialled, or what came of it.
+    pub fn set_dial(&mut self, dial: Dial) {
+        self.record(SessionEvent::Dial(dial));
+    }
+
+    /// The call as it was placed from here.
+    pub fn dial(&self) -> Option<&Dial> {
+        self.data.dial.as_ref()
+    }
+
     /// Notes that whoever was taken for the caller was somebody else, of whom nothing was heard.
     pub fn replace_caller(&mut self) {
         self.record(SessionEvent::CallerReplaced);
@@ -842,6 +859,12 @@ mod tests {
             at.clone().prop_map(|at| SessionEvent::Ringing { at }),
             at.clone().prop_map(|at| SessionEvent::Answered { at }),
             Just(SessionEvent::CallerReplaced),
+            (at.clone(), 400_u16..700).prop_map(|(at, code)| SessionEvent::Dial(Dial {
+                asked_at: Some(at),
+                sip_status: Some(code),
+                outcome: Some(crate::session::DialOutcome::of_sip_status(code)),
+                ..Dial::default()
+            })),
             (text, text).prop_map(|(identity, metadata)| SessionEvent::Participant(
                 CallParticipant::new(&identity, "", &metadata, &Default::default())
             )),
@@ -874,6 +897,7 @@ mod tests {
                     SessionEvent::Ringing { at } => live.set_ringing(at),
                     SessionEvent::Answered { at } => live.set_answered(at),
                     SessionEvent::CallerReplaced => live.replace_caller(),
+                    SessionEvent::Dial(dial) => live.set_dial(dial),
                     SessionEvent::Outcome(outcome) => live.set_outcome(outcome),
                     SessionEvent::Dispatched(_) => {}
                 }

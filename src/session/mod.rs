@@ -6,6 +6,7 @@
 
 mod campaign;
 mod context;
+mod dial;
 pub mod dispatch;
 mod id;
 mod lead;
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use campaign::CampaignIds;
 pub use context::{CallContext, CallParticipant, Said, without_secrets};
+pub use dial::{Dial, DialOutcome, PlacedBy};
 pub use id::{IdError, LeadId, SessionId, mask_numbers, sanitise};
 pub use lead::Lead;
 pub use life::{FiledRecord, JournalHolder, Stage, ToDo, Traces};

@@ -55,6 +55,16 @@ pub struct Numbers {
 }
 
 impl Numbers {
+    /// The other party's number, where the dispatcher tells it.
+    pub fn told(job_metadata: &Value, country: &CountryCode) -> Option<String> {
+        from_job(job_metadata, &NUMBER_KEYS, country)
+    }
+
+    /// Our own number, where the dispatcher tells it.
+    pub fn told_trunk(job_metadata: &Value, country: &CountryCode) -> Option<String> {
+        from_job(job_metadata, &TRUNK_KEYS, country)
+    }
+
     /// Reads the numbers of a call. `attributes` are the caller's, empty while the caller has not
     /// joined yet; `country` is where numbers without a country code belong.
     pub fn read(
@@ -63,16 +73,7 @@ impl Numbers {
         room_name: &str,
         country: &CountryCode,
     ) -> Self {
-        let from_job = |keys: &[&str]| {
-            keys.iter().find_map(|key| {
-                let text = match job_metadata.get(key)? {
-                    Value::String(text) => text.clone(),
-                    Value::Number(number) => number.to_string(),
-                    _ => return None,
-                };
-                phone::number(&text, country)
-            })
-        };
+        let from_job = |keys: &[&str]| from_job(job_metadata, keys, country);
         let from_sip = |name: &str| phone::number(attributes.get(name)?, country);
         Self {
             dialed_number: from_job(&NUMBER_KEYS)
@@ -84,6 +85,18 @@ impl Numbers {
             carrier_call_id: attributes.get(SIP_CALL_ID_FULL).cloned(),
         }
     }
+}
+
+/// The first of these keys that holds a number.
+fn from_job(job_metadata: &Value, keys: &[&str], country: &CountryCode) -> Option<String> {
+    keys.iter().find_map(|key| {
+        let text = match job_metadata.get(key)? {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => return None,
+        };
+        phone::number(&text, country)
+    })
 }
 
 /// The dispatcher's word, else the telephone call's: one that a dispatch rule took in was placed by

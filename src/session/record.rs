@@ -8,8 +8,9 @@ use serde_json::{Map, Value, json};
 use super::campaign::{self, CampaignIds};
 use super::time;
 use super::{
-    CallContext, CallStatus, CloseReason, CompleteSessionData, Direction, FiledRecord, ITEM_SOURCE,
-    Intent, KeypadInput, RecordingMetadata, SessionId, ToolUse, Usage, Watch, sanitise,
+    CallContext, CallStatus, CloseReason, CompleteSessionData, Dial, Direction, FiledRecord,
+    ITEM_SOURCE, Intent, KeypadInput, RecordingMetadata, SessionId, ToolUse, Usage, Watch,
+    sanitise,
 };
 
 /// Version of the metadata file that is written. Files without one are the original's.
@@ -467,6 +468,9 @@ pub struct CallRecord {
     /// What the call knew about its recording.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recording: Option<RecordingMetadata>,
+    /// The call as it was placed from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dial: Option<Dial>,
     /// What the caller wanted.
     #[serde(default, deserialize_with = "null_is_default")]
     pub intents: Vec<Intent>,
@@ -604,6 +608,7 @@ impl CallRecord {
                 error: outcome.and_then(|o| o.error.clone()),
             },
             recording: session.recording.clone(),
+            dial: session.dial.clone(),
             intents: session.intents.clone(),
             keypad: session.keypad.clone(),
             tool_uses: session.tool_uses.clone(),
@@ -888,7 +893,7 @@ pub fn crm_payload(
     let duration = end.map_or(0, |end| record.talk_seconds(end));
     let outcome = &record.outcome;
     let number = record.other_party();
-    json!({
+    let mut payload = json!({
         "campaignId": ids.campaign_id,
         "voiceAgentId": ids.voice_agent_id,
         "client": ids.client,
@@ -919,7 +924,14 @@ pub fn crm_payload(
         "lead": lead.cloned().unwrap_or_else(|| json!({})),
         "context": record.context,
         "usage": record.usage,
-    })
+    });
+    if let Some(dial) = &record.dial {
+        let details = &mut payload["callDetails"];
+        details["dialOutcome"] = json!(dial.outcome);
+        details["sipStatusCode"] = json!(dial.sip_status);
+        details["sipStatusReason"] = json!(dial.sip_reason);
+    }
+    payload
 }
 
 /// The CRM knows the original's `completed`. A call whose process died was talked all the same;

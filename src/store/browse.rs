@@ -79,6 +79,17 @@ impl CallFile {
         (Reverse(self.began), session, self.place)
     }
 
+    /// Sorts newest first; the files of one session come next to each other, in the order in which
+    /// the call passes through the folders.
+    pub fn sort_newest_first(files: &mut [Self]) {
+        files.sort_by(|a, b| a.order().cmp(&b.order()));
+    }
+
+    /// The session part of the file's name, as it stands there.
+    pub fn session(&self) -> Option<&str> {
+        self.place.session_of(&self.name)
+    }
+
     /// The session id in the file's name.
     pub fn session_id(&self) -> Option<SessionId> {
         sanitise(self.place.session_of(&self.name)?).parse().ok()
@@ -135,8 +146,7 @@ impl Store {
         for place in Place::ALL {
             self.visit_call_files(place, |file| files.push(file))?;
         }
-        // Sorts the files of one session next to each other.
-        files.sort_by(|a, b| a.order().cmp(&b.order()));
+        CallFile::sort_newest_first(&mut files);
         Ok(files)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A tool never fails a call. Whatever is wrong with its arguments is told to the model in words it
 //! can act on, usually by asking the caller again. What it wants of the call itself is a
-//! [`CallRequest`]: data on which the call acts. What it did is an event of the session. Knows no
+//! [`CallRequest`], with which the conversation ends, or a [`CallAction`], whose end the tool waits
+//! for: data on which the call acts. What it did is an event of the session. Knows no
 //! provider: definitions are plain JSON schema, arguments come as the text that the model wrote.
 //!
 //! A new tool is a file with a `Tool` and a line in `TOOLS`.
@@ -11,25 +12,33 @@ mod create_lead;
 mod detect_intent;
 mod end_call;
 mod fields;
+mod send_dtmf;
+mod transfer_call;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{Span, info, warn};
 
 use crate::session::{self, SharedSession, ToolUse, time};
 use crate::store::Store;
 
 /// Every tool that there is, in the order in which the model is told of them.
-static TOOLS: [&dyn Tool; 3] = [
+static TOOLS: [&dyn Tool; 5] = [
     &create_lead::CreateLead,
     &detect_intent::DetectIntent,
     &end_call::EndCall,
+    &send_dtmf::SendDtmf,
+    &transfer_call::TransferCall,
 ];
+
+/// Those that every agent has unless the settings say otherwise. The others act on the telephone.
+const USUAL: [&str; 3] = ["create_lead", "detect_intent", "end_call"];
 
 /// Something that the model can do.
 #[async_trait]
@@ -52,18 +61,83 @@ fn names(tools: &[&'static dyn Tool]) -> Vec<String> {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ToolsConfig {
-    /// Names of the tools that the model gets: all by default.
+    /// Names of the tools that the model gets: those that do nothing to the telephone by default.
     pub enabled: Vec<String>,
     /// How long one call of a tool may take, in milliseconds. The caller hears silence meanwhile,
     /// so this is short.
     pub timeout_ms: u64,
+    /// Whom a caller may be handed over to.
+    pub transfer: TransferConfig,
 }
+
+/// Section `tools.transfer`: whom a caller may be handed over to, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransferConfig {
+    /// How long the other telephone may ring, s. The caller waits meanwhile.
+    pub ringing_timeout_s: u64,
+    /// Addresses (`tel:` or `sip:`) by the names that the model uses.
+    pub targets: BTreeMap<String, String>,
+}
+
+impl Default for TransferConfig {
+    fn default() -> Self {
+        Self {
+            ringing_timeout_s: 25,
+            targets: BTreeMap::new(),
+        }
+    }
+}
+
+impl TransferConfig {
+    fn check(&self) -> Result<(), String> {
+        if !(1..=MAX_TRANSFER_RINGING_S).contains(&self.ringing_timeout_s) {
+            return Err(format!(
+                "tools.transfer.ringing_timeout_s must be from 1 to {MAX_TRANSFER_RINGING_S}"
+            ));
+        }
+        for (name, target) in &self.targets {
+            let is_address = ["tel:", "sip:", "sips:"]
+                .iter()
+                .any(|scheme| target.len() > scheme.len() && target.starts_with(scheme));
+            if !is_address || target.chars().any(|c| c.is_whitespace() || c.is_control()) {
+                return Err(format!(
+                    "tools.transfer.targets.{name} must be a tel: or sip: address, such as \"tel:+15550100155\""
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.targets.keys().cloned().collect()
+    }
+
+    /// The target of this name, however it is capitalised.
+    fn target(&self, name: &str) -> Option<(&str, &str)> {
+        let mut targets = self.targets.iter();
+        let found = targets.find(|(known, _)| known.eq_ignore_ascii_case(name.trim()));
+        found.map(|(name, target)| (name.as_str(), target.as_str()))
+    }
+
+    fn ringing_timeout(&self) -> Duration {
+        Duration::from_secs(self.ringing_timeout_s)
+    }
+}
+
+/// The longest that another telephone may ring, s: the caller hears nothing of us meanwhile.
+const MAX_TRANSFER_RINGING_S: u64 = 60;
+/// How much longer a transfer may take than the other telephone rings.
+const TRANSFER_MARGIN: Duration = Duration::from_secs(12);
+/// Actions that may wait for the call.
+pub const ACTION_QUEUE: usize = 4;
 
 impl Default for ToolsConfig {
     fn default() -> Self {
         Self {
-            enabled: names(&TOOLS),
+            enabled: USUAL.map(str::to_owned).into(),
             timeout_ms: 10_000,
+            transfer: TransferConfig::default(),
         }
     }
 }
@@ -84,7 +158,17 @@ impl ToolsConfig {
         if self.timeout_ms == 0 {
             return Err("tools.timeout_ms must be above 0".to_owned());
         }
-        Ok(())
+        if self.transfer.targets.is_empty() && self.has(transfer_call::NAME) {
+            return Err(format!(
+                "tools.enabled has {}, and tools.transfer.targets names nobody to hand a caller over to",
+                transfer_call::NAME
+            ));
+        }
+        self.transfer.check()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.enabled.iter().any(|enabled| enabled == name)
     }
 }
 
@@ -105,6 +189,30 @@ pub struct ToolDefinition {
 pub enum CallRequest {
     /// Hang up.
     HangUp,
+}
+
+/// What a tool asks of the call while the conversation goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallAction {
+    /// Press these keys of the telephone: digits, `*`, `#`, `A` to `D`; `W` is half a second of
+    /// pause.
+    Keys(String),
+    /// Hand the caller over.
+    Transfer {
+        /// A `tel:` or `sip:` address.
+        target: String,
+        /// How long the other telephone may ring.
+        ringing_timeout: Duration,
+    },
+}
+
+/// An action and who waits for its end: an error is the rest of a sentence for the model.
+#[derive(Debug)]
+pub struct WantedAction {
+    /// What the call is to do.
+    pub action: CallAction,
+    /// Where to say what came of it.
+    pub done: oneshot::Sender<Result<(), String>>,
 }
 
 /// What the model is told after a call of a tool.
@@ -148,11 +256,28 @@ pub struct Toolbox {
 struct Context {
     session: SharedSession,
     store: Store,
+    transfer: TransferConfig,
+    /// Where the call takes actions.
+    actions: Option<mpsc::Sender<WantedAction>>,
     /// Leads that were taken in this call, by their arguments: models like to call a tool twice.
     taken: std::sync::Arc<Mutex<HashMap<String, String>>>,
 }
 
 impl Context {
+    /// Has the call do something, and waits for what comes of it.
+    async fn act(&self, action: CallAction) -> Result<(), String> {
+        const NOBODY: &str = "there is no telephone";
+        let (done, end) = oneshot::channel();
+        let Some(actions) = &self.actions else {
+            return Err(NOBODY.to_owned());
+        };
+        let wanted = WantedAction { action, done };
+        match actions.try_send(wanted) {
+            Ok(()) => end.await.unwrap_or_else(|_| Err(NOBODY.to_owned())),
+            Err(_) => Err("the call is busy with something else".to_owned()),
+        }
+    }
+
     fn taken(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -165,19 +290,41 @@ impl Toolbox {
             context: Context {
                 session,
                 store,
+                transfer: config.transfer.clone(),
+                actions: None,
                 taken: std::sync::Arc::default(),
             },
             enabled: TOOLS
                 .into_iter()
                 .filter(|tool| config.enabled.iter().any(|name| name == tool.name()))
                 .collect(),
-            timeout: Duration::from_millis(config.timeout_ms),
+            timeout: match config.has(transfer_call::NAME) {
+                // Somebody has to pick up.
+                true => Duration::from_millis(config.timeout_ms)
+                    .max(config.transfer.ringing_timeout() + TRANSFER_MARGIN),
+                false => Duration::from_millis(config.timeout_ms),
+            },
         }
+    }
+
+    /// The same, with a call that takes actions.
+    #[must_use]
+    pub fn with_call(mut self, actions: mpsc::Sender<WantedAction>) -> Self {
+        self.context.actions = Some(actions);
+        self
     }
 
     /// What the model is told about the tools.
     pub fn definitions(&self) -> Vec<ToolDefinition> {
-        self.enabled.iter().map(|tool| tool.definition()).collect()
+        let told = self.enabled.iter().map(|tool| {
+            let mut definition = tool.definition();
+            if tool.name() == transfer_call::NAME {
+                let names = self.context.transfer.names();
+                definition.parameters["properties"]["to"]["enum"] = json!(names);
+            }
+            definition
+        });
+        told.collect()
     }
 
     /// How long one call of a tool may take.

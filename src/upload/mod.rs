@@ -420,6 +420,52 @@ struct Door {
     last_taken: Option<DateTime<Utc>>,
 }
 
+/// How the CRM is, as the requests of an [`Uploader`] tell.
+#[derive(Clone)]
+pub struct CrmHealth {
+    host: String,
+    doors: Arc<Mutex<[Door; 2]>>,
+}
+
+/// See [`CrmHealth::now`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CrmNow {
+    /// The CRM's host.
+    pub host: String,
+    /// `POST /upload`.
+    pub upload: EndpointNow,
+    /// `POST /call-data`.
+    pub call_data: EndpointNow,
+}
+
+/// How one endpoint of the CRM is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EndpointNow {
+    /// `closed` when requests are sent; `half_open` or `open` when it has not taken any lately.
+    pub breaker: &'static str,
+    /// When it last accepted a request of this process.
+    pub last_accepted: Option<DateTime<Utc>>,
+}
+
+impl CrmHealth {
+    /// How the CRM is now.
+    pub fn now(&self) -> CrmNow {
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        let endpoint = |endpoint: Endpoint| {
+            let door = &doors[endpoint as usize];
+            EndpointNow {
+                breaker: door.breaker.state().name(),
+                last_accepted: door.last_taken,
+            }
+        };
+        CrmNow {
+            host: self.host.clone(),
+            upload: endpoint(Endpoint::Upload),
+            call_data: endpoint(Endpoint::CallData),
+        }
+    }
+}
+
 /// The clock; tests inject their own.
 pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
@@ -432,7 +478,7 @@ pub struct Uploader {
     clock: Clock,
     queue: Queue,
     /// In the order of [`Endpoint::ALL`].
-    doors: Mutex<[Door; 2]>,
+    doors: Arc<Mutex<[Door; 2]>>,
     egress_ends: Option<mpsc::Receiver<EgressEnded>>,
 }
 
@@ -471,7 +517,7 @@ impl Uploader {
             resolver,
             clock: Arc::new(time::now),
             queue,
-            doors: Mutex::new(doors),
+            doors: Arc::new(Mutex::new(doors)),
             egress_ends: None,
         })
     }
@@ -482,6 +528,14 @@ impl Uploader {
     pub fn hurried_by(mut self, ends: mpsc::Receiver<EgressEnded>) -> Self {
         self.egress_ends = Some(ends);
         self
+    }
+
+    /// What this uploader learns about the CRM, for whoever shows it.
+    pub fn health(&self) -> CrmHealth {
+        CrmHealth {
+            host: self.crm.host().to_owned(),
+            doors: self.doors.clone(),
+        }
     }
 
     /// Takes the time from `clock`.
@@ -902,25 +956,40 @@ pub struct ListedRecord {
 /// # Errors
 /// When the folder cannot be listed. A file that is not readable is listed with its error.
 pub fn list(store: &Store) -> Result<Vec<ListedRecord>, StoreError> {
-    let rows =
-        store
-            .pending()?
-            .into_iter()
-            .filter_map(|pending| match store.read_pending(&pending) {
-                Ok(record) => record.map(|record| listed(&record)),
-                Err(error) => Some(ListedRecord {
-                    session_id: pending.session_id,
-                    call_id: None,
-                    call_end: None,
-                    status: None,
-                    recording: None,
-                    call_data: None,
-                    attempts: 0,
-                    next_attempt: None,
-                    last_error: Some(error.to_string()),
-                }),
-            });
-    Ok(rows.collect())
+    Ok(list_page(store, 0, usize::MAX)?.0)
+}
+
+/// At most `size` of the records that wait for delivery, oldest first, without the `skip` oldest,
+/// and how many there are in all.
+///
+/// # Errors
+/// When the folder cannot be listed. A file that is not readable is listed with its error.
+pub fn list_page(
+    store: &Store,
+    skip: usize,
+    size: usize,
+) -> Result<(Vec<ListedRecord>, usize), StoreError> {
+    let pending = store.pending()?;
+    let all = pending.len();
+    let rows = pending
+        .into_iter()
+        .skip(skip)
+        .take(size)
+        .filter_map(|pending| match store.read_pending(&pending) {
+            Ok(record) => record.map(|record| listed(&record)),
+            Err(error) => Some(ListedRecord {
+                session_id: pending.session_id,
+                call_id: None,
+                call_end: None,
+                status: None,
+                recording: None,
+                call_data: None,
+                attempts: 0,
+                next_attempt: None,
+                last_error: Some(error.to_string()),
+            }),
+        });
+    Ok((rows.collect(), all))
 }
 
 fn listed(record: &CallRecord) -> ListedRecord {

@@ -33,11 +33,14 @@ pub struct TurnConfig {
     /// milliseconds. The answer is made meanwhile, so that this costs nothing while the providers
     /// take longer.
     pub min_endpointing_delay_ms: u64,
-    /// As `min_endpointing_delay_ms`, when the transcript ends like a whole sentence (`.`, `?`, `!`
-    /// and their like in other scripts).
+    /// As `min_endpointing_delay_ms`, when the words are a whole sentence, or a whole answer to
+    /// what the agent has asked.
     pub complete_delay_ms: u64,
-    /// As `min_endpointing_delay_ms`, when the transcript ends in the middle of a phrase ("my name
-    /// is", a comma).
+    /// As `min_endpointing_delay_ms`, when the words belong to something that is said in pieces: a
+    /// number, an e-mail address, a name letter by letter, a postal address.
+    pub dictation_delay_ms: u64,
+    /// As `min_endpointing_delay_ms`, when the words end in the middle of a phrase ("my name is", a
+    /// comma).
     pub max_endpointing_delay_ms: u64,
     /// Whether recognition and the model's answer are started before it is certain that the turn is
     /// over. Costs some requests in vain; saves their time in every turn.
@@ -60,7 +63,8 @@ pub struct TurnConfig {
     /// transcripts, and in interim ones when the recogniser has them; without interim ones, the
     /// duration alone pauses the agent.
     pub interruption_min_words: usize,
-    /// Words that are said while listening. Alone, they do not interrupt.
+    /// Words and phrases that are said while listening, in lower case and without hyphens. Alone or
+    /// one after the other, they do not interrupt.
     pub backchannels: Vec<String>,
     /// A backchannel that ends within this many milliseconds of the end of the agent's speech is
     /// taken for an answer.
@@ -105,11 +109,29 @@ pub struct TurnConfig {
     pub close_transcript_timeout_ms: u64,
 }
 
+/// What people say while they listen: English, Hindi in both scripts, and a few words of other
+/// languages.
+#[rustfmt::skip]
+const BACKCHANNELS: [&str; 113] = [
+    "ah", "aha", "hm", "hmm", "huh", "mhm", "mhmm", "mm", "mmhm", "mmm", "okay", "ok", "oh", "right", "sure", "uh", "uhhuh", "um",
+    "yeah", "yep", "yes", "yup", "uh huh", "mm hmm", "got it", "i got it", "i see", "makes sense", "that makes sense", "it makes sense",
+    "go on", "go ahead", "of course", "all right", "alright", "sounds good", "i understand", "understood", "exactly", "absolutely", "cool",
+    "great", "good", "nice", "perfect", "fine", "true", "wow", "really", "keep going", "fair enough", "for sure", "i know", "that's right",
+    "okay then", "thank you", "thanks", "very good", "that's fine",
+    "haan", "han", "haanji", "haan ji", "ji", "ji haan", "achha", "accha", "acha", "theek", "theek hai", "thik hai", "sahi", "sahi hai",
+    "bilkul", "samajh gaya", "samajh gayi", "boliye", "haan boliye", "hmm ji", "aage boliye",
+    "हाँ", "हां", "जी", "हाँ जी", "जी हाँ", "अच्छा", "ठीक", "ठीक है", "सही", "सही है", "बिल्कुल", "बिलकुल", "हम्म", "समझ गया", "समझ गई",
+    "बोलिए", "ओके",
+    "sí", "vale", "claro", "ajá", "de acuerdo", "entiendo", "oui", "ouais", "d'accord", "je vois", "ja", "genau", "alles klar", "verstehe",
+    "да", "угу",
+];
+
 impl Default for TurnConfig {
     fn default() -> Self {
         Self {
             min_endpointing_delay_ms: 500,
             complete_delay_ms: 300,
+            dictation_delay_ms: 1_200,
             max_endpointing_delay_ms: 3_000,
             preemptive: true,
             preemptive_transcription_ms: 100,
@@ -120,12 +142,7 @@ impl Default for TurnConfig {
             interruptions: true,
             interruption_min_duration_ms: 500,
             interruption_min_words: 0,
-            backchannels: [
-                "ah", "aha", "hm", "hmm", "huh", "mhm", "mm", "mmhm", "mmm", "okay", "ok", "oh",
-                "right", "sure", "uh", "uhhuh", "um", "yeah", "yep", "yes",
-            ]
-            .map(str::to_owned)
-            .to_vec(),
+            backchannels: BACKCHANNELS.map(str::to_owned).to_vec(),
             backchannel_boundary_ms: 1_000,
             resume_false_interruption: true,
             false_interruption_timeout_ms: 2_000,
@@ -197,6 +214,8 @@ pub struct LimitsConfig {
     pub max_tool_steps: u32,
     /// The longest reply that is spoken, in bytes of text.
     pub max_reply_bytes: usize,
+    /// About how many tokens of the conversation the model is given; the oldest turns are left out.
+    pub max_history_tokens: u64,
 }
 
 impl Default for LimitsConfig {
@@ -210,6 +229,8 @@ impl Default for LimitsConfig {
             retry_ms: 2_000,
             max_tool_steps: 3,
             max_reply_bytes: 8_192,
+            // More than half an hour of talk, and room in every model that people use.
+            max_history_tokens: 16_000,
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::alignment::{Alignment, Said};
+use super::history;
 use super::meter::{Meter, TokenRate};
 use super::playout::{PlayMode, Track};
 use super::reply::{self, ReplyEvent, ReplyPipeline, Source};
@@ -238,6 +239,9 @@ impl Driver {
     ) -> VoiceEnd {
         let mut audio_open = true;
         let greeting = self.greeting.take();
+        self.tell(Input::Recogniser {
+            streams: self.stt.wants_sound,
+        });
         self.tell(Input::Started { greeting });
         let end = loop {
             if let Some(end) = self.end.take() {
@@ -819,6 +823,10 @@ impl Driver {
                 messages.push(ChatMessage::System(self.instructions.clone()));
                 messages.extend(self.history.iter().cloned());
                 messages.push(ChatMessage::User(to));
+                // What is left out now will be left out of every later request.
+                let most = self.pipeline.limits.max_history_tokens;
+                let left_out = history::bound(&mut messages, most);
+                self.history.drain(..left_out);
                 Source::Model(messages)
             }
         };
@@ -939,6 +947,9 @@ impl Driver {
             return;
         }
         let now = self.now();
+        self.tell(Input::AgentSaid {
+            text: content.clone(),
+        });
         if first_sound.is_some() {
             metrics.stopped_speaking_at = Some(self.began_at + now);
         }

@@ -17,16 +17,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::config::{LimitsConfig, ms};
+use super::history;
 use super::meter::{Meter, TokenRate};
 use super::noise::{IsNoise, NoiseGuard};
 use super::playout::Track;
 use super::resample::Resampler;
-use super::speech_text::Speech;
+use super::speech_text::{Speech, up_to_last_sentence};
 use super::turn::{Failure, FailureKind};
 use super::{AudioOutput, OutputClosed, Tools};
 use crate::providers::llm::written::{Piece, Written};
 use crate::providers::llm::{
-    ChatChunk, ChatMessage, ChatModel, ChatRequest, CutShort, TokenUsage, ToolCall,
+    ChatChunk, ChatMessage, ChatModel, ChatRequest, CutShort, TokenUsage, ToolCall, ToolChoice,
 };
 use crate::providers::tts::{SpeechPiece, SpeechRequest, SpeechStream, TextToSpeech};
 use crate::providers::{Component, Language, ProviderError, retry};
@@ -208,12 +209,15 @@ impl Writer<'_> {
         loop {
             let may_use_tools =
                 !ends_call && self.step < self.pipeline.limits.max_tool_steps as usize;
+            // The outputs of tools may be long.
+            history::bound(&mut messages, self.pipeline.limits.max_history_tokens);
             let request = ChatRequest {
                 messages: messages.clone(),
-                tools: if may_use_tools {
-                    self.pipeline.tools.definitions()
-                } else {
-                    Vec::new()
+                // Some vendors want to know the tools of the history even if none may be used.
+                tools: self.pipeline.tools.definitions(),
+                tool_choice: match may_use_tools {
+                    true => ToolChoice::Auto,
+                    false => ToolChoice::None,
                 },
             };
             let answer = match self.ask(request, has_asked_again).await {
@@ -361,7 +365,11 @@ impl Writer<'_> {
         self.tell(ReplyEvent::LlmFirstToken(asked.elapsed())).await;
         let mut answer = Answer::default();
         let begins_in_thought = pipeline.begins_in_thought.load(Ordering::Relaxed);
-        let mut written = Written::new(&request.tools, begins_in_thought);
+        let offered = match request.tool_choice {
+            ToolChoice::None => &[][..],
+            ToolChoice::Auto | ToolChoice::Required => &request.tools,
+        };
+        let mut written = Written::new(offered, begins_in_thought);
         let mut speech = Speech::default();
         let mut tokens = TokenUsage::default();
         // Unique in the history, and nine letters or digits, as Mistral's interface wants them.
@@ -448,9 +456,26 @@ impl Writer<'_> {
                 }
             };
         }
+        let is_cut = answer.cut_short == Some(CutShort::Length)
+            || answer.text.len() > limits.max_reply_bytes;
         for text in speech.finish() {
-            self.sentence(text).await;
-            answer.is_spoken = true;
+            let whole = up_to_last_sentence(&text);
+            let said = match is_cut && whole.len() < text.len() {
+                // Half a sentence is better than none.
+                true if !whole.is_empty() || answer.is_spoken => whole,
+                _ => text.as_str(),
+            };
+            if said.len() < text.len() {
+                self.trouble(model_failure(format!(
+                    "{} had no tokens left in the middle of a sentence, which is left out (max_tokens, voice.limits.max_reply_bytes)",
+                    pipeline.llm.name()
+                )))
+                .await;
+            }
+            if !said.is_empty() {
+                self.sentence(said.to_owned()).await;
+                answer.is_spoken = true;
+            }
         }
         if answer.is_spoken
             && let Some(CutShort::Filter(filter)) = &answer.cut_short

@@ -68,6 +68,27 @@ impl Speech {
     }
 }
 
+/// The whole sentences at the beginning of `text`, which breaks off; empty when there is none.
+pub(super) fn up_to_last_sentence(text: &str) -> &str {
+    let mut end = 0;
+    for (at, c) in text.char_indices() {
+        let rest = &text[at + c.len_utf8()..];
+        let closed = rest.trim_start_matches(['"', '\'', '”', '’', ')', ']']);
+        let is_end = match c {
+            '。' | '！' | '？' | '।' | '॥' | '۔' | '؟' => true,
+            '.' | '!' | '?' | '…' => {
+                (closed.is_empty() || closed.starts_with(char::is_whitespace))
+                    && !(c == '.' && is_abbreviation(&text[..at], closed.trim_start()))
+            }
+            _ => false,
+        };
+        if is_end {
+            end = text.len() - closed.len();
+        }
+    }
+    &text[..end]
+}
+
 /// Cuts a stream of text into sentences.
 #[derive(Debug, Default)]
 pub struct SentenceSplitter {
@@ -378,6 +399,23 @@ mod tests {
             for piece in [1, 2, 3, 7, 100] {
                 assert_eq!(split_by(text, piece), *expected, "pieces of {piece}");
             }
+        }
+    }
+
+    #[test]
+    fn a_text_that_breaks_off_ends_at_a_sentence() {
+        for (text, expected) in [
+            ("We open at nine. We close at", "We open at nine."),
+            ("We open at nine.", "We open at nine."),
+            ("Yes! (We open.) But", "Yes! (We open.)"),
+            ("Is it 3.50 or", ""),
+            ("Ask for Dr. Smith and", ""),
+            ("We open at", ""),
+            ("", ""),
+            ("हम खुलते हैं। शाम", "हम खुलते हैं।"),
+            ("開店します。閉店は", "開店します。"),
+        ] {
+            assert_eq!(up_to_last_sentence(text), expected, "{text}");
         }
     }
 

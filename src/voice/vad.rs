@@ -11,6 +11,7 @@ use earshot::Detector;
 
 use super::INPUT_SAMPLE_RATE_HZ;
 use super::config::VadConfig;
+use super::music::{Background, LineMusic};
 use super::tones::{Texture, ToneDetector};
 
 /// Samples in one window of the earshot detector: 16 ms.
@@ -42,9 +43,16 @@ const FAINT_BELOW_DB: f32 = 25.0;
 /// of four segments of speech have 0.18 or less.
 const PERHAPS_MUSIC_SHARE: f32 = 0.18;
 
-/// With notes in at least this share, a segment contains no speech. Of 77 prompts over music 15 dB
-/// softer none was misclassified, over music 10 dB softer one.
+/// With notes in at least this share, a segment contains no speech, where nothing is known of the
+/// music that was there before.
 const MUSIC_SHARE: f32 = 0.5;
+
+/// Whoever speaks over music is louder than it in at least so many windows (208 ms) of a segment.
+const LOUDER_WINDOWS: u32 = 13;
+
+/// With notes in less than this share, a segment that follows a silence is not the music that was
+/// there before it.
+const MUSIC_AFTER_SILENCE_SHARE: f32 = 0.1;
 
 /// Audio this far below the loudest part of the speech is silence, whatever the score: the score
 /// takes 100 ms to fall after the end of speech.
@@ -104,6 +112,10 @@ struct Windows {
     all: u32,
     tones_or_notes: u32,
     notes: u32,
+    /// The music that was on the line when the segment began.
+    background: Option<Background>,
+    /// How many were louder than that.
+    louder: u32,
 }
 
 /// Voice activity detection on 16 kHz mono sound.
@@ -126,11 +138,14 @@ pub struct Vad {
     /// Levels of the last windows.
     levels: VecDeque<f32>,
     tones: ToneDetector,
+    music: LineMusic,
     /// One bit for each of the last windows, the newest lowest: set if it was a tone.
     tonal: u32,
     /// Likewise: set if it was loud and not tonal.
     full: u32,
     segment: Windows,
+    /// The next window is the first of a segment, because the one before was cut.
+    was_cut: bool,
     /// The loudest window of the speech in progress.
     loudest: f32,
     /// Position where the level fell to silence.
@@ -160,9 +175,11 @@ impl Vad {
             last_end: 0,
             levels: VecDeque::with_capacity(STEADY_WINDOWS),
             tones: ToneDetector::new(),
+            music: LineMusic::default(),
             tonal: 0,
             full: 0,
             segment: Windows::default(),
+            was_cut: false,
             loudest: f32::MIN,
             quiet_since: None,
             #[cfg(test)]
@@ -177,6 +194,9 @@ impl Vad {
             self.pending.extend_from_slice(&sound[..take]);
             sound = &sound[take..];
             if self.pending.len() == WINDOW {
+                if std::mem::take(&mut self.was_cut) {
+                    self.begin_segment(0);
+                }
                 let score = self.score();
                 let is_steady = self.measure() | self.is_lasting_tone();
                 self.sound.extend_from_slice(&self.pending);
@@ -226,19 +246,50 @@ impl Vad {
         self.segment.all += 1;
         self.segment.tones_or_notes += u32::from(is_tone || is_note);
         self.segment.notes += u32::from(is_note);
+        if let Some(level) = self.levels.back() {
+            self.music.hear(*level, is_note);
+            let background = &self.segment.background;
+            let is_louder = background.is_some_and(|music| music.is_louder(*level));
+            self.segment.louder += u32::from(is_louder);
+        }
         self.tonal = self.tonal << 1 | u32::from(is_tone);
         self.full = self.full << 1 | u32::from(is_loud && !is_tone);
         self.tonal.trailing_ones() as usize >= STEADY_WINDOWS
     }
 
     /// Whether that segment is music, without speech to recognise.
+    ///
+    /// Where music was on the line before, it is more of that music if it is not louder; otherwise
+    /// its notes tell.
     pub fn is_music(&self) -> bool {
-        self.segment.notes as f32 > MUSIC_SHARE * self.segment.all as f32
+        let segment = &self.segment;
+        let notes = |share: f32| segment.notes as f32 > share * segment.all as f32;
+        match segment.background {
+            Some(music) => {
+                let may_be_over = music.has_paused && !notes(MUSIC_AFTER_SILENCE_SHARE);
+                segment.louder < LOUDER_WINDOWS && !may_be_over
+            }
+            None => notes(MUSIC_SHARE),
+        }
     }
 
-    /// Whether much of that segment is tones or notes, so that the recogniser may invent words.
+    /// Whether the recogniser may invent words: there was music before that segment, or much of it
+    /// is tones or notes.
     pub fn may_be_music(&self) -> bool {
-        self.segment.tones_or_notes as f32 > PERHAPS_MUSIC_SHARE * self.segment.all as f32
+        let segment = &self.segment;
+        segment.background.is_some()
+            || segment.tones_or_notes as f32 > PERHAPS_MUSIC_SHARE * segment.all as f32
+    }
+
+    /// Begins to count a segment that began `windows` ago.
+    fn begin_segment(&mut self, windows: u64) {
+        let background = self.music.background();
+        let louder = background.map_or(0, |music| self.music.louder(&music, windows as usize));
+        self.segment = Windows {
+            background,
+            louder,
+            ..Windows::default()
+        };
     }
 
     /// Resets all state, including any speech in progress.
@@ -246,6 +297,7 @@ impl Vad {
         self.detector.reset();
         self.levels.clear();
         self.tones.reset();
+        self.music.reset();
         self.tonal = 0;
         self.full = 0;
         self.state = VadState::Silence;
@@ -362,7 +414,8 @@ impl Vad {
                 let at = self.position;
                 self.end(at, events);
                 self.state = VadState::Speech;
-                self.segment = Windows::default();
+                // The counts stay until the next window, as the samples do.
+                self.was_cut = true;
                 events.push(VadEvent::Started { onset: at });
             }
         } else {
@@ -388,7 +441,7 @@ impl Vad {
             let onset = loud_from.max(self.last_end);
             let prefix = onset.saturating_sub(samples(self.config.prefix_ms));
             self.drop_before(prefix.max(self.last_end));
-            self.segment = Windows::default();
+            self.begin_segment((self.position - onset) / WINDOW as u64);
             events.push(VadEvent::Started { onset });
         }
     }

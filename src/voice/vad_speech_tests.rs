@@ -248,6 +248,54 @@ fn music(sound: &[i16]) -> (bool, bool) {
     (vad.is_music(), vad.may_be_music())
 }
 
+/// The stretches of a sound that are sent to recognition, from and to, s.
+fn sent(sound: &[i16]) -> Vec<(f64, f64)> {
+    let mut vad = Vad::new(VadConfig::default(), 100);
+    let seconds = |position: u64| position as f64 / 16_000.0;
+    let (mut from, mut sent) = (0.0, Vec::new());
+    for frame in sound.chunks(160) {
+        let mut events = Vec::new();
+        vad.push(frame, &mut events);
+        for event in events {
+            match event {
+                VadEvent::Ended { end } if !vad.is_music() => sent.push((from, seconds(end))),
+                VadEvent::Started { onset } => from = seconds(onset),
+                _ => {}
+            }
+        }
+    }
+    sent
+}
+
+/// How much of the time between `from` and `to` is sent, s.
+fn sent_between(sound: &[i16], from: f64, to: f64) -> f64 {
+    let within = sent(sound).into_iter();
+    within
+        .map(|(a, b)| (b.min(to) - a.max(from)).max(0.0))
+        .sum()
+}
+
+fn louder(sound: &[i16], factor: f64) -> Vec<i16> {
+    let amplified = |sample: &i16| (f64::from(*sample) * factor) as i16;
+    sound.iter().map(amplified).collect()
+}
+
+/// Music in which no note stays: a voice-like tone whose pitch slides, in strokes.
+fn slides(seconds: f64) -> Vec<i16> {
+    let mut phase = 0.0;
+    (0..(seconds * 16_000.0) as usize)
+        .map(|n| {
+            let t = n as f64 / 16_000.0;
+            phase += (180.0 + 40.0 * (TAU * 1.3 * t).sin()) / 16_000.0;
+            let wave: f64 = (1..18)
+                .map(|harmonic| (TAU * f64::from(harmonic) * phase).sin() / f64::from(harmonic))
+                .sum();
+            let stroke = 0.4 + 0.6 * (TAU * 3.0 * t).sin().abs();
+            (wave * stroke * 4_000.0) as i16
+        })
+        .collect()
+}
+
 /// Full chords of a band with drums: harmonics up to 6 kHz, a stroke each third of a second.
 fn band() -> Vec<i16> {
     let strokes = noise(4.0, 6_000.0);
@@ -283,6 +331,71 @@ fn music_is_not_taken_for_words_and_speech_before_music_is() {
         .flat_map(|piece| [piece, &tone].concat())
         .collect();
     assert_eq!(music(&alternating), (false, true));
+}
+
+#[test]
+fn music_without_notes_is_more_of_the_music_before_it() {
+    let slides = slides(3.0);
+    let said = [&slides[..], &vec![0; 8_000]].concat();
+    let alone = sent_between(&said, 0.0, 3.0);
+    assert!(alone > 2.0, "it is taken for speech: {alone} s");
+    let band = [band(), band()].concat();
+    let after_music = [&band[..], &slides, &band, &vec![0; 8_000]].concat();
+    assert_eq!(sent_between(&after_music, 1.0, 20.0), 0.0);
+}
+
+#[test]
+fn hold_music_without_end_is_not_sent_piece_by_piece() {
+    let minute = band().repeat(16);
+    let sent = sent(&minute);
+    assert!(
+        sent.iter().all(|(_, to)| *to < 4.0),
+        "only its beginning may be anything: {sent:?}"
+    );
+}
+
+#[test]
+fn whoever_speaks_over_music_is_heard() {
+    let speech = fixture("lead.wav");
+    let seconds = speech.len() as f64 / 16_000.0;
+    let music = louder(&band().repeat(6), 0.2);
+    let mut sound = music;
+    let from = 8 * 16_000;
+    let voice = louder(&speech, 2.0);
+    for (sample, said) in sound[from..].iter_mut().zip(&voice) {
+        *sample = sample.saturating_add(*said);
+    }
+    let heard = sent_between(&sound, 8.0, 8.0 + seconds);
+    assert!(heard > 0.9 * seconds, "{heard} of {seconds} s");
+}
+
+#[test]
+fn whoever_speaks_when_the_music_is_over_is_heard_however_softly() {
+    for line in ["hello.wav", "goodbye.wav"] {
+        let speech = louder(&fixture(line), 0.3);
+        let seconds = speech.len() as f64 / 16_000.0;
+        for pause in [0.3, 1.0, 4.0] {
+            let quiet = noise(pause, 20.0);
+            let band = louder(&band().repeat(3), 1.5);
+            let sound = [&band[..], &quiet, &speech, &noise(0.5, 20.0)].concat();
+            let begins = 12.0 + pause;
+            let heard = sent_between(&sound, begins, begins + seconds);
+            assert!(
+                heard > 0.8 * seconds,
+                "{line} {pause} s after the music: {heard} of {seconds} s"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_beep_is_no_music_that_speech_has_to_be_louder_than() {
+    let speech = louder(&fixture("hello.wav"), 0.3);
+    let seconds = speech.len() as f64 / 16_000.0;
+    let beep = louder(&tone(1_000.0, 0.8), 2.0);
+    let sound = [&beep[..], &noise(0.1, 20.0), &speech, &noise(0.5, 20.0)].concat();
+    let heard = sent_between(&sound, 0.9, 0.9 + seconds);
+    assert!(heard > 0.8 * seconds, "{heard} of {seconds} s");
 }
 
 #[test]

@@ -32,8 +32,9 @@ pub struct WorkerConfig {
     pub hung_call_s: u64,
     /// A call's process that uses more memory than this is reported in the log, in bytes. 0: never.
     pub call_memory_warn_bytes: u64,
-    /// Address of the page for health and metrics. Loopback, because it asks for no password; set
-    /// `0.0.0.0:8081` where an orchestrator probes it over the network. Port 0 takes any free one.
+    /// Address of the operator's page, health and metrics. Loopback, because health and metrics ask
+    /// for no password; set `0.0.0.0:8081` where an orchestrator probes it over the network. The
+    /// page is off there unless `PAGE_TOKEN` is set. Port 0 takes any free one.
     pub http_bind: SocketAddr,
 }
 

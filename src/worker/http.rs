@@ -1,7 +1,8 @@
 //! The worker's HTTP endpoints: liveness, readiness, status and metrics for operators and
 //! orchestrators, and the receiver of LiveKit's webhooks.
 //!
-//! The pages read the worker's status and change nothing. Liveness and readiness differ on purpose:
+//! They read the worker's status and change nothing; the operator's page ([`crate::page`]) is
+//! served beside them. Liveness and readiness differ on purpose:
 //! a worker that has lost its server must not be restarted, because it may be holding calls.
 
 use std::net::SocketAddr;
@@ -22,14 +23,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::run::WorkerStatus;
-use super::{metrics, wire};
+use super::{listener, metrics, wire};
 use crate::recording::webhook::{EgressEnded, WebhookRefused, Webhooks};
 
 /// How often the metrics are compacted: otherwise histogram samples would accumulate while nobody
 /// scrapes them.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
-/// How long requests in progress may take when the worker stops.
-const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// A webhook has a few kilobytes: a room with its participant and track, or an egress with its
 /// request.
 const MAX_WEBHOOK_BYTES: usize = 256 * 1024;
@@ -49,9 +48,6 @@ pub enum HttpError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// The listener failed.
-    #[error("the page for health and metrics (worker.http_bind) stopped: {0}")]
-    Serve(std::io::Error),
 }
 
 /// The HTTP server, bound and not yet serving.
@@ -89,16 +85,13 @@ impl HttpServer {
     }
 
     /// Serves until `stop`. Routes in `extra` take precedence (a page at `/`, for example).
-    ///
-    /// # Errors
-    /// When the listener fails.
     pub async fn serve(
         self,
         status: watch::Receiver<WorkerStatus>,
         metrics: Option<PrometheusHandle>,
         extra: Router,
         stop: CancellationToken,
-    ) -> Result<(), HttpError> {
+    ) {
         let app = extra.fallback_service(routes(status, metrics.clone()));
         let upkeep = async {
             let mut ticks = interval(UPKEEP_EVERY);
@@ -110,17 +103,9 @@ impl HttpServer {
                 }
             }
         };
-        let serving =
-            axum::serve(self.listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
-        let stopped = async {
-            stop.cancelled().await;
-            // Long-lived connections of the extra routes must not delay the shutdown.
-            tokio::time::sleep(STOP_TIMEOUT).await;
-        };
         tokio::select! {
-            served = serving.into_future() => served.map_err(HttpError::Serve),
-            () = upkeep => Ok(()),
-            () = stopped => Ok(()),
+            () = listener::serve(self.listener, app, stop) => {}
+            () = upkeep => {}
         }
     }
 }

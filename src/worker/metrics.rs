@@ -318,9 +318,14 @@ pub(super) fn set_process_figures() {
         // The listing itself has one file open.
         gauge!(OPEN_FILES).set(files - 1.0);
     }
-    if let Some(bytes) = resident_bytes_of(std::process::id()) {
+    if let Some(bytes) = resident_bytes() {
         gauge!(RESIDENT_BYTES).set(bytes as f64);
     }
+}
+
+/// The resident memory of this process. `None` without `/proc`.
+pub fn resident_bytes() -> Option<u64> {
+    resident_bytes_of(std::process::id())
 }
 
 /// The resident memory of a process.

@@ -6,14 +6,15 @@
 //! `admission` counts slots; `process` follows one call's process from its start to its record;
 //! `abandoned` ends the rooms of calls that died; `disk` watches the room for records; `orphans`
 //! takes care of calls that an earlier worker left, `unwritten` of records that could not be
-//! written; only `wire` knows the worker protocol; `http` and `metrics` show the worker to
-//! operators.
+//! written; only `wire` knows the worker protocol; `http` (with `listener`, which bounds its
+//! connections) and `metrics` show the worker to operators.
 
 mod abandoned;
 mod admission;
 mod config;
 mod disk;
 mod http;
+mod listener;
 mod metrics;
 mod orphans;
 mod pressure;
@@ -23,7 +24,7 @@ mod run;
 mod unwritten;
 pub(crate) mod wire;
 
-pub use self::metrics::install as install_metrics;
+pub use self::metrics::{install as install_metrics, resident_bytes};
 pub use config::WorkerConfig;
 pub use http::{HttpError, HttpServer, webhook_route};
 pub use process::CallProgram;

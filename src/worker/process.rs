@@ -27,9 +27,8 @@ use super::metrics as names;
 use super::unwritten::UnwrittenRecord;
 use super::wire::JobState;
 use crate::ipc::{self, FromCall, JobDescription, Measurement, ShutdownReason, ToCall};
-use crate::phone::CountryCode;
 use crate::rooms::{DesertedRoom, LostAgent};
-use crate::session::dispatch::told_by;
+use crate::session::dispatch::{DispatchRules, told_by};
 use crate::session::{CallStatus, CloseReason, Outcome, SessionEvent, SessionId};
 use crate::store::Store;
 
@@ -59,9 +58,10 @@ const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a call's memory is polled.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Secrets of the delivery and the ledger, which a call has no part in: its process, which a
-/// stranger talks to, does not get them.
-const NOT_FOR_CALLS: [&str; 5] = [
+/// Secrets of the operator's page, the delivery and the ledger, which a call has no part in: its
+/// process, which a stranger talks to, does not get them.
+const NOT_FOR_CALLS: [&str; 6] = [
+    "PAGE_TOKEN",
     "CRM_TOKEN",
     "CRM_HMAC_SECRET",
     "MONGODB_URI",
@@ -138,7 +138,7 @@ pub(super) struct CallReport {
 /// Everything that a call's task needs.
 pub(super) struct Call {
     pub job: JobDescription,
-    pub country: CountryCode,
+    pub rules: DispatchRules,
     pub program: CallProgram,
     pub store: Store,
     pub reports: mpsc::Sender<CallReport>,
@@ -210,7 +210,7 @@ impl Call {
     }
 
     fn told(&self) -> Vec<SessionEvent> {
-        told_by(&self.job.start(), &self.country)
+        told_by(&self.job.start(), &self.rules)
     }
 
     /// The journal comes first, so that from here on whatever happens ends in a record.

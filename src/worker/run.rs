@@ -37,9 +37,9 @@ use super::wire::{
     JobStatus, ToServer,
 };
 use crate::ipc::JobDescription;
-use crate::phone::CountryCode;
 use crate::rooms::RoomService;
 use crate::rooms::party::AGENT_SINCE;
+use crate::session::dispatch::DispatchRules;
 use crate::session::{SessionId, mask_room_name};
 use crate::settings::LiveKitSettings;
 use crate::store::{StorageConfig, Store};
@@ -155,7 +155,7 @@ pub struct Worker {
     agent_name: String,
     store: Store,
     storage: StorageConfig,
-    country: CountryCode,
+    rules: DispatchRules,
     program: CallProgram,
     upload_notify: mpsc::Sender<()>,
     status: watch::Sender<WorkerStatus>,
@@ -196,7 +196,7 @@ impl Worker {
             agent_name,
             store,
             storage: StorageConfig::default(),
-            country: CountryCode::default(),
+            rules: DispatchRules::default(),
             program,
             upload_notify,
             status: watch::Sender::new(status),
@@ -218,10 +218,10 @@ impl Worker {
         self
     }
 
-    /// Where numbers without a country code belong.
+    /// How dispatches are read.
     #[must_use]
-    pub fn with_country(mut self, country: CountryCode) -> Self {
-        self.country = country;
+    pub fn with_rules(mut self, rules: DispatchRules) -> Self {
+        self.rules = rules;
         self
     }
 
@@ -283,7 +283,7 @@ impl Worker {
             config: self.config.clone(),
             room_url: self.room_url,
             agent_name: self.agent_name,
-            country: self.country,
+            rules: self.rules,
             program: self.program,
             store: self.store,
             reports: report_sender,
@@ -367,7 +367,7 @@ struct CallStarter {
     config: WorkerConfig,
     room_url: String,
     agent_name: String,
-    country: CountryCode,
+    rules: DispatchRules,
     program: CallProgram,
     store: Store,
     reports: mpsc::Sender<CallReport>,
@@ -394,7 +394,7 @@ impl CallStarter {
                 attributes: job.attributes,
                 dispatched_at,
             },
-            country: self.country.clone(),
+            rules: self.rules.clone(),
             program: self.program.clone(),
             store: self.store.clone(),
             reports: self.reports.clone(),

@@ -5,6 +5,7 @@ mod support;
 
 mod answers;
 mod calls;
+mod chat_vendors;
 mod conversation;
 mod delivery;
 mod disk;
@@ -17,6 +18,7 @@ mod line;
 mod mirror;
 mod model_answers;
 mod openai_providers;
+mod page;
 mod recordings;
 mod records;
 mod scan;

@@ -321,3 +321,44 @@ data: [DONE]
     });
     join_all(checks).await;
 }
+
+#[tokio::test]
+async fn an_answer_that_runs_out_of_tokens_ends_at_a_sentence() {
+    for (text, expected) in [
+        (
+            "We open at nine in the morning. The gates close at",
+            "We open at nine in the morning.",
+        ),
+        ("The gates close at", "The gates close at"),
+    ] {
+        let event =
+            json!({ "choices": [{ "delta": { "content": text }, "finish_reason": "length" }] });
+        let service =
+            FakeService::start(stream(format!("data: {event}\n\ndata: [DONE]\n\n"))).await;
+        let heard = ask(&service).await;
+        assert_eq!(heard.said, [format!("agent: {expected}")]);
+        let is_told = heard.troubles.iter().any(|one| one.contains("max_tokens"));
+        assert_eq!(is_told, text != expected, "{:?}", heard.troubles);
+    }
+}
+
+#[tokio::test]
+async fn the_model_is_given_as_much_of_the_conversation_as_fits() {
+    let service = FakeService::start(words(PRICE)).await;
+    let mut config = patient();
+    config.limits.max_history_tokens = 1;
+    let call = Call::start(providers(&service), None, config);
+    for answered in 1..=3 {
+        write(&call, "What does it cost?").await;
+        call.agent_has_said(answered).await;
+    }
+    for request in service.requests() {
+        assert_eq!(roles(&request), ["system", "user"]);
+    }
+    assert_eq!(call.transcript().len(), 6, "the record has all of it");
+    call.commands
+        .send(VoiceCommand::Stop)
+        .await
+        .expect("it listens");
+    assert_eq!(call.end().await, VoiceEnd::Stopped);
+}

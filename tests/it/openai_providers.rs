@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use voicebot::providers::llm::{
-    ChatChunk, ChatMessage, ChatOption, ChatRequest, CutShort, TokenUsage, ToolCall,
+    ChatChunk, ChatMessage, ChatOption, ChatRequest, CutShort, TokenUsage, ToolCall, ToolChoice,
 };
 use voicebot::providers::stt::{SpeechSegment, Transcript, hear_once};
 use voicebot::providers::tts::{SpeechPiece, SpeechRequest};
@@ -79,6 +79,7 @@ fn question() -> ChatRequest {
             description: "Takes a lead.".to_owned(),
             parameters: json!({ "type": "object" }),
         }],
+        tool_choice: ToolChoice::Auto,
     }
 }
 

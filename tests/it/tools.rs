@@ -2,9 +2,10 @@
 
 use crate::support::data::{CALLER, DataFolder};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use voicebot::session::{self, SharedSession};
 use voicebot::store::JournalLock;
-use voicebot::tools::{CallRequest, ToolOutput, Toolbox, ToolsConfig};
+use voicebot::tools::{CallAction, CallRequest, ToolOutput, Toolbox, ToolsConfig, TransferConfig};
 
 const ID: &str = "session_20261121_100000_aaaaaa";
 
@@ -236,6 +237,102 @@ async fn what_a_tool_did_is_an_event_of_the_session_also_when_it_was_not_done() 
         .get_complete_session_data()
         .tool_uses;
     assert_eq!(uses.len(), 100);
+}
+
+fn telephone_tools() -> ToolsConfig {
+    let targets = [
+        ("Sales", "tel:+15550100155"),
+        ("help", "sip:help@example.com"),
+    ];
+    ToolsConfig {
+        enabled: ["send_dtmf", "transfer_call"].map(str::to_owned).into(),
+        transfer: TransferConfig {
+            targets: targets
+                .map(|(name, target)| (name.to_owned(), target.to_owned()))
+                .into(),
+            ..TransferConfig::default()
+        },
+        ..ToolsConfig::default()
+    }
+}
+
+#[tokio::test]
+async fn what_tools_want_of_the_telephone_is_data_that_the_call_acts_on() {
+    let call = call();
+    let (wanted, mut actions) = mpsc::channel(1);
+    let config = telephone_tools();
+    config.check().expect("the settings are right");
+    let tools = Toolbox::new(call.session.clone(), call.data.store.clone(), &config);
+    let tools = tools.with_call(wanted);
+    let transfer = &tools.definitions()[1];
+    let names = &transfer.parameters["properties"]["to"]["enum"];
+    assert_eq!(*names, json!(["Sales", "help"]));
+
+    let mut answer = async |answer: Result<(), String>| {
+        let wanted = actions.recv().await.expect("an action");
+        wanted.done.send(answer).expect("the tool waits");
+        wanted.action
+    };
+    let keys = tools.call("send_dtmf", r#"{"keys": "1 w 2#"}"#);
+    let (told, action) = tokio::join!(keys, answer(Ok(())));
+    assert_eq!(action, CallAction::Keys("1W2#".to_owned()));
+    assert!(!told.is_error, "{}", told.text);
+
+    let handed = tools.call("transfer_call", r#"{"to": "sales"}"#);
+    let (told, action) = tokio::join!(handed, answer(Err("603 Declined".to_owned())));
+    let CallAction::Transfer { target, .. } = action else {
+        panic!("{action:?}");
+    };
+    assert_eq!(target, "tel:+15550100155");
+    assert!(
+        told.is_error && told.text.contains("603 Declined"),
+        "{}",
+        told.text
+    );
+    let uses = session::lock(&call.session)
+        .get_complete_session_data()
+        .tool_uses;
+    assert!(
+        uses[1].result.contains("603 Declined"),
+        "the record has the code"
+    );
+}
+
+#[tokio::test]
+async fn a_caller_is_handed_over_to_nobody_but_whom_the_settings_name() {
+    let call = call();
+    let config = telephone_tools();
+    let tools = Toolbox::new(call.session.clone(), call.data.store.clone(), &config);
+    for to in ["tel:+15550100999", "+15550100155", "boss", ""] {
+        let arguments = json!({ "to": to }).to_string();
+        let told = tools.call("transfer_call", &arguments).await;
+        assert!(
+            told.is_error && told.text.contains("Sales, help"),
+            "{}",
+            told.text
+        );
+    }
+    // There is no call behind these tools.
+    let told = tools.call("transfer_call", r#"{"to": "help"}"#).await;
+    assert!(
+        told.is_error && told.text.contains("no telephone"),
+        "{}",
+        told.text
+    );
+    for (targets, word) in [
+        (vec![], "names nobody"),
+        (vec![("sales", "+15550100155")], "transfer.targets.sales"),
+        (vec![("sales", "tel:")], "transfer.targets.sales"),
+        (vec![("sales", "tel:+1 555")], "transfer.targets.sales"),
+    ] {
+        let mut config = telephone_tools();
+        config.transfer.targets = targets
+            .iter()
+            .map(|(name, target)| ((*name).to_owned(), (*target).to_owned()))
+            .collect();
+        let problem = config.check().expect_err("it is refused");
+        assert!(problem.contains(word), "{problem}");
+    }
 }
 
 #[tokio::test]

@@ -661,6 +661,5 @@ async fn the_page_says_how_the_worker_is() {
     timeout(DEADLINE, serving)
         .await
         .expect("the page did not stop in time")
-        .unwrap()
         .unwrap();
 }

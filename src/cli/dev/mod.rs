@@ -173,8 +173,13 @@ pub async fn run(
         );
     }
 
-    let mut worker =
-        WorkerProcess::start(None, file.as_deref(), &environment, free_address()?, None)?;
+    // The usual address, unless something is there already: another worker, or another `dev`.
+    let usual = config.worker.http_bind;
+    let http = match std::net::TcpListener::bind(usual) {
+        Ok(_) if usual.port() != 0 => usual,
+        _ => free_address()?,
+    };
+    let mut worker = WorkerProcess::start(None, file.as_deref(), &environment, http, None)?;
     worker.ready(&reqwest::Client::new()).await?;
 
     let page = Arc::new(Page {
@@ -195,6 +200,7 @@ pub async fn run(
         "Talk to the agent at http://{}/ (Ctrl-C ends)",
         listener.local_addr()?
     );
+    println!("See what happens at http://{http}/page/");
     let serving = tokio::spawn(async move { axum::serve(listener, router(page)).await });
 
     let code = tokio::select! {

@@ -1,12 +1,13 @@
 //! The language model: what to say next, and which tools to use for it.
 
+pub(super) mod anthropic;
 mod arguments;
+mod events;
 pub(super) mod fallback;
+pub(super) mod gemini;
 pub(super) mod openai;
+mod turns;
 pub mod written;
-
-#[cfg(feature = "internals")]
-pub(crate) use openai::read_pieces as read_openai_pieces;
 
 use std::sync::Arc;
 
@@ -58,6 +59,35 @@ pub struct ChatRequest {
     pub messages: Vec<ChatMessage>,
     /// The tools that it may use; empty for none.
     pub tools: Vec<ToolDefinition>,
+    /// Whether it is to use them. [`ToolChoice::None`] goes before the vendor's setting.
+    pub tool_choice: ToolChoice,
+}
+
+/// Whether the model uses tools.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolChoice {
+    /// The model decides.
+    #[default]
+    Auto,
+    /// Each answer to the caller begins with one.
+    Required,
+    /// It can only talk.
+    None,
+}
+
+impl ToolChoice {
+    /// What is sent with `request` where `self` is the setting: a tool that is required has been
+    /// used when its output is what the model answers now.
+    fn in_request(self, request: &ChatRequest) -> Self {
+        let has_used = matches!(request.messages.last(), Some(ChatMessage::Tool { .. }));
+        match (request.tool_choice, self) {
+            (Self::None, _) => Self::None,
+            (_, Self::Required) if has_used => Self::Auto,
+            (Self::Auto, setting) => setting,
+            (Self::Required, _) => Self::Required,
+        }
+    }
 }
 
 /// Tokens of one request.
@@ -150,4 +180,14 @@ pub trait ChatModel: Send + Sync + 'static {
     fn members(&self) -> &[Arc<dyn ChatModel>] {
         &[]
     }
+}
+
+/// What the vendors' readers make of a stream that comes in pieces of `piece` bytes, for fuzzing.
+#[cfg(feature = "internals")]
+pub(crate) fn read_streams(stream: &[u8], piece: usize) -> [Result<Vec<ChatChunk>, String>; 3] {
+    [
+        openai::read_pieces(stream, piece),
+        anthropic::read_pieces(stream, piece),
+        gemini::read_pieces(stream, piece),
+    ]
 }

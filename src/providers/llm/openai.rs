@@ -4,29 +4,22 @@
 //! `answer` reads what comes back, `refusals` and `history` know what servers do not take.
 
 mod answer;
-mod history;
+pub(super) mod history;
 mod refusals;
 
-use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream;
-use reqwest::Response;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
 use super::{
     ChatChunk, ChatMessage, ChatModel, ChatOption, ChatRequest, ChatStream, CutShort, ToolCall,
+    ToolChoice, events,
 };
 use crate::providers::openai::{Api, Refusal};
 use crate::providers::{OpenAiChatConfig, ProviderError};
-use answer::{Answer, Event, Lines, TooLong};
-
-/// How long the rest of a stream is waited for once the answer is complete: only the usage is
-/// missing, and some servers keep the connection open.
-const END_GRACE: Duration = Duration::from_millis(500);
+use answer::Answer;
 
 /// One model on one server.
 pub(in crate::providers) struct OpenAiChat {
@@ -34,6 +27,7 @@ pub(in crate::providers) struct OpenAiChat {
     model: String,
     temperature: Option<f32>,
     max_tokens: Option<u32>,
+    tool_choice: ToolChoice,
     /// What the server has refused, or is known to refuse. It is not sent again in this process.
     refused: Mutex<Vec<ChatOption>>,
     name: String,
@@ -46,6 +40,7 @@ impl OpenAiChat {
             model: config.model.clone(),
             temperature: config.temperature,
             max_tokens: config.max_tokens,
+            tool_choice: config.tool_choice,
             refused: Mutex::new(config.refuses.clone()),
             name: format!("openai/{}", config.model),
         }
@@ -72,12 +67,19 @@ impl OpenAiChat {
             body["stream_options"] = json!({ "include_usage": true });
             used.push(ChatOption::StreamOptions);
         }
-        if !request.tools.is_empty() && takes(ChatOption::Tools) {
+        let tool_choice = self.tool_choice.in_request(request);
+        // Servers differ in what they make of tools that may not be used, so that those are left
+        // out.
+        let may_use_tools = tool_choice != ToolChoice::None && !request.tools.is_empty();
+        if may_use_tools && takes(ChatOption::Tools) {
             body["tools"] = request
                 .tools
                 .iter()
                 .map(|tool| json!({ "type": "function", "function": { "name": tool.name, "description": tool.description, "parameters": tool.parameters } }))
                 .collect();
+            if tool_choice == ToolChoice::Required {
+                body["tool_choice"] = json!("required");
+            }
             used.push(ChatOption::Tools);
         }
         if let Some(temperature) = self.temperature
@@ -181,17 +183,8 @@ impl ChatModel for OpenAiChat {
             }
             self.remember(&named, &error);
         };
-        let reader = Reader {
-            response,
-            lines: Lines::default(),
-            answer: Answer::new(request.tools.into_iter().map(|tool| tool.name)),
-            ready: VecDeque::new(),
-            ended: false,
-            api: self.api.clone(),
-        };
-        Ok(Box::pin(stream::try_unfold(reader, async |mut reader| {
-            Ok(reader.next().await?.map(|chunk| (chunk, reader)))
-        })))
+        let answer = Answer::new(request.tools.into_iter().map(|tool| tool.name));
+        Ok(events::answer(self.api.clone(), response, answer))
     }
 
     async fn prewarm(&self) {
@@ -199,102 +192,8 @@ impl ChatModel for OpenAiChat {
     }
 }
 
-/// Reads one answer.
-struct Reader {
-    response: Response,
-    lines: Lines,
-    answer: Answer,
-    ready: VecDeque<ChatChunk>,
-    ended: bool,
-    api: Api,
-}
-
-impl Reader {
-    async fn next(&mut self) -> Result<Option<ChatChunk>, ProviderError> {
-        loop {
-            if let Some(chunk) = self.ready.pop_front() {
-                return Ok(Some(chunk));
-            }
-            if self.ended {
-                return Ok(None);
-            }
-            let bytes = if self.answer.complete {
-                // However the stream ends now, the answer is there.
-                match timeout(END_GRACE, self.response.chunk()).await {
-                    Ok(Ok(bytes)) => bytes,
-                    Ok(Err(_)) | Err(_) => None,
-                }
-            } else {
-                self.response
-                    .chunk()
-                    .await
-                    .map_err(|error| self.api.broken(error))?
-            };
-            match bytes {
-                Some(bytes) => {
-                    let lines = self
-                        .lines
-                        .add(&bytes)
-                        .map_err(|TooLong| self.api.strange("a line that has no end"))?;
-                    for line in lines {
-                        self.line(&line)?;
-                        if self.ended {
-                            break;
-                        }
-                    }
-                }
-                None => {
-                    if let Some(line) = self.lines.finish() {
-                        // The last line may be whole or cut anywhere; half of one says nothing.
-                        let _ = self.line(&line);
-                    }
-                    if !self.ended {
-                        self.finish()?;
-                    }
-                }
-            }
-        }
-    }
-
-    fn line(&mut self, line: &str) -> Result<(), ProviderError> {
-        match self.answer.line(line) {
-            Ok(Event::Chunks(chunks)) => self.ready.extend(chunks),
-            Ok(Event::Done) => self.finish()?,
-            Err(what) => return Err(self.api.strange(&what)),
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<(), ProviderError> {
-        self.ended = true;
-        let rest = self
-            .answer
-            .finish()
-            .map_err(|what| self.api.strange(&what))?;
-        if self.answer.cut_calls > 0 {
-            tracing::warn!(
-                server.host = self.api.host(),
-                "the answer of the language model ended in the middle of a tool call, which is not run"
-            );
-        }
-        self.ready.extend(rest);
-        Ok(())
-    }
-}
-
 /// Reads a stream that comes in pieces of `piece` bytes; answers what it made of it. For fuzzing.
 #[cfg(feature = "internals")]
-pub(crate) fn read_pieces(stream: &[u8], piece: usize) -> Result<Vec<ChatChunk>, String> {
-    let (mut lines, mut answer) = (Lines::default(), Answer::default());
-    let mut all = Vec::new();
-    for bytes in stream.chunks(piece.max(1)) {
-        let found = lines.add(bytes).map_err(|TooLong| "too long".to_owned())?;
-        for line in found {
-            if let Event::Chunks(chunks) = answer.line(&line)? {
-                all.extend(chunks);
-            }
-        }
-    }
-    all.extend(answer.finish()?);
-    Ok(all)
+pub(super) fn read_pieces(stream: &[u8], piece: usize) -> Result<Vec<ChatChunk>, String> {
+    events::read_pieces(Answer::default(), stream, piece)
 }

@@ -6,11 +6,15 @@
 //! makes one session of a list of both.
 
 pub(super) mod assemblyai;
+pub(super) mod cartesia;
 pub(super) mod deepgram;
+pub(super) mod elevenlabs;
 pub mod marks;
 pub(super) mod openai;
+pub(super) mod openai_realtime;
 mod recogniser;
 mod ring;
+pub(super) mod sarvam;
 pub(crate) mod stream;
 
 use std::future::pending;

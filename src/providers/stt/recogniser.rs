@@ -15,9 +15,10 @@ use async_trait::async_trait;
 use futures_util::future::{BoxFuture, FutureExt as _, join_all};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::ring::Ring;
-use super::stream::{FinalWords, Heard, Reader, Wire};
+use super::stream::{FinalWords, Heard, Reader, UNTOLD, Wire};
 use super::{
     ListenRequest, Opened, SpeechSegment, SpeechToText, SttEvent, SttInput, SttSession,
     Transcriber, Transcript, Word,
@@ -27,6 +28,7 @@ use crate::providers::asked::{self, Asked};
 use crate::providers::retry::{pause, with_retries};
 use crate::providers::socket::{Frame, Socket};
 use crate::session::Usage;
+use crate::voice::resample::Resampler;
 
 /// What one message carries of the sound: vendors take 20 to 1000 ms, the longest minimum is
 /// AssemblyAI's.
@@ -45,6 +47,10 @@ const NO_WORDS_LIMIT: Duration = Duration::from_secs(1);
 /// … and one that has not has stopped.
 const FINALISE_LIMIT: Duration = Duration::from_secs(2);
 
+/// The words of a vendor that cannot be asked may end this much before the speech, as voice
+/// activity detection has it, and are all of its words. Alignment takes no less for one place.
+const BESIDE: Duration = Duration::from_millis(400);
+
 /// A vendor that cannot be asked has stopped when it says nothing for so long after speech.
 const TURN_LIMIT: Duration = Duration::from_secs(3);
 
@@ -53,6 +59,9 @@ const UNFINISHED_LIMIT: Duration = Duration::from_secs(4);
 
 /// A vendor that is sent nothing wants a word now and then; Deepgram closes after 10 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
+
+/// How long a vendor may take to speak first ([`Wire::greets`]).
+const GREETING_LIMIT: Duration = Duration::from_secs(3);
 
 /// How often a vendor may fail in a row while there is another.
 const RETRIES_WITH_NEXT: u32 = 1;
@@ -109,7 +118,25 @@ impl Recogniser {
 
 async fn open_once(wire: &dyn Wire, request: &ListenRequest) -> Result<Duration, ProviderError> {
     let began = Instant::now();
-    let socket = Socket::connect(&wire.address(request)?).await?;
+    let mut socket = Socket::connect(&wire.address(request)?).await?;
+    if wire.greets() {
+        let greeting = timeout(GREETING_LIMIT, socket.next()).await;
+        let greeting = greeting.unwrap_or_else(|_| {
+            Err(ProviderError::temporary(format!(
+                "{} says nothing on a new connection",
+                socket.host()
+            )))
+        })?;
+        let mut heard = Vec::new();
+        if let Frame::Text(text) = greeting {
+            wire.reader().read(&text, &mut heard);
+        }
+        for heard in heard {
+            if let Heard::Error(error) = heard {
+                return Err(error);
+            }
+        }
+    }
     let took = began.elapsed();
     socket.close(wire.close()).await;
     Ok(took)
@@ -510,12 +537,16 @@ impl Listener {
                     for wanted in &mut self.waiting {
                         wanted.asked = None;
                     }
+                    let rate = wire.sample_rate_hz(&self.request);
                     let mut link = Link {
                         base: self.ring.from(),
                         sent: self.ring.from(),
+                        finalised: self.ring.from(),
                         known_to: self.ring.from(),
                         unpaid: self.ring.from(),
                         has_spoken: false,
+                        opening: wire.opening(&self.request),
+                        resampler: (rate != self.rate).then(|| Resampler::new(self.rate, rate)),
                         last_sent: Instant::now(),
                         last_sound: Instant::now(),
                         last_message: Instant::now(),
@@ -565,6 +596,9 @@ impl Listener {
             if let Err(error) = self.send_sound(wire, link).await {
                 return Over::Failed(error);
             }
+            if wire.finalise().is_none() {
+                self.settle_decided().await;
+            }
             if self.may_go_back(current) {
                 return Over::Better;
             }
@@ -606,9 +640,16 @@ impl Listener {
 
     /// Sends the sound that is there in pieces, all of it when words are wanted.
     async fn send_sound(&mut self, wire: &dyn Wire, link: &mut Link) -> Result<(), ProviderError> {
+        if let Some(opening) = link.opening.take() {
+            link.socket.send(opening).await?;
+        }
         let piece = self.samples(PIECE).max(1);
+        let shortest = self.samples(wire.shortest_finalise()) as u64;
         loop {
             let wanted = self.waiting.iter().position(|w| w.asked.is_none());
+            // What is wanted too early is asked for when there is more sound.
+            let is_enough = self.ring.end().saturating_sub(link.finalised) >= shortest;
+            let wanted = wanted.filter(|_| is_enough);
             // Sound that is more than the piece is sent at once: after a reconnect all of it.
             let (at, sound) = self.ring.read(link.sent, piece);
             let is_whole = sound.len() == piece;
@@ -621,6 +662,7 @@ impl Listener {
                 if let Some(message) = wire.finalise() {
                     link.socket.send(message).await?;
                     link.last_sent = Instant::now();
+                    link.finalised = link.sent;
                 }
                 // The rest of a piece, which was not sent, is silence after the speech.
                 let up_to = link.sent.max(self.waiting[wanted].range.end);
@@ -632,8 +674,9 @@ impl Listener {
                 // was.
                 link.base += at - link.sent;
             }
-            link.socket.send(wire.sound(&sound)).await?;
             link.sent = at + sound.len() as u64;
+            let sound = link.resampled(sound);
+            link.socket.send(wire.sound(&sound)).await?;
             link.last_sent = Instant::now();
             link.last_sound = link.last_sent;
         }
@@ -645,6 +688,10 @@ impl Listener {
         if let Some((_, at)) = self.waiting.iter().find_map(|wanted| wanted.asked) {
             if self.has_no_words(link) {
                 deadlines.push((at + NO_WORDS_LIMIT, Overdue::NoWords));
+            } else if !self.has_interim && self.was_sent_again() {
+                // It has not found any in the sound that it got again, however much that was.
+                let since = at.max(link.last_message);
+                deadlines.push((since + FINALISE_LIMIT, Overdue::NoWords));
             } else if wire.finalise().is_some() {
                 deadlines.push((at + FINALISE_LIMIT, Overdue::Finalise));
             } else if !self.has_interim {
@@ -666,8 +713,12 @@ impl Listener {
     /// The vendor has said about all of the speech that is waiting that there are no words in it.
     fn has_no_words(&self, link: &Link) -> bool {
         let is_past = |wanted: &Wanted| link.known_to >= wanted.range.end;
+        !self.has_interim && self.waiting.first().is_some_and(is_past)
+    }
+
+    fn was_sent_again(&self) -> bool {
         let first = self.waiting.first();
-        !self.has_interim && first.is_some_and(|wanted| wanted.was_sent_again || is_past(wanted))
+        first.is_some_and(|wanted| wanted.was_sent_again)
     }
 
     async fn overdue(
@@ -706,6 +757,23 @@ impl Listener {
         }
     }
 
+    /// A vendor that decides by itself when words are final has decided about all speech that ends
+    /// about where they do.
+    async fn settle_decided(&mut self) {
+        let settled = self.settled;
+        self.waiting.retain(|wanted| wanted.range.end > settled);
+        let beside = self.samples(BESIDE) as u64;
+        let decided = |wanted: &&Wanted| {
+            wanted.range.start < self.final_to && wanted.range.end <= self.final_to + beside
+        };
+        let ends = self.waiting.iter().filter(decided);
+        if let Some(up_to) = ends.map(|wanted| wanted.range.end).max()
+            && !self.has_interim
+        {
+            self.settle(up_to).await;
+        }
+    }
+
     /// All words before `up_to` are known.
     async fn settle(&mut self, up_to: u64) {
         if up_to <= self.settled {
@@ -725,8 +793,11 @@ impl Listener {
             }
             Heard::Interim { from, to, text } => {
                 link.has_spoken = true;
-                let range = link.range(from, to, self.rate);
-                link.known_to = link.known_to.max(range.end);
+                let mut range = link.range(from, to, self.rate);
+                range.start = range.start.max(self.final_to.min(range.end));
+                if to != UNTOLD {
+                    link.known_to = link.known_to.max(range.end);
+                }
                 // Words of the connection before this one do not count.
                 self.has_interim = !text.trim().is_empty();
                 if self.has_interim {
@@ -760,14 +831,20 @@ impl Listener {
             words,
             answers_finalise,
         } = words;
-        let range = link.range(from, to, self.rate);
-        link.known_to = link.known_to.max(range.end);
+        let mut range = link.range(from, to, self.rate);
         let mut up_to = range.end;
         if answers_finalise {
             // They cover everything that the vendor had got when it was asked.
             let asked = self.waiting.iter().filter_map(|wanted| wanted.asked);
-            up_to = asked.map(|(sent, _)| sent).min().unwrap_or(0).max(up_to);
+            let asked = asked.map(|(sent, _)| sent).min();
+            if to == UNTOLD {
+                let end = asked.unwrap_or(link.finalised).min(range.end);
+                range = range.start.min(end)..end;
+                up_to = end;
+            }
+            up_to = asked.unwrap_or(0).max(up_to);
         }
+        link.known_to = link.known_to.max(range.end);
         let slack = u64::from(self.rate) / 50;
         let is_known = range.end <= self.final_to + slack && self.final_to > 0;
         if !text.trim().is_empty() && !is_known {
@@ -821,12 +898,18 @@ struct Link {
     base: u64,
     /// Position after the last sample that was sent.
     sent: u64,
+    /// The same when the vendor was asked last.
+    finalised: u64,
     /// How far the vendor has said anything.
     known_to: u64,
     /// Position after the last sample that is counted as paid for.
     unpaid: u64,
     /// It has worked.
     has_spoken: bool,
+    /// What it has to be told first.
+    opening: Option<Message>,
+    /// Where it wants another rate than ours.
+    resampler: Option<Resampler>,
     last_sent: Instant,
     last_sound: Instant,
     last_message: Instant,
@@ -836,6 +919,16 @@ impl Link {
     fn position(&self, at: Duration, rate: u32) -> u64 {
         let samples = at.as_secs_f64() * f64::from(rate);
         self.base.saturating_add(samples.round() as u64)
+    }
+
+    /// Sound at the vendor's rate.
+    fn resampled(&mut self, sound: Vec<i16>) -> Vec<i16> {
+        let Some(resampler) = &mut self.resampler else {
+            return sound;
+        };
+        let mut resampled = Vec::with_capacity(2 * sound.len());
+        resampler.push(&sound, &mut resampled);
+        resampled
     }
 
     /// A vendor cannot know what it was not sent.

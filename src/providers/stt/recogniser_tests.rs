@@ -38,6 +38,11 @@ enum Fault {
     Doubles,
     /// Answers the first time that it is asked only when more sound comes.
     AnswersLate,
+    /// Says after so many samples by itself that all words are final, with an end that lies so
+    /// many before that of the sound.
+    Decides(usize, usize),
+    /// Is gone when it is asked about fewer new samples.
+    Needs(usize),
 }
 
 /// A vendor that hears the numbers in the sound.
@@ -107,6 +112,7 @@ async fn hear(mut socket: tokio_tungstenite::WebSocketStream<tokio::net::TcpStre
                 return;
             }
             Fault::Stalls(after) if sound.len() >= after => continue,
+            Fault::Needs(least) if is_asked && sound.len() - told < least => return,
             _ => {}
         }
         let asked_then = late.take();
@@ -138,7 +144,15 @@ async fn hear(mut socket: tokio_tungstenite::WebSocketStream<tokio::net::TcpStre
             Message::text(format!("{kind}|{}|{}|{text}", range.start, range.end))
         };
         let mut messages = Vec::new();
-        if is_asked || end > told {
+        if let Fault::Decides(after, before) = fault {
+            if sound.len() - told >= after {
+                let message = say("final", told..sound.len()).into_text().expect("text");
+                let end = sound.len() - before;
+                let message = message.replace(&format!("|{}|", sound.len()), &format!("|{end}|"));
+                messages.push(Message::text(message));
+                told = sound.len();
+            }
+        } else if is_asked || end > told {
             let kind = if is_asked { "asked" } else { "final" };
             messages.push(say(kind, told..end));
             if fault == Fault::Doubles {
@@ -158,6 +172,10 @@ async fn hear(mut socket: tokio_tungstenite::WebSocketStream<tokio::net::TcpStre
 
 struct NumbersWire {
     address: String,
+    /// It can be asked for the words.
+    can_be_asked: bool,
+    /// New sound that it wants to be asked about at least.
+    shortest: Duration,
 }
 
 impl Wire for NumbersWire {
@@ -170,7 +188,11 @@ impl Wire for NumbersWire {
     }
 
     fn finalise(&self) -> Option<Message> {
-        Some(Message::text("finalise"))
+        self.can_be_asked.then(|| Message::text("finalise"))
+    }
+
+    fn shortest_finalise(&self) -> Duration {
+        self.shortest
     }
 
     fn reader(&self) -> Box<dyn Reader> {
@@ -226,9 +248,15 @@ impl Transcriber for NumbersByRequest {
 }
 
 fn stream(server: &Server) -> Vendor {
-    Vendor::Stream(Arc::new(NumbersWire {
+    Vendor::Stream(Arc::new(wire(server)))
+}
+
+fn wire(server: &Server) -> NumbersWire {
+    NumbersWire {
         address: server.address.clone(),
-    }))
+        can_be_asked: true,
+        shortest: Duration::ZERO,
+    }
 }
 
 fn limits() -> LimitsConfig {
@@ -391,4 +419,158 @@ async fn when_all_are_down_the_speech_fails_and_the_next_is_tried_again() {
         troubles.iter().all(|text| text.contains("NUMBERS_API_KEY")),
         "{troubles:?}"
     );
+}
+
+#[tokio::test]
+async fn words_of_a_vendor_that_decides_by_itself_may_end_before_the_speech() {
+    // 200 ms, as the places of words do that voice activity detection goes on behind.
+    let server = server(vec![Fault::Decides(13 * WORD, 3_200)]).await;
+    let vendor = Vendor::Stream(Arc::new(NumbersWire {
+        can_be_asked: false,
+        ..wire(&server)
+    }));
+    let (heard, troubles) = conversation(vec![vendor], 2).await;
+    assert_eq!(heard, numbers(2));
+    assert_eq!(troubles, [""; 0], "there is nothing to ask again");
+}
+
+#[tokio::test]
+async fn a_vendor_is_not_asked_about_less_sound_than_it_takes() {
+    let server = server(vec![Fault::Needs(5_600)]).await;
+    let recogniser = Recogniser::new(vec![Vendor::Stream(Arc::new(NumbersWire {
+        shortest: Duration::from_millis(350),
+        ..wire(&server)
+    }))]);
+    let mut session = recogniser.open(ListenRequest {
+        sample_rate_hz: RATE,
+        limits: limits(),
+        ..ListenRequest::default()
+    });
+    // A word, whose end is told at once, and the silence after it.
+    let word: Arc<[i16]> = [7; WORD].into();
+    session.tell(SttInput::Sound {
+        at: 0,
+        samples: word.to_vec(),
+    });
+    session.tell(SttInput::Finalise {
+        range: 0..WORD as u64,
+        sound: word,
+    });
+    for at in 1..5 {
+        session.tell(SttInput::Sound {
+            at: (at * WORD) as u64,
+            samples: vec![0; WORD],
+        });
+    }
+    loop {
+        match session.next().await {
+            SttEvent::Final { text, .. } => assert_eq!(text, "7"),
+            SttEvent::Settled { up_to } if up_to >= WORD as u64 => break,
+            SttEvent::Trouble(error) | SttEvent::Failed { error, .. } => panic!("{error}"),
+            _ => {}
+        }
+    }
+}
+
+/// A vendor that wants to be told first, and sound at another rate, and speaks first itself.
+struct PoliteWire {
+    address: String,
+}
+
+impl Wire for PoliteWire {
+    fn name(&self) -> &str {
+        "polite"
+    }
+
+    fn address(&self, _: &ListenRequest) -> Result<Address, ProviderError> {
+        Address::new(&self.address, "base_url", "/", "POLITE_API_KEY")
+    }
+
+    fn sample_rate_hz(&self, _: &ListenRequest) -> u32 {
+        24_000
+    }
+
+    fn opening(&self, _: &ListenRequest) -> Option<Message> {
+        Some(Message::text("opening"))
+    }
+
+    fn greets(&self) -> bool {
+        true
+    }
+
+    fn reader(&self) -> Box<dyn Reader> {
+        Box::new(PoliteReader)
+    }
+}
+
+struct PoliteReader;
+
+impl Reader for PoliteReader {
+    fn read(&mut self, message: &str, heard: &mut Vec<Heard>) {
+        heard.push(match message {
+            "refused" => Heard::Error(ProviderError::config("POLITE_API_KEY is refused")),
+            _ => Heard::SpeechStarted { at: Duration::ZERO },
+        });
+    }
+}
+
+/// Greets each connection with these words, and gives what came on the first.
+async fn polite(greeting: &'static str) -> (String, JoinHandle<Vec<Message>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = format!("ws://{}", listener.local_addr().expect("an address"));
+    let task = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let mut socket = tokio_tungstenite::accept_async(stream)
+            .await
+            .expect("a client");
+        let _ = socket.send(Message::text(greeting)).await;
+        let mut messages = Vec::new();
+        while let Some(Ok(message)) = socket.next().await {
+            messages.push(message);
+            if messages.len() == 11 {
+                break;
+            }
+        }
+        messages
+    });
+    (address, task)
+}
+
+#[tokio::test]
+async fn a_vendor_is_told_first_what_it_wants_to_know_and_gets_its_own_rate() {
+    let (address, server) = polite("hello").await;
+    let recogniser = Recogniser::new(vec![Vendor::Stream(Arc::new(PoliteWire { address }))]);
+    let mut session = recogniser.open(ListenRequest {
+        sample_rate_hz: RATE,
+        limits: limits(),
+        ..ListenRequest::default()
+    });
+    // Ten pieces.
+    session.tell(SttInput::Sound {
+        at: 0,
+        samples: vec![1_000; 8_000],
+    });
+    let hears = async { while !matches!(session.next().await, SttEvent::Failed { .. }) {} };
+    let messages = tokio::select! {
+        messages = server => messages.expect("the server"),
+        () = hears => panic!("nobody fails"),
+    };
+    assert_eq!(messages[0], Message::text("opening"));
+    let bytes: usize = messages[1..].iter().map(Message::len).sum();
+    // Half a second at 24 kHz, but for what the filter keeps.
+    assert!((23_900..=24_000).contains(&bytes), "{bytes}");
+    let samples = messages[5].clone().into_data();
+    assert_eq!(samples[..2], 1_000i16.to_le_bytes());
+}
+
+#[tokio::test]
+async fn a_check_reads_what_a_vendor_says_first() {
+    for (greeting, is_taken) in [("hello", true), ("refused", false)] {
+        let (address, server) = polite(greeting).await;
+        let recogniser = Recogniser::new(vec![Vendor::Stream(Arc::new(PoliteWire { address }))]);
+        let opened = recogniser.check(&ListenRequest::default()).await;
+        assert_eq!(opened.len(), 1);
+        assert_eq!(opened[0].result.is_ok(), is_taken, "{greeting}: {opened:?}");
+        server.abort();
+    }
 }

@@ -20,15 +20,35 @@ pub(crate) trait Wire: Send + Sync + 'static {
     /// When the vendor cannot do what is wanted.
     fn address(&self, request: &ListenRequest) -> Result<Address, ProviderError>;
 
+    /// Samples a second of the sound that it is sent.
+    fn sample_rate_hz(&self, request: &ListenRequest) -> u32 {
+        request.sample_rate_hz
+    }
+
+    /// What it has to be told before the first sound.
+    fn opening(&self, request: &ListenRequest) -> Option<Message> {
+        let _ = request;
+        None
+    }
+
+    /// Whether it speaks first on a new connection: only that says whether it takes the key.
+    fn greets(&self) -> bool {
+        false
+    }
+
     /// A piece of sound.
     fn sound(&self, samples: &[i16]) -> Message {
-        let bytes: Vec<u8> = samples.iter().flat_map(|s| s.to_le_bytes()).collect();
-        Message::Binary(bytes.into())
+        Message::Binary(pcm(samples).into())
     }
 
     /// Asks for all words of the sound so far, where the vendor can be asked.
     fn finalise(&self) -> Option<Message> {
         None
+    }
+
+    /// How much new sound there must be before it may be asked again.
+    fn shortest_finalise(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Keeps the connection open while there is no sound, where the vendor wants that.
@@ -56,7 +76,12 @@ pub(crate) trait Reader: Send {
     fn read(&mut self, message: &str, heard: &mut Vec<Heard>);
 }
 
-/// What a vendor says. Times count from the first sample of the connection.
+/// The end of words whose place the vendor does not tell: they end where the sound ended that it
+/// had got, for the answer to [`Wire::finalise`] where it was asked.
+pub(crate) const UNTOLD: Duration = Duration::MAX;
+
+/// What a vendor says. Times count from the first sample of the connection; words begin no earlier
+/// than those before them end.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Heard {
     /// Somebody speaks.
@@ -93,6 +118,11 @@ pub(crate) struct FinalWords {
     pub words: Vec<(String, Duration, Duration)>,
     /// They answer [`Wire::finalise`].
     pub answers_finalise: bool,
+}
+
+/// Samples as bytes, little endian.
+pub(crate) fn pcm(samples: &[i16]) -> Vec<u8> {
+    samples.iter().flat_map(|s| s.to_le_bytes()).collect()
 }
 
 /// Seconds of a vendor as a time; odd ones are zero.

@@ -47,6 +47,24 @@ impl Default for CartesiaConfig {
     }
 }
 
+/// The key.
+pub(in crate::providers) fn key() -> Result<Secret, ProviderError> {
+    vendor_key("Cartesia", &[KEY])
+}
+
+/// An address of Cartesia's, with the key.
+pub(in crate::providers) fn address(
+    base: &str,
+    path: &str,
+    key: &Secret,
+) -> Result<Address, ProviderError> {
+    let mut address = Address::new(base, "base_url", path, KEY)?;
+    address.option("cartesia_version", VERSION);
+    address.header("cartesia-version", VERSION);
+    address.key("x-api-key", "", key);
+    Ok(address)
+}
+
 /// One model.
 pub(in crate::providers) struct Cartesia {
     config: CartesiaConfig,
@@ -56,11 +74,10 @@ pub(in crate::providers) struct Cartesia {
 
 impl Cartesia {
     pub fn new(config: CartesiaConfig) -> Result<Self, ProviderError> {
-        let key = vendor_key("Cartesia", &[KEY])?;
         Ok(Self {
             name: format!("cartesia/{}", config.model),
             config,
-            key,
+            key: key()?,
         })
     }
 }
@@ -75,11 +92,7 @@ impl VoiceWire for Cartesia {
     }
 
     fn address(&self, _: &SpeechRequest) -> Result<Address, ProviderError> {
-        let mut address = Address::new(&self.config.base_url, "base_url", "/tts/websocket", KEY)?;
-        address.option("cartesia_version", VERSION);
-        address.header("cartesia-version", VERSION);
-        address.key("x-api-key", "", &self.key);
-        Ok(address)
+        address(&self.config.base_url, "/tts/websocket", &self.key)
     }
 
     fn speak(&self, context: &str, request: &SpeechRequest) -> Vec<Message> {
@@ -187,7 +200,7 @@ fn words(times: &Value) -> Vec<WordTime> {
 }
 
 /// What went wrong. The key and the settings are what a person can change.
-fn error(message: &Value) -> ProviderError {
+pub(in crate::providers) fn error(message: &Value) -> ProviderError {
     let said = ["message", "error", "title"]
         .iter()
         .find_map(|name| message[name].as_str())
@@ -199,7 +212,7 @@ fn error(message: &Value) -> ProviderError {
         Some(404 | 422) => ProviderError::config(format!(
             "Cartesia refuses the settings (model, voice): {said}"
         )),
-        Some(400) => ProviderError::bad_input(format!("Cartesia refused the sentence: {said}")),
+        Some(400) => ProviderError::bad_input(format!("Cartesia refused what we sent: {said}")),
         _ => ProviderError::temporary(format!("Cartesia says: {said}")),
     }
 }

@@ -18,7 +18,7 @@ use crate::providers::socket::{Address, Frame, vendor_key};
 use crate::settings::Secret;
 
 /// The key's variable, and the other name that ElevenLabs' own tools know.
-const KEYS: [&str; 2] = ["ELEVENLABS_API_KEY", "ELEVEN_API_KEY"];
+pub(in crate::providers) const KEYS: [&str; 2] = ["ELEVENLABS_API_KEY", "ELEVEN_API_KEY"];
 
 /// What is asked for.
 const SAMPLE_RATE_HZ: u32 = 24_000;
@@ -55,6 +55,11 @@ impl Default for ElevenLabsConfig {
     }
 }
 
+/// The key.
+pub(in crate::providers) fn key() -> Result<Secret, ProviderError> {
+    vendor_key("ElevenLabs", &KEYS)
+}
+
 /// One model.
 pub(in crate::providers) struct ElevenLabs {
     config: ElevenLabsConfig,
@@ -64,11 +69,10 @@ pub(in crate::providers) struct ElevenLabs {
 
 impl ElevenLabs {
     pub fn new(config: ElevenLabsConfig) -> Result<Self, ProviderError> {
-        let key = vendor_key("ElevenLabs", &KEYS)?;
         Ok(Self {
             name: format!("elevenlabs/{}", config.model),
             config,
-            key,
+            key: key()?,
         })
     }
 }

@@ -8,6 +8,7 @@ pub(super) mod deepgram;
 pub(super) mod elevenlabs;
 pub(super) mod fallback;
 pub(super) mod openai;
+pub(super) mod sarvam;
 mod sound;
 pub(crate) mod stream;
 

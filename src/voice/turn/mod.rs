@@ -9,6 +9,8 @@
 //! it is), `Caller` (speaking, pausing, quiet). Beside them lie the stretches of speech that nobody
 //! has answered yet. What the agent's state is called outside is derived, never stored.
 
+mod asked;
+mod completeness;
 mod keypad;
 mod questions;
 mod state;
@@ -21,6 +23,8 @@ use std::time::Duration;
 use super::config::{LinesConfig, TurnConfig, ms};
 use super::{AgentState, UserState, VoiceEnd};
 use crate::providers::Component;
+use asked::Asked;
+use completeness::Punctuation;
 use keypad::Keypad;
 use state::{
     Caller, Closing, Floor, InputWatchdog, Line, Origin, Reply, ReplyKind, Segment, Silence, Stage,
@@ -37,6 +41,9 @@ const MAX_WAITING_LINES: usize = 8;
 /// for the silence that it may be: a television, or music on hold.
 const MAX_WORDLESS: u32 = 3;
 
+/// A caller who speaks again so soon after the agent has begun to answer had not finished.
+const CUT_OFF: Duration = Duration::from_millis(700);
+
 /// The turns of one conversation: takes inputs, answers with what is to be done.
 #[derive(Debug)]
 pub struct TurnMachine {
@@ -51,6 +58,11 @@ pub struct TurnMachine {
     turn: Vec<Segment>,
     waiting: VecDeque<Line>,
     keypad: Keypad,
+    /// What the agent's last words ask for.
+    asked: Asked,
+    punctuation: Punctuation,
+    /// How long this caller pauses within a turn, as far as that has been seen.
+    own_pause: Option<Duration>,
     silence: Silence,
     watch: InputWatchdog,
     /// When interim words came last.
@@ -83,6 +95,9 @@ impl TurnMachine {
             turn: Vec::new(),
             waiting: VecDeque::new(),
             keypad: Keypad::default(),
+            asked: Asked::default(),
+            punctuation: Punctuation::Fragment,
+            own_pause: None,
             silence: Silence {
                 since: Time::ZERO,
                 asked: None,
@@ -110,6 +125,11 @@ impl TurnMachine {
     /// taken for standing still.
     pub fn handle(&mut self, now: Time, input: Input) -> Vec<Output> {
         self.now = self.now.max(now);
+        if let Input::AgentSaid { text } = input {
+            // Comes while outputs are being acted on, and asks for nothing itself.
+            self.asked = asked::asked(&text);
+            return Vec::new();
+        }
         if self.stage != Stage::Over {
             self.apply(input);
             // Every step that returns true has changed the state towards rest, so that this ends.
@@ -200,6 +220,12 @@ impl TurnMachine {
                 text,
                 confidence,
             } => self.words_beside((onset.min(now), end.min(now)), &text, confidence),
+            Input::Recogniser { streams } => {
+                self.punctuation = match streams {
+                    true => Punctuation::Streamed,
+                    false => Punctuation::Fragment,
+                };
+            }
             Input::EndOfTurn {
                 segment,
                 is_certain,
@@ -306,7 +332,7 @@ impl TurnMachine {
                     _ => self.close(VoiceEnd::Stopped, None),
                 }
             }
-            Input::Tick => {}
+            Input::AgentSaid { .. } | Input::Tick => {}
         }
     }
 
@@ -353,11 +379,43 @@ impl TurnMachine {
         if self.caller != Caller::Quiet {
             return;
         }
+        self.learn_pause(onset);
         self.caller = Caller::Speaking { onset };
         self.watch.loud_since = None;
         let id = SegmentId(self.next_segment);
         self.next_segment += 1;
         self.turn.push(Segment::new(id, onset, Origin::Speech));
+    }
+
+    /// The caller begins to speak again: was it a pause within the turn, or has the agent begun to
+    /// answer in one?
+    fn learn_pause(&mut self, onset: Time) {
+        let before = match &self.floor {
+            Floor::Playing(reply)
+                if reply
+                    .heard_from
+                    .is_some_and(|from| onset.saturating_sub(from) <= CUT_OFF) =>
+            {
+                reply.speech_ended
+            }
+            Floor::Free | Floor::Preparing(_) => self
+                .turn
+                .last()
+                .filter(|segment| segment.origin == Origin::Speech && !segment.text().is_empty())
+                .and_then(|segment| segment.ended),
+            Floor::Playing(_) | Floor::Paused(_) => None,
+        };
+        let Some(pause) = before.map(|ended| onset.saturating_sub(ended)) else {
+            return;
+        };
+        // After more than that, it is no pause but a caller who wonders whether anybody is there.
+        if pause <= ms(self.config.max_endpointing_delay_ms) {
+            self.own_pause = Some(match self.own_pause {
+                None => pause,
+                Some(known) if pause > known => (known + pause) / 2,
+                Some(known) => (known * 4 + pause) / 5,
+            });
+        }
     }
 
     fn speech_paused(&mut self) {
@@ -679,6 +737,7 @@ impl TurnMachine {
             last_progress: self.now,
             unheard_since: self.now,
             stalled: false,
+            heard_from: None,
             speech_ended,
         });
     }

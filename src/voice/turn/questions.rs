@@ -6,13 +6,18 @@
 use std::time::Duration;
 
 use super::TurnMachine;
+use super::asked::Asked;
+use super::completeness::{Completeness, completeness};
 use super::state::{
     Caller, Floor, Origin, Reply, ReplyKind, Segment, Stage, ToolUse, TurnEnd, Words, joined,
 };
 use super::vocabulary::Time;
 use crate::voice::config::ms;
-use crate::voice::wording::{self, Ending};
+use crate::voice::wording;
 use crate::voice::{AgentState, UserState};
+
+/// Agreement that goes on for so many times the shortest interruption is one.
+const LONG_AGREEMENT: u32 = 3;
 
 impl TurnMachine {
     pub(super) fn agent_state(&self) -> AgentState {
@@ -71,16 +76,40 @@ impl TurnMachine {
         if last.origin == Origin::Typed {
             return None;
         }
-        let delay = match (last.turn_end, wording::ending(&joined(segments))) {
+        let delay = match last.turn_end {
             // It has heard how the words were said, which is more than how they are written.
-            (TurnEnd::Certain, _) => 0,
+            TurnEnd::Certain => Duration::ZERO,
             // It will say more; should it not, the longest delay of our own rules is enough.
-            (TurnEnd::Eager, _) => self.config.max_endpointing_delay_ms,
-            (TurnEnd::Unsaid, Ending::Complete) => self.config.complete_delay_ms,
-            (TurnEnd::Unsaid, Ending::Open) => self.config.min_endpointing_delay_ms,
-            (TurnEnd::Unsaid, Ending::Unfinished) => self.config.max_endpointing_delay_ms,
+            TurnEnd::Eager => ms(self.config.max_endpointing_delay_ms),
+            TurnEnd::Unsaid => {
+                let text = joined(segments);
+                // What is said while listening is a whole answer when nothing else is said.
+                let is_agreement = self.asked == Asked::YesOrNo
+                    && wording::is_backchannel(&text, &self.config.backchannels);
+                self.delay_after(match is_agreement {
+                    true => Completeness::Complete,
+                    false => completeness(&text, self.asked, self.punctuation),
+                })
+            }
         };
-        Some(last.ended? + ms(delay))
+        Some(last.ended? + delay)
+    }
+
+    /// How long to wait after words that are as complete as that. Callers who pause for long are
+    /// given more time, up to twice as much.
+    fn delay_after(&self, words: Completeness) -> Duration {
+        let own = self.own_pause.unwrap_or_default() * 5 / 4;
+        let longest = ms(self.config.max_endpointing_delay_ms);
+        let at_least = |delay: u64| {
+            let delay = ms(delay);
+            own.min(delay * 2).min(longest).max(delay)
+        };
+        match words {
+            Completeness::Complete => ms(self.config.complete_delay_ms),
+            Completeness::Open => at_least(self.config.min_endpointing_delay_ms),
+            Completeness::Dictation => at_least(self.config.dictation_delay_ms),
+            Completeness::Unfinished => longest,
+        }
     }
 
     pub(super) fn min_interruption(&self) -> Duration {
@@ -94,13 +123,15 @@ impl TurnMachine {
             .iter()
             .filter(|segment| matches!(segment.origin, Origin::Speech | Origin::Typed))
             .any(|segment| {
-                let text = if segment.text().is_empty() {
-                    segment.interim.as_str()
+                let known = &self.config.backchannels;
+                let (text, is_agreement) = if segment.text().is_empty() {
+                    let text = segment.interim.as_str();
+                    (text, wording::may_become_backchannel(text, known))
                 } else {
-                    segment.text()
+                    let text = segment.text();
+                    (text, wording::is_backchannel(text, known))
                 };
-                wording::word_count(text) >= min_words
-                    && !wording::is_backchannel(text, &self.config.backchannels)
+                wording::word_count(text) >= min_words && !is_agreement
             })
     }
 
@@ -183,7 +214,11 @@ impl TurnMachine {
         {
             return None;
         }
-        Some(onset + self.min_interruption())
+        // Agreement does not need the agent's silence, unless it does not end.
+        let is_agreement =
+            wording::may_become_backchannel(&segment.interim, &self.config.backchannels);
+        let times = if is_agreement { LONG_AGREEMENT } else { 1 };
+        Some(onset + self.min_interruption() * times)
     }
 
     pub(super) fn false_interruption_at(&self) -> Option<Time> {

@@ -64,6 +64,8 @@ pub(super) struct Reply {
     pub(super) unheard_since: Time,
     /// No sound has come for a while; the caller hears nothing.
     pub(super) stalled: bool,
+    /// When the caller began to hear it.
+    pub(super) heard_from: Option<Time>,
     /// End of the speech that it answers.
     pub(super) speech_ended: Option<Time>,
 }

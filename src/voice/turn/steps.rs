@@ -330,6 +330,7 @@ impl TurnMachine {
             if let Floor::Preparing(mut reply) = std::mem::replace(&mut self.floor, Floor::Free) {
                 reply.last_progress = self.now;
                 reply.unheard_since = self.now;
+                reply.heard_from = Some(self.now);
                 self.floor = Floor::Playing(reply);
             }
             return true;

@@ -84,6 +84,18 @@ pub enum Input {
         /// The recogniser's own estimate.
         confidence: Option<f32>,
     },
+    /// What recognition is like in this conversation.
+    Recogniser {
+        /// It listens on over pauses. One that hears one stretch at a time puts a full stop behind
+        /// every fragment.
+        streams: bool,
+    },
+    /// The agent has said this, and the caller has heard it: it may be a question, which tells what
+    /// a complete answer looks like. Has no outputs.
+    AgentSaid {
+        /// All of the reply that was heard.
+        text: String,
+    },
     /// The recogniser says that the caller's turn ends with this segment, whose words are known.
     EndOfTurn {
         /// Which one.

@@ -10,7 +10,7 @@ class Participant {
     this.room = new Room();
     this.audio = new AudioContext({ sampleRate: 48000 });
     this.log = [];
-    this.ears = new Map();
+    this.analysers = new Map();
     this.texts = [];
     this.files = [];
     for (const name of Object.values(RoomEvent)) {
@@ -47,12 +47,12 @@ class Participant {
     analyser.fftSize = FFT_SIZE;
     analyser.smoothingTimeConstant = 0;
     this.audio.createMediaStreamSource(new MediaStream([track.mediaStreamTrack])).connect(analyser);
-    this.ears.set(identity, analyser);
+    this.analysers.set(identity, analyser);
   }
 
   // What one hears of somebody at this moment: level (0 to 1) and the strongest frequency.
   hear(identity) {
-    const analyser = this.ears.get(identity);
+    const analyser = this.analysers.get(identity);
     if (!analyser) return null;
     const wave = new Float32Array(FFT_SIZE);
     const spectrum = new Float32Array(analyser.frequencyBinCount);

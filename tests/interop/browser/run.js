@@ -166,7 +166,7 @@ check("muting is announced and silences, unmuting brings it back", () =>
 );
 
 for (const reliable of [true, false]) {
-  check(`${reliable ? "reliable" : "lossy"} data both ways`, () =>
+  check(`${reliable ? "reliable" : "lossy"} data in both directions`, () =>
     pair(async (alice, bob) => {
       for (const [sender, receiver] of [[alice, bob], [bob, alice]]) {
         const text = `from ${sender.identity}`;

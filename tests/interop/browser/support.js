@@ -125,8 +125,8 @@ async function freePort() {
   return port;
 }
 
-/** `voicebot start` with the prepared conversation, registered and ready for calls. */
-export async function worker(scratch, serverUrl, crmUrl, agentName) {
+/** `voicebot start` with the prepared conversation, registered and ready for calls; `http` is the address of its page. */
+export async function worker(scratch, serverUrl, crmUrl, agentName, env = {}) {
   const bind = `127.0.0.1:${await freePort()}`;
   const log = join(scratch, "worker.log");
   const process_ = start(voicebotBinary(), ["start"], {
@@ -144,6 +144,7 @@ export async function worker(scratch, serverUrl, crmUrl, agentName) {
       VOICEBOT__PROVIDERS__SCRIPT: join(REPOSITORY, "config/demo-script.json"),
       VOICEBOT__RECORDING__MODE: "local",
       VOICEBOT__WORKER__HTTP_BIND: bind,
+      ...env,
     },
   });
   const end = Date.now() + START_DEADLINE_MS;
@@ -154,7 +155,7 @@ export async function worker(scratch, serverUrl, crmUrl, agentName) {
     }
     await new Promise((done) => setTimeout(done, 50));
   }
-  return process_;
+  return { ...process_, http: `http://${bind}` };
 }
 
 /** Serves the page, our script and the official client's bundle to the browser. */

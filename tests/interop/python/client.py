@@ -28,7 +28,7 @@ def spectral_share(pcm: np.ndarray, frequency_hz: float, width_hz: float = 20) -
     return float(near / total) if total > 0 else 0.0
 
 
-class Ear:
+class Recorder:
     """Collects what a remote track plays."""
 
     def __init__(self, track):
@@ -149,7 +149,7 @@ class Client:
         self.events: list[tuple] = []
         self.text_streams: list[tuple] = []
         self.byte_streams: list[tuple] = []
-        self.ears: dict[str, Ear] = {}
+        self.recorders: dict[str, Recorder] = {}
         self.mics: list[Mic] = []
         self._tasks: set[asyncio.Task] = set()
         self._changed = asyncio.Event()
@@ -184,11 +184,11 @@ class Client:
     def _note(self, event: str, args: tuple):
         self.events.append((event, args))
         if event == "track_subscribed" and args[0].kind == rtc.TrackKind.KIND_AUDIO:
-            self.ears[args[2].identity] = self._recorder_for(args[0])
+            self.recorders[args[2].identity] = self._recorder_for(args[0])
         self._changed.set()
 
     def _recorder_for(self, track):
-        return Ear(track)
+        return Recorder(track)
 
     def _on_text(self, reader, identity):
         self._collect(self.text_streams, reader, identity, self._read_text(reader))
@@ -226,7 +226,7 @@ class Client:
             assert left > 0, f"{self.identity} waited {deadline_s} s for {what}; saw {[e for e, _ in self.events]}"
             self._changed.clear()
             try:
-                # Some state changes without an event of its own, so look again now and then.
+                # Some state changes without an event of its own, so poll for it too.
                 await asyncio.wait_for(self._changed.wait(), min(left, 0.2))
             except asyncio.TimeoutError:
                 pass
@@ -256,8 +256,8 @@ class Client:
             probing.cancel()
             await asyncio.gather(probing, return_exceptions=True)
 
-    async def ear(self, identity: str) -> Ear:
-        return await self.until(f"audio of {identity}", lambda: self.ears.get(identity))
+    async def recorder(self, identity: str) -> Recorder:
+        return await self.until(f"audio of {identity}", lambda: self.recorders.get(identity))
 
     async def speak(self, frequency_hz: float | None, **options) -> Mic:
         mic = Mic(self.room, frequency_hz)
@@ -265,7 +265,7 @@ class Client:
         return await mic.publish(**options)
 
     async def close(self):
-        for sound in [*self.mics, *self.ears.values()]:
+        for sound in [*self.mics, *self.recorders.values()]:
             await sound.stop()
         for task in self._tasks:
             task.cancel()

@@ -11,7 +11,7 @@ import pytest_asyncio
 from livekit import api, rtc
 from prometheus_client.parser import text_string_to_metric_families
 
-from client import RATE_HZ, Ear
+from client import RATE_HZ, Recorder
 from crm import Crm
 from process import REPOSITORY, Process, voicebot_binary
 
@@ -93,14 +93,14 @@ async def scraped(data_dir) -> dict[tuple, float]:
 class Telephone:
     """A caller on the line with the agent."""
 
-    def __init__(self, caller, ear: Ear, mic, agent: str, joined_s: float):
-        self.caller, self.ear, self.mic, self.agent, self.joined_s = caller, ear, mic, agent, joined_s
+    def __init__(self, caller, recorder: Recorder, mic, agent: str, joined_s: float):
+        self.caller, self.recorder, self.mic, self.agent, self.joined_s = caller, recorder, mic, agent, joined_s
 
     async def agent_speaks(self):
-        assert await self.ear.hears(lambda pcm: np.abs(pcm).max() > LOUD, 0.1), "the agent is not heard"
+        assert await self.recorder.hears(lambda pcm: np.abs(pcm).max() > LOUD, 0.1), "the agent is not heard"
 
     async def agent_is_quiet(self):
-        quiet = await self.ear.hears(lambda pcm: np.abs(pcm).max() < LOUD, 0.8, deadline_s=30)
+        quiet = await self.recorder.hears(lambda pcm: np.abs(pcm).max() < LOUD, 0.8, deadline_s=30)
         assert quiet, "the agent does not stop talking"
 
     async def says(self, line: str):
@@ -125,7 +125,7 @@ async def dial(join, lk, room_name) -> Telephone:
     joined_s = time.monotonic() - started
     (agent,) = caller.room.remote_participants.values()
     assert agent.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
-    return Telephone(caller, await caller.ear(agent.identity), mic, agent.identity, joined_s)
+    return Telephone(caller, await caller.recorder(agent.identity), mic, agent.identity, joined_s)
 
 
 async def test_a_caller_is_greeted_heard_answered_and_reported_to_the_crm(data_dir, crm, join, lk, room_name):
@@ -194,7 +194,7 @@ async def test_when_the_caller_hangs_up_the_agent_leaves_and_the_call_is_reporte
     line = await dial(join, lk, room_name)
     await line.agent_speaks()
     # Long enough that some of the greeting's words count as heard.
-    assert await line.ear.hears(lambda pcm: np.abs(pcm[: RATE_HZ // 2]).max() > LOUD, 1.5)
+    assert await line.recorder.hears(lambda pcm: np.abs(pcm[: RATE_HZ // 2]).max() > LOUD, 1.5)
     witness = await join("witness", hidden=True, can_publish=False)
     await witness.sees(line.agent)
     hung_up = time.monotonic()

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.conformance
 
 
 @pytest.mark.parametrize("reliable", [True, False], ids=["reliable", "lossy"])
-async def test_data_reaches_the_other_both_ways(join, reliable):
+async def test_data_goes_in_both_directions(join, reliable):
     alice, bob = await join("alice"), await join("bob")
     await alice.sees("bob")
     for sender, receiver in ((alice, bob), (bob, alice)):

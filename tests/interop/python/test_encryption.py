@@ -36,8 +36,8 @@ def encryption(key: bytes) -> rtc.E2EEOptions:
 async def test_sound_goes_there_and_back_encrypted(join, echo):
     alice = await join("alice", encryption=encryption(KEY))
     await alice.speak(440)
-    ear = await alice.ear("echo")
-    assert await ear.hears_tone(440), f"share of 440 Hz was {ear.best:.3f}"
+    recorder = await alice.recorder("echo")
+    assert await recorder.hears_tone(440), f"share of 440 Hz was {recorder.best:.3f}"
 
 
 async def test_data_goes_there_and_back_encrypted(join, echo):
@@ -61,6 +61,6 @@ async def test_data_goes_there_and_back_encrypted(join, echo):
 async def test_who_has_another_key_never_hears_the_tone(join, echo):
     mallory = await join("mallory", encryption=encryption(b"a wrong guess"))
     await mallory.speak(440)
-    ear = await mallory.ear("echo")
+    recorder = await mallory.recorder("echo")
     # Noise is allowed: on a busy machine the official client has been seen to make some while it joins.
-    assert not await ear.hears_tone(440, deadline_s=4), f"share of 440 Hz was {ear.best:.3f}"
+    assert not await recorder.hears_tone(440, deadline_s=4), f"share of 440 Hz was {recorder.best:.3f}"

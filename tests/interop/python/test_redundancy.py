@@ -35,17 +35,17 @@ async def inbound_of(track: rtc.Track):
 async def test_redundant_audio_goes_there_and_back(join, echo):
     alice = await join("alice")
     await alice.speak(440)
-    ear = await alice.ear("echo")
-    assert await ear.hears_tone(440), f"share of 440 Hz was {ear.best:.3f}"
+    recorder = await alice.recorder("echo")
+    assert await recorder.hears_tone(440), f"share of 440 Hz was {recorder.best:.3f}"
     assert await codecs_of_echo(echo) == {"heard": "audio/red", "said": "audio/red"}
     # Google's engine counts the copies that it does not need as discarded, and there is one in each packet.
-    stream = await inbound_of(ear.track)
+    stream = await inbound_of(recorder.track)
     assert stream.inbound.packets_discarded > stream.received.packets_received / 2
 
 
 async def test_who_wants_no_redundancy_sends_none(join, echo):
     alice = await join("alice")
     await alice.speak(440, red=False)
-    ear = await alice.ear("echo")
-    assert await ear.hears_tone(440), f"share of 440 Hz was {ear.best:.3f}"
+    recorder = await alice.recorder("echo")
+    assert await recorder.hears_tone(440), f"share of 440 Hz was {recorder.best:.3f}"
     assert await codecs_of_echo(echo) == {"heard": "audio/opus", "said": "audio/red"}

@@ -178,7 +178,7 @@ async def test_the_server_sends_data(join, lk, room_name):
 async def test_the_server_mutes_a_track(join, lk, room_name):
     alice, bob = await join("alice"), await join("bob")
     mic = await alice.speak(440)
-    await bob.ear("alice")
+    await bob.recorder("alice")
     await lk.room.mute_published_track(
         api.MuteRoomTrackRequest(room=room_name, identity="alice", track_sid=mic.publication.sid, muted=True)
     )
@@ -211,13 +211,13 @@ async def test_who_may_not_publish_data_is_not_heard(join):
 async def test_a_client_survives_the_loss_of_its_signal_connection(join):
     alice, bob = await join("alice"), await join("bob")
     await alice.speak(440)
-    assert await (await bob.ear("alice")).hears_tone(440)
+    assert await (await bob.recorder("alice")).hears_tone(440)
     scenario = rtc.SimulateScenarioKind.SIMULATE_SIGNAL_RECONNECT
     await bob.room.simulate_scenario(scenario)
     await bob.event("reconnected", deadline_s=30)
-    ear = bob.ears["alice"]
-    ear.pcm = ear.pcm[:0]
-    assert await ear.hears_tone(440), f"share of 440 Hz was {ear.best:.3f} after the resume"
+    recorder = bob.recorders["alice"]
+    recorder.pcm = recorder.pcm[:0]
+    assert await recorder.hears_tone(440), f"share of 440 Hz was {recorder.best:.3f} after the resume"
     await alice.sees("bob")
     await alice.room.local_participant.publish_data(b"after")
     await bob.event("data_received", lambda packet: packet.data == b"after")
@@ -226,12 +226,12 @@ async def test_a_client_survives_the_loss_of_its_signal_connection(join):
 async def test_a_client_survives_a_full_reconnect(join):
     alice, bob = await join("alice"), await join("bob")
     await alice.speak(440)
-    await bob.ear("alice")
-    bob.ears.clear()
+    await bob.recorder("alice")
+    bob.recorders.clear()
     await bob.room.simulate_scenario(rtc.SimulateScenarioKind.SIMULATE_FULL_RECONNECT)
     await bob.event("reconnected", deadline_s=30)
-    ear = await bob.ear("alice")
-    assert await ear.hears_tone(440), f"share of 440 Hz was {ear.best:.3f} after the reconnect"
+    recorder = await bob.recorder("alice")
+    assert await recorder.hears_tone(440), f"share of 440 Hz was {recorder.best:.3f} after the reconnect"
 
 
 async def refusal(call) -> tuple[str, int]:
@@ -424,7 +424,7 @@ async def test_an_agent_does_not_count_for_the_maximum(server, join, lk, room_na
 async def test_a_track_cannot_be_unmuted_by_the_server(join, lk, room_name):
     alice, bob = await join("alice"), await join("bob")
     mic = await alice.speak(440)
-    await bob.ear("alice")
+    await bob.recorder("alice")
     request = lambda **fields: lk.room.mute_published_track(
         api.MuteRoomTrackRequest(**{"room": room_name, "identity": "alice", "track_sid": mic.publication.sid, **fields})
     )
@@ -439,25 +439,25 @@ async def test_a_track_cannot_be_unmuted_by_the_server(join, lk, room_name):
 async def test_the_server_ends_and_begins_subscriptions(join, lk, room_name):
     alice, bob = await join("alice"), await join("bob")
     mic = await alice.speak(440)
-    ear = await bob.ear("alice")
-    assert await ear.hears_tone(440)
+    recorder = await bob.recorder("alice")
+    assert await recorder.hears_tone(440)
     update = lambda subscribe: lk.room.update_subscriptions(
         api.UpdateSubscriptionsRequest(
             room=room_name, identity="bob", track_sids=[mic.publication.sid], subscribe=subscribe
         )
     )
     await update(False)
-    assert await ear.falls_silent()
+    assert await recorder.falls_silent()
     await update(True)
-    await bob.until("another ear", lambda: bob.ears["alice"] is not ear or len(ear.pcm))
-    ear = bob.ears["alice"]
-    assert await ear.hears_tone(440), f"share of 440 Hz was {ear.best:.3f}"
+    await bob.until("another recorder", lambda: bob.recorders["alice"] is not recorder or len(recorder.pcm))
+    recorder = bob.recorders["alice"]
+    assert await recorder.hears_tone(440), f"share of 440 Hz was {recorder.best:.3f}"
 
 
 async def test_taking_the_right_to_publish_takes_the_tracks(join, lk, room_name):
     alice, bob = await join("alice"), await join("bob")
     await alice.speak(440)
-    await bob.ear("alice")
+    await bob.recorder("alice")
     permission = api.ParticipantPermission(can_subscribe=True, can_publish=False, can_publish_data=True)
     info = await lk.room.update_participant(
         api.UpdateParticipantRequest(room=room_name, identity="alice", permission=permission)
@@ -470,13 +470,13 @@ async def test_taking_the_right_to_publish_takes_the_tracks(join, lk, room_name)
 async def test_taking_the_right_to_subscribe_ends_the_subscriptions(join, lk, room_name):
     alice, bob = await join("alice"), await join("bob")
     await alice.speak(440)
-    ear = await bob.ear("alice")
-    assert await ear.hears_tone(440)
+    recorder = await bob.recorder("alice")
+    assert await recorder.hears_tone(440)
     permission = api.ParticipantPermission(can_subscribe=False, can_publish=True, can_publish_data=True)
     await lk.room.update_participant(
         api.UpdateParticipantRequest(room=room_name, identity="bob", permission=permission)
     )
-    assert await ear.falls_silent()
+    assert await recorder.falls_silent()
 
 
 async def test_data_of_the_server_with_the_same_nonce_arrives_once(server, join, room_name):

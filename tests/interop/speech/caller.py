@@ -97,7 +97,7 @@ class Caller(Client):
         request = api.CreateAgentDispatchRequest(agent_name=agent_name, room=self.room_name, metadata=metadata)
         await lk.agent_dispatch.create_dispatch(request)
         (agent,) = await self.until("the agent to join", lambda: list(self.room.remote_participants))
-        self.agent_recorder = await self.ear(agent)
+        self.agent_recorder = await self.recorder(agent)
         await self._reply(since=0)
 
     async def says(self, pcm: np.ndarray) -> np.ndarray:

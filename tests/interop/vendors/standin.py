@@ -41,7 +41,7 @@ A script is an object; every part may be left out, and an unknown name in it is 
                 "always": true beside "kind", later ones have it too. {"kind": …, "at": PLACE, …}:
         status           refuses with "status" (401, 429, 500, …), "retry_after" seconds if given; has no place
         no_answer        takes the request, or the one to open a connection, and never answers it; has no place
-        stall            goes on reading and answering pings, but sends nothing more
+        stall            goes on reading and answering pings, but sends nothing more; the next connection hears what it kept to itself
         half_open        neither reads, sends nor answers pings any more; the connection stays
         close            "code" 1000, 1011, …; 1006 is a connection that is gone without a word; "reason" if given
         garbage          one frame that is none of the vendor's, "frame": "text" (default), "binary" or "json"

@@ -1,13 +1,14 @@
-"""What no vendor's client judges: the control, the ears and the encodings."""
+"""What no vendor's client checks: the control, the recogniser and the encodings."""
 
 import urllib.error
 import urllib.request
 
+import aiohttp
 import numpy as np
 import pytest
 
-from standins.sound import Ears, Memory, decode, encode, speak
-from support import sound
+from standins.sound import Recogniser, Memory, decode, encode, speak
+from support import chunks, sound
 
 
 @pytest.mark.parametrize(
@@ -51,20 +52,20 @@ def test_what_is_heard_does_not_depend_on_how_the_sound_is_cut(step):
     samples = decode(sound(1.0, 0.6, 0.7, 0.6), "linear16")
 
     def heard(step):
-        ears = Ears(16000, {"utterances": ["one two three", "four"], "eager_ms": 200}, Memory(), 400)
-        return [one for at in range(0, len(samples), step) for one in ears.feed(samples[at : at + step])]
+        recogniser = Recogniser(16000, {"utterances": ["one two three", "four"], "eager_ms": 200}, Memory(), 400)
+        return [one for at in range(0, len(samples), step) for one in recogniser.feed(samples[at : at + step])]
 
     assert heard(step) == heard(len(samples))
     assert [one.text for one in heard(step) if one.kind == "ended"] == ["one two three", "four"]
 
 
 def test_a_click_is_no_speech_and_the_gap_between_syllables_no_end():
-    ears = Ears(8000, {"utterances": ["one"]}, Memory(), 10)
+    recogniser = Recogniser(8000, {"utterances": ["one"]}, Memory(), 10)
     click = np.zeros(8000, dtype=np.int16)
     click[4000:4100] = 20000
-    assert [one.kind for one in ears.feed(click)] == ["quiet"]
+    assert [one.kind for one in recogniser.feed(click)] == ["quiet"]
     pieces = [decode(sound(0.3, 0.1, 0.3, 0.5, rate=8000), "linear16")]
-    assert [one.text for one in ears.feed(np.concatenate(pieces)) if one.kind == "ended"] == ["one"]
+    assert [one.text for one in recogniser.feed(np.concatenate(pieces)) if one.kind == "ended"] == ["one"]
 
 
 def test_companding_has_the_values_of_g711():
@@ -80,3 +81,22 @@ def test_companded_sound_comes_back_as_the_nearest_value(encoding):
     tone = speak("abc", 8000, {}).samples
     back = decode(encode(tone, encoding), encoding).astype(int)
     assert np.all(np.abs(back - tone) <= np.maximum(np.abs(tone.astype(int)) * 0.04, 16))
+
+
+async def test_words_that_a_stalled_connection_keeps_to_itself_are_heard_by_the_next(control):
+    at = control("cartesia-stt")
+    at.script(hears={"utterances": ["one two three", "four"]}, faults=[{"kind": "stall", "at": {"sound_ms": 500}}])
+    url = f"{at.http}/stt/websocket?model=ink-2&encoding=pcm_s16le&sample_rate=16000"
+    headers = {"X-API-Key": at.key, "Cartesia-Version": "2025-04-16"}
+    texts = []
+    async with aiohttp.ClientSession(headers=headers) as http:
+        for _ in range(2):
+            async with http.ws_connect(url) as socket:
+                for piece in chunks(sound(1.0, 1.0)):
+                    await socket.send_bytes(piece)
+                await socket.send_str("done")
+                async for message in socket:
+                    answer = message.json()
+                    if answer["type"] == "transcript" and answer["is_final"]:
+                        texts.append(answer["text"])
+    assert texts == ["one two three"]

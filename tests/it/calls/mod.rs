@@ -7,6 +7,7 @@
 mod commands;
 mod crashes;
 mod dark;
+mod dial;
 mod early;
 mod endings;
 mod phone;

@@ -1,4 +1,5 @@
-//! An OpenAI-compatible service on a real socket that behaves as badly as a test wants.
+//! A vendor's HTTP service on a real socket that behaves as badly as a test wants: the
+//! OpenAI-compatible one by its address, or any other by its answers.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
 use axum::serve::ListenerExt;
@@ -47,6 +48,8 @@ pub enum Behaviour {
 #[derive(Debug, Clone)]
 pub struct Request {
     pub path: String,
+    pub query: String,
+    pub headers: HeaderMap,
     pub body: Bytes,
 }
 
@@ -86,7 +89,7 @@ impl FakeService {
         });
         let router = Router::new()
             .route("/v1/models", any(|| async { StatusCode::OK }))
-            .route("/v1/{*path}", post(answer))
+            .route("/{*path}", post(answer))
             .with_state(shared.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
@@ -131,6 +134,8 @@ async fn answer(State(shared): State<Arc<Shared>>, request: axum::extract::Reque
         .expect("the whole request");
     let request = Request {
         path: parts.uri.path().to_owned(),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        headers: parts.headers,
         body,
     };
     let behaviour = (shared.rule)(&request);

@@ -396,6 +396,17 @@ impl World {
         caller
     }
 
+    /// Everybody in a room as the server sees them.
+    pub fn everybody_in(&self, room: &str) -> Vec<proto::ParticipantInfo> {
+        self.server().rooms().participants(room).unwrap_or_default()
+    }
+
+    /// The names of all rooms.
+    pub fn room_names(&self) -> Vec<String> {
+        let rooms = self.server().rooms().list(&[]);
+        rooms.into_iter().map(|room| room.name).collect()
+    }
+
     /// The agent in a room as the server sees it.
     pub fn agent_in(&self, room: &str) -> Option<proto::ParticipantInfo> {
         let mut everybody = self.server().rooms().participants(room).unwrap_or_default();
@@ -427,6 +438,12 @@ impl World {
                 .then_some(())
         })
         .await;
+    }
+
+    /// The records that are archived by now.
+    pub fn archived_so_far(&self) -> Vec<Value> {
+        let records = files(&self.data().join("processed_metadata"), "json");
+        records.iter().map(|path| read_json(path)).collect()
     }
 
     /// Waits until so many records are archived, and gives them in the order of their beginnings.

@@ -9,8 +9,9 @@
 //!
 //! The number decides what happens to a call: one that ends in `0000` and a SIP status of three
 //! digits fails with it (`+15550000486` is busy, `+15550000603` declines, `+15550000503` has a
-//! broken trunk), and `0000408` rings until the ringing time-out. Every other number answers. The
-//! same holds for the number that a call is transferred to.
+//! broken trunk), and `0000408` rings until the ringing time-out. `0001` in place of `0000` fails
+//! before it rings, as a trunk does that knows the number or refuses us (`+15550001404`). Every
+//! other number answers. The same holds for the number that a call is transferred to.
 
 #[cfg(test)]
 mod tests;
@@ -58,6 +59,7 @@ enum Script {
     Answers,
     RingsOn,
     Fails(SipStatusCode),
+    FailsUnrung(SipStatusCode),
 }
 
 impl Script {
@@ -66,15 +68,17 @@ impl Script {
         let Some((rest, code)) = digits.split_last_chunk::<3>() else {
             return Script::Answers;
         };
-        if !rest.ends_with(b"0000") {
+        let rings = rest.ends_with(b"0000");
+        if !rings && !rest.ends_with(b"0001") {
             return Script::Answers;
         }
         let code = code
             .iter()
             .fold(0, |code, digit| code * 10 + i32::from(digit - b'0'));
         match SipStatusCode::try_from(code) {
-            Ok(SipStatusCode::SipStatusRequestTimeout) => Script::RingsOn,
-            Ok(status) if code >= 400 => Script::Fails(status),
+            Ok(SipStatusCode::SipStatusRequestTimeout) if rings => Script::RingsOn,
+            Ok(status) if code >= 400 && rings => Script::Fails(status),
+            Ok(status) if code >= 400 => Script::FailsUnrung(status),
             _ => Script::Answers,
         }
     }
@@ -524,17 +528,22 @@ async fn ring(
     ringing: Option<impl FnOnce()>,
 ) -> Result<(), SipStatusCode> {
     sleep(DIALING).await;
+    if let Script::FailsUnrung(status) = script {
+        return Err(status);
+    }
     if let Some(ringing) = ringing {
         ringing();
     }
     match script {
         Script::RingsOn => sleep(ringing_timeout).await,
-        Script::Answers | Script::Fails(_) => sleep(RINGING.min(ringing_timeout)).await,
+        Script::Answers | Script::Fails(_) | Script::FailsUnrung(_) => {
+            sleep(RINGING.min(ringing_timeout)).await;
+        }
     }
     match script {
         Script::Answers => Ok(()),
         Script::RingsOn => Err(SipStatusCode::SipStatusRequestTimeout),
-        Script::Fails(status) => Err(status),
+        Script::Fails(status) | Script::FailsUnrung(status) => Err(status),
     }
 }
 

@@ -183,6 +183,27 @@ async fn a_failed_call_is_an_error_with_its_sip_status_and_the_reason_on_the_par
 }
 
 #[tokio::test]
+async fn a_call_may_fail_before_it_rings() {
+    let server = start().await;
+    let mut events = server.rooms().subscribe();
+    let mut request = call_to("+15550001404");
+    request["wait_until_answered"] = json!(true);
+    let (status, error) = call(
+        &server,
+        &admin("call-1"),
+        "SIP/CreateSIPParticipant",
+        request,
+    )
+    .await;
+    assert_eq!((status, error["code"].as_str()), (404, Some("not_found")));
+    assert_eq!(error["meta"]["sip_status_code"], "404");
+    let (seen, left) = statuses(&mut events, "never").await;
+    assert_eq!(seen, ["dialing", "hangup"]);
+    assert!(left.is_some());
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn nobody_answers_until_the_ringing_times_out() {
     let server = start().await;
     let mut events = server.rooms().subscribe();

@@ -6,51 +6,8 @@
 use serde_json::Value;
 
 use super::super::arguments;
+use super::super::events::{AnswerReader, Event, MAX_LINE_BYTES, MAX_TOOL_CALLS};
 use super::super::{ChatChunk, CutShort, TokenUsage, ToolCall};
-
-/// The longest line of the stream and the longest arguments that are taken, bytes: a piece of an
-/// answer has a few hundred.
-pub(super) const MAX_LINE_BYTES: usize = 1024 * 1024;
-/// The most tools that one answer may ask for.
-const MAX_TOOL_CALLS: usize = 32;
-
-/// The line is longer than [`MAX_LINE_BYTES`].
-pub(super) struct TooLong;
-
-/// Cuts a stream of bytes into lines.
-#[derive(Default)]
-pub(super) struct Lines {
-    rest: Vec<u8>,
-}
-
-impl Lines {
-    pub(super) fn add(&mut self, bytes: &[u8]) -> Result<Vec<String>, TooLong> {
-        self.rest.extend_from_slice(bytes);
-        let mut lines = Vec::new();
-        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
-        }
-        if self.rest.len() > MAX_LINE_BYTES {
-            Err(TooLong)
-        } else {
-            Ok(lines)
-        }
-    }
-
-    /// The last line, when nothing ended it.
-    pub(super) fn finish(&mut self) -> Option<String> {
-        let rest = std::mem::take(&mut self.rest);
-        (!rest.is_empty()).then(|| String::from_utf8_lossy(&rest).trim_end().to_owned())
-    }
-}
-
-/// What one line of the stream means.
-#[derive(Debug, PartialEq)]
-pub(super) enum Event {
-    Chunks(Vec<ChatChunk>),
-    Done,
-}
 
 /// What has come of an answer: text goes on at once, tool calls are put together until the end.
 #[derive(Default)]
@@ -59,9 +16,9 @@ pub(super) struct Answer {
     offered: Vec<String>,
     calls: Vec<PartialCall>,
     /// The server has said that this is all.
-    pub(super) complete: bool,
+    complete: bool,
     /// Tool calls that are not whole, because the answer ended in the middle.
-    pub(super) cut_calls: usize,
+    cut_calls: usize,
     has_text: bool,
     has_events: bool,
     /// A body that is no event stream.
@@ -84,9 +41,10 @@ impl Answer {
             ..Self::default()
         }
     }
+}
 
-    /// One line of the event stream. The error says what was strange about it.
-    pub(super) fn line(&mut self, line: &str) -> Result<Event, String> {
+impl AnswerReader for Answer {
+    fn line(&mut self, line: &str) -> Result<Event, String> {
         let nothing = Ok(Event::Chunks(Vec::new()));
         let line = line.trim_start_matches('\u{feff}');
         let Some(data) = line.strip_prefix("data:") else {
@@ -117,9 +75,7 @@ impl Answer {
         }
     }
 
-    /// The stream has ended in order: what is left of the answer. One that never said that it is
-    /// complete keeps its words, and those tool calls whose arguments are whole.
-    pub(super) fn finish(&mut self) -> Result<Vec<ChatChunk>, String> {
+    fn finish(&mut self) -> Result<Vec<ChatChunk>, String> {
         let mut chunks = Vec::new();
         if !self.has_events
             && let Ok(body) = serde_json::from_str::<Value>(&self.plain)
@@ -139,6 +95,16 @@ impl Answer {
         Ok(chunks)
     }
 
+    fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    fn cut_calls(&self) -> usize {
+        self.cut_calls
+    }
+}
+
+impl Answer {
     fn piece(&mut self, piece: &Value) -> Result<Vec<ChatChunk>, String> {
         const NO_PIECE: &str = "an event that is no piece of an answer";
         let mut chunks = Vec::new();
@@ -761,16 +727,5 @@ mod tests {
             .line(r#"data: {"choices":[{"delta":{"content":"Yes."},"finish_reason":"stop"}]}"#)
             .unwrap();
         assert!(answer.line("data: <html>").is_ok());
-    }
-
-    #[test]
-    fn lines_survive_any_cut() {
-        let stream = "data: {\"a\": \"\u{fc}\"}\r\n\ndata: [DONE]\n".as_bytes();
-        for cut in 0..=stream.len() {
-            let mut lines = Lines::default();
-            let mut got = lines.add(&stream[..cut]).ok().unwrap();
-            got.extend(lines.add(&stream[cut..]).ok().unwrap());
-            assert_eq!(got, ["data: {\"a\": \"\u{fc}\"}", "", "data: [DONE]"]);
-        }
     }
 }

@@ -3,7 +3,7 @@
 use super::super::{ChatMessage, ChatOption};
 
 /// Stands where a template wants somebody to speak who said nothing.
-const NOTHING_SAID: &str = "…";
+pub(in super::super) const NOTHING_SAID: &str = "…";
 
 /// `messages` without what the server has refused.
 pub(super) fn shape(messages: &[ChatMessage], refused: &[ChatOption]) -> Vec<ChatMessage> {
@@ -41,7 +41,7 @@ fn without_tools(messages: Vec<ChatMessage>) -> Vec<ChatMessage> {
 ///
 /// What the agent said before the caller's first words, its greeting, is told in the system
 /// message: no words of the caller are made up.
-fn alternating(messages: Vec<ChatMessage>) -> Vec<ChatMessage> {
+pub(in super::super) fn alternating(messages: Vec<ChatMessage>) -> Vec<ChatMessage> {
     #[derive(PartialEq)]
     enum Speaker {
         User,

@@ -74,7 +74,7 @@ class Session:
     def __init__(self, c: Connection, asked: dict):
         self.c, self.asked = c, asked
         self.turn = 0
-        self.ears = c.ears(asked["rate"], asked["silence_ms"] or c.script.session.get("turn_silence_ms", 400))
+        self.recogniser = c.recogniser(asked["rate"], asked["silence_ms"] or c.script.session.get("turn_silence_ms", 400))
         self.began = time.monotonic()
 
     async def run(self):
@@ -96,18 +96,18 @@ class Session:
                 await fail(c, 3006, "Invalid Message: the message is not JSON with a type")
             c.note(message)
             if kind == "ForceEndpoint":
-                for heard in self.ears.force_end():
+                for heard in self.recogniser.force_end():
                     await self.tell(heard)
             elif kind == "UpdateConfiguration":
                 if silence_ms := message.get("min_turn_silence"):
-                    self.ears.silence = silence_ms * self.asked["rate"] / 1000
+                    self.recogniser.silence = silence_ms * self.asked["rate"] / 1000
                 if message.get("format_turns") is not None:
                     self.asked["format"] = bool(message["format_turns"])
             elif kind == "Terminate":
-                for heard in self.ears.force_end():
+                for heard in self.recogniser.force_end():
                     await self.tell(heard)
                 duration = {
-                    "audio_duration_seconds": int(self.ears.seconds),
+                    "audio_duration_seconds": int(self.recogniser.seconds),
                     "session_duration_seconds": int(time.monotonic() - self.began),
                 }
                 await c.send({"type": "Termination", **duration}, "Termination")
@@ -123,11 +123,11 @@ class Session:
         if not SHORTEST_MS <= length_ms <= LONGEST_MS:
             await fail(self.c, 3007, f"Input Duration violation: {length_ms:.1f} ms. Expected between {SHORTEST_MS} and {LONGEST_MS} ms")
         for at in range(0, len(samples), rate // 10):
-            for heard in self.ears.feed(samples[at : at + rate // 10]):
+            for heard in self.recogniser.feed(samples[at : at + rate // 10]):
                 await self.tell(heard)
 
     async def tell(self, heard: Heard):
-        if heard.kind == "started" and not self.asked["plain"] and self.ears.has_text:
+        if heard.kind == "started" and not self.asked["plain"] and self.recogniser.has_text:
             await self.c.send({"type": "SpeechStarted", "timestamp": round(heard.start * 1000)}, "SpeechStarted")
         if heard.kind in ("interim", "eager"):
             await self.partial(heard)

@@ -75,12 +75,12 @@ async def refuse(c: Connection, message: str):
     await c.end(1008, message)
 
 
-async def hear(c: Connection, ears, data: bytes, tell):
+async def hear(c: Connection, recogniser, data: bytes, tell):
     samples = decode(data, c.checked["encoding"])
     rate = c.checked["rate"]
     await c.heard(data, len(samples) * 1000 / rate)
     for at in range(0, len(samples), rate // 10):
-        for heard in ears.feed(samples[at : at + rate // 10]):
+        for heard in recogniser.feed(samples[at : at + rate // 10]):
             await tell(heard)
 
 
@@ -88,7 +88,7 @@ KINDS = {"started": "turn.start", "interim": "turn.update", "eager": "turn.eager
 
 
 async def find_turns(c: Connection):
-    ears = c.ears(c.checked["rate"], c.script.session.get("turn_silence_ms", 640))
+    recogniser = c.recogniser(c.checked["rate"], c.script.session.get("turn_silence_ms", 640))
 
     async def tell(heard: Heard):
         # The event "final" of a script has no message here.
@@ -102,7 +102,7 @@ async def find_turns(c: Connection):
     while True:
         data = await c.receive()
         if isinstance(data, bytes):
-            await hear(c, ears, data, tell)
+            await hear(c, recogniser, data, tell)
             continue
         try:
             command = json.loads(data)
@@ -112,7 +112,7 @@ async def find_turns(c: Connection):
             await refuse(c, "A text message is a JSON object with a type.")
         c.note(command)
         if kind == "close":
-            for heard in ears.finalize():
+            for heard in recogniser.finalize():
                 heard.kind = "ended"
                 await tell(heard)
             return
@@ -126,7 +126,7 @@ async def on_finalize(c: Connection):
     # ink-whisper also finds pauses by itself.
     silence_s = c.request.query.get("max_silence_duration_secs")
     whisper = c.checked["model"].startswith("ink-whisper")
-    ears = c.ears(c.checked["rate"], float(silence_s) * 1000 if whisper and silence_s else None)
+    recogniser = c.recogniser(c.checked["rate"], float(silence_s) * 1000 if whisper and silence_s else None)
     first = True
 
     async def tell(heard: Heard):
@@ -144,13 +144,13 @@ async def on_finalize(c: Connection):
     while True:
         data = await c.receive()
         if isinstance(data, bytes):
-            await hear(c, ears, data, tell)
+            await hear(c, recogniser, data, tell)
             continue
         c.note({"command": data[:200]})
         # "done" is the older name of "close".
         if data not in ("finalize", "close", "done"):
             await refuse(c, f"There is no command {data[:50]}.")
-        for heard in ears.finalize():
+        for heard in recogniser.finalize():
             await tell(heard)
         if data == "finalize":
             await c.send({"type": "flush_done", "request_id": c.id}, "flush_done")

@@ -9,10 +9,11 @@ import base64
 import json
 import re
 import uuid
+from dataclasses import replace
 
 from aiohttp import WSMsgType, web
 
-from .sound import Ears, Memory
+from .sound import Recogniser, Memory
 
 # What is kept of one script's connections, so that a long run does not fill memory.
 MAX_CONNECTIONS = 2000
@@ -204,6 +205,7 @@ class Exchange:
         self.answer_headers: dict[str, str] = {}
         self.counts = dict.fromkeys(PLACES, 0)
         self.silent = False
+        self.recognisers: list[Recogniser] = []
         self.half_open = False
         self.fault_done = False
         headers = {name.lower(): value for name, value in request.headers.items()}
@@ -277,6 +279,9 @@ class Exchange:
         kind = self.fault["kind"]
         if kind == "stall":
             self.silent = True
+            # Nobody gets the words that are final from now on: another connection hears them.
+            for recogniser in self.recognisers:
+                recogniser.memory = replace(recogniser.memory)
         elif kind == "half_open":
             self.half_open = True
             await self.stay()
@@ -437,10 +442,14 @@ class Connection(Exchange):
             )
         self.note("garbage", "sent")
 
-    def ears(self, rate: int, silence_ms: float | None) -> Ears:
+    def recogniser(self, rate: int, silence_ms: float | None) -> Recogniser:
         hears = self.script.hears
         memory = Memory() if hears.get("counter") == "connection" else self.script.memory
-        return Ears(rate, hears, memory, silence_ms, self.has_fault("double_finals"), self.has_fault("empty_finals"))
+        # A connection that is silent from the start has told nobody anything.
+        memory = replace(memory) if self.silent else memory
+        recogniser = Recogniser(rate, hears, memory, silence_ms, self.has_fault("double_finals"), self.has_fault("empty_finals"))
+        self.recognisers.append(recogniser)
+        return recogniser
 
 
 def words_of(text: str) -> list[str]:
@@ -487,7 +496,7 @@ class Stream(Exchange):
             await self.response.write_eof()
             self.seen["closed"] = {"by": "server", "code": 1000}
         except (Ended, ConnectionResetError):
-            # A response that is cut off must not look complete.
+            # A response that is cut off must not seem complete.
             self.abort()
         return self.response
 

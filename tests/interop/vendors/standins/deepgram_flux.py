@@ -89,8 +89,8 @@ class Session:
         # Whether StartOfTurn was sent; sound that is no words begins no turn.
         self.in_turn = False
         self.window_start = 0.0
-        self.ears = c.ears(asked["rate"], None)
-        self.ears.interim = self.ears.quiet = asked["rate"] // 4
+        self.recogniser = c.recogniser(asked["rate"], None)
+        self.recogniser.interim = self.recogniser.quiet = asked["rate"] // 4
         self.configure()
 
     def configure(self):
@@ -101,16 +101,16 @@ class Session:
         silence_ms = hears.get("silence_ms", self.c.script.session.get("turn_silence_ms", 600)) if natural else thresholds["eot_timeout_ms"]
         self.timeout_ends = not natural or thresholds["eot_timeout_ms"] <= silence_ms
         silence_ms = min(silence_ms, thresholds["eot_timeout_ms"])
-        self.ears.silence = silence_ms * self.asked["rate"] / 1000
+        self.recogniser.silence = silence_ms * self.asked["rate"] / 1000
         eager = "eager_eot_threshold" in thresholds
-        self.ears.eager = min(hears.get("eager_ms", 250), silence_ms - 10) * self.asked["rate"] / 1000 if eager else 0
+        self.recogniser.eager = min(hears.get("eager_ms", 250), silence_ms - 10) * self.asked["rate"] / 1000 if eager else 0
 
     async def hear(self, data: bytes):
         rate = self.asked["rate"]
         samples = decode(data, self.asked["encoding"])
         await self.c.heard(data, len(samples) * 1000 / rate)
         for at in range(0, len(samples), rate // 10):
-            for heard in self.ears.feed(samples[at : at + rate // 10]):
+            for heard in self.recogniser.feed(samples[at : at + rate // 10]):
                 await self.tell(heard)
 
     async def command(self, data: str) -> bool:
@@ -129,7 +129,7 @@ class Session:
         if kind == "Configure":
             await self.change(message)
         elif kind == "ForceEndTurn":
-            for heard in self.ears.force_end():
+            for heard in self.recogniser.force_end():
                 await self.tell(heard, trigger="manual")
         return kind == "CloseStream"
 
@@ -160,7 +160,7 @@ class Session:
     async def tell(self, heard: Heard, trigger: str | None = None):
         event = EVENTS.get(heard.kind)
         if event == "StartOfTurn":
-            self.in_turn = self.ears.has_text
+            self.in_turn = self.recogniser.has_text
         if event is None or (heard.kind != "quiet" and not self.in_turn and not heard.again):
             return
         confidence = {

@@ -25,7 +25,7 @@ MODELS = re.compile(
     r"|base|meeting|phonecall|finance|conversationalai|voicemail|video|custom"
 )
 SPOKEN = {"linear16", "mulaw", "alaw"}
-# In the specification, but these ears do not hear them.
+# In the specification, but this recogniser does not hear them.
 UNHEARD = {"linear32", "flac", "amr-nb", "amr-wb", "opus", "ogg-opus", "speex", "g729"}
 BOOLEANS = (
     "diarize",
@@ -128,7 +128,7 @@ async def listen(c: Connection):
         # An empty binary message ends the stream.
         kind = "CloseStream" if message == b"" else await session.read(message)
         if kind == "Finalize":
-            for heard in session.ears.finalize():
+            for heard in session.recogniser.finalize():
                 await session.tell(heard)
         elif kind == "CloseStream":
             await session.close()
@@ -140,7 +140,7 @@ class Session:
         self.c, self.asked = c, asked
         # Without an encoding the sound would come in a container.
         self.rate = asked["rate"] or 16000
-        self.ears = c.ears(self.rate, asked["endpointing"])
+        self.recogniser = c.recogniser(self.rate, asked["endpointing"])
         # The end of what is final, and of its last word until the end of the utterance is told.
         self.final_to = 0.0
         self.last_word_end: float | None = None
@@ -156,7 +156,7 @@ class Session:
         # In small steps, so that what is said does not depend on how the client cuts its sound.
         step = self.rate // 10
         for at in range(0, len(samples), step):
-            for heard in self.ears.feed(samples[at : at + step]):
+            for heard in self.recogniser.feed(samples[at : at + step]):
                 await self.tell(heard)
             await self.utterance_end()
 
@@ -225,13 +225,13 @@ class Session:
 
     async def utterance_end(self):
         after, end = self.asked["utterance_end"], self.last_word_end
-        if after is None or end is None or self.ears.speaking or self.ears.seconds - end < after:
+        if after is None or end is None or self.recogniser.speaking or self.recogniser.seconds - end < after:
             return
         self.last_word_end = None
         await self.c.send({"type": "UtteranceEnd", "channel": [0, 1], "last_word_end": end}, "UtteranceEnd")
 
     async def close(self):
-        for heard in self.ears.finalize():
+        for heard in self.recogniser.finalize():
             heard.from_finalize = False
             await self.tell(heard)
         metadata = {
@@ -240,7 +240,7 @@ class Session:
             "request_id": self.c.id,
             "sha256": self.sha256.hexdigest(),
             "created": datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "duration": self.ears.seconds,
+            "duration": self.recogniser.seconds,
             "channels": 1,
         }
         await self.c.send(metadata, "Metadata")

@@ -63,10 +63,10 @@ async def listen(c: Connection):
     asked, query = c.checked, c.request.query
     if not c.key_is_right():
         await fail(c, "auth_error", "You must be authenticated to use this endpoint.")
-    ears = c.ears(asked["rate"], asked["silence_ms"])
+    recogniser = c.recogniser(asked["rate"], asked["silence_ms"])
     if not asked["by_silence"]:
         # Only a commit ends a segment, whatever the pauses are.
-        ears.silence = None
+        recogniser.silence = None
 
     async def tell(heard: Heard):
         if heard.kind == "interim":
@@ -115,7 +115,7 @@ async def listen(c: Connection):
             since_commit_ms += len(samples) * 1000 / rate
             await c.heard(sound, len(samples) * 1000 / rate)
         for at in range(0, len(samples), rate // 10):
-            for heard in ears.feed(samples[at : at + rate // 10]):
+            for heard in recogniser.feed(samples[at : at + rate // 10]):
                 await tell(heard)
         if message.get("commit"):
             c.note({"commit": True})
@@ -123,5 +123,5 @@ async def listen(c: Connection):
                 await c.send({"message_type": "commit_throttled", "error": "Less than 0.3 s of uncommitted audio."}, "commit_throttled")
                 continue
             since_commit_ms = 0.0
-            for heard in ears.finalize() or [Heard("ended", [], ears.seconds, ears.seconds)]:
+            for heard in recogniser.finalize() or [Heard("ended", [], recogniser.seconds, recogniser.seconds)]:
                 await tell(heard)

@@ -58,7 +58,7 @@ class Session:
     def __init__(self, c: Connection):
         self.c = c
         self.setup: dict = {}
-        self.ears = None
+        self.recogniser = None
         self.rate = 16000
         self.turn: asyncio.Task | None = None
         self.turns = 0
@@ -145,7 +145,7 @@ class Session:
         if "activityStart" in given:
             await self.interrupt()
         if "activityEnd" in given or "audioStreamEnd" in given:
-            heard = self.ears.force_end() if self.ears else []
+            heard = self.recogniser.force_end() if self.recogniser else []
             for one in heard or ([Heard("ended")] if "activityEnd" in given else []):
                 await self.tell(one)
         if "text" in given:
@@ -159,15 +159,15 @@ class Session:
             await self.c.end(1007, "Request contains an invalid argument.")
         rate = int(kind.group(1) or 16000)
         manual = self.detection.get("disabled", False)
-        if self.ears is None or rate != self.rate:
+        if self.recogniser is None or rate != self.rate:
             self.rate = rate
-            self.ears = self.c.ears(rate, self.detection.get("silenceDurationMs", 500))
+            self.recogniser = self.c.recogniser(rate, self.detection.get("silenceDurationMs", 500))
             if manual:
-                self.ears.silence = None
+                self.recogniser.silence = None
         samples = decode(data, "linear16")
         await self.c.heard(data, len(samples) * 1000 / rate)
         for at in range(0, len(samples), rate // 10):
-            for heard in self.ears.feed(samples[at : at + rate // 10]):
+            for heard in self.recogniser.feed(samples[at : at + rate // 10]):
                 await self.tell(heard)
 
     async def tell(self, heard: Heard):

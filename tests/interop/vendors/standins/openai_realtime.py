@@ -89,12 +89,12 @@ class Session:
         return self.config["audio"]["input"]
 
     def listen(self):
-        """New ears for the settings."""
+        """A new recogniser for the settings."""
         self.encoding, self.rate = FORMATS[self.input["format"]["type"]]
         detection = self.input["turn_detection"]
-        self.ears = self.c.ears(self.rate, detection.get("silence_duration_ms", 500) if detection else None)
+        self.recogniser = self.c.recogniser(self.rate, detection.get("silence_duration_ms", 500) if detection else None)
         if not detection:
-            self.ears.silence = None
+            self.recogniser.silence = None
         self.live = (self.input["transcription"] or {}).get("model") in LIVE
 
     async def send(self, kind: str, final: bool = False, **fields):
@@ -174,7 +174,7 @@ class Session:
         self.buffered_ms += milliseconds
         await self.c.heard(sound, milliseconds)
         for at in range(0, len(samples), self.rate // 10):
-            for heard in self.ears.feed(samples[at : at + self.rate // 10]):
+            for heard in self.recogniser.feed(samples[at : at + self.rate // 10]):
                 await self.tell(heard)
 
     async def tell(self, heard: Heard):
@@ -204,7 +204,7 @@ class Session:
         if self.buffered_ms < SHORTEST_COMMIT_MS:
             text = f"Error committing input audio buffer: buffer too small. Expected at least 100ms of audio, but buffer only has {self.buffered_ms:.2f}ms."
             return await self.error(text, "input_audio_buffer_commit_empty", cause=event.get("event_id"))
-        for heard in self.ears.force_end() or [Heard("ended")]:
+        for heard in self.recogniser.force_end() or [Heard("ended")]:
             if heard.again:
                 await self.transcript(heard, self.last_item)
             else:

@@ -68,7 +68,7 @@ def check_realtime(c: Connection) -> dict:
 class Realtime:
     def __init__(self, c: Connection):
         self.c, self.asked = c, c.checked
-        self.ears = c.ears(self.asked["rate"], None if self.asked["manual"] else self.asked["silence_ms"])
+        self.recogniser = c.recogniser(self.asked["rate"], None if self.asked["manual"] else self.asked["silence_ms"])
         self.utterance = 0
         self.began = time.monotonic()
 
@@ -115,7 +115,7 @@ class Realtime:
             c.note(message)
             if event == "end":
                 await self.end_of_speech()
-                times = {"total_duration_s": round(time.monotonic() - self.began, 3), "audio_duration_s": self.ears.seconds}
+                times = {"total_duration_s": round(time.monotonic() - self.began, 3), "audio_duration_s": self.recogniser.seconds}
                 await self.send("session.end", request_id=c.id, total_utterances=self.utterance, **times)
                 return
             await self.command(event, message)
@@ -141,7 +141,7 @@ class Realtime:
             await self.send("error", code="invalid_config", is_fatal=False, message="The setting cannot be changed so.")
             return
         if "silence_duration_ms" in settings and not self.asked["manual"]:
-            self.ears.silence = settings["silence_duration_ms"] * self.asked["rate"] / 1000
+            self.recogniser.silence = settings["silence_duration_ms"] * self.asked["rate"] / 1000
         await self.send("config.updated", applied=sorted(settings))
 
     async def hear(self, data: bytes):
@@ -149,11 +149,11 @@ class Realtime:
         samples = decode(data, self.asked["encoding"])
         await self.c.heard(data, len(samples) * 1000 / rate)
         for at in range(0, len(samples), rate // 10):
-            for heard in self.ears.feed(samples[at : at + rate // 10]):
+            for heard in self.recogniser.feed(samples[at : at + rate // 10]):
                 await self.tell(heard)
 
     async def end_of_speech(self):
-        for heard in self.ears.force_end():
+        for heard in self.recogniser.force_end():
             await self.tell(heard)
 
     async def tell(self, heard: Heard):
@@ -190,7 +190,7 @@ def check_older(c: Connection) -> dict:
 async def older(c: Connection):
     asked = c.checked
     rate = asked["rate"]
-    ears = c.ears(rate, c.script.session.get("turn_silence_ms", 500))
+    recogniser = c.recogniser(rate, c.script.session.get("turn_silence_ms", 500))
     heard_s = 0.0
 
     async def tell(heard: Heard):
@@ -207,8 +207,8 @@ async def older(c: Connection):
                 "diarized_transcript": None,
                 "language_code": asked["language"],
             }
-            data["metrics"] = {"audio_duration": round(ears.seconds - heard_s, 3), "processing_latency": 0.1}
-            heard_s = ears.seconds
+            data["metrics"] = {"audio_duration": round(recogniser.seconds - heard_s, 3), "processing_latency": 0.1}
+            heard_s = recogniser.seconds
             await c.send({"type": "data", "data": data}, "data", final=True)
 
     while True:
@@ -234,13 +234,13 @@ async def older(c: Connection):
             samples = decode(pcm, "linear16")
             await c.heard(sound, len(samples) * 1000 / rate)
             for at in range(0, len(samples), rate // 10):
-                for heard in ears.feed(samples[at : at + rate // 10]):
+                for heard in recogniser.feed(samples[at : at + rate // 10]):
                     await tell(heard)
         elif sound is None:
             c.note(message)
         # "end_of_stream" ends what is open, as does a flush.
         if message.get("type") in ("flush", "end_of_stream"):
-            for heard in ears.force_end():
+            for heard in recogniser.force_end():
                 await tell(heard)
             if message["type"] == "end_of_stream":
                 return

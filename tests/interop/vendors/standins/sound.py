@@ -1,4 +1,4 @@
-"""Sound in and out: the encodings, ears that hear by loudness, and a voice whose length follows from its text.
+"""Sound in and out: the encodings, a recogniser that hears by loudness, and a voice whose length follows from its text.
 
 Knows nothing about vendors; places are samples at the connection's rate.
 """
@@ -66,7 +66,7 @@ class Word:
 
 @dataclass
 class Heard:
-    """What the ears say. Times are in seconds of the connection's sound."""
+    """What the recogniser says. Times are in seconds of the connection's sound."""
 
     # started, interim, final, ended (a final that ends the turn), eager (the turn may be over), resumed (it was not), quiet (a time
     # without speech)
@@ -91,7 +91,7 @@ class Memory:
     given: int = 0
 
 
-class Ears:
+class Recogniser:
     """Hears the script's texts in stretches of loud sound, or its events at their places."""
 
     def __init__(self, rate: int, hears: dict, memory: Memory, silence_ms: float, double_finals=False, empty_finals=False):

@@ -166,6 +166,7 @@ impl SpeechToText for Recogniser {
                 waiting: Vec::new(),
                 settled: 0,
                 final_to: 0,
+                words_to: 0,
                 has_interim: false,
                 probe: None,
             };
@@ -232,8 +233,10 @@ struct Listener {
     waiting: Vec<Wanted>,
     /// All words before this position are known, or are taken not to be there.
     settled: u64,
-    /// Where the last final words end.
+    /// Where the last final words end, or what was final without a word.
     final_to: u64,
+    /// Where the last final words end: those that end there come a second time.
+    words_to: u64,
     /// The vendor has heard words that are not final.
     has_interim: bool,
     /// A better vendor that is being tried, by its place in the list.
@@ -507,6 +510,7 @@ impl Listener {
         self.waiting.retain(|wanted| wanted.range != range);
         self.settled = self.settled.max(range.end);
         self.final_to = self.final_to.max(range.end);
+        self.words_to = self.words_to.max(range.end);
         self.ring.forget_before(self.settled);
         let up_to = range.end;
         self.tell(SttEvent::Final {
@@ -794,7 +798,7 @@ impl Listener {
             Heard::Interim { from, to, text } => {
                 link.has_spoken = true;
                 let mut range = link.range(from, to, self.rate);
-                range.start = range.start.max(self.final_to.min(range.end));
+                range.start = range.start.max(self.words_to.min(range.end));
                 if to != UNTOLD {
                     link.known_to = link.known_to.max(range.end);
                 }
@@ -846,7 +850,7 @@ impl Listener {
         }
         link.known_to = link.known_to.max(range.end);
         let slack = u64::from(self.rate) / 50;
-        let is_known = range.end <= self.final_to + slack && self.final_to > 0;
+        let is_known = range.end <= self.words_to + slack && self.words_to > 0;
         if !text.trim().is_empty() && !is_known {
             let place = |(text, from, to)| Word {
                 text,
@@ -854,12 +858,13 @@ impl Listener {
             };
             let words: Vec<Word> = words.into_iter().map(place).collect();
             self.tell(SttEvent::Final {
-                range: range.start.max(self.final_to.min(range.end))..range.end,
+                range: range.start.max(self.words_to.min(range.end))..range.end,
                 text,
                 confidence,
                 words,
             })
             .await;
+            self.words_to = self.words_to.max(range.end);
         }
         self.final_to = self.final_to.max(range.end);
         self.has_interim = false;

@@ -36,6 +36,8 @@ enum Fault {
     Stalls(usize),
     /// Says each final twice.
     Doubles,
+    /// Says before each final one without words.
+    Empties,
     /// Answers the first time that it is asked only when more sound comes.
     AnswersLate,
     /// Says after so many samples by itself that all words are final, with an end that lies so
@@ -154,6 +156,9 @@ async fn hear(mut socket: tokio_tungstenite::WebSocketStream<tokio::net::TcpStre
             }
         } else if is_asked || end > told {
             let kind = if is_asked { "asked" } else { "final" };
+            if fault == Fault::Empties {
+                messages.push(Message::text(format!("{kind}|{told}|{end}|")));
+            }
             messages.push(say(kind, told..end));
             if fault == Fault::Doubles {
                 messages.push(say(kind, told..end));
@@ -372,6 +377,14 @@ async fn finals_that_come_twice_count_once() {
     let server = server(vec![Fault::Doubles]).await;
     let (heard, _) = conversation(vec![stream(&server)], 2).await;
     assert_eq!(heard, numbers(2));
+}
+
+#[tokio::test]
+async fn words_that_come_after_a_final_without_any_are_not_lost() {
+    let server = server(vec![Fault::Empties]).await;
+    let (heard, _) = conversation(vec![stream(&server)], 2).await;
+    // Nobody waits for the last words of the second turn any more.
+    assert!(heard.starts_with(&numbers(1)), "{heard}");
 }
 
 #[tokio::test]

@@ -503,6 +503,9 @@ fn email(text: &str, tokens: &[String], asked: Asked) -> Option<Completeness> {
     if !is_email {
         return None;
     }
+    if is_followed(text) {
+        return None;
+    }
     let trimmed = text.trim_end_matches(['.', '?', '!', '।']).to_lowercase();
     let last = tokens.last()?.as_str();
     if one_of(
@@ -544,6 +547,17 @@ fn email(text: &str, tokens: &[String], asked: Asked) -> Option<Completeness> {
         // The name without its host.
         Completeness::Unfinished
     })
+}
+
+/// Whether a sentence goes on after a written address that is whole: "my mail is a@b.com, and I …".
+fn is_followed(text: &str) -> bool {
+    let after_at = text.rsplit_once('@').map(|(_, after)| after.trim_start());
+    let Some((host, after)) = after_at.and_then(|after| after.split_once(char::is_whitespace))
+    else {
+        return false;
+    };
+    let end = host.trim_end_matches([',', '.', ';']).rsplit_once('.');
+    end.is_some_and(|(_, end)| one_of(&end.to_lowercase(), TOP_DOMAINS)) && words(after).len() > 1
 }
 
 fn is_letter(word: &str) -> bool {
@@ -1507,6 +1521,25 @@ mod tests {
             }
         }
         pauses
+    }
+
+    #[test]
+    fn a_sentence_that_goes_on_after_an_address_is_judged_by_its_own_end() {
+        use Completeness::{Complete, Dictation, Open, Unfinished};
+        let my = "My e-mail is john.smith@example.com, I work for Acme";
+        for (text, expected) in [
+            ("My e-mail is john.smith@example.com.", &[Complete][..]),
+            ("My e-mail is john.smith@example.", &[Dictation]),
+            (my, &[Complete, Open]),
+            (
+                &format!("{my}, and I am interested in the business plan."),
+                &[Complete, Open],
+            ),
+            (&format!("{my}, and I am interested in the"), &[Unfinished]),
+        ] {
+            let judged = completeness(text, Asked::Anything, Punctuation::Fragment);
+            assert!(expected.contains(&judged), "{text}: {judged:?}");
+        }
     }
 
     #[test]

@@ -36,8 +36,14 @@ impl Service {
             })
         };
         // Half a second of a hum, 24 kHz.
-        let speech = (0..12_000u32)
-            .flat_map(|at| (if at / 100 % 2 == 0 { 8_000i16 } else { -8_000 }).to_le_bytes());
+        let speech = (0..12_000u32).flat_map(|at| {
+            (if (at / 100).is_multiple_of(2) {
+                8_000i16
+            } else {
+                -8_000
+            })
+            .to_le_bytes()
+        });
         let router = Router::new()
             .route(
                 "/v1/audio/transcriptions",

@@ -37,7 +37,13 @@ fn service(request: &Request) -> Behaviour {
         "/v1/audio/transcriptions" => answer("application/json", r#"{"text":"Some words."}"#),
         "/v1/audio/speech" => {
             // Half a second of a hum, 24 kHz.
-            let hum = |at: u32| if at / 100 % 2 == 0 { 8_000i16 } else { -8_000 };
+            let hum = |at: u32| {
+                if (at / 100).is_multiple_of(2) {
+                    8_000i16
+                } else {
+                    -8_000
+                }
+            };
             let sound: Vec<u8> = (0..12_000).flat_map(|at| hum(at).to_le_bytes()).collect();
             answer("audio/pcm", sound)
         }

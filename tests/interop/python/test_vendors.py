@@ -142,7 +142,7 @@ STANDINS = {
 CASES = [(vendor, fault) for vendor in STANDINS for fault in FAULTS if vendor not in ("deepgram_flux", "assemblyai")]
 CASES += [(vendor, fault) for vendor in ("deepgram_flux", "assemblyai") for fault in ("none", "closed with 1011 in mid speech")]
 # A call takes half a minute; for every change, two that are disturbed are enough.
-SHORT = [("deepgram", "closed with 1011 in mid speech"), ("elevenlabs", "finals twice")]
+SHORT = [("deepgram", "closed with 1011 in mid speech"), ("sarvam", "none")]
 CASES = [pytest.param(*case, marks=[] if case in SHORT else pytest.mark.long) for case in CASES]
 
 

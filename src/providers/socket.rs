@@ -51,6 +51,38 @@ pub(super) fn vendor_key(vendor: &str, variables: &[&str]) -> Result<Secret, Pro
     })
 }
 
+/// How a vendor is told whose requests these are: the same for its recognition and its voices.
+pub(in crate::providers) struct Account {
+    /// The vendor, for messages.
+    pub vendor: &'static str,
+    /// The variables that hold its key, first choice first.
+    pub variables: &'static [&'static str],
+    /// The header with the key.
+    pub header: &'static str,
+    /// What stands in front of the key there.
+    pub before: &'static str,
+}
+
+impl Account {
+    /// The key.
+    ///
+    /// # Errors
+    /// When no variable is set; the error names the first.
+    pub fn key(&self) -> Result<Secret, ProviderError> {
+        vendor_key(self.vendor, self.variables)
+    }
+
+    /// `path` below the vendor's `base_url`, with the key.
+    ///
+    /// # Errors
+    /// When `base` is no address.
+    pub fn address(&self, base: &str, path: &str, key: &Secret) -> Result<Address, ProviderError> {
+        let mut address = Address::new(base, "base_url", path, self.variables[0])?;
+        address.key(self.header, self.before, key);
+        Ok(address)
+    }
+}
+
 /// Where a vendor is, and how to be let in.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Address {

@@ -10,11 +10,19 @@ use tokio_tungstenite::tungstenite::Message;
 use super::ListenRequest;
 use super::stream::{FinalWords, Heard, Reader, Wire};
 use crate::providers::ProviderError;
-use crate::providers::socket::{Address, vendor_key};
+use crate::providers::socket::{Account, Address};
 use crate::settings::Secret;
 
 /// The key's variable.
 const KEY: &str = "ASSEMBLYAI_API_KEY";
+
+/// How requests show the key.
+const ACCOUNT: Account = Account {
+    vendor: "AssemblyAI",
+    variables: &[KEY],
+    header: "authorization",
+    before: "",
+};
 
 /// `vendor = "assemblyai"` in `[[providers.stt]]`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -57,7 +65,7 @@ pub(in crate::providers) struct AssemblyAi {
 
 impl AssemblyAi {
     pub fn new(config: AssemblyAiConfig) -> Result<Self, ProviderError> {
-        let key = vendor_key("AssemblyAI", &[KEY])?;
+        let key = ACCOUNT.key()?;
         Ok(Self {
             name: format!("assemblyai/{}", config.model),
             config,
@@ -73,7 +81,7 @@ impl Wire for AssemblyAi {
 
     fn address(&self, request: &ListenRequest) -> Result<Address, ProviderError> {
         let config = &self.config;
-        let mut address = Address::new(&config.base_url, "base_url", "/v3/ws", KEY)?;
+        let mut address = ACCOUNT.address(&config.base_url, "/v3/ws", &self.key)?;
         address.option("sample_rate", &request.sample_rate_hz.to_string());
         address.option("encoding", "pcm_s16le");
         address.option("speech_model", &config.model);
@@ -89,7 +97,6 @@ impl Wire for AssemblyAi {
         if !config.key_terms.is_empty() {
             address.option("keyterms_prompt", &json!(config.key_terms).to_string());
         }
-        address.key("authorization", "", &self.key);
         Ok(address)
     }
 

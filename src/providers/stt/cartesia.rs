@@ -45,7 +45,7 @@ impl Ink {
         Ok(Self {
             name: format!("cartesia/{}", config.model),
             config,
-            key: cartesia::key()?,
+            key: cartesia::ACCOUNT.key()?,
         })
     }
 }

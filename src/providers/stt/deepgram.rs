@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::ListenRequest;
 use super::stream::{FinalWords, Heard, Reader, Wire, seconds};
-use crate::providers::socket::{Address, vendor_key};
+use crate::providers::socket::{Account, Address};
 use crate::providers::{Language, ProviderError};
 use crate::settings::Secret;
 
@@ -86,21 +86,13 @@ impl Default for DeepgramFluxConfig {
     }
 }
 
-/// The key.
-pub(in crate::providers) fn key() -> Result<Secret, ProviderError> {
-    vendor_key("Deepgram", &[KEY])
-}
-
-/// An address of Deepgram's, with the key.
-pub(in crate::providers) fn address(
-    base: &str,
-    path: &str,
-    key: &Secret,
-) -> Result<Address, ProviderError> {
-    let mut address = Address::new(base, "base_url", path, KEY)?;
-    address.key("authorization", "Token ", key);
-    Ok(address)
-}
+/// How requests show the key.
+pub(in crate::providers) const ACCOUNT: Account = Account {
+    vendor: "Deepgram",
+    variables: &[KEY],
+    header: "authorization",
+    before: "Token ",
+};
 
 /// `/v1/listen`.
 pub(in crate::providers) struct DeepgramListen {
@@ -114,7 +106,7 @@ impl DeepgramListen {
         Ok(Self {
             name: format!("deepgram/{}", config.model),
             config,
-            key: key()?,
+            key: ACCOUNT.key()?,
         })
     }
 
@@ -139,7 +131,7 @@ impl Wire for DeepgramListen {
 
     fn address(&self, request: &ListenRequest) -> Result<Address, ProviderError> {
         let config = &self.config;
-        let mut address = address(&config.base_url, "/v1/listen", &self.key)?;
+        let mut address = ACCOUNT.address(&config.base_url, "/v1/listen", &self.key)?;
         address.option("model", &config.model);
         if let Some(language) = self.language(request.language.as_ref()) {
             address.option("language", &language);
@@ -249,7 +241,7 @@ impl DeepgramFlux {
         Ok(Self {
             name: format!("deepgram/{}", config.model),
             config,
-            key: key()?,
+            key: ACCOUNT.key()?,
         })
     }
 }
@@ -261,7 +253,7 @@ impl Wire for DeepgramFlux {
 
     fn address(&self, request: &ListenRequest) -> Result<Address, ProviderError> {
         let config = &self.config;
-        let mut address = address(&config.base_url, "/v2/listen", &self.key)?;
+        let mut address = ACCOUNT.address(&config.base_url, "/v2/listen", &self.key)?;
         address.option("model", &config.model);
         address.option("encoding", "linear16");
         address.option("sample_rate", &request.sample_rate_hz.to_string());

@@ -16,7 +16,7 @@ use super::ListenRequest;
 use super::stream::{FinalWords, Heard, Reader, UNTOLD, Wire, pcm, seconds};
 use crate::providers::ProviderError;
 use crate::providers::socket::Address;
-use crate::providers::tts::elevenlabs::{KEYS, key};
+use crate::providers::tts::elevenlabs::{ACCOUNT, KEYS};
 use crate::settings::Secret;
 
 /// A commit of less sound than 300 ms is refused.
@@ -59,7 +59,7 @@ impl Scribe {
         Ok(Self {
             name: format!("elevenlabs/{}", config.model),
             config,
-            key: key()?,
+            key: ACCOUNT.key()?,
         })
     }
 }
@@ -79,7 +79,7 @@ impl Wire for Scribe {
     fn address(&self, request: &ListenRequest) -> Result<Address, ProviderError> {
         let config = &self.config;
         let path = "/v1/speech-to-text/realtime";
-        let mut address = Address::new(&config.base_url, "base_url", path, KEYS[0])?;
+        let mut address = ACCOUNT.address(&config.base_url, path, &self.key)?;
         address.option("model_id", &config.model);
         let rate = self.sample_rate_hz(request);
         address.option("audio_format", &format!("pcm_{rate}"));
@@ -91,7 +91,6 @@ impl Wire for Scribe {
         for word in &config.key_terms {
             address.option("keyterms", word);
         }
-        address.key("xi-api-key", "", &self.key);
         Ok(address)
     }
 

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::ListenRequest;
 use super::stream::{FinalWords, Heard, Reader, UNTOLD, Wire, seconds};
-use crate::providers::socket::{Address, vendor_key};
+use crate::providers::socket::{Account, Address};
 use crate::providers::{Language, ProviderError};
 use crate::settings::Secret;
 
@@ -76,21 +76,13 @@ impl Default for SarvamConfig {
     }
 }
 
-/// The key.
-pub(in crate::providers) fn key() -> Result<Secret, ProviderError> {
-    vendor_key("Sarvam", &[KEY])
-}
-
-/// An address of Sarvam's, with the key.
-pub(in crate::providers) fn address(
-    base: &str,
-    path: &str,
-    key: &Secret,
-) -> Result<Address, ProviderError> {
-    let mut address = Address::new(base, "base_url", path, KEY)?;
-    address.key("api-subscription-key", "", key);
-    Ok(address)
-}
+/// How requests show the key.
+pub(in crate::providers) const ACCOUNT: Account = Account {
+    vendor: "Sarvam",
+    variables: &[KEY],
+    header: "api-subscription-key",
+    before: "",
+};
 
 /// A language as Sarvam names it.
 ///
@@ -130,7 +122,7 @@ impl Sarvam {
         Ok(Self {
             name: format!("sarvam/{}", config.model),
             config,
-            key: key()?,
+            key: ACCOUNT.key()?,
         })
     }
 }
@@ -150,7 +142,7 @@ impl Wire for Sarvam {
     fn address(&self, request: &ListenRequest) -> Result<Address, ProviderError> {
         let config = &self.config;
         let path = "/speech-to-text-realtime/ws";
-        let mut address = address(&config.base_url, path, &self.key)?;
+        let mut address = ACCOUNT.address(&config.base_url, path, &self.key)?;
         let language = match &request.language {
             Some(language) => language_code(language)?,
             None => "auto".to_owned(),

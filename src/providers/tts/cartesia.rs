@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::stream::{Spoken, VoiceReader, VoiceWire};
 use super::{SpeechRequest, WordTime};
 use crate::providers::ProviderError;
-use crate::providers::socket::{Address, Frame, vendor_key};
+use crate::providers::socket::{Account, Address, Frame};
 use crate::settings::Secret;
 
 /// The key's variable.
@@ -47,21 +47,23 @@ impl Default for CartesiaConfig {
     }
 }
 
-/// The key.
-pub(in crate::providers) fn key() -> Result<Secret, ProviderError> {
-    vendor_key("Cartesia", &[KEY])
-}
+/// How requests show the key.
+pub(in crate::providers) const ACCOUNT: Account = Account {
+    vendor: "Cartesia",
+    variables: &[KEY],
+    header: "x-api-key",
+    before: "",
+};
 
-/// An address of Cartesia's, with the key.
+/// An address of Cartesia's, with the key and the version that we speak.
 pub(in crate::providers) fn address(
     base: &str,
     path: &str,
     key: &Secret,
 ) -> Result<Address, ProviderError> {
-    let mut address = Address::new(base, "base_url", path, KEY)?;
+    let mut address = ACCOUNT.address(base, path, key)?;
     address.option("cartesia_version", VERSION);
     address.header("cartesia-version", VERSION);
-    address.key("x-api-key", "", key);
     Ok(address)
 }
 
@@ -77,7 +79,7 @@ impl Cartesia {
         Ok(Self {
             name: format!("cartesia/{}", config.model),
             config,
-            key: key()?,
+            key: ACCOUNT.key()?,
         })
     }
 }

@@ -49,7 +49,7 @@ impl DeepgramVoice {
         Ok(Self {
             name: format!("deepgram/{}", config.voice),
             config,
-            key: deepgram::key()?,
+            key: deepgram::ACCOUNT.key()?,
         })
     }
 }
@@ -65,7 +65,8 @@ impl VoiceWire for DeepgramVoice {
 
     fn address(&self, request: &SpeechRequest) -> Result<Address, ProviderError> {
         let voice = request.voice.as_deref().unwrap_or(&self.config.voice);
-        let mut address = deepgram::address(&self.config.base_url, "/v1/speak", &self.key)?;
+        let mut address =
+            deepgram::ACCOUNT.address(&self.config.base_url, "/v1/speak", &self.key)?;
         address.option("model", voice);
         address.option("encoding", "linear16");
         address.option("sample_rate", &SAMPLE_RATE_HZ.to_string());

@@ -14,7 +14,7 @@ use super::cartesia::samples;
 use super::stream::{Spoken, VoiceReader, VoiceWire};
 use super::{SpeechRequest, WordTime};
 use crate::providers::ProviderError;
-use crate::providers::socket::{Address, Frame, vendor_key};
+use crate::providers::socket::{Account, Address, Frame};
 use crate::settings::Secret;
 
 /// The key's variable, and the other name that ElevenLabs' own tools know.
@@ -55,10 +55,13 @@ impl Default for ElevenLabsConfig {
     }
 }
 
-/// The key.
-pub(in crate::providers) fn key() -> Result<Secret, ProviderError> {
-    vendor_key("ElevenLabs", &KEYS)
-}
+/// How requests show the key.
+pub(in crate::providers) const ACCOUNT: Account = Account {
+    vendor: "ElevenLabs",
+    variables: &KEYS,
+    header: "xi-api-key",
+    before: "",
+};
 
 /// One model.
 pub(in crate::providers) struct ElevenLabs {
@@ -72,7 +75,7 @@ impl ElevenLabs {
         Ok(Self {
             name: format!("elevenlabs/{}", config.model),
             config,
-            key: key()?,
+            key: ACCOUNT.key()?,
         })
     }
 }
@@ -95,7 +98,7 @@ impl VoiceWire for ElevenLabs {
             )));
         }
         let path = format!("/v1/text-to-speech/{voice}/multi-stream-input");
-        let mut address = Address::new(&self.config.base_url, "base_url", &path, KEYS[0])?;
+        let mut address = ACCOUNT.address(&self.config.base_url, &path, &self.key)?;
         address.option("model_id", &self.config.model);
         address.option("output_format", "pcm_24000");
         // Each text is a whole sentence: there is nothing to wait for.
@@ -108,7 +111,6 @@ impl VoiceWire for ElevenLabs {
         {
             address.option("language_code", language);
         }
-        address.key("xi-api-key", "", &self.key);
         Ok(address)
     }
 

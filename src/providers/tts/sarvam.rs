@@ -65,7 +65,7 @@ impl SarvamVoice {
         Ok(Self {
             name: format!("sarvam/{}", config.model),
             config,
-            key: sarvam::key()?,
+            key: sarvam::ACCOUNT.key()?,
         })
     }
 }
@@ -84,7 +84,7 @@ impl VoiceWire for SarvamVoice {
             sarvam::language_code(language)?;
         }
         let path = "/text-to-speech/ws";
-        let mut address = sarvam::address(&self.config.base_url, path, &self.key)?;
+        let mut address = sarvam::ACCOUNT.address(&self.config.base_url, path, &self.key)?;
         address.option("model", &self.config.model);
         address.option("send_completion_event", "true");
         Ok(address)

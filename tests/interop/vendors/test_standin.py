@@ -68,6 +68,17 @@ def test_a_click_is_no_speech_and_the_gap_between_syllables_no_end():
     assert [one.text for one in recogniser.feed(np.concatenate(pieces)) if one.kind == "ended"] == ["one"]
 
 
+def test_speech_whose_words_were_asked_for_right_after_it_is_over():
+    # Only questions end a stretch here, and each comes sooner than a gap between syllables is long.
+    recogniser = Recogniser(8000, {"utterances": ["one two", "three four"]}, Memory(), None)
+    words = []
+    for seconds in (1.0, 0.8):
+        recogniser.feed(decode(sound(seconds, 0.1, rate=8000), "linear16"))
+        words.append([one.text for one in recogniser.finalize()])
+        recogniser.feed(decode(sound(0.0, 0.9, rate=8000), "linear16"))
+    assert words == [["one two"], ["three four"]]
+
+
 def test_companding_has_the_values_of_g711():
     # ITU-T G.711: the ends and the middle of both laws.
     assert decode(bytes([0xFF, 0x7F, 0x80, 0x00, 0xF0]), "mulaw").tolist() == [0, 0, 32124, -32124, 120]

@@ -11,6 +11,8 @@ import numpy as np
 LOUD = 300.0
 # Quiet shorter than this is the gap between two syllables, whatever end of speech the client asks for.
 SYLLABLE_GAP_MS = 150
+# A speech of which all words were given to `finalize` is over after this much quiet.
+SPEECH_GAP_MS = 300
 
 
 def decode(data: bytes, encoding: str) -> np.ndarray:
@@ -113,6 +115,8 @@ class Recogniser:
         self.frame = rate // 100
         self.speaking = False
         self.began = self.last_loud = self.loud_frames = self.last_interim = 0
+        # Where the words begin that are not final yet.
+        self.words_from = 0
         self.eager_said = False
         self.quiet_since = 0
         self.events = sorted(hears.get("events", []), key=self._place)
@@ -135,8 +139,10 @@ class Recogniser:
         if self.position - self.last_loud >= SYLLABLE_GAP_MS * self.rate / 1000:
             heard = self._end()
         else:
-            heard = [Heard("final", self._words(self._revealed()), self._seconds(self.began), self._seconds(self.position))]
-            self.memory.given = self._revealed()
+            upto = self._revealed()
+            heard = [Heard("final", self._words(upto), self._seconds(self.words_from), self._seconds(self.position))]
+            self.memory.given = upto
+            self.words_from = self.position
         for one in heard:
             one.from_finalize = True
         return self._spoilt(heard)
@@ -175,11 +181,15 @@ class Recogniser:
                 return []
             self.speaking = True
             self.eager_said = False
-            self.began = self.last_interim = self.position - 3 * self.frame
+            self.began = self.words_from = self.last_interim = self.position - 3 * self.frame
             return [Heard("started", [], self._seconds(self.began), self.seconds)]
         silence = self.position - self.last_loud
         if self.silence is not None and silence >= self.silence:
             return self._end()
+        if silence >= SPEECH_GAP_MS * self.rate / 1000 and self.memory.given and not self._words(len(self._text())):
+            # Its words are known: nothing is left to say about it.
+            self._end()
+            return []
         if loud and self.eager_said:
             self.eager_said = False
             return [Heard("resumed", self._words(len(self._text())), self._seconds(self.began), self.seconds)]
@@ -209,13 +219,13 @@ class Recogniser:
         return texts[index].split() if index < len(texts) else []
 
     def _revealed(self) -> int:
-        spoken = (self.position - self.began) / self.rate * 1000
+        spoken = (self.position - self.words_from) / self.rate * 1000
         return min(len(self._text()), self.memory.given + int(spoken / self.hears.get("word_ms", 250)))
 
     def _words(self, upto: int) -> list[Word]:
-        """The words that are not final yet, up to the `upto`-th, spread evenly over the loud part of the stretch."""
+        """The words that are not final yet, up to the `upto`-th, spread evenly over the loud part of the stretch that they have."""
         words = self._text()[self.memory.given : upto]
-        return self._spread(words, self._seconds(self.began), self._seconds(max(self.last_loud, self.began + self.frame)))
+        return self._spread(words, self._seconds(self.words_from), self._seconds(max(self.last_loud, self.words_from + self.frame)))
 
     def _spread(self, words: list[str], start: float, end: float) -> list[Word]:
         step = (end - start) / max(len(words), 1)

@@ -4,7 +4,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::search::{CallFilter, FoundCall, Query, Sniffed, Unreadable, sniff};
+use super::search::{CallFilter, FoundCall, Query, Unreadable, open_if_named};
 use crate::store::{CallFile, Place, Store, StoreError};
 
 /// Which finished calls are wanted.
@@ -116,11 +116,7 @@ pub fn page(
         last = Some(file);
         opened += 1;
         let found = match &question.query {
-            Some(query) => match sniff(store, query, file) {
-                Sniffed::Open => FoundCall::open(store, file),
-                Sniffed::Broken(problem) => Some(Err(problem)),
-                Sniffed::Not => None,
-            },
+            Some(query) => open_if_named(store, query, file),
             None => FoundCall::open(store, file),
         };
         match found {

@@ -468,12 +468,7 @@ pub fn find(store: &Store, query: &Query) -> Result<SearchResult, StoreError> {
             Place::Waiting => &mut result.scanned.waiting,
             Place::Archived => &mut result.scanned.archived,
         } += 1;
-        let opened = match sniff(store, query, &file) {
-            Sniffed::Open => FoundCall::open(store, &file),
-            Sniffed::Broken(problem) => Some(Err(problem)),
-            Sniffed::Not => None,
-        };
-        match opened {
+        match open_if_named(store, query, &file) {
             Some(Ok(call)) if query.names(&call) => result.take(call),
             Some(Err(problem)) => result.unreadable.push(problem),
             _ => {}
@@ -492,8 +487,21 @@ pub fn of_session(store: &Store, id: &SessionId) -> SearchResult {
     result
 }
 
+/// The call of a file, unless its bytes show that the query does not mean it.
+pub(super) fn open_if_named(
+    store: &Store,
+    query: &Query,
+    file: &CallFile,
+) -> Option<Result<FoundCall, Unreadable>> {
+    match sniff(store, query, file) {
+        Sniffed::Open => FoundCall::open(store, file),
+        Sniffed::Broken(problem) => Some(Err(problem)),
+        Sniffed::Not => None,
+    }
+}
+
 /// What a first scan of a file tells.
-pub(super) enum Sniffed {
+enum Sniffed {
     Open,
     Not,
     Broken(Unreadable),
@@ -501,7 +509,7 @@ pub(super) enum Sniffed {
 
 /// Checks whether the file has the id in it at all: parsing a hundred thousand records takes ten
 /// times as long.
-pub(super) fn sniff(store: &Store, query: &Query, file: &CallFile) -> Sniffed {
+fn sniff(store: &Store, query: &Query, file: &CallFile) -> Sniffed {
     if file.place == Place::Journal {
         return Sniffed::Open;
     }

@@ -9,7 +9,7 @@ use super::search::{FoundCall, Standing, WholeCall};
 use crate::session::{
     Attempt, AttemptOutcome, CallDataDelivery, CallRecord, CallStatus, CloseReason, DeliveryPart,
     Direction, PartState, RecordStatus, RecordUploads, RecordingEvidence, RecordingSource,
-    RecordingState, Role, TurnRecord, time,
+    RecordingState, Role, TurnRecord, said_in, time,
 };
 
 /// One thing that happened.
@@ -332,11 +332,7 @@ impl Timeline {
         let Some(conversation) = conversation else {
             return;
         };
-        // The original's files had the items under another name too.
-        let items = conversation["conversation_items"]
-            .as_array()
-            .or_else(|| conversation["items"].as_array());
-        for item in items.into_iter().flatten() {
+        for item in said_in(conversation) {
             let content = match &item["content"] {
                 Value::String(text) => text.clone(),
                 Value::Array(parts) => parts

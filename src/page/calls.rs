@@ -17,7 +17,7 @@ use crate::ledger::{
     self, CallDetails, CallFilter, CallSummary, FoundCall, PageMark, PageQuestion, Standing,
     TimelineEvent, WholeCall, masked,
 };
-use crate::session::{CallStatus, SessionId, mask_numbers};
+use crate::session::{CallStatus, SessionId, mask_numbers, said_in};
 use crate::store::StoreError;
 use crate::upload;
 
@@ -194,10 +194,7 @@ fn view(whole: WholeCall, problems: Vec<String>, config: &PageConfig) -> Value {
         .and_then(|recording| recording.began_at());
     let items = match (&whole.call.live, &whole.conversation) {
         (Some(live), _) => serde_json::to_value(&live.items).unwrap_or_default(),
-        (None, Some(conversation)) => match &conversation["conversation_items"] {
-            Value::Null => conversation["items"].clone(),
-            items => items.clone(),
-        },
+        (None, Some(conversation)) => said_in(conversation).into(),
         (None, None) => Value::Null,
     };
     let turns = whole.conversation.as_ref().map(|all| all["turns"].clone());
@@ -222,7 +219,6 @@ fn view(whole: WholeCall, problems: Vec<String>, config: &PageConfig) -> Value {
         "turns": shown(turns.unwrap_or_default()),
         "leads": if hides_words { Vec::new() } else { details.leads },
         "usage": record["usage"],
-        "cost": record["cost"],
         "uploads": record["uploads"],
         "recording": {
             "expected": recording.is_some() || details.record.files.recording.is_some(),

@@ -45,7 +45,7 @@ pub use recording::{
 pub use tool_use::ToolUse;
 pub use transcript::{
     ConversationItem, ITEM_SOURCE, Role, TranscribedItem, Transcription, TranscriptionMetadata,
-    TurnMetrics,
+    TurnMetrics, said_in,
 };
 pub use turn::{TurnRecord, TurnVendors};
 pub use watch::Watch;

@@ -9,7 +9,7 @@ use super::campaign::{self, CampaignIds};
 use super::time;
 use super::{
     CallContext, CallStatus, CloseReason, CompleteSessionData, Dial, Direction, FiledRecord,
-    ITEM_SOURCE, Intent, KeypadInput, RecordingMetadata, SessionId, ToolUse, Usage, Watch,
+    ITEM_SOURCE, Intent, KeypadInput, RecordingMetadata, SessionId, ToolUse, Usage, Watch, said_in,
     sanitise,
 };
 
@@ -956,16 +956,8 @@ fn transcription_for_crm(
             .filter(|value| !value.is_null())
             .cloned()
     };
-    let items: Vec<Value> = field("conversation_items")
-        .or_else(|| field("items"))
-        .and_then(|items| match items {
-            Value::Array(items) => Some(items),
-            _ => None,
-        })
-        .unwrap_or_default()
-        .iter()
-        .map(item_for_crm)
-        .collect();
+    let said = conversation.map_or(&[][..], said_in);
+    let items: Vec<Value> = said.iter().map(item_for_crm).collect();
     json!({
         "session_id": record.session_id,
         "start_time": field("start_time").or_else(|| start.map(|t| time::format(t).into())),

@@ -3,6 +3,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::time;
 use super::{CompleteSessionData, SessionId, TurnRecord};
@@ -137,6 +138,15 @@ pub struct TranscribedItem {
 pub struct TranscriptionMetadata {
     /// Saved by the worker, not by hand.
     pub auto_saved: bool,
+}
+
+/// The items of a conversation file; some of the original's have them under another name. None if
+/// the file has neither.
+pub fn said_in(conversation: &Value) -> &[Value] {
+    ["conversation_items", "items"]
+        .iter()
+        .find_map(|name| conversation[name].as_array())
+        .map_or(&[], Vec::as_slice)
 }
 
 impl Transcription {

@@ -147,7 +147,6 @@ function usage(view) {
     ["Model requests", number(used.llm_requests)], ["Tokens in", number(used.llm_prompt_tokens)], ["of them cached", number(used.llm_prompt_cached_tokens)],
     ["Tokens out", number(used.llm_completion_tokens)], ["Recognised", seconds(used.stt_audio_ms)], ["Spoken", seconds(used.tts_audio_ms)], ["Characters", number(used.tts_characters)],
     ["Retries", number((used.stt_retries ?? 0) + (used.llm_retries ?? 0) + (used.tts_retries ?? 0))], ["Fallbacks", number((used.stt_fallbacks ?? 0) + (used.llm_fallbacks ?? 0) + (used.tts_fallbacks ?? 0))],
-    ["Cost", view.cost ? `${view.cost.total ?? ""} ${view.cost.currency ?? ""}`.trim() : null],
   ].filter(([, value]) => value);
   return pairs.length ? h("section", { class: "card" }, h("h2", {}, "Usage"), facts(...pairs)) : null;
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::ScanReport;
 use crate::phone::CountryCode;
-use crate::session::{CallRecord, FiledRecord, Numbers, SessionId, sanitise, time};
+use crate::session::{CallRecord, FiledRecord, Numbers, SessionId, said_in, sanitise, time};
 use crate::store::browse::time_in_name;
 use crate::store::{
     CALL_METADATA, CONVERSATIONS, JOURNAL_SUFFIX, LEADS, PROCESSED, RECORDINGS, Store, StoreError,
@@ -450,15 +450,13 @@ fn conversation_times(
     stem: &str,
     modified: DateTime<Utc>,
 ) -> (DateTime<Utc>, DateTime<Utc>) {
-    let items = value["conversation_items"]
-        .as_array()
-        .or_else(|| value["items"].as_array());
+    let items = said_in(value);
     let said = |item: Option<&Value>| time_field(item?, &["timestamp"]);
     let start = time_field(value, &["start_time"])
-        .or_else(|| said(items.and_then(|items| items.first())))
+        .or_else(|| said(items.first()))
         .or_else(|| time_of(stem));
     let end = time_field(value, &["end_time"])
-        .or_else(|| said(items.and_then(|items| items.last())))
+        .or_else(|| said(items.last()))
         .unwrap_or(modified);
     let start = start.unwrap_or(end);
     (start, end.max(start))

@@ -300,27 +300,11 @@ check("a person in the browser talks with the agent, and the CRM hears of it", a
   }
 });
 
-const only = process.argv[2];
-let passed = 0;
-let failed = 0;
 try {
-  for (const { name, run } of checks) {
-    if (only && !name.includes(only)) continue;
-    const started = Date.now();
-    try {
-      await run();
-      passed += 1;
-      console.log(`ok     ${name} (${Date.now() - started} ms)`);
-    } catch (error) {
-      failed += 1;
-      console.log(`FAILED ${name} (${Date.now() - started} ms): ${error.message}`);
-    }
-  }
+  process.exitCode = await support.runChecks(checks, process.argv[2]);
 } finally {
   await chromium.close();
   await web.stop();
   await server.stop();
   scratch.remove();
 }
-console.log(`${passed} passed, ${failed} failed`);
-process.exitCode = failed || passed === 0 ? 1 : 0;

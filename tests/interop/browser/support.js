@@ -210,3 +210,23 @@ export const tail = (path) => {
     return "";
   }
 };
+
+/// Runs those of `checks` whose names contain `only`, and says how each went. Answers the exit status.
+export async function runChecks(checks, only = "") {
+  let passed = 0;
+  let failed = 0;
+  for (const { name, run } of checks) {
+    if (!name.includes(only)) continue;
+    const started = Date.now();
+    try {
+      await run();
+      passed += 1;
+      console.log(`ok     ${name} (${Date.now() - started} ms)`);
+    } catch (error) {
+      failed += 1;
+      console.log(`FAILED ${name} (${Date.now() - started} ms): ${error.message}`);
+    }
+  }
+  console.log(`${passed} passed, ${failed} failed`);
+  return failed || passed === 0 ? 1 : 0;
+}

@@ -4,7 +4,7 @@
 use std::io::Read as _;
 use std::time::Duration;
 
-use flate2::read::MultiGzDecoder;
+use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use futures_util::StreamExt as _;
 use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderName, LOCATION, RETRY_AFTER,
@@ -297,30 +297,47 @@ struct Unpacked {
     unknown: Option<String>,
 }
 
-/// Decompresses gzip, whether the header names it or not: a proxy may have dropped the header.
+/// Decompresses gzip and deflate, though only gzip is asked for. Gzip is known by its first bytes,
+/// because a proxy may have dropped the header; deflate has no such mark, so that the header must
+/// name it. Everything else, such as brotli, is named for the operator.
 fn unpack(body: Vec<u8>, encoding: Option<&str>, cut: bool) -> Unpacked {
     const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
     let encoding = encoding.map(|encoding| encoding.trim().to_ascii_lowercase());
     if body.starts_with(&GZIP_MAGIC) {
-        let mut plain = Vec::new();
-        let mut reader = MultiGzDecoder::new(body.as_slice()).take(MAX_ANSWER_BYTES as u64 + 1);
-        // The bytes before an error count: truncated gzip is treated like a truncated body.
-        let whole = reader.read_to_end(&mut plain).is_ok();
-        let longer = plain.len() > MAX_ANSWER_BYTES;
-        plain.truncate(MAX_ANSWER_BYTES);
-        return Unpacked {
-            body: plain,
-            cut: longer || (cut && !whole),
-            unknown: None,
-        };
+        return decompressed(MultiGzDecoder::new(body.as_slice()), cut);
+    }
+    // Some servers name a content encoding that they have not applied.
+    let is_plain =
+        body.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
+    if encoding.as_deref() == Some("deflate") && !is_plain {
+        // RFC 9110 means the zlib format; several servers send the bare stream.
+        let zlib = decompressed(ZlibDecoder::new(body.as_slice()), cut);
+        if !zlib.body.is_empty() {
+            return zlib;
+        }
+        let bare = decompressed(DeflateDecoder::new(body.as_slice()), cut);
+        if !bare.body.is_empty() {
+            return bare;
+        }
     }
     let known = ["", "identity", "gzip", "x-gzip"];
-    let unknown = encoding.filter(|encoding| {
-        // Some servers name a content encoding that they have not applied.
-        let readable = serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
-        !known.contains(&encoding.as_str()) && !body.is_empty() && !readable
-    });
+    let unknown = encoding.filter(|encoding| !known.contains(&encoding.as_str()) && !is_plain);
     Unpacked { body, cut, unknown }
+}
+
+/// Reads a decompressor to its end, or to the size limit. The bytes before an error count: a
+/// truncated stream is treated like a truncated body.
+fn decompressed(reader: impl std::io::Read, cut: bool) -> Unpacked {
+    let mut plain = Vec::new();
+    let mut reader = reader.take(MAX_ANSWER_BYTES as u64 + 1);
+    let whole = reader.read_to_end(&mut plain).is_ok();
+    let longer = plain.len() > MAX_ANSWER_BYTES;
+    plain.truncate(MAX_ANSWER_BYTES);
+    Unpacked {
+        body: plain,
+        cut: longer || (cut && !whole),
+        unknown: None,
+    }
 }
 
 /// Reads a recording once, in chunks, for its digest.
@@ -450,6 +467,8 @@ mod tests {
         for (body, encoding, unknown) in [
             (&b"{}"[..], Some("gzip"), None),
             (b"{}", Some("br"), None),
+            (b"{}", Some("deflate"), None),
+            (b"\xff\xff\xff", Some("deflate"), Some("deflate")),
             (b"\x0b\x02\x80{}\x03", Some("br"), Some("br")),
             (b"", Some("br"), None),
         ] {
@@ -458,6 +477,16 @@ mod tests {
                 (unpacked.body, unpacked.unknown.as_deref()),
                 (body.to_vec(), unknown)
             );
+        }
+        let text = b"{\"success\":true}";
+        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        zlib.write_all(text).unwrap();
+        let mut bare = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+        bare.write_all(text).unwrap();
+        for packed in [zlib.finish().unwrap(), bare.finish().unwrap()] {
+            let unpacked = unpack(packed, Some("Deflate"), false);
+            assert_eq!(unpacked.body, text);
+            assert!(!unpacked.cut && unpacked.unknown.is_none());
         }
         // A small answer that unpacks to a very large one.
         let bomb = unpack(

@@ -93,7 +93,9 @@ pub fn judge(
     match status {
         200..=299 => {
             if let Some(encoding) = answer.encoding {
-                let what = format!(", but in the encoding {encoding:?}, which cannot be unpacked");
+                let what = format!(
+                    ", but in the encoding {encoding:?}, which cannot be unpacked; have the CRM, or what stands in front of it, keep to Accept-Encoding: gzip"
+                );
                 return try_again(&what, None);
             }
             let text = String::from_utf8_lossy(body);

@@ -2,6 +2,7 @@
 //! is, and what happens to the records when all requests are rejected.
 
 use std::collections::HashSet;
+use std::io::Read as _;
 use std::path::PathBuf;
 
 use chrono::TimeDelta;
@@ -111,9 +112,19 @@ async fn an_upload_with_any_of_these_answers_is_done_and_the_call_follows_at_onc
     let gzip = vec![("content-encoding", "gzip".to_owned())];
     let marked = case("json-with-a-mark-in-front/answer.json");
     let packed = case("answer-in-gzip/answer.gz");
+    let deflate = vec![("content-encoding", "deflate".to_owned())];
+    let mut plain = Vec::new();
+    flate2::read::GzDecoder::new(packed.as_slice())
+        .read_to_end(&mut plain)
+        .expect("the case is gzip");
+    let mut zlib = Vec::new();
+    flate2::read::ZlibEncoder::new(plain.as_slice(), flate2::Compression::fast())
+        .read_to_end(&mut zlib)
+        .expect("it is packed in memory");
     for (what, answer, url) in [
         ("a mark in front", raw(200, &marked), json!(URL)),
         ("gzip", Answer::Raw(200, gzip, packed.clone()), json!(URL)),
+        ("deflate", Answer::Raw(200, deflate, zlib), json!(URL)),
         (
             "gzip of which no header tells",
             raw(200, &packed),
@@ -156,6 +167,35 @@ async fn an_upload_with_any_of_these_answers_is_done_and_the_call_follows_at_onc
             "{what}: {found:?}"
         );
         assert_eq!(world.crm.uploads().len(), 1, "{what}");
+        world.data.assert_nothing_left_over();
+    }
+}
+
+#[tokio::test]
+async fn call_data_answered_in_an_encoding_that_is_not_read_is_no_receipt_and_is_not_lost() {
+    // {"success":true} as brotli has it, uncompressed, behind a header of its own.
+    let mut brotli = b"\x8b\x07\x80".to_vec();
+    brotli.extend_from_slice(b"{\"success\":true}\x03");
+    for encoding in ["br", "zstd", "deflate", "compress"] {
+        let headers = vec![("content-encoding", encoding.to_owned())];
+        let answer = Answer::Raw(200, headers, brotli.clone());
+        let world = World::new().await;
+        world.recorded_call(ID);
+        let key = format!("{ID}/call_data");
+        world.crm.always_answer(&key, Some(answer));
+        let stats = world.pass().await;
+        assert_eq!((stats.recordings_uploaded, stats.retrying), (1, 1));
+        let told = listed_error(&world);
+        assert!(
+            told.contains(&format!("{encoding:?}")) && told.contains("Accept-Encoding: gzip"),
+            "{told}"
+        );
+        assert!(!world.is_archived(ID));
+        world.crm.always_answer(&key, None);
+        world.advance(700);
+        assert_eq!(world.pass().await, delivered(0), "{encoding}");
+        let keys: HashSet<String> = world.crm.call_data().into_iter().map(|r| r.key).collect();
+        assert_eq!(keys, HashSet::from([key]));
         world.data.assert_nothing_left_over();
     }
 }

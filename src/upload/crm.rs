@@ -310,19 +310,31 @@ fn unpack(body: Vec<u8>, encoding: Option<&str>, cut: bool) -> Unpacked {
     let is_plain =
         body.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
     if encoding.as_deref() == Some("deflate") && !is_plain {
-        // RFC 9110 means the zlib format; several servers send the bare stream.
-        let zlib = decompressed(ZlibDecoder::new(body.as_slice()), cut);
-        if !zlib.body.is_empty() {
-            return zlib;
-        }
-        let bare = decompressed(DeflateDecoder::new(body.as_slice()), cut);
-        if !bare.body.is_empty() {
-            return bare;
+        // RFC 9110 means the zlib format; several servers send the bare stream. Other bytes can look
+        // like the beginning of one, so that only a whole stream counts.
+        let zlib = read_whole(ZlibDecoder::new(body.as_slice()));
+        let whole = zlib.or_else(|| read_whole(DeflateDecoder::new(body.as_slice())));
+        if let Some(unpacked) = whole {
+            return unpacked;
         }
     }
     let known = ["", "identity", "gzip", "x-gzip"];
     let unknown = encoding.filter(|encoding| !known.contains(&encoding.as_str()) && !is_plain);
     Unpacked { body, cut, unknown }
+}
+
+/// What a decompressor gives when it comes to an end, or to the size limit, without an error.
+fn read_whole(reader: impl std::io::Read) -> Option<Unpacked> {
+    let mut plain = Vec::new();
+    let mut reader = reader.take(MAX_ANSWER_BYTES as u64 + 1);
+    reader.read_to_end(&mut plain).ok()?;
+    let cut = plain.len() > MAX_ANSWER_BYTES;
+    plain.truncate(MAX_ANSWER_BYTES);
+    (!plain.is_empty()).then_some(Unpacked {
+        body: plain,
+        cut,
+        unknown: None,
+    })
 }
 
 /// Reads a decompressor to its end, or to the size limit. The bytes before an error count: a

@@ -420,6 +420,8 @@ async fn hang_up_on_who_waits(
             HangupCause::SetUpFailed { .. } => LostAgent::NeverCame,
             _ => LostAgent::CutOff,
         },
+        // Without a worker there is nobody who could be sent.
+        dispatch: None,
     };
     let service = RoomService::new(livekit);
     let ending = end_room(&service, true, &room);

@@ -3,18 +3,19 @@
 //!
 //! The room is ended, which hangs up, rather than dispatched anew: what broke one agent may break
 //! the next, its conversation is in no memory any more, and a caller who is hung up on knows where
-//! they stand and calls again. But a server that was away dispatches its rooms anew by itself, and
-//! then the caller is the new agent's.
+//! they stand and calls again. But a server that was away broke no agent: it sends another one by
+//! itself where the room's own settings name it, and where it does not, because the agent was sent
+//! through the API, it is sent there again. The caller is the new agent's then.
 //!
 //! [`RoomWatch`] decides and is pure; [`end_room`] asks and acts.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use super::party::{AfterDeath, Party, after_death};
-use super::service::{RoomService, RoomServiceError};
+use super::service::{Dispatch, RoomService, RoomServiceError};
 
 /// How long a server that does not answer is asked again about an agent that died. Later the room
 /// has ended by itself, or its caller has hung up.
@@ -22,10 +23,14 @@ const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// The same, when the server was away: its SIP service goes on trying, and the caller listens to
 /// nothing, for longer.
 const ASK_AWAY_LIMIT: Duration = Duration::from_secs(120);
+/// How long somebody waits for the agent that the server sends by itself, before the room is
+/// dispatched again. A worker registers again within 3 s, which the caller's return takes as well.
+const DISPATCH_AFTER: Duration = Duration::from_secs(2);
 /// The pause between two polls.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long the server that is back may take to have another agent in the room where somebody
-/// waits. A worker registers again within 3 s and is given a job at once.
+/// How long the server that is back, or that was told to send one, may take to have another agent
+/// in the room where somebody waits. A worker registers again within 3 s and is given a job at
+/// once.
 const AGENT_WAIT: Duration = Duration::from_secs(8);
 /// How long the caller may take to be back after the server. LiveKit's SIP service tries 0.3, 1.5,
 /// 4.2, 9, 16.5, 27.3, 42 and 61 s after the loss (server-sdk-go `engine.go`,
@@ -46,6 +51,8 @@ pub struct DesertedRoom {
     pub agent_name: String,
     /// What became of the agent.
     pub agent: LostAgent,
+    /// What another agent is told that is sent there when this one was cut off; `None`: none is.
+    pub dispatch: Option<Dispatch>,
 }
 
 /// What became of an agent that is not in its room.
@@ -66,6 +73,8 @@ enum Verdict {
     Wait,
     /// The server does not answer.
     GiveUp,
+    /// Send another agent there.
+    Dispatch,
     /// Do this, and that is all.
     Act(AfterDeath),
 }
@@ -77,6 +86,7 @@ struct RoomWatch {
     agent: LostAgent,
     first_answer: Option<Instant>,
     somebody_waits_since: Option<Instant>,
+    dispatched_at: Option<Instant>,
 }
 
 impl RoomWatch {
@@ -86,6 +96,7 @@ impl RoomWatch {
             agent,
             first_answer: None,
             somebody_waits_since: None,
+            dispatched_at: None,
         }
     }
 
@@ -127,6 +138,13 @@ impl RoomWatch {
         let first_answer = *self.first_answer.get_or_insert(now);
         if somebody_waits {
             let since = *self.somebody_waits_since.get_or_insert(now);
+            let may_dispatch = room.dispatch.is_some() && self.dispatched_at.is_none();
+            if may_dispatch && now - since >= DISPATCH_AFTER {
+                // Once: an agent that does not come now does not come the next time either.
+                self.dispatched_at = Some(now);
+                return Verdict::Dispatch;
+            }
+            let since = self.dispatched_at.unwrap_or(since);
             return match now - since >= AGENT_WAIT {
                 true => Verdict::Act(AfterDeath::DeleteRoom),
                 false => Verdict::Wait,
@@ -164,6 +182,10 @@ pub async fn end_room(
         let acted = match (verdict, polled) {
             (Verdict::Act(what), _) => act(service, room, what).await.map(|()| what),
             (Verdict::GiveUp, Err(error)) => return Err(error),
+            (Verdict::Dispatch, _) => {
+                dispatch_again(service, room).await;
+                continue;
+            }
             (_, Err(error)) => Err(error),
             (_, Ok(_)) => {
                 sleep(PAUSE).await;
@@ -208,6 +230,25 @@ async fn poll(
     Ok(Some((parties, somebody_waits)))
 }
 
+/// Sends another agent to a caller who waits. If that fails the room is ended after all.
+async fn dispatch_again(service: &RoomService, room: &DesertedRoom) {
+    let Some(dispatch) = &room.dispatch else {
+        return;
+    };
+    let sent = service.dispatch(&room.room_name, &room.agent_name, dispatch);
+    match sent.await {
+        Ok(()) => info!(
+            agent.name = room.agent_name,
+            "somebody waits in the room of an agent that was cut off: another one is sent there"
+        ),
+        Err(error) => warn!(
+            agent.name = room.agent_name,
+            %error,
+            "no other agent can be sent to the room of one that was cut off; who waits there is hung up on"
+        ),
+    }
+}
+
 async fn act(
     service: &RoomService,
     room: &DesertedRoom,
@@ -241,6 +282,7 @@ mod tests {
             agent_identity: "agent-1".into(),
             agent_name: "sales".into(),
             agent,
+            dispatch: None,
         }
     }
 
@@ -261,9 +303,17 @@ mod tests {
 
     /// When the watch ended, s, and how; a poll each second.
     fn watch(agent: LostAgent, seen: impl IntoIterator<Item = (u64, Seen)>) -> (u64, Verdict) {
-        let room = room(agent);
         let start = Instant::now();
         let mut room_watch = RoomWatch::new(start, agent);
+        watch_on(&mut room_watch, start, &room(agent), seen)
+    }
+
+    fn watch_on(
+        room_watch: &mut RoomWatch,
+        start: Instant,
+        room: &DesertedRoom,
+        seen: impl IntoIterator<Item = (u64, Seen)>,
+    ) -> (u64, Verdict) {
         let polls = seen
             .into_iter()
             .flat_map(|(seconds, seen)| std::iter::repeat_n(seen, seconds as usize));
@@ -281,7 +331,7 @@ mod tests {
                             _ => party("phone", Role::Telephone),
                         })
                         .collect();
-                    room_watch.answered(now, &room, &parties, letters.contains('c'), true)
+                    room_watch.answered(now, room, &parties, letters.contains('c'), true)
                 }
             };
             if verdict != Verdict::Wait {
@@ -306,6 +356,46 @@ mod tests {
             (vec![(60, None)], (10, Verdict::GiveUp)),
         ] {
             assert_eq!(watch(LostAgent::Died, seen.clone()), expected, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_caller_who_was_cut_off_with_the_agent_is_sent_another_one_once() {
+        use AfterDeath::{DeleteRoom, Leave};
+        let room = DesertedRoom {
+            dispatch: Some(Dispatch::default()),
+            ..room(LostAgent::CutOff)
+        };
+        let start = Instant::now();
+        for (then, expected) in [
+            // It comes.
+            (vec![(1, Some("co"))], (0, Verdict::Act(Leave))),
+            (
+                vec![(7, Some("c")), (1, Some("co"))],
+                (7, Verdict::Act(Leave)),
+            ),
+            // It does not: nobody waits for ever.
+            (vec![(60, Some("c"))], (7, Verdict::Act(DeleteRoom))),
+        ] {
+            let mut room_watch = RoomWatch::new(start, LostAgent::CutOff);
+            let before = [(40, None), (60, Some("c"))];
+            let sent = watch_on(&mut room_watch, start, &room, before);
+            assert_eq!(sent, (42, Verdict::Dispatch));
+            let start = start + Duration::from_secs(43);
+            let end = watch_on(&mut room_watch, start, &room, then.clone());
+            assert_eq!(end, expected, "{then:?}");
+        }
+        // The server sends one by itself, or nobody waits.
+        for (seen, expected) in [
+            (
+                vec![(40, None), (1, Some("c")), (1, Some("co"))],
+                (41, Verdict::Act(Leave)),
+            ),
+            (vec![(40, None), (60, Some("l"))], (60, Verdict::Act(Leave))),
+        ] {
+            let mut room_watch = RoomWatch::new(start, LostAgent::CutOff);
+            let end = watch_on(&mut room_watch, start, &room, seen.clone());
+            assert_eq!(end, expected, "{seen:?}");
         }
     }
 

@@ -9,5 +9,5 @@ mod telephony;
 
 pub use end::{DesertedRoom, LostAgent, end_room};
 pub(crate) use service::is_machine;
-pub use service::{RoomService, RoomServiceError};
+pub use service::{Dispatch, RoomService, RoomServiceError};
 pub use telephony::{Callee, TelephoneError, TelephoneService};

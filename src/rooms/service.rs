@@ -1,8 +1,10 @@
 //! The server's API about rooms, as far as calls and the worker need it: who is in a room, whether
-//! a telephone call made it, send somebody away, delete it.
+//! a telephone call made it, send somebody away, send an agent there, delete it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use livekit_api::services::agent_dispatch::AgentDispatchClient;
 use livekit_api::services::room::RoomClient;
 use livekit_api::services::sip::{ListSIPDispatchRuleFilter, SIPClient};
 use livekit_api::services::{ServerError, ServiceError};
@@ -30,11 +32,21 @@ pub enum RoomServiceError {
     },
 }
 
+/// What an agent is told when it is sent to a room.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dispatch {
+    /// Any text.
+    pub metadata: String,
+    /// Any names and values.
+    pub attributes: HashMap<String, String>,
+}
+
 /// A handle to the room API of one server.
 #[derive(Debug)]
 pub struct RoomService {
     client: RoomClient,
     telephones: SIPClient,
+    dispatches: AgentDispatchClient,
     host: String,
 }
 
@@ -47,6 +59,8 @@ impl RoomService {
             client: RoomClient::with_api_key(&host, key, secret)
                 .with_request_timeout(REQUEST_LIMIT),
             telephones: SIPClient::with_api_key(&host, key, secret)
+                .with_request_timeout(REQUEST_LIMIT),
+            dispatches: AgentDispatchClient::with_api_key(&host, key, secret)
                 .with_request_timeout(REQUEST_LIMIT),
             host,
         }
@@ -126,6 +140,27 @@ impl RoomService {
     pub async fn remove(&self, room: &str, identity: &str) -> Result<(), RoomServiceError> {
         let removed = self.client.remove_participant(room, identity).await;
         removed.map_err(|error| self.failed(&error))
+    }
+
+    /// Sends an agent of this name to the room.
+    ///
+    /// # Errors
+    /// See [`RoomServiceError`].
+    pub async fn dispatch(
+        &self,
+        room: &str,
+        agent_name: &str,
+        dispatch: &Dispatch,
+    ) -> Result<(), RoomServiceError> {
+        let request = proto::CreateAgentDispatchRequest {
+            agent_name: agent_name.to_owned(),
+            room: room.to_owned(),
+            metadata: dispatch.metadata.clone(),
+            attributes: dispatch.attributes.clone(),
+            ..Default::default()
+        };
+        let made = self.dispatches.create_dispatch(request).await;
+        made.map(drop).map_err(|error| self.failed(&error))
     }
 
     fn failed(&self, error: &ServiceError) -> RoomServiceError {

@@ -310,11 +310,18 @@ fn unpack(body: Vec<u8>, encoding: Option<&str>, cut: bool) -> Unpacked {
     let is_plain =
         body.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
     if encoding.as_deref() == Some("deflate") && !is_plain {
-        // RFC 9110 means the zlib format; several servers send the bare stream. Other bytes can look
-        // like the beginning of one, so that only a whole stream counts.
-        let zlib = read_whole(ZlibDecoder::new(body.as_slice()));
-        let whole = zlib.or_else(|| read_whole(DeflateDecoder::new(body.as_slice())));
-        if let Some(unpacked) = whole {
+        // RFC 9110 means the zlib format; several servers send the bare stream. Other bytes can
+        // look like either, so that only a stream that is whole and all of the body counts.
+        let zlib = whole(
+            ZlibDecoder::new(body.as_slice()),
+            &body,
+            ZlibDecoder::total_in,
+        );
+        let bare = || {
+            let reader = DeflateDecoder::new(body.as_slice());
+            whole(reader, &body, DeflateDecoder::total_in)
+        };
+        if let Some(unpacked) = zlib.or_else(bare) {
             return unpacked;
         }
     }
@@ -323,14 +330,19 @@ fn unpack(body: Vec<u8>, encoding: Option<&str>, cut: bool) -> Unpacked {
     Unpacked { body, cut, unknown }
 }
 
-/// What a decompressor gives when it comes to an end, or to the size limit, without an error.
-fn read_whole(reader: impl std::io::Read) -> Option<Unpacked> {
+/// What a decompressor gives when the body ends with its stream, or when it reaches the size limit.
+fn whole<R: std::io::Read>(
+    mut reader: R,
+    body: &[u8],
+    total_in: impl Fn(&R) -> u64,
+) -> Option<Unpacked> {
     let mut plain = Vec::new();
-    let mut reader = reader.take(MAX_ANSWER_BYTES as u64 + 1);
-    reader.read_to_end(&mut plain).ok()?;
+    let mut limited = reader.by_ref().take(MAX_ANSWER_BYTES as u64 + 1);
+    limited.read_to_end(&mut plain).ok()?;
     let cut = plain.len() > MAX_ANSWER_BYTES;
     plain.truncate(MAX_ANSWER_BYTES);
-    (!plain.is_empty()).then_some(Unpacked {
+    let is_whole = cut || total_in(&reader) == body.len() as u64;
+    (is_whole && !plain.is_empty()).then_some(Unpacked {
         body: plain,
         cut,
         unknown: None,

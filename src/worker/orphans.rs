@@ -125,6 +125,7 @@ fn abandoned_room(journal: OrphanJournal) -> Option<AbandonedRoom> {
             agent_identity: agent_identity(&journal.job_id),
             agent_name: journal.agent_name,
             agent: LostAgent::Died,
+            dispatch: None,
         },
     })
 }

@@ -27,7 +27,7 @@ use super::metrics as names;
 use super::unwritten::UnwrittenRecord;
 use super::wire::JobState;
 use crate::ipc::{self, FromCall, JobDescription, Measurement, ShutdownReason, ToCall};
-use crate::rooms::{DesertedRoom, LostAgent};
+use crate::rooms::{DesertedRoom, Dispatch, LostAgent};
 use crate::session::dispatch::{DispatchRules, told_by};
 use crate::session::{CallStatus, CloseReason, Outcome, SessionEvent, SessionId};
 use crate::store::Store;
@@ -55,6 +55,9 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(60);
 pub(super) const FINALISE_LIMIT: Duration = Duration::from_secs(12);
 /// How long the last lines of an ended process may take. They are in the pipe already.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
+/// The attribute of a dispatch that takes the place of a call whose agent was cut off: that call's
+/// session. It is in the new call's record, as all attributes are.
+const GOES_ON_FROM: &str = "voicebot.goes_on_from";
 /// How often a call's memory is polled.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -325,10 +328,26 @@ impl Call {
                 agent_identity: job.participant_identity.clone(),
                 agent_name: job.agent_name.clone(),
                 agent,
+                dispatch: self.dispatch_again(agent),
             },
         };
         // Whoever ends rooms lives as long as there are calls.
         let _ = self.abandoned.send(abandoned).await;
+    }
+
+    /// What the agent is told that takes the place of this call's, which was cut off. A worker
+    /// without a name cannot be sent anywhere: the server gives it every room that is new.
+    fn dispatch_again(&self, agent: LostAgent) -> Option<Dispatch> {
+        let job = &self.job;
+        let can_be_sent = agent == LostAgent::CutOff && !job.agent_name.is_empty();
+        can_be_sent.then(|| {
+            let mut attributes = job.attributes.clone();
+            attributes.insert(GOES_ON_FROM.to_owned(), job.session_id.to_string());
+            Dispatch {
+                metadata: job.job_metadata.clone().unwrap_or_default(),
+                attributes,
+            }
+        })
     }
 
     async fn report(&self, state: JobState, written: Option<oneshot::Sender<()>>) {

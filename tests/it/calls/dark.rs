@@ -423,6 +423,7 @@ async fn go(
 }
 
 const GIVEN_UP: &str = "the SDK has given the connection up";
+const LINK_LOST: &str = "the connection to the room is lost";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conversation_goes_on_when_the_sdk_has_given_its_connection_up() {
@@ -469,7 +470,52 @@ async fn conversation_goes_on_when_the_sdk_has_given_its_connection_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn caller_of_an_agent_that_does_not_come_back_is_hung_up_on() {
+async fn caller_of_an_agent_that_does_not_come_back_is_greeted_by_another_one() {
+    let settings = [("VOICEBOT__CALL__RECONNECT_WAIT_S", "0")];
+    let mut world = World::new(json!([]), &settings).await;
+    let proxy = Proxy::to(world.server_address()).await;
+    world.server_is_reached_by(proxy.url.clone());
+    let worker = world.worker().await;
+    let mut caller = world.caller("greeted again").await;
+    let lead = json!({ "leadId": "L-7" });
+    world.dispatch("greeted again", lead.clone()).await;
+    caller.agent_has_said(1).await;
+    let before = caller.seen();
+    proxy.cut.send_replace(true);
+    eventually("agent that has lost its connection", async || {
+        world.log().contains(LINK_LOST).then_some(())
+    })
+    .await;
+    proxy.cut.send_replace(false);
+    caller
+        .until("the track of another agent", |seen| {
+            seen.agent_track != before.agent_track && seen.replies() > before.replies()
+        })
+        .await;
+    caller.hang_up().await;
+
+    // Two records, and the second one names the first.
+    let calls = world.delivered(2).await;
+    let is_first = |call: &&Delivered| call.record["outcome"]["close_reason"] == "error";
+    let (first, second): (Vec<_>, Vec<_>) = calls.iter().partition(is_first);
+    first[0].ended("completed", "error", Some("CONNECTION_TIMEOUT"));
+    second[0].ended(
+        "completed",
+        "participant_disconnected",
+        Some("CLIENT_INITIATED"),
+    );
+    let dispatch = &second[0].call["context"]["dispatch"];
+    assert_eq!(dispatch["metadata"], lead);
+    assert_eq!(
+        dispatch["attributes"]["voicebot.goes_on_from"],
+        first[0].record["session_id"]
+    );
+    assert_eq!(second[0].transcript()[0], format!("assistant: {GREETING}"));
+    world.nothing_is_left(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caller_to_whom_no_other_agent_can_come_is_hung_up_on() {
     let settings = [("VOICEBOT__CALL__RECONNECT_WAIT_S", "1")];
     let mut world = World::new(json!([]), &settings).await;
     let proxy = Proxy::to(world.server_address()).await;
@@ -489,5 +535,11 @@ async fn caller_of_an_agent_that_does_not_come_back_is_hung_up_on() {
         .until("end of the room", |seen| seen.ended.is_some())
         .await;
     assert_eq!(seen.ended, Some("ROOM_DELETED"));
+    // The agent that was sent again could not come either.
+    let calls = world.delivered(2).await;
+    let could_not = calls
+        .iter()
+        .filter(|call| call.record["outcome"]["disconnect_reason"] == "SET_UP_FAILED");
+    assert_eq!(could_not.count(), 1);
     world.nothing_is_left(worker).await;
 }

@@ -510,7 +510,6 @@ async fn caller_of_an_agent_that_does_not_come_back_is_greeted_by_another_one() 
         dispatch["attributes"]["voicebot.goes_on_from"],
         first[0].record["session_id"]
     );
-    assert_eq!(second[0].transcript()[0], format!("assistant: {GREETING}"));
     world.nothing_is_left(worker).await;
 }
 

@@ -151,13 +151,21 @@ pub async fn dial(
         answers,
     };
     info!(campaign = %name, leads = dialler.campaign.plan().leads().len(), "dialling for the campaign");
+    let mut failing = false;
     loop {
         let wait = match dialler.round().await {
-            Ok(Some(wait)) => wait,
             Ok(None) => return Ok(DiallerEnd::Finished),
+            Ok(Some(wait)) => {
+                if std::mem::take(&mut failing) {
+                    info!(campaign = %name, "the campaign goes on");
+                }
+                wait
+            }
             // A full disk, for example: nobody is called until it can be written again.
             Err(error) => {
-                error!(campaign = %name, %error, "nobody is called");
+                if !std::mem::replace(&mut failing, true) {
+                    error!(campaign = %name, %error, "nobody is called; it is tried again and again");
+                }
                 TICK
             }
         };

@@ -207,7 +207,11 @@ struct Hold {
 }
 
 impl Hold {
-    fn not_placed(&mut self, at: DateTime<Utc>) {
+    fn not_placed(&mut self, at: DateTime<Utc>, attempt: Attempt) {
+        // Those that began beside the first one tell nothing new.
+        if self.until.is_some() && self.test != Some(attempt) {
+            return;
+        }
         self.test = None;
         let longer = FIRST_HOLD * 2_i32.pow(self.count.min(8));
         self.until = Some(at + longer.min(LONGEST_HOLD));
@@ -475,7 +479,7 @@ impl Plan {
             if self.breaker.test == Some(attempt) {
                 self.breaker.test = None;
             }
-            self.hold.not_placed(at);
+            self.hold.not_placed(at, attempt);
             self.wait(attempt.lead, queue, at);
             return;
         }

@@ -336,6 +336,20 @@ fn without_workers_the_list_waits_and_nobody_loses_an_attempt() {
 }
 
 #[test]
+fn attempts_that_nobody_took_at_the_same_time_count_once() {
+    let mut told = Told::new(FAST, 5);
+    let begun: Vec<_> = (0..5).map(|second| told.start(at(second))).collect();
+    for attempt in begun {
+        told.end(at(20), attempt, AttemptOutcome::NotPlaced);
+    }
+    assert_eq!(told.plan.next(at(20), 9), Next::Wait(at(22)));
+    let test = told.start(at(22));
+    assert_eq!(told.plan.next(at(23), 9), Next::Idle, "one is the test");
+    told.end(at(42), test, AttemptOutcome::NotPlaced);
+    assert_eq!(told.plan.next(at(42), 9), Next::Wait(at(46)));
+}
+
+#[test]
 fn a_clock_that_was_set_back_holds_nothing_up() {
     let mut told = Told::new("calls_per_second = 0.5", 3);
     told.start(at(100_000));

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Minutes of a day.
 const DAY: u16 = 24 * 60;
-/// How far ahead an opening is searched, days: each weekday twice, because a change of the clock may
-/// take the only hour of a week away.
+/// How far ahead an opening is searched, days: each weekday twice, because a change of the clock
+/// may take the only hour of a week away.
 const DAYS_AHEAD: i64 = 16;
 
 /// Hours that have a name. Laws differ by place, kind of call and consent: these are starting
@@ -241,7 +241,7 @@ impl Window {
                 return *first;
             }
         }
-        // Cannot be: whoever asks looks again then.
+        // Cannot be: whoever asks does so again then.
         from + TimeDelta::days(DAYS_AHEAD)
     }
 

@@ -40,8 +40,8 @@ pub enum CampaignCommand {
     Import {
         name: CampaignName,
         file: PathBuf,
-        /// The column of the number [default: phone_number, phone, number, mobile, telephone, tel or
-        /// to]
+        /// The column of the number [default: phone_number, phone, number, mobile, telephone, tel
+        /// or to]
         #[arg(long, value_name = "COLUMN")]
         number_column: Option<String>,
         /// One JSON object with all refused lines instead of sentences

@@ -22,6 +22,10 @@
 //! 6. [`ledger`] finds calls again, on disk at whatever stage they are, and tells what happened to
 //!    them; `ledger::mongodb`, a task of the worker, keeps the copy of them in MongoDB.
 //!
+//! [`campaign`] works through a list of people to call: `campaign::plan` decides whom to call next,
+//! folded from the events of the campaign's journal; its dialler dispatches an agent for each
+//! attempt and finds what came of it in the call's record.
+//!
 //! [`page`], a part of the worker's HTTP server, shows an operator what [`ledger`] finds, the queue
 //! and the worker; what the browser runs is in `page/web`. [`phone`] reads telephone numbers in
 //! every form, for calls and leads. [`rooms`] is what call and worker know alike of rooms: who is
@@ -38,6 +42,7 @@
 //!
 //! - Every dispatched job ends in a record, whoever dies when. The journal's file lock says whether
 //!   a call is alive.
+//! - An attempt of a campaign is on the disk before the server hears of it, and is begun once.
 //! - No caller waits in a room whose agent is lost: the call ends it, or `worker::abandoned`, or
 //!   another agent is there.
 //! - Nothing that a record names is deleted or archived before the CRM has confirmed it.
@@ -46,8 +51,8 @@
 //!   of this program, [`session`] only those two. Only [`cli`] and, for its section, [`config`]
 //!   import from [`call`]; only [`call`] and [`cli`] import [`config`].
 //! - LiveKit's wire types appear only in `worker::wire`, `call::room`, `rooms::service`,
-//!   `rooms::telephony`, [`recording`], `cli::dial` and `cli::dev`; a vendor's JSON only in that
-//!   vendor's file.
+//!   `rooms::telephony`, `rooms::dispatches`, [`recording`], `cli::dial` and `cli::dev`; a vendor's
+//!   JSON only in that vendor's file.
 //! - A call process never talks to the CRM, the worker never touches media.
 //! - Availability is answered without waiting for anything; there are never more than `max_calls`
 //!   calls.
@@ -61,6 +66,7 @@
 pub mod call;
 #[cfg(feature = "dev")]
 pub mod caller;
+pub mod campaign;
 pub mod cli;
 pub mod config;
 #[cfg(feature = "internals")]

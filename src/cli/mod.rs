@@ -1,6 +1,7 @@
 //! The command line: which command, which settings, how to log, on which runtime.
 
 mod calls;
+mod campaign;
 mod check;
 mod connect;
 #[cfg(feature = "dev")]
@@ -80,6 +81,9 @@ enum Command {
     /// Which calls there are, and what happened to one of them
     #[command(subcommand)]
     Calls(calls::CallsCommand),
+    /// Work through a list of people to call
+    #[command(subcommand)]
+    Campaign(campaign::CampaignCommand),
     /// Look at and push the delivery of records to the CRM
     #[command(subcommand)]
     Uploads(uploads::UploadsCommand),
@@ -153,7 +157,12 @@ impl Command {
         match self {
             #[cfg(feature = "dev")]
             Self::Demo(_) => false,
-            Self::Calls(_) | Self::Uploads(_) | Self::Check(_) | Self::Dial(_) => false,
+            Self::Campaign(campaign::CampaignCommand::Run { .. }) => true,
+            Self::Campaign(_)
+            | Self::Calls(_)
+            | Self::Uploads(_)
+            | Self::Check(_)
+            | Self::Dial(_) => false,
             _ => true,
         }
     }
@@ -173,6 +182,7 @@ async fn run(command: Command, config: Arc<Config>, file: Option<PathBuf>) -> Co
         Command::Dial(arguments) => dial::run(arguments, &config).await,
         Command::Check(arguments) => check::run(arguments, &config).await,
         Command::Calls(command) => calls::run(command, &config).await,
+        Command::Campaign(command) => campaign::run(command, &config).await,
         Command::Uploads(command) => uploads::run(command, &config).await,
         Command::Call => {
             crate::call::run_process(config).await?;

@@ -8,6 +8,11 @@ const LEAD_FILE: &str = "lead_file";
 /// The key under which the campaign's source, or the original, names the egress of the recording.
 const EGRESS_ID: &str = "egressId";
 
+/// Keys of the campaign metadata, and of the call data, that say for which attempt of which of our
+/// own campaigns a call was made: the campaign's name, the id of the lead in its list, and the
+/// attempt's.
+pub const ATTEMPT_KEYS: [&str; 3] = ["campaign", "leadId", "attemptId"];
+
 /// The egress that the metadata names.
 pub(super) fn egress_id(metadata: &Map<String, Value>) -> Option<&str> {
     let id = metadata.get(EGRESS_ID)?.as_str()?;

@@ -23,7 +23,7 @@ mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use campaign::CampaignIds;
+pub use campaign::{ATTEMPT_KEYS, CampaignIds};
 pub use context::{CallContext, CallParticipant, Said, without_secrets};
 pub use dial::{Dial, DialOutcome, PlacedBy};
 pub use id::{IdError, LeadId, SessionId, mask_numbers, sanitise};

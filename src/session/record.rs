@@ -931,6 +931,11 @@ pub fn crm_payload(
         details["sipStatusCode"] = json!(dial.sip_status);
         details["sipStatusReason"] = json!(dial.sip_reason);
     }
+    for key in campaign::ATTEMPT_KEYS {
+        if let Some(id) = record.campaign_metadata.get(key) {
+            payload[key] = id.clone();
+        }
+    }
     payload
 }
 

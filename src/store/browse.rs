@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, NaiveDate, Utc};
 
-use crate::session::{CompleteSessionData, SessionId, sanitise};
+use crate::session::{CompleteSessionData, SessionEvent, SessionId, sanitise};
 
 use super::{
     CALL_METADATA, CONVERSATIONS, JOURNAL_SUFFIX, LEADS, PROCESSED, Replayed, Store, StoreError,
@@ -88,6 +88,11 @@ impl CallFile {
     /// The session part of the file's name, as it stands there.
     pub fn session(&self) -> Option<&str> {
         self.place.session_of(&self.name)
+    }
+
+    /// The time in the name of a session, if it has one.
+    pub fn time_of(session: &str) -> Option<DateTime<Utc>> {
+        time_in_name(session)
     }
 
     /// The session id in the file's name.
@@ -214,6 +219,17 @@ impl Store {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
+    }
+
+    /// The room of a call, from the first line of its journal. `None`: it is gone, or unreadable.
+    pub fn room_of_journal(&self, file: &CallFile) -> Option<String> {
+        match journal::read_first(&self.path(&file.relative()))
+            .ok()??
+            .event
+        {
+            SessionEvent::Dispatched(start) => Some(start.room_name),
+            _ => None,
         }
     }
 

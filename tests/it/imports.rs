@@ -81,6 +81,7 @@ fn parts_import_in_one_direction() {
         (
             &[
                 "store",
+                "campaign",
                 "ledger",
                 "rooms",
                 "recording",
@@ -93,7 +94,10 @@ fn parts_import_in_one_direction() {
             ],
             &["call", "cli", "config"],
         ),
-        (&["store", "session"], &["ledger", "upload", "worker"]),
+        (
+            &["store", "session"],
+            &["campaign", "ledger", "upload", "worker"],
+        ),
     ];
     let mut wrong = Vec::new();
     let mut check = |part: &str, allowed: &dyn Fn(&str) -> bool| {

@@ -5,6 +5,7 @@ mod support;
 
 mod answers;
 mod calls;
+mod campaigns;
 mod chat_vendors;
 mod conversation;
 mod delivery;

@@ -8,6 +8,7 @@
 //! CRM.
 
 mod alignment;
+pub mod answer;
 mod config;
 mod driver;
 mod event;

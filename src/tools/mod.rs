@@ -44,8 +44,8 @@ static TOOLS: [&dyn Tool; 8] = [
     &add_to_do_not_call::AddToDoNotCall,
 ];
 
-/// Those that every agent has unless the settings say otherwise. The others act on the telephone, or
-/// are for whoever dials.
+/// Those that every agent has unless the settings say otherwise. The others act on the telephone,
+/// or are for whoever dials.
 const USUAL: [&str; 3] = ["create_lead", "detect_intent", "end_call"];
 
 /// Something that the model can do.

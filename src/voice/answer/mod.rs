@@ -1,8 +1,8 @@
 //! Who has answered a call that was placed from here: a person, a voicemail, a menu, a fax. Pure.
 //!
-//! [`AnswerDetector`] is told what is heard, and when; it never waits. People pick up, say a word or
-//! two and wait for an answer; machines go on. So it judges by how long the other party speaks
-//! before a pause, by phrases that only one of them says ([`phrases`]), and by tones ([`tone`]).
+//! [`AnswerDetector`] is told what is heard, and when; it never waits. People pick up, say a word
+//! or two and wait for an answer; machines go on. So it decides by how long the other party speaks
+//! before a pause, by phrases that only one of them says (`phrases`), and by tones (`tone`).
 //! Words are a help and not needed. Whoever is not known to be a machine is a person: a machine
 //! that is greeted costs a sentence, a person who is hung up on is lost.
 //!
@@ -285,6 +285,12 @@ impl AnswerDetector {
     /// Who has answered, as far as that is known.
     pub fn verdict(&self) -> Option<Verdict> {
         self.verdict.map(|(verdict, _)| verdict)
+    }
+
+    /// Whether nothing that is heard changes anything any more.
+    pub fn is_settled(&self, now: Time) -> bool {
+        let is_late = self.verdict.is_some_and(|(_, at)| now > at + REVISION);
+        is_late && !matches!(self.message, Message::WaitedFor { .. })
     }
 
     /// From now on, the time for a message is looked for.

@@ -81,7 +81,7 @@ const PERHAPS_VOICEMAIL: &[&str] = &[
     "you've|you have|you reached",
     "voicemail",
     "your name and|number * number|message",
-    "reached the desk|office|home|phone",
+    "reached the office|home|phone|voice",
 ];
 
 /// The network, or an exchange, says that there is nobody.

@@ -50,6 +50,12 @@ impl TurnMachine {
         }
     }
 
+    /// Whether nothing that is heard tells more of who is there.
+    pub fn knows_who_answered(&self) -> bool {
+        let mut watch = self.answer.iter();
+        watch.all(|watch| watch.detector.is_settled(self.now))
+    }
+
     /// Whether it is not known yet who is there, or it is a machine that gets only its message.
     pub(super) fn is_held(&self) -> bool {
         self.answer
@@ -129,13 +135,7 @@ impl TurnMachine {
                 let text = watch.plan.message.clone();
                 self.cancel();
                 self.waiting.clear();
-                self.start_reply(
-                    ReplyKind::Message,
-                    false,
-                    0,
-                    None,
-                    Prompt::Say { text },
-                );
+                self.start_reply(ReplyKind::Message, false, 0, None, Prompt::Say { text });
             }
         }
     }

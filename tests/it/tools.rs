@@ -448,10 +448,11 @@ async fn words_for_nothing_are_nothing_except_as_names() {
 async fn what_is_to_follow_a_call_is_in_its_record_and_goes_to_the_crm() {
     let data = DataFolder::new();
     let (session, _lock) = data.running_call(ID, Some(CALLER));
-    let mut config = ToolsConfig::default();
-    config.enabled = ["set_outcome", "schedule_callback", "add_to_do_not_call"]
-        .map(str::to_owned)
-        .into();
+    let enabled = ["set_outcome", "schedule_callback", "add_to_do_not_call"];
+    let mut config = ToolsConfig {
+        enabled: enabled.map(str::to_owned).into(),
+        ..ToolsConfig::default()
+    };
     config.follow_up.outcomes = vec!["interested".into(), "not_interested".into()];
     config.follow_up.time_zone = "Asia/Kolkata".into();
     config.check().unwrap();

@@ -12,8 +12,8 @@
 //!    the conversation ([`voice`]). Numbers tell the persona, and the persona the providers:
 //!    `call::lookup` finds them out meanwhile, beginning with the dispatch.
 //! 3. [`voice`] turns the caller's sound into words and a reply into sound. `voice::turn` decides
-//!    whose turn it is and does nothing else; `voice::driver` does what it decided, through the
-//!    [`providers`] and the [`tools`].
+//!    whose turn it is and does nothing else, `voice::answer` who has answered a call of ours;
+//!    `voice::driver` does what they decided, through the [`providers`] and the [`tools`].
 //! 4. Everything that must survive is an event of the [`session`], which the [`store`] appends to
 //!    the journal as it happens. At hangup the journal is folded into conversation, leads and the
 //!    record in `call_metadata/`.

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::phone::CountryCode;
 use crate::voice::LineSources;
+use crate::voice::answer::{AnswerPlan, MachinePolicy};
 
 /// The largest `persona.timeout_ms`: LiveKit's own front ends give up on an agent that says nothing
 /// for 20 s, and joining takes some of them.
@@ -189,6 +190,124 @@ pub struct DialConfig {
     pub ringing_timeout_s: u64,
     /// SIP headers of the INVITE.
     pub headers: BTreeMap<String, String>,
+    /// What is done about machines that answer.
+    pub answering_machine: AnsweringMachineConfig,
+}
+
+/// `[dial.answering_machine]`: who has answered a call that the agent has placed, and what is done
+/// about a machine. A persona overrides it with its object `answering_machine`, a dispatch with
+/// `dial.answering_machine`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnsweringMachineConfig {
+    /// Whether it is found out before the agent says anything.
+    pub enabled: bool,
+    /// What is done about a voicemail.
+    pub policy: MachinePolicy,
+    /// What is done about a menu; no message can be left there.
+    pub ivr: MachinePolicy,
+    /// What is said to a voicemail.
+    pub message: String,
+    /// How long after the end of the beep the message begins, ms.
+    pub after_beep_ms: u64,
+    /// How long a voicemail must be silent before the message begins without a beep, ms.
+    pub silence_before_message_ms: u64,
+}
+
+impl Default for AnsweringMachineConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            policy: MachinePolicy::HangUp,
+            ivr: MachinePolicy::HangUp,
+            message: String::new(),
+            after_beep_ms: 400,
+            silence_before_message_ms: 3_000,
+        }
+    }
+}
+
+/// What a persona or a dispatch says about machines that answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnsweringMachineWish {
+    enabled: Option<bool>,
+    policy: Option<MachinePolicy>,
+    ivr: Option<MachinePolicy>,
+    message: Option<String>,
+}
+
+impl AnsweringMachineWish {
+    /// Reads the object, or `true` or `false` for its `enabled` alone.
+    ///
+    /// # Errors
+    /// A sentence about an unknown key or a wrong value.
+    pub fn read(said: &Value) -> Result<Self, String> {
+        match said {
+            Value::Null => Ok(Self::default()),
+            Value::Bool(enabled) => Ok(Self {
+                enabled: Some(*enabled),
+                ..Self::default()
+            }),
+            said => Self::deserialize(said).map_err(|error| error.to_string()),
+        }
+    }
+
+    /// That of a dispatch's `dial`, which was checked before.
+    pub(super) fn of_dispatch(dial: Option<&Value>) -> Self {
+        let said = dial.and_then(|dial| dial.get("answering_machine"));
+        said.and_then(|said| Self::read(said).ok())
+            .unwrap_or_default()
+    }
+}
+
+impl AnsweringMachineConfig {
+    /// These settings with what somebody says who knows better.
+    #[must_use]
+    pub(super) fn with(mut self, wish: &AnsweringMachineWish) -> Self {
+        self.enabled = wish.enabled.unwrap_or(self.enabled);
+        self.policy = wish.policy.unwrap_or(self.policy);
+        self.ivr = wish.ivr.unwrap_or(self.ivr);
+        if let Some(message) = &wish.message {
+            self.message.clone_from(message);
+        }
+        self
+    }
+
+    /// What a conversation is to do about whoever answers; nothing where it is not to be known.
+    pub(super) fn plan(self) -> Option<AnswerPlan> {
+        let message = line(&self.message);
+        let voicemail = match self.policy {
+            MachinePolicy::LeaveMessage if message.is_none() => {
+                tracing::warn!(
+                    "there is no message for voicemails (dial.answering_machine.message): they are hung up on"
+                );
+                MachinePolicy::HangUp
+            }
+            policy => policy,
+        };
+        let plan = AnswerPlan {
+            voicemail,
+            ivr: self.ivr,
+            message: message.unwrap_or_default(),
+            after_beep: Duration::from_millis(self.after_beep_ms),
+            silence_before_message: Duration::from_millis(self.silence_before_message_ms),
+        };
+        self.enabled.then_some(plan)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.ivr == MachinePolicy::LeaveMessage {
+            return Err("ivr must be hang_up or continue: a menu takes no message".to_owned());
+        }
+        if !(300..=1_000).contains(&self.after_beep_ms) {
+            return Err("after_beep_ms must be from 300 to 1000".to_owned());
+        }
+        if !(1_000..=20_000).contains(&self.silence_before_message_ms) {
+            return Err("silence_before_message_ms must be from 1000 to 20000".to_owned());
+        }
+        Ok(())
+    }
 }
 
 impl Default for DialConfig {
@@ -199,6 +318,7 @@ impl Default for DialConfig {
             caller_id: String::new(),
             ringing_timeout_s: 45,
             headers: BTreeMap::new(),
+            answering_machine: AnsweringMachineConfig::default(),
         }
     }
 }
@@ -211,6 +331,7 @@ struct DispatchedDial {
     caller_id: Option<String>,
     ringing_timeout_s: Option<u64>,
     headers: BTreeMap<String, String>,
+    answering_machine: Option<Value>,
 }
 
 impl DialConfig {
@@ -239,6 +360,11 @@ impl DialConfig {
         all.caller_id = said.caller_id.unwrap_or(all.caller_id);
         all.ringing_timeout_s = said.ringing_timeout_s.unwrap_or(all.ringing_timeout_s);
         all.headers.extend(said.headers);
+        if let Some(said) = &said.answering_machine {
+            let wish = AnsweringMachineWish::read(said)
+                .map_err(|error| format!("has a wrong dial.answering_machine: {error}"))?;
+            all.answering_machine = all.answering_machine.with(&wish);
+        }
         all.check_values()
             .map_err(|problem| format!("has a wrong dial: {problem}"))?;
         if all.trunk_id.trim().is_empty() {
@@ -251,6 +377,9 @@ impl DialConfig {
     }
 
     fn check_values(&self) -> Result<(), String> {
+        self.answering_machine
+            .check()
+            .map_err(|problem| format!("answering_machine.{problem}"))?;
         if !(1..=MAX_RINGING_TIMEOUT_S).contains(&self.ringing_timeout_s) {
             return Err(format!(
                 "ringing_timeout_s must be from 1 to {MAX_RINGING_TIMEOUT_S}: the server waits no longer for an answer"
@@ -315,6 +444,16 @@ mod tests {
             (&with, json!("yes"), "invalid type"),
             (
                 &with,
+                json!({ "answering_machine": { "policy": "shout" } }),
+                "dial.answering_machine: unknown variant `shout`",
+            ),
+            (
+                &with,
+                json!({ "answering_machine": { "ivr": "leave_message" } }),
+                "answering_machine.ivr",
+            ),
+            (
+                &with,
                 json!({ "ringing_timeout_s": 0 }),
                 "ringing_timeout_s",
             ),
@@ -333,5 +472,37 @@ mod tests {
             let problem = config.with_dispatched(Some(&said)).unwrap_err();
             assert!(problem.contains(word), "{said}: {problem}");
         }
+    }
+
+    #[test]
+    fn a_dispatch_overrides_the_persona_and_the_persona_the_settings() {
+        let config = AnsweringMachineConfig {
+            policy: MachinePolicy::LeaveMessage,
+            message: "ours".into(),
+            ..Default::default()
+        };
+        assert_eq!(config.clone().plan(), None, "off unless somebody wants it");
+        let persona = json!({ "enabled": true, "message": "the persona's" });
+        let persona = AnsweringMachineWish::read(&persona).unwrap();
+        let plan = config.clone().with(&persona).plan().unwrap();
+        assert_eq!(plan.voicemail, MachinePolicy::LeaveMessage);
+        assert_eq!(plan.message, "the persona's");
+        let dispatch = json!({ "answering_machine": { "policy": "continue" } });
+        let dispatch = AnsweringMachineWish::of_dispatch(Some(&dispatch));
+        let plan = config
+            .clone()
+            .with(&persona)
+            .with(&dispatch)
+            .plan()
+            .unwrap();
+        assert_eq!(plan.voicemail, MachinePolicy::Continue);
+        let off = AnsweringMachineWish::read(&json!(false)).unwrap();
+        assert_eq!(config.clone().with(&persona).with(&off).plan(), None);
+        let silent = AnsweringMachineConfig {
+            enabled: true,
+            message: " ".into(),
+            ..config
+        };
+        assert_eq!(silent.plan().unwrap().voicemail, MachinePolicy::HangUp);
     }
 }

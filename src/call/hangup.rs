@@ -111,6 +111,8 @@ pub enum HangupCause {
     NeverAnswered,
     /// The agent said goodbye.
     AgentEnded,
+    /// A machine has answered, and was hung up on, perhaps after a message.
+    MachineAnswered,
     /// Nobody said anything for too long.
     Silence,
     /// No sound arrived from the caller, not even silence.
@@ -238,6 +240,11 @@ impl HangupCause {
                 CloseReason::TaskCompleted,
                 "AGENT_ENDED".into(),
                 CallStatus::Completed,
+            ),
+            Self::MachineAnswered => (
+                CloseReason::TaskCompleted,
+                "MACHINE_ANSWERED".into(),
+                CallStatus::Voicemail,
             ),
             Self::Silence => (
                 CloseReason::TaskCompleted,

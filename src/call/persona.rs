@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tracing::{debug, warn};
 
-use super::config::PersonaConfig;
+use super::config::{AnsweringMachineWish, PersonaConfig};
 use crate::providers::{Language, PersonaModels};
 use crate::settings::Secret;
 use crate::voice::OwnLines;
@@ -83,6 +83,8 @@ pub struct Persona {
     pub problems: Vec<String>,
     /// What it says when no model decides it.
     pub lines: OwnLines,
+    /// What it does about machines that answer, in calls that are placed from here.
+    pub answering_machine: AnsweringMachineWish,
     /// Voice for speech synthesis.
     pub voice: Option<String>,
     /// Vendors, models and options of its own.
@@ -144,6 +146,14 @@ impl Persona {
         let lines = lines.map_or_else(OwnLines::default, |lines| own_lines(lines, &mut problems));
         let objects = [Some(&value), value.pointer("/campaigns/0"), voice_agent];
         let objects: Vec<&Value> = objects.into_iter().flatten().collect();
+        let mut machines = objects.iter().filter_map(|at| at.get("answering_machine"));
+        let answering_machine = match machines.next().map(AnsweringMachineWish::read) {
+            None => AnsweringMachineWish::default(),
+            Some(wish) => wish.unwrap_or_else(|problem| {
+                problems.push(format!("its `answering_machine` is not used: {problem}"));
+                AnsweringMachineWish::default()
+            }),
+        };
         let models = PersonaModels::read(&objects, text, may_name_addresses, &mut problems);
         Ok(Self {
             name: value
@@ -158,6 +168,7 @@ impl Persona {
             language,
             problems,
             lines,
+            answering_machine,
             voice: text_of(&["voice"]),
             models,
             full: value,

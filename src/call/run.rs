@@ -22,12 +22,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{Instrument as _, debug, error, info, warn};
 
 use super::caller_sound::CallerSound;
-use super::config::CallLines;
+use super::config::{AnsweringMachineWish, CallLines};
 use super::dial::{self, Dialling};
 use super::hangup::{DisconnectReason, Ending, HangupCause, LeftBehind};
 use super::lookup::{AgentProfile, Lookup};
 use super::media::{MediaNews, MediaWatch, Packets};
-use super::persona::Personas;
+use super::persona::{Persona, Personas};
 use super::publish::{Publisher, Words};
 use super::room::{
     self, CallEvent, CallRoom, CallerTrack, Door, LISTEN_SAMPLE_RATE_HZ, RoomEvents,
@@ -45,12 +45,13 @@ use crate::rooms::{
 };
 use crate::session::dispatch::{self, numbers_metadata};
 use crate::session::{
-    self, CallMetadata, CallParticipant, Dial, DialOutcome, Direction, KeypadInput, Numbers,
-    Outcome, PlacedBy, SharedSession, mask, mask_numbers,
+    self, AnswerDetection, CallMetadata, CallParticipant, Dial, DialOutcome, Direction,
+    KeypadInput, Numbers, Outcome, PlacedBy, SharedSession, mask, mask_numbers,
 };
 use crate::settings::LiveKitSettings;
 use crate::store::{Store, StoreError, Unfinished};
 use crate::tools::{ACTION_QUEUE, CallAction, CallRequest, Toolbox, WantedAction};
+use crate::voice::answer::{AnswerPlan, Verdict};
 use crate::voice::{Conversation, LineSources, VoiceCommand, VoiceEnd, VoiceEvent};
 
 /// Frames of the caller's sound on the way to the conversation: half a second, then new ones are
@@ -1589,6 +1590,7 @@ impl<'a> Call<'a> {
             instructions: instructions(&persona.instructions, &self.agent.job_metadata),
             greeting: persona.greeting.clone(),
             goodbye: persona.goodbye.clone(),
+            answer: self.answer_plan(persona),
             language: persona.language.clone(),
             voice: persona.voice.clone(),
             stt: providers.stt.clone(),
@@ -1616,6 +1618,18 @@ impl<'a> Call<'a> {
             soundless: false,
             was_heard: false,
         }
+    }
+
+    /// What to do about whoever answers, in a call that we have placed.
+    fn answer_plan(&self, persona: &Persona) -> Option<AnswerPlan> {
+        let session = session::lock(self.session);
+        let is_ours = session.dial()?.placed_by == PlacedBy::Agent;
+        let said = self.agent.job_metadata.get(dispatch::DIAL);
+        let config = self.parts.config.dial.answering_machine.clone();
+        let config = config
+            .with(&persona.answering_machine)
+            .with(&AnsweringMachineWish::of_dispatch(said));
+        is_ours.then(|| config.plan()).flatten()
     }
 
     /// Does what a tool of the model's wants, in the background: the tool waits for its end.
@@ -1744,6 +1758,30 @@ impl<'a> Call<'a> {
                     typed_at: Utc::now(),
                 });
             }
+            VoiceEvent::AnsweredBy(verdict) => {
+                let Verdict {
+                    answered_by,
+                    reason,
+                    after,
+                } = verdict;
+                let after_ms = after.as_millis() as u64;
+                info!(
+                    answered_by = answered_by.name(),
+                    reason = reason.name(),
+                    after_ms,
+                    "who has answered"
+                );
+                session::lock(self.session).set_answer(AnswerDetection {
+                    answered_by,
+                    reason: reason.name().to_owned(),
+                    decided_at: Utc::now(),
+                    after_ms,
+                });
+            }
+            VoiceEvent::MessageLeft => {
+                info!("a message was left with the machine that has answered");
+                session::lock(self.session).set_message_left(Utc::now());
+            }
             VoiceEvent::Usage(usage) => {
                 session::lock(self.session).add_usage(usage);
                 self.measured(Measurement::Used(usage));
@@ -1784,6 +1822,7 @@ impl<'a> Call<'a> {
             (VoiceEnd::Requested(CallRequest::HangUp) | VoiceEnd::Closed, _) => {
                 HangupCause::AgentEnded
             }
+            (VoiceEnd::MachineAnswered, _) => HangupCause::MachineAnswered,
             (VoiceEnd::SilenceHangup, _) if self.link_lost.is_some() => HangupCause::RoomGone {
                 reason: DisconnectReason::ConnectionTimeout,
             },

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use super::campaign;
 use super::time;
 use super::{
-    CallParticipant, ConversationItem, Dial, LeadId, RecordingMetadata, SessionId, ToolUse,
-    TurnRecord,
+    AnswerDetection, CallParticipant, Callback, ConversationItem, Dial, DoNotCall, LeadId,
+    RecordingMetadata, SessionId, ToolUse, TurnRecord,
 };
 
 /// Changes of what a participant says about itself that are kept: a client may set its attributes
@@ -372,6 +372,26 @@ pub enum SessionEvent {
     CallerReplaced,
     /// A number was dialled, or what came of it was learnt.
     Dial(Dial),
+    /// It was found out who, or what, has answered; again when that was wrong.
+    AnswerDetected(AnswerDetection),
+    /// A message was left with the machine that has answered.
+    MessageLeft {
+        /// When all of it was said. Not "at": that is when a journal's line was written.
+        #[serde(with = "time")]
+        left_at: DateTime<Utc>,
+    },
+    /// The model has said what has come of the call.
+    AgentOutcome {
+        /// In a word of the settings, or its own.
+        outcome: String,
+    },
+    /// The other party wants to be called again.
+    CallbackWanted {
+        /// When.
+        callback: Callback,
+    },
+    /// The other party does not want to be called again.
+    DoNotCall(DoNotCall),
     /// The call ended.
     Outcome(Outcome),
 }
@@ -428,6 +448,16 @@ pub struct CompleteSessionData {
     pub answered_at: Option<DateTime<Utc>>,
     /// The call as it was placed from here.
     pub dial: Option<Dial>,
+    /// Who, or what, has answered a call that was placed from here.
+    pub answer: Option<AnswerDetection>,
+    /// When a message was left with a machine.
+    pub message_left_at: Option<DateTime<Utc>>,
+    /// What has come of the call, as the model says.
+    pub agent_outcome: Option<String>,
+    /// When the other party wants to be called again.
+    pub callback: Option<Callback>,
+    /// The other party does not want to be called again.
+    pub do_not_call: Option<DoNotCall>,
     /// How it ended; `None` while it runs.
     pub outcome: Option<Outcome>,
 }
@@ -491,6 +521,11 @@ impl SessionManager {
                 ringing_at: None,
                 answered_at: None,
                 dial: None,
+                answer: None,
+                message_left_at: None,
+                agent_outcome: None,
+                callback: None,
+                do_not_call: None,
                 outcome: None,
             },
             participant_changes: 0,
@@ -589,6 +624,13 @@ impl SessionManager {
                 data.turns.clear();
                 data.answered_at = None;
             }
+            SessionEvent::AnswerDetected(answer) => data.answer = Some(answer.clone()),
+            SessionEvent::MessageLeft { left_at } => {
+                data.message_left_at.get_or_insert(*left_at);
+            }
+            SessionEvent::AgentOutcome { outcome } => data.agent_outcome = Some(outcome.clone()),
+            SessionEvent::CallbackWanted { callback } => data.callback = Some(callback.clone()),
+            SessionEvent::DoNotCall(do_not_call) => data.do_not_call = Some(do_not_call.clone()),
             SessionEvent::Dial(dial) => data.dial = Some(dial.clone()),
             SessionEvent::Outcome(outcome) => {
                 data.outcome.get_or_insert_with(|| outcome.clone());
@@ -749,6 +791,33 @@ impl SessionManager {
         self.data.dial.as_ref()
     }
 
+    /// Notes who, or what, has answered a call that was placed from here.
+    pub fn set_answer(&mut self, answer: AnswerDetection) {
+        self.record(SessionEvent::AnswerDetected(answer));
+    }
+
+    /// Notes that a message was left with a machine. The first call counts.
+    pub fn set_message_left(&mut self, left_at: DateTime<Utc>) {
+        if self.data.message_left_at.is_none() {
+            self.record(SessionEvent::MessageLeft { left_at });
+        }
+    }
+
+    /// Notes what has come of the call, as the model says. The last word counts.
+    pub fn set_agent_outcome(&mut self, outcome: String) {
+        self.record(SessionEvent::AgentOutcome { outcome });
+    }
+
+    /// Notes when the other party wants to be called again. The last wish counts.
+    pub fn set_callback(&mut self, callback: Callback) {
+        self.record(SessionEvent::CallbackWanted { callback });
+    }
+
+    /// Notes that the other party does not want to be called again.
+    pub fn set_do_not_call(&mut self, do_not_call: DoNotCall) {
+        self.record(SessionEvent::DoNotCall(do_not_call));
+    }
+
     /// Notes that whoever was taken for the caller was somebody else, of whom nothing was heard.
     pub fn replace_caller(&mut self) {
         self.record(SessionEvent::CallerReplaced);
@@ -859,6 +928,23 @@ mod tests {
             at.clone().prop_map(|at| SessionEvent::Ringing { at }),
             at.clone().prop_map(|at| SessionEvent::Answered { at }),
             Just(SessionEvent::CallerReplaced),
+            (text, at.clone(), 0_u64..9_000).prop_map(|(reason, decided_at, after_ms)| {
+                SessionEvent::AnswerDetected(AnswerDetection {
+                    answered_by: crate::session::AnsweredBy::Voicemail,
+                    reason,
+                    decided_at,
+                    after_ms,
+                })
+            }),
+            at.clone()
+                .prop_map(|left_at| SessionEvent::MessageLeft { left_at }),
+            text.prop_map(|outcome| SessionEvent::AgentOutcome { outcome }),
+            (at.clone(), prop::option::of(text)).prop_map(|(at, reason)| {
+                SessionEvent::CallbackWanted {
+                    callback: Callback { at, reason },
+                }
+            }),
+            prop::option::of(text).prop_map(|reason| SessionEvent::DoNotCall(DoNotCall { reason })),
             (at.clone(), 400_u16..700).prop_map(|(at, code)| SessionEvent::Dial(Dial {
                 asked_at: Some(at),
                 sip_status: Some(code),
@@ -897,6 +983,11 @@ mod tests {
                     SessionEvent::Ringing { at } => live.set_ringing(at),
                     SessionEvent::Answered { at } => live.set_answered(at),
                     SessionEvent::CallerReplaced => live.replace_caller(),
+                    SessionEvent::AnswerDetected(answer) => live.set_answer(answer),
+                    SessionEvent::MessageLeft { left_at } => live.set_message_left(left_at),
+                    SessionEvent::AgentOutcome { outcome } => live.set_agent_outcome(outcome),
+                    SessionEvent::CallbackWanted { callback } => live.set_callback(callback),
+                    SessionEvent::DoNotCall(do_not_call) => live.set_do_not_call(do_not_call),
                     SessionEvent::Dial(dial) => live.set_dial(dial),
                     SessionEvent::Outcome(outcome) => live.set_outcome(outcome),
                     SessionEvent::Dispatched(_) => {}

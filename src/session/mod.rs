@@ -4,10 +4,12 @@
 //! to the CRM. This module knows no network, no LiveKit, no files and no tasks: the store gives it
 //! a sink for its events and reads the record out of it.
 
+mod answer;
 mod campaign;
 mod context;
 mod dial;
 pub mod dispatch;
+mod follow_up;
 mod id;
 mod lead;
 mod life;
@@ -23,9 +25,11 @@ mod watch;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use answer::{AnswerDetection, AnsweredBy};
 pub use campaign::{ATTEMPT_KEYS, CampaignIds};
 pub use context::{CallContext, CallParticipant, Said, without_secrets};
 pub use dial::{Dial, DialOutcome, PlacedBy};
+pub use follow_up::{Callback, DoNotCall};
 pub use id::{IdError, LeadId, SessionId, mask_numbers, sanitise};
 pub use lead::Lead;
 pub use life::{FiledRecord, JournalHolder, Stage, ToDo, Traces};

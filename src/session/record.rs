@@ -8,9 +8,9 @@ use serde_json::{Map, Value, json};
 use super::campaign::{self, CampaignIds};
 use super::time;
 use super::{
-    CallContext, CallStatus, CloseReason, CompleteSessionData, Dial, Direction, FiledRecord,
-    ITEM_SOURCE, Intent, KeypadInput, RecordingMetadata, SessionId, ToolUse, Usage, Watch, said_in,
-    sanitise,
+    AnswerDetection, AnsweredBy, CallContext, CallStatus, Callback, CloseReason,
+    CompleteSessionData, Dial, Direction, DoNotCall, FiledRecord, ITEM_SOURCE, Intent, KeypadInput,
+    RecordingMetadata, SessionId, ToolUse, Usage, Watch, said_in, sanitise,
 };
 
 /// Version of the metadata file that is written. Files without one are the original's.
@@ -471,6 +471,28 @@ pub struct CallRecord {
     /// The call as it was placed from here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dial: Option<Dial>,
+    /// Who, or what, has answered a call that was placed from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_by: Option<AnsweredBy>,
+    /// Why that is thought, and since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_detection: Option<AnswerDetection>,
+    /// When a message was left with the machine that has answered.
+    #[serde(
+        default,
+        with = "time::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub message_left_at: Option<DateTime<Utc>>,
+    /// What has come of the call, as the model says (`set_outcome`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_outcome: Option<String>,
+    /// When the other party wants to be called again (`schedule_callback`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<Callback>,
+    /// The other party does not want to be called again (`add_to_do_not_call`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub do_not_call: Option<DoNotCall>,
     /// What the caller wanted.
     #[serde(default, deserialize_with = "null_is_default")]
     pub intents: Vec<Intent>,
@@ -609,6 +631,12 @@ impl CallRecord {
             },
             recording: session.recording.clone(),
             dial: session.dial.clone(),
+            answered_by: session.answer.as_ref().map(|answer| answer.answered_by),
+            answer_detection: session.answer.clone(),
+            message_left_at: session.message_left_at,
+            agent_outcome: session.agent_outcome.clone(),
+            callback: session.callback.clone(),
+            do_not_call: session.do_not_call.clone(),
             intents: session.intents.clone(),
             keypad: session.keypad.clone(),
             tool_uses: session.tool_uses.clone(),
@@ -935,6 +963,22 @@ pub fn crm_payload(
         if let Some(id) = record.campaign_metadata.get(key) {
             payload[key] = id.clone();
         }
+    }
+    if let Some(answer) = &record.answer_detection {
+        let details = &mut payload["callDetails"];
+        details["answeredBy"] = json!(answer.answered_by);
+        details["answeredByReason"] = json!(answer.reason);
+        details["answeredByAfterMs"] = json!(answer.after_ms);
+        details["messageLeftTime"] = json!(record.message_left_at.map(time::format));
+    }
+    if let Some(outcome) = &record.agent_outcome {
+        payload["callDetails"]["agentOutcome"] = json!(outcome);
+    }
+    if let Some(callback) = &record.callback {
+        payload["callDetails"]["callback"] = json!(callback);
+    }
+    if let Some(do_not_call) = &record.do_not_call {
+        payload["callDetails"]["doNotCall"] = json!(do_not_call);
     }
     payload
 }

@@ -8,11 +8,14 @@
 //!
 //! A new tool is a file with a `Tool` and a line in `TOOLS`.
 
+mod add_to_do_not_call;
 mod create_lead;
 mod detect_intent;
 mod end_call;
 mod fields;
+mod schedule_callback;
 mod send_dtmf;
+mod set_outcome;
 mod transfer_call;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +23,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -29,15 +33,19 @@ use crate::session::{self, SharedSession, ToolUse, time};
 use crate::store::Store;
 
 /// Every tool that there is, in the order in which the model is told of them.
-static TOOLS: [&dyn Tool; 5] = [
+static TOOLS: [&dyn Tool; 8] = [
     &create_lead::CreateLead,
     &detect_intent::DetectIntent,
     &end_call::EndCall,
     &send_dtmf::SendDtmf,
     &transfer_call::TransferCall,
+    &set_outcome::SetOutcome,
+    &schedule_callback::ScheduleCallback,
+    &add_to_do_not_call::AddToDoNotCall,
 ];
 
-/// Those that every agent has unless the settings say otherwise. The others act on the telephone.
+/// Those that every agent has unless the settings say otherwise. The others act on the telephone,
+/// or are for whoever dials.
 const USUAL: [&str; 3] = ["create_lead", "detect_intent", "end_call"];
 
 /// Something that the model can do.
@@ -68,6 +76,51 @@ pub struct ToolsConfig {
     pub timeout_ms: u64,
     /// Whom a caller may be handed over to.
     pub transfer: TransferConfig,
+    /// What is noted for whoever dials.
+    pub follow_up: FollowUpConfig,
+}
+
+/// Section `tools.follow_up`: what the model notes for whoever dials.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FollowUpConfig {
+    /// The outcomes that `set_outcome` may note. Empty: any.
+    pub outcomes: Vec<String>,
+    /// The time zone of times that come without one, by its name in the IANA database.
+    pub time_zone: String,
+}
+
+impl Default for FollowUpConfig {
+    fn default() -> Self {
+        Self {
+            outcomes: Vec::new(),
+            time_zone: Tz::UTC.name().to_owned(),
+        }
+    }
+}
+
+impl FollowUpConfig {
+    fn check(&self) -> Result<(), String> {
+        if self
+            .outcomes
+            .iter()
+            .any(|outcome| outcome.trim().is_empty())
+        {
+            return Err("tools.follow_up.outcomes has an empty outcome".to_owned());
+        }
+        match self.time_zone.parse::<Tz>() {
+            Ok(_) => Ok(()),
+            Err(_) => Err(format!(
+                "tools.follow_up.time_zone is {:?}, which is no time zone of the IANA database, such as \"Asia/Kolkata\"",
+                self.time_zone
+            )),
+        }
+    }
+
+    /// The time zone; [`Self::check`] has read it before.
+    fn zone(&self) -> Tz {
+        self.time_zone.parse().unwrap_or(Tz::UTC)
+    }
 }
 
 /// Section `tools.transfer`: whom a caller may be handed over to, and how.
@@ -138,6 +191,7 @@ impl Default for ToolsConfig {
             enabled: USUAL.map(str::to_owned).into(),
             timeout_ms: 10_000,
             transfer: TransferConfig::default(),
+            follow_up: FollowUpConfig::default(),
         }
     }
 }
@@ -164,6 +218,7 @@ impl ToolsConfig {
                 transfer_call::NAME
             ));
         }
+        self.follow_up.check()?;
         self.transfer.check()
     }
 
@@ -257,6 +312,7 @@ struct Context {
     session: SharedSession,
     store: Store,
     transfer: TransferConfig,
+    follow_up: FollowUpConfig,
     /// Where the call takes actions.
     actions: Option<mpsc::Sender<WantedAction>>,
     /// Leads that were taken in this call, by their arguments: models like to call a tool twice.
@@ -291,6 +347,7 @@ impl Toolbox {
                 session,
                 store,
                 transfer: config.transfer.clone(),
+                follow_up: config.follow_up.clone(),
                 actions: None,
                 taken: std::sync::Arc::default(),
             },
@@ -321,6 +378,17 @@ impl Toolbox {
             if tool.name() == transfer_call::NAME {
                 let names = self.context.transfer.names();
                 definition.parameters["properties"]["to"]["enum"] = json!(names);
+            }
+            let follow_up = &self.context.follow_up;
+            if tool.name() == set_outcome::NAME && !follow_up.outcomes.is_empty() {
+                let outcomes = &follow_up.outcomes;
+                definition.parameters["properties"]["outcome"]["enum"] = json!(outcomes);
+            }
+            if tool.name() == schedule_callback::NAME {
+                let now = schedule_callback::in_words(time::now(), follow_up.zone());
+                definition
+                    .description
+                    .push_str(&format!(" The call began on {now}."));
             }
             definition
         });

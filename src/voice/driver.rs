@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::alignment::{Alignment, Said};
+use super::answer::{Tone, ToneListener};
 use super::history;
 use super::meter::{Meter, TokenRate};
 use super::playout::{PlayMode, Track};
@@ -131,6 +132,8 @@ struct Driver {
     history: Vec<ChatMessage>,
     vad: Vad,
     vad_events: Vec<VadEvent>,
+    /// Listens for beeps while it matters who has answered.
+    tones: Option<ToneListener>,
     level: (usize, f64),
     last_audio: Instant,
     active: Option<ActiveReply>,
@@ -159,6 +162,7 @@ impl Driver {
             instructions,
             greeting,
             goodbye,
+            answer,
             language,
             voice,
             stt,
@@ -205,7 +209,8 @@ impl Driver {
                 tools: tools.clone(),
                 output,
             }),
-            machine: TurnMachine::new(config.turn, lines, tools.timeout()),
+            tones: answer.as_ref().map(|_| ToneListener::new()),
+            machine: TurnMachine::new(config.turn, lines, tools.timeout()).watching_answer(answer),
             vad: Vad::new(config.vad, early_pause),
             stt: session,
             alignment: Alignment::default(),
@@ -410,8 +415,18 @@ impl Driver {
             let loud = self.level.1 / self.level.0 as f64 > LOUD;
             self.level = (0, 0.0);
             self.tell(Input::CallerAudio { loud });
+            if self.machine.knows_who_answered() {
+                self.tones = None;
+            }
+        }
+        let mut tones: Vec<Tone> = Vec::new();
+        if let Some(listener) = &mut self.tones {
+            listener.hear(&frame, &mut tones);
         }
         self.vad_hears(frame);
+        for tone in tones {
+            self.tell(Input::Tone(tone));
+        }
     }
 
     fn vad_hears(&mut self, sound: AudioFrame) {
@@ -755,6 +770,8 @@ impl Driver {
             Output::Cancel { .. } => self.cancel_reply(),
             Output::CommitUser(turn) => self.commit_user(turn),
             Output::Keypad { keys } => self.emit(VoiceEvent::Keypad { keys }),
+            Output::AnsweredBy(verdict) => self.emit(VoiceEvent::AnsweredBy(verdict)),
+            Output::MessageLeft => self.emit(VoiceEvent::MessageLeft),
             Output::AgentState(state) => self.emit(VoiceEvent::AgentState(state)),
             Output::UserState(state) => self.emit(VoiceEvent::UserState(state)),
             Output::UserTranscript {
@@ -1034,6 +1051,8 @@ impl Driver {
             event,
             VoiceEvent::ItemCommitted(_)
                 | VoiceEvent::Keypad { .. }
+                | VoiceEvent::AnsweredBy(_)
+                | VoiceEvent::MessageLeft
                 | VoiceEvent::ToolCalled { .. }
                 | VoiceEvent::Usage(_)
                 | VoiceEvent::TurnMeasured { .. }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::answer::Verdict;
 use crate::providers::Component;
 use crate::session::{ConversationItem, TurnRecord, Usage};
 use crate::tools::CallRequest;
@@ -107,6 +108,10 @@ pub enum VoiceEvent {
         /// In order, without the `#` at their end. May be secret: not for logs.
         keys: String,
     },
+    /// It is known who has answered a call of ours, or better than before.
+    AnsweredBy(Verdict),
+    /// A message was left with the machine that has answered.
+    MessageLeft,
     /// The agent's state has changed.
     AgentState(AgentState),
     /// The caller's state has changed.
@@ -179,6 +184,8 @@ pub enum VoiceEnd {
     Closed,
     /// The caller said nothing for [`super::TurnConfig::hang_up_after_ms`].
     SilenceHangup,
+    /// A machine has answered, and was hung up on, perhaps after a message.
+    MachineAnswered,
     /// A provider stayed down.
     ProviderFailed {
         /// Which one.

@@ -3,11 +3,12 @@
 //! [`turn`] decides whose turn it is and what to do about it; it is pure. `driver` does what it
 //! decided: it owns the clock, the caller's sound and the history; `alignment` joins speech and
 //! words. `reply` makes one reply, from the model's first token to the last sample. [`vad`] hears
-//! speech, [`playout`] knows what was heard. All of it runs inside the one future of
-//! [`Conversation::run`]: dropping that stops everything. Nothing here knows LiveKit, files or the
-//! CRM.
+//! speech, [`playout`] knows what was heard, [`answer`] who has answered a call of ours. All of it
+//! runs inside the one future of [`Conversation::run`]: dropping that stops everything. Nothing
+//! here knows LiveKit, files or the CRM.
 
 mod alignment;
+pub mod answer;
 mod config;
 mod driver;
 mod event;
@@ -35,6 +36,7 @@ pub use config::{LimitsConfig, LinesConfig, TurnConfig, VadConfig, VoiceConfig};
 pub use event::{AgentState, UserState, VoiceCommand, VoiceEnd, VoiceEvent};
 pub use lines::{LineSources, OwnLines};
 
+use self::answer::AnswerPlan;
 use crate::providers::Language;
 use crate::providers::llm::ChatModel;
 use crate::providers::stt::SpeechToText;
@@ -115,6 +117,8 @@ pub struct Conversation {
     /// there is none, the model is asked for one, and `voice.lines.goodbye` is said if it stays
     /// silent.
     pub goodbye: Option<String>,
+    /// What to do about whoever answers a call of ours; nothing where that does not matter.
+    pub answer: Option<AnswerPlan>,
     /// The language, when the persona has one.
     pub language: Option<Language>,
     /// The provider's name of the voice, when the persona has one.

@@ -155,7 +155,7 @@ fn lines(band_hz: (u32, u32), span: usize) -> (usize, usize) {
 }
 
 /// Computes the levels of spectral lines.
-struct Spectrum {
+pub(super) struct Spectrum {
     fft: Arc<dyn RealToComplex<f32>>,
     /// The Hann window.
     weights: Vec<f32>,
@@ -166,7 +166,7 @@ struct Spectrum {
 }
 
 impl Spectrum {
-    fn new(span: usize) -> Self {
+    pub(super) fn new(span: usize) -> Self {
         let fft = RealFftPlanner::new().plan_fft_forward(span);
         let weights = (0..span)
             .map(|n| 0.5 - 0.5 * (TAU * n as f32 / span as f32).cos())
@@ -182,7 +182,7 @@ impl Spectrum {
     }
 
     /// Levels in dB over a sine with an amplitude of one. `sound` has the length of the span.
-    fn levels(&mut self, sound: &[i16]) -> &[f32] {
+    pub(super) fn levels(&mut self, sound: &[i16]) -> &[f32] {
         for ((input, sample), weight) in self.input.iter_mut().zip(sound).zip(&self.weights) {
             *input = f32::from(*sample) * weight;
         }

@@ -443,3 +443,92 @@ async fn words_for_nothing_are_nothing_except_as_names() {
         assert_eq!(call.data.json(path)["name"], name);
     }
 }
+
+#[tokio::test]
+async fn what_is_to_follow_a_call_is_in_its_record_and_goes_to_the_crm() {
+    let data = DataFolder::new();
+    let (session, _lock) = data.running_call(ID, Some(CALLER));
+    let enabled = ["set_outcome", "schedule_callback", "add_to_do_not_call"];
+    let mut config = ToolsConfig {
+        enabled: enabled.map(str::to_owned).into(),
+        ..ToolsConfig::default()
+    };
+    config.follow_up.outcomes = vec!["interested".into(), "not_interested".into()];
+    config.follow_up.time_zone = "Asia/Kolkata".into();
+    config.check().unwrap();
+    let tools = Toolbox::new(session.clone(), data.store.clone(), &config);
+    let told = serde_json::to_string(&tools.definitions()).unwrap();
+    assert!(
+        told.contains("not_interested") && told.contains("Asia/Kolkata"),
+        "{told}"
+    );
+
+    let tomorrow = chrono::Utc::now() + chrono::TimeDelta::days(1);
+    let local = (tomorrow + chrono::TimeDelta::minutes(330)).format("%Y-%m-%dT%H:%M");
+    for (name, arguments, refused) in [
+        (
+            "set_outcome",
+            json!({ "outcome": "perhaps" }),
+            Some("one of interested, not_interested"),
+        ),
+        ("set_outcome", json!({ "outcome": "Interested" }), None),
+        (
+            "schedule_callback",
+            json!({ "at": "2020-01-01T10:00" }),
+            Some("that time is over"),
+        ),
+        (
+            "schedule_callback",
+            json!({ "at": local.to_string(), "reason": "the price" }),
+            None,
+        ),
+        (
+            "add_to_do_not_call",
+            json!({ "reason": "too many calls" }),
+            None,
+        ),
+    ] {
+        let output = tools.call(name, &arguments.to_string()).await;
+        assert_eq!(output.is_error, refused.is_some(), "{}", output.text);
+        assert!(
+            output.text.contains(refused.unwrap_or("Noted")),
+            "{}",
+            output.text
+        );
+    }
+
+    let end = chrono::Utc::now();
+    let known = session::lock(&session).get_complete_session_data();
+    let record = session::CallRecord::new(&known, None, "c.json".into(), end, end);
+    let written = serde_json::to_value(&record).unwrap();
+    let minute = tomorrow.format("%Y-%m-%dT%H:%M").to_string();
+    assert_eq!(written["agent_outcome"], "interested");
+    assert!(
+        written["callback"]["at"]
+            .as_str()
+            .unwrap()
+            .starts_with(&minute),
+        "{written}"
+    );
+    assert_eq!(written["callback"]["reason"], "the price");
+    assert_eq!(
+        written["do_not_call"],
+        json!({ "reason": "too many calls" })
+    );
+    let payload = session::crm_payload(&record, None, None, None);
+    let details = &payload["callDetails"];
+    assert_eq!(details["agentOutcome"], "interested");
+    assert_eq!(details["callback"], written["callback"]);
+    assert_eq!(details["doNotCall"], written["do_not_call"]);
+}
+
+#[test]
+fn a_wrong_time_zone_is_named_by_its_key() {
+    let mut config = ToolsConfig::default();
+    config.follow_up.time_zone = "Kolkata".into();
+    let problem = config.check().unwrap_err();
+    assert!(
+        problem.starts_with("tools.follow_up.time_zone"),
+        "{problem}"
+    );
+}

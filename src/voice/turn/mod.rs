@@ -9,6 +9,7 @@
 //! it is), `Caller` (speaking, pausing, quiet). Beside them lie the stretches of speech that nobody
 //! has answered yet. What the agent's state is called outside is derived, never stored.
 
+mod answer;
 mod asked;
 mod completeness;
 mod keypad;
@@ -20,9 +21,11 @@ mod vocabulary;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::answer::{AnswerPlan, Sign};
 use super::config::{LinesConfig, TurnConfig, ms};
 use super::{AgentState, UserState, VoiceEnd};
 use crate::providers::Component;
+use answer::AnswerWatch;
 use asked::Asked;
 use completeness::Punctuation;
 use keypad::Keypad;
@@ -58,6 +61,8 @@ pub struct TurnMachine {
     turn: Vec<Segment>,
     waiting: VecDeque<Line>,
     keypad: Keypad,
+    /// Set for a call of ours whose answerer is to be known first.
+    answer: Option<AnswerWatch>,
     /// What the agent's last words ask for.
     asked: Asked,
     punctuation: Punctuation,
@@ -95,6 +100,7 @@ impl TurnMachine {
             turn: Vec::new(),
             waiting: VecDeque::new(),
             keypad: Keypad::default(),
+            answer: None,
             asked: Asked::default(),
             punctuation: Punctuation::Fragment,
             own_pause: None,
@@ -119,6 +125,13 @@ impl TurnMachine {
             announced: (AgentState::Initializing, UserState::Listening),
             out: Vec::new(),
         }
+    }
+
+    /// The same, for a call of ours: the agent says nothing until it is known who has answered.
+    #[must_use]
+    pub fn watching_answer(mut self, plan: Option<AnswerPlan>) -> Self {
+        self.answer = plan.map(AnswerWatch::new);
+        self
     }
 
     /// Takes what happened at `now` and returns what to do, in order. Time that goes backwards is
@@ -195,6 +208,7 @@ impl TurnMachine {
                 self.stage = Stage::Talking;
                 self.silence.since = now;
                 self.watch.last_audio = now;
+                self.note_answer(Sign::Answered);
                 if let Some(text) = greeting.filter(|text| !text.trim().is_empty()) {
                     let interruptible = self.config.greeting_interruptions;
                     self.waiting.push_back(Line {
@@ -204,22 +218,45 @@ impl TurnMachine {
                     });
                 }
             }
-            Input::SpeechStarted { onset } => self.speech_started(onset.min(now)),
+            Input::SpeechStarted { onset } => {
+                let onset = onset.min(now);
+                self.note_answer(Sign::SpeechStarted { onset });
+                self.speech_started(onset);
+            }
             Input::SpeechPaused => self.speech_paused(),
             Input::SpeechResumed => self.speech_resumed(),
-            Input::SpeechEnded { end } => self.speech_ended(end.min(now)),
+            Input::SpeechEnded { end } => {
+                let end = end.min(now);
+                self.note_answer(Sign::SpeechEnded { end });
+                self.speech_ended(end);
+            }
+            Input::Tone(tone) => self.note_answer(Sign::Tone(tone)),
             Input::Transcript {
                 segment,
                 text,
                 confidence,
                 is_final,
-            } => self.transcript(segment, text, confidence, is_final),
+            } => {
+                let words = Sign::Words {
+                    text: &text,
+                    is_final,
+                };
+                self.note_answer(words);
+                self.transcript(segment, text, confidence, is_final);
+            }
             Input::WordsBeside {
                 onset,
                 end,
                 text,
                 confidence,
-            } => self.words_beside((onset.min(now), end.min(now)), &text, confidence),
+            } => {
+                let words = Sign::Words {
+                    text: &text,
+                    is_final: true,
+                };
+                self.note_answer(words);
+                self.words_beside((onset.min(now), end.min(now)), &text, confidence);
+            }
             Input::Recogniser { streams } => {
                 self.punctuation = match streams {
                     true => Punctuation::Streamed,
@@ -317,7 +354,10 @@ impl TurnMachine {
                 }
             }
             Input::UserText(text) => self.user_text(text),
-            Input::Key(key) => self.key_pressed(key),
+            Input::Key(key) => {
+                self.note_answer(Sign::Key);
+                self.key_pressed(key);
+            }
             Input::Close { say } => {
                 if matches!(self.floor, Floor::Preparing(_)) {
                     self.cancel_and_commit();
@@ -351,6 +391,7 @@ impl TurnMachine {
         if !std::mem::take(&mut self.watch.lost) {
             return;
         }
+        self.note_answer(Sign::Answered);
         self.silence.since = now;
         self.watch.last_audio = now;
         self.watch.loud_since = None;
@@ -646,6 +687,7 @@ impl TurnMachine {
         let Some(reply) = self.reply().filter(|reply| reply.id == id) else {
             return;
         };
+        let is_message = reply.kind == ReplyKind::Message;
         if reply.kind != ReplyKind::StillThere {
             self.silence = Silence {
                 since: self.now,
@@ -680,6 +722,9 @@ impl TurnMachine {
             _ => None,
         };
         self.reply_over(true);
+        if is_message {
+            self.message_left();
+        }
         if let Some(component) = unheard {
             self.provider_failed(Failure {
                 component,

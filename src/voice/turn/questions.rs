@@ -55,8 +55,11 @@ impl TurnMachine {
         let Floor::Preparing(reply) = &self.floor else {
             return false;
         };
+        if !self.may_say(reply.kind) {
+            return false;
+        }
         match reply.kind {
-            ReplyKind::Greeting => true,
+            ReplyKind::Greeting | ReplyKind::Message => true,
             ReplyKind::Line | ReplyKind::StillThere => {
                 !reply.interruptible || self.caller == Caller::Quiet
             }
@@ -164,6 +167,7 @@ impl TurnMachine {
                     self.deaf_at(),
                     self.transcript_overdue_at(),
                 ]);
+                deadlines.extend(self.answer_deadlines().map(Some));
             }
             Stage::Closing(closing) => {
                 deadlines.extend([Some(closing.deadline), closing.transcripts_until]);

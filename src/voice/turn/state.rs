@@ -87,6 +87,8 @@ pub(super) enum ReplyKind {
     Greeting,
     /// A line that the call wants to be said.
     Line,
+    /// What is left with a machine that has answered.
+    Message,
     /// The question whether the caller is there. It does not count as conversation.
     StillThere,
 }

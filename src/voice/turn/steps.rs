@@ -25,6 +25,7 @@ impl TurnMachine {
             return self.settle_segments();
         }
         self.settle_segments()
+            || self.step_answer()
             || self.step_keypad()
             || self.watch_line()
             || match &self.stage {
@@ -166,6 +167,10 @@ impl TurnMachine {
     }
 
     pub(super) fn step_free(&mut self) -> bool {
+        let is_greeting = |line: &Line| line.kind == ReplyKind::Greeting;
+        if self.is_held() && !self.waiting.front().is_some_and(is_greeting) {
+            return false;
+        }
         if let Some(line) = self.waiting.front() {
             let may_start = self.caller == Caller::Quiet
                 || !line.interruptible

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::tools::CallRequest;
 use crate::voice::VoiceConfig;
+use crate::voice::answer::MachinePolicy;
 
 /// A machine, its clock and everything it has asked for.
 struct Table {
@@ -1586,4 +1587,178 @@ fn agreement_after_a_question_is_the_answer() {
         table.plays_when_over();
         assert_eq!(table.prompts()[1..], [format!("answer: {text}")]);
     }
+}
+
+/// A call of ours that has just been answered, with a greeting that is ready.
+fn answered_call(policy: MachinePolicy) -> Table {
+    let config = VoiceConfig::default();
+    let plan = AnswerPlan {
+        voicemail: policy,
+        ivr: MachinePolicy::HangUp,
+        message: "Please call us back.".to_owned(),
+        after_beep: Duration::from_millis(400),
+        silence_before_message: Duration::from_secs(3),
+    };
+    let machine = TurnMachine::new(config.turn, config.lines, Duration::from_secs(10));
+    let mut table = Table {
+        machine: machine.watching_answer(Some(plan)),
+        now: Time::ZERO,
+        log: Vec::new(),
+    };
+    table.input(Input::Started {
+        greeting: Some("Hello, this is the pump shop.".to_owned()),
+    });
+    let reply = table.reply();
+    table.input(Input::AudioReady { reply });
+    table
+}
+
+fn is_heard(output: &Output) -> bool {
+    matches!(output, Output::Play { .. })
+}
+
+fn is_machine_answered(output: &Output) -> bool {
+    matches!(output, Output::End(VoiceEnd::MachineAnswered))
+}
+
+fn beep(table: &mut Table, from: u64, to: u64) {
+    let tone = |at: u64, is_over| {
+        Input::Tone(crate::voice::answer::Tone {
+            frequency_hz: 1_000.0,
+            lasted: Duration::from_millis(at - from),
+            is_over,
+        })
+    };
+    table.until(from + 120);
+    table.input(tone(from + 120, false));
+    table.until(to + 40);
+    table.input(tone(to, true));
+}
+
+const VOICEMAIL: &str = "I can't come to the phone, leave a message after the beep.";
+
+#[test]
+fn the_greeting_waits_for_hello_and_then_no_longer_than_700_ms() {
+    let mut table = answered_call(MachinePolicy::HangUp);
+    table.speak(1_000, 1_400);
+    table.until(3_000);
+    let played = table.at(&is_heard).expect("the greeting is said");
+    assert!((1_400..=2_100).contains(&played), "{played}");
+    table.heard("Hello?");
+    let asked = |output: &Output| {
+        matches!(
+            output,
+            Output::StartReply {
+                prompt: Prompt::Answer { .. },
+                ..
+            }
+        )
+    };
+    assert!(!table.has(&asked), "the greeting answers it");
+}
+
+#[test]
+fn who_says_nothing_is_greeted_all_the_same() {
+    let mut table = answered_call(MachinePolicy::HangUp);
+    table.until(6_000);
+    assert_eq!(table.at(&is_heard), Some(5_000));
+    assert!(!table.has(&is_machine_answered));
+}
+
+#[test]
+fn a_voicemail_is_hung_up_on_without_a_word() {
+    let mut table = answered_call(MachinePolicy::HangUp);
+    table.speak(300, 6_000);
+    table.heard(VOICEMAIL);
+    table.until(10_000);
+    assert!(!table.has(&is_heard));
+    assert!(table.at(&is_machine_answered).is_some_and(|at| at <= 6_500));
+    let is_written =
+        |output: &Output| matches!(output, Output::CommitUser(turn) if turn.text == VOICEMAIL);
+    assert!(table.has(&is_written), "what it said is in the record");
+}
+
+#[test]
+fn a_message_is_left_after_the_beep_and_once() {
+    let mut table = answered_call(MachinePolicy::LeaveMessage);
+    table.speak(300, 6_000);
+    table.heard(VOICEMAIL);
+    let message = table.reply();
+    let prompt = Prompt::Say {
+        text: "Please call us back.".to_owned(),
+    };
+    assert!(table.has(&|it| *it
+        == Output::StartReply {
+            reply: message,
+            prompt: prompt.clone()
+        }));
+    table.input(Input::AudioReady { reply: message });
+    beep(&mut table, 7_000, 7_500);
+    table.until(9_000);
+    let played = table.at(&is_heard).expect("the message is said");
+    assert!((7_800..=8_500).contains(&played), "{played}");
+    // The machine may say what it likes.
+    table.playing_until(message, 10_000);
+    table.speak(10_100, 11_000);
+    table.playing_until(message, 12_000);
+    table.input(Input::ReplyFinished { reply: message });
+    table.until(20_000);
+    assert!(table.has(&|it| *it == Output::MessageLeft));
+    assert!(table.has(&is_machine_answered));
+    let plays = table.log.iter().filter(|(_, it)| is_heard(it));
+    assert_eq!(plays.count(), 1);
+}
+
+#[test]
+fn a_message_that_cannot_be_made_ends_the_call() {
+    let mut table = answered_call(MachinePolicy::LeaveMessage);
+    table.speak(300, 6_000);
+    table.heard(VOICEMAIL);
+    let reply = table.reply();
+    let failure = Failure {
+        component: Component::Tts,
+        message: "down".to_owned(),
+        kind: FailureKind::Temporary,
+    };
+    table.input(Input::ReplyFailed { reply, failure });
+    table.until(12_000);
+    assert!(table.has(&is_machine_answered));
+    assert!(!table.has(&is_heard) && !table.has(&|it| *it == Output::MessageLeft));
+}
+
+#[test]
+fn a_machine_that_was_greeted_like_a_person_is_hung_up_on() {
+    let mut table = answered_call(MachinePolicy::HangUp);
+    table.speak(300, 900);
+    table.until(1_500);
+    let greeting = table.reply();
+    assert!(table.has(&is_heard));
+    table.speak(2_000, 5_000);
+    table.heard(VOICEMAIL);
+    table.until(8_000);
+    assert!(table.has(&|it| *it == Output::Cancel { reply: greeting }));
+    assert!(table.has(&is_machine_answered));
+}
+
+#[test]
+fn with_continue_a_machine_is_talked_to() {
+    let mut table = answered_call(MachinePolicy::Continue);
+    table.speak(300, 6_000);
+    table.heard(VOICEMAIL);
+    table.until(7_000);
+    assert!(table.has(&is_heard));
+    assert!(!table.has(&is_machine_answered));
+}
+
+#[test]
+fn while_the_telephone_rings_nothing_is_decided() {
+    let mut table = answered_call(MachinePolicy::HangUp);
+    table.input(Input::LineLost);
+    table.until(30_000);
+    assert!(!table.has(&|it| matches!(it, Output::AnsweredBy(_))));
+    table.input(Input::LineBack { say: None });
+    table.until(34_900);
+    assert!(!table.has(&is_heard));
+    table.until(35_100);
+    assert_eq!(table.at(&is_heard), Some(35_000));
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::providers::Component;
 use crate::tools::CallRequest;
+use crate::voice::answer::{Tone, Verdict};
 use crate::voice::{AgentState, UserState, VoiceEnd};
 
 /// Time since the conversation began.
@@ -61,6 +62,8 @@ pub enum Input {
         /// When the speech ended.
         end: Time,
     },
+    /// There is, or was, a steady tone on the line.
+    Tone(Tone),
     /// Words of a segment.
     Transcript {
         /// Which one.
@@ -253,6 +256,10 @@ pub enum Output {
         /// The keys, in order, without the `#` at their end.
         keys: String,
     },
+    /// It is known who has answered, or better than before: write it down.
+    AnsweredBy(Verdict),
+    /// All of the message for a machine was said: write it down.
+    MessageLeft,
     /// Tell the world.
     AgentState(AgentState),
     /// Tell the world.

@@ -276,3 +276,21 @@ async fn keys_are_pressed_and_a_transfer_that_fails_brings_the_agent_back() {
     );
     world.nothing_is_left(worker).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_answers_and_says_nothing_is_greeted_and_the_record_says_so() {
+    let world = World::new(json!([]), ALWAYS).await;
+    let worker = world.worker().await;
+    let metadata = json!({ "phone_number": "+15550100177", "dial": { "answering_machine": true } });
+    world.dispatch("judged", metadata).await;
+    hear_greeting_and_hang_up(&world, "judged", "sip_+15550100177").await;
+    let call = &world.delivered(1).await[0];
+    assert_eq!(call.record["answered_by"], "no_speech");
+    let detection = &call.record["answer_detection"];
+    assert_eq!(detection["reason"], "silence", "{detection}");
+    assert!(detection["after_ms"].as_u64() >= Some(5_000), "{detection}");
+    let details = &call.call["callDetails"];
+    assert_eq!(details["answeredBy"], "no_speech");
+    assert_eq!(details["status"], "completed", "somebody was talked to");
+    world.nothing_is_left(worker).await;
+}

@@ -198,6 +198,7 @@ impl Call {
             config,
             instructions: "You are a test.".to_owned(),
             greeting: greeting.map(str::to_owned),
+            answer: None,
             goodbye: goodbye.map(str::to_owned),
             language: None,
             voice: None,

@@ -86,6 +86,16 @@ impl DoNotCall {
         if self.contains(number)? {
             return Ok(false);
         }
+        self.append(number)?;
+        Ok(true)
+    }
+
+    /// Adds a number and syncs, without reading the list, which may be long: a number that is there
+    /// twice counts once.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn append(&self, number: DialNumber) -> Result<(), JournalError> {
         let append = || -> io::Result<()> {
             if let Some(folder) = self.path.parent() {
                 fs::create_dir_all(folder)?;
@@ -99,8 +109,7 @@ impl DoNotCall {
             file.write_all(format!("\n{number}\n").as_bytes())?;
             file.sync_all()
         };
-        append().map_err(JournalError::io("append to", &self.path))?;
-        Ok(true)
+        append().map_err(JournalError::io("append to", &self.path))
     }
 }
 

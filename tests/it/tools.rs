@@ -3,6 +3,8 @@
 use crate::support::data::{CALLER, DataFolder};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use voicebot::campaign::{DialNumber, DoNotCall};
+use voicebot::phone::CountryCode;
 use voicebot::session::{self, SharedSession};
 use voicebot::store::JournalLock;
 use voicebot::tools::{CallAction, CallRequest, ToolOutput, Toolbox, ToolsConfig, TransferConfig};
@@ -496,6 +498,11 @@ async fn what_is_to_follow_a_call_is_in_its_record_and_goes_to_the_crm() {
             output.text
         );
     }
+
+    // Campaigns do not call it any more, whatever kind of call this was.
+    let mut list = DoNotCall::new(data.store.root(), CountryCode::default());
+    let number = DialNumber::read(CALLER, &CountryCode::default()).unwrap();
+    assert!(list.contains(number).unwrap());
 
     let end = chrono::Utc::now();
     let known = session::lock(&session).get_complete_session_data();

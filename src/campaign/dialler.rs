@@ -65,6 +65,8 @@ pub struct DiallerSettings {
     pub livekit: LiveKitSettings,
     /// The name of workers for campaigns that name none.
     pub agent_name: String,
+    /// The trunk for campaigns that name none; empty: the workers' own.
+    pub trunk_id: String,
     /// The number of slots for campaigns that say none.
     pub slots: u32,
     /// Where numbers without a country code belong.
@@ -296,7 +298,8 @@ impl Dialler {
                 return Err(error.into());
             }
         };
-        let metadata = metadata(self.campaign.plan().settings(), attempt, &lead).to_string();
+        let own = self.campaign.plan().settings();
+        let metadata = metadata(own, &self.settings.trunk_id, attempt, &lead).to_string();
         let room = attempt.id(self.campaign.name());
         info!(campaign = %self.campaign.name(), room.name = %room, "attempt begins");
         let (service, agent_name) = (self.service.clone(), self.agent_name.clone());
@@ -458,9 +461,15 @@ impl Dialler {
 }
 
 /// What the dispatch of an attempt says.
-fn metadata(settings: &CampaignSettings, attempt: Attempt, lead: &ImportedLead) -> Value {
+fn metadata(
+    settings: &CampaignSettings,
+    trunk_id: &str,
+    attempt: Attempt,
+    lead: &ImportedLead,
+) -> Value {
     let mut dial = Map::new();
-    if let Some(trunk) = &settings.trunk_id {
+    let trunk = settings.trunk_id.as_deref().unwrap_or(trunk_id);
+    if !trunk.is_empty() {
         dial.insert("trunk_id".to_owned(), json!(trunk));
     }
     if let Some(seconds) = settings.ringing_timeout_s {
@@ -501,4 +510,32 @@ pub fn has_work(campaign: &mut Campaign) -> bool {
     let runs = plan.state() == RunState::Running;
     let is_open = plan.open().next().is_some();
     (runs || is_open) && campaign.plan_mut().next(time::now(), 1) != Next::Finished
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dispatch_names_the_trunk_of_the_campaign_or_that_of_the_dialler() {
+        let lead = json!({ "number": "+15550100123", "lead_id": "L-1", "data": {} });
+        let lead = serde_json::from_value::<ImportedLead>(lead).unwrap();
+        let attempt = Attempt {
+            lead: 0,
+            attempt: 1,
+        };
+        for (own, of_dialler, expected) in [
+            (Some("ST_own"), "ST_dialler", json!("ST_own")),
+            (None, "ST_dialler", json!("ST_dialler")),
+            // The workers' settings have it.
+            (None, "", Value::Null),
+        ] {
+            let settings = json!({
+                "name": "c", "timezone": "Asia/Kolkata", "window": { "preset": "any-time" }, "trunk_id": own,
+            });
+            let settings: CampaignSettings = serde_json::from_value(settings).unwrap();
+            let told = metadata(&settings, of_dialler, attempt, &lead);
+            assert_eq!(told["dial"]["trunk_id"], expected);
+        }
+    }
 }

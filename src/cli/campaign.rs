@@ -264,6 +264,7 @@ async fn dial(name: Option<CampaignName>, config: &Config) -> CommandResult {
         data_dir: config.data_dir.clone(),
         livekit: config.livekit_settings()?,
         agent_name: config.livekit.agent_name.clone(),
+        trunk_id: config.dial.trunk_id.clone(),
         slots: u32::try_from(config.worker.slots()).unwrap_or(u32::MAX),
         country: config.call.country_code.clone(),
     };

@@ -59,11 +59,13 @@ const NO_SPEECH: Duration = Duration::from_secs(5);
 /// Whoever is still unknown after this is a person.
 const DECISION_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long who was taken for a person may still turn out to be a machine.
-const REVISION: Duration = Duration::from_secs(10);
+/// How long who was taken for a person may still turn out to be a machine: exchanges say who is not
+/// there digit by digit, and "after the tone" comes 10 to 11 s later.
+const REVISION: Duration = Duration::from_secs(15);
 
-/// A beep is a verdict when so much was said before it.
-const SPEECH_BEFORE_BEEP: Duration = Duration::from_secs(1);
+/// A beep is a verdict when so much was said before it: a vowel that is held can sound like one,
+/// and people say less.
+const SPEECH_BEFORE_BEEP: Duration = Duration::from_secs(2);
 
 /// A longer tone is no beep.
 const LONGEST_BEEP: Duration = Duration::from_secs(3);

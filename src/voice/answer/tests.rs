@@ -314,7 +314,7 @@ fn a_machine_that_began_like_a_person_is_seen_through() {
     // But not for ever, and not by what people may say as well.
     let later = [
         Speech(300, 900),
-        Words(14_000, "leave your message after the tone"),
+        Words(17_000, "leave your message after the tone"),
     ];
     assert_eq!(run(&later, 30_000).len(), 1);
     let weak = [

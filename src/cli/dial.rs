@@ -26,8 +26,9 @@ use uuid::Uuid;
 
 use super::CommandResult;
 use crate::call::{CALL_OUTCOME, stop_signal};
+use crate::campaign::{DialNumber, NumberError};
 use crate::config::Config;
-use crate::phone::{self, CountryCode};
+use crate::phone::CountryCode;
 use crate::rooms::RoomService;
 use crate::session::{DialOutcome, mask};
 use crate::settings::{LiveKitSettings, http_address};
@@ -71,14 +72,6 @@ pub struct DialArguments {
 /// Why nothing is called.
 #[derive(Debug, thiserror::Error)]
 enum DialError {
-    #[error(
-        "{0:?} is no telephone number: it has 7 to 15 digits, with + and the country code in front"
-    )]
-    NoNumber(String),
-    #[error(
-        "{0:?} has no country code: write it as + and the country code in front, or set call.country_code"
-    )]
-    NoCountry(String),
     #[error("the lead {path} cannot be used: {why}")]
     Lead { path: PathBuf, why: String },
     #[error("LIVEKIT_AGENT_NAME is not set: a call is given to the workers of a name")]
@@ -168,13 +161,8 @@ pub async fn run(arguments: DialArguments, config: &Config) -> CommandResult {
 }
 
 /// The number as it is dialled.
-fn number(text: &str, country: &CountryCode) -> Result<String, DialError> {
-    let number =
-        phone::number(text, country).ok_or_else(|| DialError::NoNumber(text.to_owned()))?;
-    match number.starts_with('+') {
-        true => Ok(number),
-        false => Err(DialError::NoCountry(text.to_owned())),
-    }
+fn number(text: &str, country: &CountryCode) -> Result<String, NumberError> {
+    DialNumber::read(text, country).map(|number| number.to_string())
 }
 
 /// What the dispatch says.
